@@ -1,0 +1,1 @@
+"""The first task: brain MRI slices, tumour or no tumour."""

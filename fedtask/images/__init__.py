@@ -1,0 +1,1 @@
+"""Labelled images in folders: found, checked, divided, decoded. Pillow and numpy only, never tensorflow."""

@@ -1,0 +1,218 @@
+"""Which files of a folder laid out as `<class>/*` are examples, and which are left out, and why.
+
+Two steps: `list_folder` looks at names only, so that a folder of any size can be divided before anything is decoded;
+`examine` then decodes every file once and tells the usable ones from the others. Sub-folders of a class folder are not
+read. Hidden files (`.DS_Store`, `._slice.jpg`), `Thumbs.db` and `desktop.ini` are what file managers leave behind:
+they are passed over without a word. Every other file that is not used is counted by reason and named.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fedtask.images.decode import SkipReason, UnusableImage, decode_image
+from fedtask.images.image_set import ImageSet, PixelCache, num_decoding_threads, pixel_id
+from fedtask.images.near_duplicates import NUM_WORDS, Fingerprints, fingerprint
+from fedtask.task import TaskError
+
+Progress = Callable[[int, int], None]
+"""Called with (files done, files in all), in the caller's thread."""
+
+NAMES_SHOWN = 10
+"""How many files a message names before it counts the rest."""
+
+_FILE_MANAGER_LITTER = frozenset({"thumbs.db", "desktop.ini"})
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The files of a folder's known classes, by name only: in class order, then by name, the same on every machine."""
+
+    folder: Path
+    paths: tuple[Path, ...]
+    labels: npt.NDArray[np.int64]
+    warnings: tuple[str, ...]
+
+    def subset(self, indices: npt.NDArray[np.int64]) -> Listing:
+        """The files at `indices`; the warnings stay."""
+        return Listing(self.folder, tuple(self.paths[i] for i in indices), self.labels[indices], self.warnings)
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedFile:
+    """A file that is not used, and why."""
+
+    path: Path
+    reason: SkipReason
+    detail: str
+
+
+def list_folder(folder: Path, class_names: Sequence[str], classes: Mapping[str, str]) -> Listing:
+    """List the files of each class in `folder`.
+
+    `classes` maps a class name of the task to the folder that holds it here, or to several joined by `+`; a class that
+    it does not name is in the folder of its own name.
+
+    Raises:
+        TaskError: the folder or all class folders are missing, or `classes` makes no sense.
+    """
+    _check_classes(class_names, classes)
+    wanted = {name: _folders_of(name, classes) for name in class_names}
+    found = _sub_folders(folder, class_names)
+    known = {name: [local for local in locals_ if local in found] for name, locals_ in wanted.items()}
+    if not any(known.values()):
+        raise TaskError(_nothing_known(folder, wanted, found, class_names))
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(class_names):
+        files = [path for local in known[name] for path in _files(folder / local)]
+        paths += files
+        labels += [label] * len(files)
+    warnings = _listing_warnings(folder, wanted, found)
+    return Listing(folder, tuple(paths), np.array(labels, np.int64), tuple(warnings))
+
+
+def examine(
+    listing: Listing, size: int, cache: PixelCache, progress: Progress | None = None
+) -> tuple[ImageSet, list[SkippedFile]]:
+    """Decode every listed file once; what is usable becomes an `ImageSet` in the listing's order."""
+    usable: list[int] = []
+    ids: list[str] = []
+    fingerprints: list[Fingerprints] = []
+    skipped: list[SkippedFile] = []
+
+    def examine_one(path: Path) -> tuple[str, Fingerprints] | SkippedFile:
+        try:
+            pixels = decode_image(path, size)
+        except UnusableImage as error:
+            return SkippedFile(path, error.reason, error.detail)
+        image_id = pixel_id(pixels)
+        cache.offer(image_id, pixels)
+        return image_id, fingerprint(pixels)
+
+    with ThreadPoolExecutor(num_decoding_threads()) as pool:
+        for index, outcome in enumerate(pool.map(examine_one, listing.paths)):
+            if isinstance(outcome, SkippedFile):
+                skipped.append(outcome)
+            else:
+                usable.append(index)
+                ids.append(outcome[0])
+                fingerprints.append(outcome[1])
+            if progress is not None:
+                progress(index + 1, len(listing.paths))
+    prints = np.array(fingerprints, np.uint64).reshape(-1, NUM_WORDS)
+    paths = [listing.paths[index] for index in usable]
+    return ImageSet(paths, listing.labels[usable], ids, prints, size, cache), skipped
+
+
+def count_by_reason(skipped: Sequence[SkippedFile]) -> dict[str, int]:
+    """Number of skipped files per reason, in the order of `SkipReason`."""
+    counts = Counter(file.reason for file in skipped)
+    return {reason.value: counts[reason] for reason in SkipReason if counts[reason]}
+
+
+def skipped_warnings(skipped: Sequence[SkippedFile]) -> list[str]:
+    """One sentence per reason, naming the first files."""
+    sentences = []
+    for reason in SkipReason:
+        files = [file for file in skipped if file.reason is reason]
+        if files:
+            named = shown([f"{file.path} ({file.detail})" for file in files])
+            sentences.append(f"{len(files)} {_plural(len(files), 'file')} skipped, {reason.value}: {named}")
+    return sentences
+
+
+def shown(names: Sequence[str]) -> str:
+    """The first names, and the count of the rest."""
+    rest = len(names) - NAMES_SHOWN
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def mending_option(class_names: Sequence[str]) -> str:
+    """`--classes no=FOLDER,yes=FOLDER`."""
+    return "--classes " + ",".join(f"{name}=FOLDER" for name in class_names)
+
+
+def _plural(count: int, noun: str) -> str:
+    return noun if count == 1 else f"{noun}s"
+
+
+def _check_classes(class_names: Sequence[str], classes: Mapping[str, str]) -> None:
+    unknown = sorted(set(classes) - set(class_names))
+    if unknown:
+        raise TaskError(
+            f"--classes names {', '.join(map(repr, unknown))}, but the task's classes are {', '.join(class_names)}: "
+            f"write {mending_option(class_names)}"
+        )
+    used = Counter(local for name in class_names for local in _folders_of(name, classes))
+    for local, times in used.items():
+        if times > 1:
+            raise TaskError(f"the folder {local!r} would hold {times} classes; give each its own in --classes")
+        if not local or Path(local).name != local:
+            raise TaskError(f"{local!r} in --classes is not the plain name of a folder")
+
+
+def _folders_of(name: str, classes: Mapping[str, str]) -> list[str]:
+    return classes[name].split("+") if name in classes else [name]
+
+
+def _sub_folders(folder: Path, class_names: Sequence[str]) -> list[str]:
+    try:
+        return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    except FileNotFoundError:
+        raise TaskError(
+            f"there is no folder {folder}; looked there for {_as_folders(class_names)}, one folder of images per class"
+        ) from None
+    except OSError as error:
+        raise TaskError(f"the folder {folder} cannot be read: {error.strerror}") from error
+
+
+def _files(folder: Path) -> list[Path]:
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise TaskError(f"the folder {folder} cannot be read: {error.strerror}") from error
+    return [path for path in entries if not _is_litter(path.name) and not path.is_dir()]
+
+
+def _is_litter(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _FILE_MANAGER_LITTER
+
+
+def _listing_warnings(folder: Path, wanted: Mapping[str, list[str]], found: Sequence[str]) -> list[str]:
+    known = {local for locals_ in wanted.values() for local in locals_}
+    missing = sorted(known - set(found))
+    unknown = sorted(set(found) - known)
+    warnings = []
+    if missing:
+        warnings.append(f"{folder} has no {_as_folders(missing)}")
+    if unknown:
+        warnings.append(
+            f"{folder} also holds {_as_folders(unknown)}, which no class of the task is mapped to and which is not "
+            f"read; map it with {mending_option(list(wanted))} (several folders of one class are joined by +)"
+        )
+    for local in sorted(known & set(found)):
+        nested = sum(entry.is_dir() and not _is_litter(entry.name) for entry in (folder / local).iterdir())
+        if nested:
+            warnings.append(f"{folder / local} holds {nested} {_plural(nested, 'sub-folder')}; they are not read")
+    return warnings
+
+
+def _nothing_known(
+    folder: Path, wanted: Mapping[str, list[str]], found: Sequence[str], class_names: Sequence[str]
+) -> str:
+    looked_for = _as_folders([local for locals_ in wanted.values() for local in locals_])
+    holds = f"the folders {_as_folders(found)}" if found else "no folders"
+    message = f"looked in {folder} for {looked_for}, one folder of images per class, and found {holds}. "
+    return message + f"If the classes have other names here, say which is which: {mending_option(class_names)}"
+
+
+def _as_folders(names: Sequence[str]) -> str:
+    return shown([f"{name}/" for name in names])
