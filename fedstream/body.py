@@ -1,0 +1,125 @@
+"""A body: the values of some tensors of a manifest, one after another, and its cutting into chunks."""
+
+from __future__ import annotations
+
+import bisect
+import mmap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import google_crc32c
+
+from fedstream import limits
+from fedstream.errors import BodyTooLong, ChecksumMismatch, ChunkTooLarge, WrongOffset
+from fedstream.manifest import Manifest
+from fedstream.weights_file import FileSpan
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A slice of a body at `write_offset`; empty `data` is a keep-alive."""
+
+    write_offset: int
+    crc32c: int
+    data: bytes
+
+
+def make_chunk(write_offset: int, data: bytes) -> Chunk:
+    """A chunk with its checksum."""
+    return Chunk(write_offset, google_crc32c.value(data), data)
+
+
+def body_size(manifest: Manifest, indexes: Sequence[int]) -> int:
+    """Bytes of the body that holds the tensors at `indexes`."""
+    return sum(manifest.entries[index].size_bytes for index in indexes)
+
+
+def admit_chunk(chunk: Chunk, committed_size: int, size_bytes: int, max_chunk_bytes: int) -> bytes:
+    """The bytes of `chunk` that are new, to be written at `committed_size`; empty if none are.
+
+    These are the receiver's rules of the transfer: what is committed may come again, and nothing may be left out.
+
+    Args:
+        chunk: as received.
+        committed_size: bytes the receiver has.
+        size_bytes: of the whole body.
+        max_chunk_bytes: as negotiated.
+
+    Raises:
+        ChunkTooLarge: `data` is larger than was negotiated.
+        ChecksumMismatch: the bytes do not match their crc32c.
+        WrongOffset: the chunk starts after `committed_size`.
+        BodyTooLong: the chunk reaches past the end of the body.
+    """
+    length = len(chunk.data)
+    if length > max_chunk_bytes:
+        message = f"a chunk of {length} bytes is over the negotiated {max_chunk_bytes}; send smaller ones"
+        raise ChunkTooLarge(message, max_chunk_bytes=max_chunk_bytes)
+    if google_crc32c.value(chunk.data) != chunk.crc32c:
+        message = f"the chunk at offset {chunk.write_offset} does not match its crc32c; send it again"
+        raise ChecksumMismatch(message, write_offset=chunk.write_offset)
+    if chunk.write_offset > committed_size:
+        message = f"the chunk starts at {chunk.write_offset} but {committed_size} bytes are committed; resume there"
+        raise WrongOffset(message, committed_size=committed_size)
+    if chunk.write_offset + length > size_bytes:
+        message = f"the chunk ends at {chunk.write_offset + length}, after the body's {size_bytes} bytes"
+        raise BodyTooLong(message, body_size=size_bytes)
+    known = committed_size - chunk.write_offset
+    return chunk.data[known:] if known else chunk.data
+
+
+class BodyReader:
+    """Reads a body whose pieces lie in files, which stay mapped until `close`.
+
+    Args:
+        spans: where the pieces are, in body order.
+    """
+
+    def __init__(self, spans: Sequence[FileSpan]) -> None:
+        self._spans = [span for span in spans if span.length]
+        self._starts = [0]
+        for span in self._spans:
+            self._starts.append(self._starts[-1] + span.length)
+        self._maps = {path: _map(path) for path in {span.path for span in self._spans}}
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the body."""
+        return self._starts[-1]
+
+    def close(self) -> None:
+        """Unmap the files."""
+        for mapped in self._maps.values():
+            mapped.close()
+        self._maps.clear()
+
+    def __enter__(self) -> BodyReader:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Up to `length` bytes from `offset` on; fewer only at the end of the body."""
+        end = min(offset + length, self.size_bytes)
+        pieces: list[bytes] = []
+        index = bisect.bisect_right(self._starts, offset) - 1
+        while offset < end:
+            span, start = self._spans[index], self._starts[index]
+            stop = min(end, self._starts[index + 1])
+            place = span.offset + offset - start
+            pieces.append(self._maps[span.path][place : place + stop - offset])
+            offset, index = stop, index + 1
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def chunks(self, offset: int = 0, chunk_bytes: int = limits.DEFAULT_CHUNK_BYTES) -> Iterator[Chunk]:
+        """The body from `offset` on, in chunks of `chunk_bytes`, the last one shorter."""
+        while offset < self.size_bytes:
+            data = self.read(offset, chunk_bytes)
+            yield make_chunk(offset, data)
+            offset += len(data)
+
+
+def _map(path: object) -> mmap.mmap:
+    with open(path, "rb") as file:  # type: ignore[call-overload]
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -1,0 +1,94 @@
+"""The file system as a seam, and the one way in which files are made durable.
+
+A durable write is: a temporary file in the same folder, fsync, rename, fsync of the folder. Whoever then records the
+file in a database may rely on it. The seam exists because SIGKILL cannot show a missing fsync (the page cache survives
+it): a test puts in a double that forgets whatever was not synced.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+TEMPORARY_SUFFIX = ".partial"
+
+
+class FileSystem(Protocol):
+    """The calls that durability depends on."""
+
+    def open(self, path: Path) -> int:
+        """A descriptor for reading and writing; the file is made if it is not there, readable by its owner only."""
+
+    def write_at(self, descriptor: int, offset: int, data: bytes | memoryview) -> None:
+        """Write all of `data` at `offset`."""
+
+    def sync(self, descriptor: int) -> None:
+        """Return when what was written to the file is on the medium."""
+
+    def close(self, descriptor: int) -> None:
+        """Give the descriptor back. Says nothing about durability."""
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Put `source` in the place of `target`, at once or not at all."""
+
+    def sync_folder(self, folder: Path) -> None:
+        """Return when the folder's names are on the medium."""
+
+    def remove(self, path: Path) -> None:
+        """Remove the file, if it is there."""
+
+
+class RealFileSystem:
+    """The operating system's file system."""
+
+    def open(self, path: Path) -> int:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def write_at(self, descriptor: int, offset: int, data: bytes | memoryview) -> None:
+        view = memoryview(data).cast("B")
+        while view.nbytes:
+            written = os.pwrite(descriptor, view, offset)
+            view, offset = view[written:], offset + written
+
+    def sync(self, descriptor: int) -> None:
+        os.fsync(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        os.close(descriptor)
+
+    def rename(self, source: Path, target: Path) -> None:
+        os.replace(source, target)
+
+    def sync_folder(self, folder: Path) -> None:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def remove(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+
+
+def write_durably(files: FileSystem, path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Make `path` hold `parts`, whole or not at all; when this returns, a power cut cannot undo it."""
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    descriptor = files.open(temporary)
+    try:
+        os.ftruncate(descriptor, 0)  # a leftover of an interrupted write may be longer than what comes now
+        offset = 0
+        for part in parts:
+            files.write_at(descriptor, offset, part)
+            offset += memoryview(part).nbytes
+        files.sync(descriptor)
+    finally:
+        files.close(descriptor)
+    publish(files, temporary, path)
+
+
+def publish(files: FileSystem, temporary: Path, path: Path) -> None:
+    """Give a written and synced file its final name, durably."""
+    files.rename(temporary, path)
+    files.sync_folder(path.parent)

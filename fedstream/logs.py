@@ -1,0 +1,40 @@
+"""Logs for people in a terminal, and JSON lines for a service; both with what is bound to the work at hand."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TextIO
+
+import structlog
+
+
+def configure_logs(as_json: bool | None = None, level: str = "info", stream: TextIO | None = None) -> None:
+    """Set up logging for this process, once, at start.
+
+    Args:
+        as_json: one JSON object a line; by default where the stream is no terminal.
+        level: `debug`, `info`, `warning` or `error`.
+        stream: where to; standard error by default.
+    """
+    target = stream or sys.stderr
+    use_json = not target.isatty() if as_json is None else as_json
+    timestamps = structlog.processors.TimeStamper(fmt="iso" if use_json else "%H:%M:%S", utc=use_json)
+    renderer: structlog.typing.Processor
+    if use_json:
+        renderer = structlog.processors.JSONRenderer()
+    else:
+        renderer = structlog.dev.ConsoleRenderer(colors=target.isatty(), pad_event_to=0)
+    processors: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        timestamps,
+        structlog.processors.format_exc_info,
+        renderer,
+    ]
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.WriteLoggerFactory(file=target),
+        cache_logger_on_first_use=True,
+    )

@@ -1,0 +1,172 @@
+"""A model's table of contents: every tensor with its digest, in schema order, and the digest of the whole."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedstream import limits
+from fedstream.dtypes import DataType
+from fedstream.errors import InvalidManifest, SchemaMismatch
+from fedstream.schema import ModelSchema, TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """sha256 (32 bytes) and size of a sequence of bytes: together they name it."""
+
+    sha256: bytes
+    size_bytes: int
+
+    @classmethod
+    def of(cls, data: bytes | memoryview) -> Digest:
+        """The digest of `data`."""
+        return cls(hashlib.sha256(data).digest(), memoryview(data).nbytes)
+
+    @property
+    def hex(self) -> str:
+        """The sha256 as 64 lower-case hexadecimal digits."""
+        return self.sha256.hex()
+
+    def __str__(self) -> str:
+        return self.hex[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor's name, type, shape and the digest of its values (little-endian, row-major)."""
+
+    name: str
+    dtype: DataType
+    shape: tuple[int, ...]
+    digest: Digest
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the values, unencoded."""
+        return self.digest.size_bytes
+
+    def canonical_line(self) -> bytes:
+        """The tensor's line in the canonical description; see `Manifest.canonical_bytes`."""
+        shape = ",".join(str(length) for length in self.shape)
+        return f"{self.name}\t{self.dtype.value}\t{shape}\t{self.digest.hex}\n".encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Every tensor of a model, in order."""
+
+    entries: tuple[TensorEntry, ...]
+
+    def __iter__(self) -> Iterator[TensorEntry]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all values, unencoded."""
+        return sum(entry.size_bytes for entry in self.entries)
+
+    def canonical_bytes(self) -> bytes:
+        """The byte form that is hashed: a header line, then one tab-separated line per tensor, in order."""
+        return b"fedstream model v1\n" + b"".join(entry.canonical_line() for entry in self.entries)
+
+    def model_digest(self) -> Digest:
+        """The digest of the canonical description: it names the model, values included."""
+        return Digest.of(self.canonical_bytes())
+
+    def by_name(self) -> dict[str, TensorEntry]:
+        """Tensor name to entry."""
+        return {entry.name: entry for entry in self.entries}
+
+    def indexes_changed_from(self, base: Manifest) -> list[int]:
+        """Indexes, ascending, of the tensors whose values `base` does not have under the same name."""
+        known = base.by_name()
+        return [index for index, entry in enumerate(self.entries) if known.get(entry.name) != entry]
+
+
+def manifest_of(schema: ModelSchema, weights: Mapping[str, np.ndarray]) -> Manifest:
+    """The manifest of `weights`, in schema order.
+
+    Raises:
+        SchemaMismatch: a tensor is missing, not in the schema, or of another dtype or shape.
+    """
+    require_names(schema, weights.keys())
+    return Manifest(tuple(entry_of(spec, weights[spec.name]) for spec in schema))
+
+
+def entry_of(spec: TensorSpec, values: np.ndarray) -> TensorEntry:
+    """The manifest entry of one tensor.
+
+    Raises:
+        SchemaMismatch: `values` has another dtype or shape than `spec`.
+    """
+    if values.shape != spec.shape or values.dtype != spec.dtype.numpy:
+        yours = f"{values.dtype} {values.shape}"
+        message = f"tensor {spec.name} should be {spec.dtype.name.lower()} {spec.shape} but is {yours}"
+        raise SchemaMismatch(message, tensor=spec.name, mine=spec.describe(), yours=yours)
+    return TensorEntry(spec.name, spec.dtype, spec.shape, Digest.of(raw_bytes(values)))
+
+
+def raw_bytes(values: np.ndarray) -> memoryview:
+    """The tensor's values as they travel: little-endian, row-major; without a copy where they are laid out so."""
+    # A bfloat16 array offers no buffer of its own, and a scalar none that can be cast: view them as flat bytes.
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+
+
+def check_entry(entry: TensorEntry) -> None:
+    """Check one entry as it came from the network, before anything is allocated for it.
+
+    Raises:
+        InvalidManifest: the name is malformed, there are too many axes, or the size does not fit dtype and shape.
+    """
+    if not limits.is_tensor_name(entry.name):
+        shown = entry.name[:80]
+        raise InvalidManifest(f"tensor name {shown!r} is empty, too long or has control characters", tensor=shown)
+    spec = TensorSpec(entry.name, entry.dtype, entry.shape)
+    if len(entry.shape) > limits.MAX_AXES:
+        raise InvalidManifest(f"tensor {entry.name} has {len(entry.shape)} axes; at most {limits.MAX_AXES} are allowed")
+    if spec.size_bytes != entry.size_bytes or len(entry.digest.sha256) != 32:
+        message = f"tensor {entry.name} declares {entry.size_bytes} bytes, its dtype and shape make {spec.size_bytes}"
+        raise InvalidManifest(message, tensor=entry.name)
+
+
+def check_manifest(entries: Sequence[TensorEntry], schema: ModelSchema) -> Manifest:
+    """A manifest from the network, checked against the federation's schema.
+
+    Raises:
+        InvalidManifest: a rule of the spec is broken.
+        SchemaMismatch: tensors are missing, unknown, out of order, or of another dtype or shape.
+    """
+    for entry in entries:
+        check_entry(entry)
+    require_names(schema, [entry.name for entry in entries])
+    for entry, spec in zip(entries, schema, strict=True):
+        if (entry.name, entry.dtype, entry.shape) != (spec.name, spec.dtype, spec.shape):
+            yours = TensorSpec(entry.name, entry.dtype, entry.shape, spec.trainable, spec.role).describe()
+            message = f"tensor {entry.name} should be {spec.describe()} but is {yours}"
+            raise SchemaMismatch(message, tensor=entry.name, mine=spec.describe(), yours=yours)
+    return Manifest(tuple(entries))
+
+
+def require_names(schema: ModelSchema, names: Iterable[str]) -> None:
+    """Check that `names` are those of the schema, each once.
+
+    Raises:
+        SchemaMismatch: one is missing, unknown or stands twice.
+    """
+    given = list(names)
+    unknown = [name for name in given if name not in schema]
+    if unknown:
+        raise SchemaMismatch(f"tensor {unknown[0]} is not in the federation's schema", tensor=unknown[0])
+    held = set(given)
+    missing = [spec.name for spec in schema if spec.name not in held]
+    if missing:
+        raise SchemaMismatch(f"tensor {missing[0]} is missing", tensor=missing[0])
+    if len(given) != len(schema):
+        raise InvalidManifest("a tensor name stands twice in the manifest")

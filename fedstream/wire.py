@@ -1,0 +1,223 @@
+"""The codec between protobuf messages and the domain's own types; nothing but servicers and sessions uses both.
+
+Every `read_*` function checks bounds and raises `InvalidRequest` or `InvalidManifest`; what it returns is safe to use.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from fedstream import limits
+from fedstream.body import Chunk
+from fedstream.dtypes import DataType
+from fedstream.errors import InvalidManifest, InvalidRequest
+from fedstream.manifest import Digest, Manifest, TensorEntry, check_entry
+from fedstream.plan import Plan
+from fedstream.schema import ModelSchema, TaskMeaning, TensorRole, TensorSpec
+from fedstream.v1 import common_pb2, transfer_pb2
+
+_DTYPE_TO_WIRE: Mapping[DataType, common_pb2.DataType.ValueType] = {
+    member: common_pb2.DataType.Value(f"DATA_TYPE_{member.name}") for member in DataType
+}
+_DTYPE_FROM_WIRE = {number: member for member, number in _DTYPE_TO_WIRE.items()}
+_ROLE_TO_WIRE: Mapping[TensorRole, common_pb2.TensorRole.ValueType] = {
+    TensorRole.WEIGHT: common_pb2.TENSOR_ROLE_WEIGHT,
+    TensorRole.STATISTIC: common_pb2.TENSOR_ROLE_STATISTIC,
+}
+
+
+def write_digest(digest: Digest) -> common_pb2.Digest:
+    """A digest as it travels."""
+    return common_pb2.Digest(sha256=digest.sha256, size_bytes=digest.size_bytes)
+
+
+def read_digest(message: common_pb2.Digest) -> Digest:
+    """A digest from the network."""
+    if len(message.sha256) != 32:
+        raise InvalidRequest(f"a sha256 has 32 bytes, this one {len(message.sha256)}", field="sha256")
+    return Digest(message.sha256, message.size_bytes)
+
+
+def write_spec(spec: TensorSpec) -> common_pb2.TensorSpec:
+    """A tensor of a schema as it travels."""
+    return common_pb2.TensorSpec(
+        name=spec.name,
+        dtype=_DTYPE_TO_WIRE[spec.dtype],
+        shape=spec.shape,
+        trainable=spec.trainable,
+        role=_ROLE_TO_WIRE[spec.role],
+    )
+
+
+def read_spec(message: common_pb2.TensorSpec) -> TensorSpec:
+    """A tensor of a schema from the network."""
+    dtype = _read_dtype(message)
+    statistic = message.role == common_pb2.TENSOR_ROLE_STATISTIC
+    role = TensorRole.STATISTIC if statistic else TensorRole.WEIGHT
+    return TensorSpec(message.name, dtype, tuple(message.shape), message.trainable, role)
+
+
+def _read_dtype(message: common_pb2.TensorSpec) -> DataType:
+    if not limits.is_tensor_name(message.name):
+        shown = message.name[:80]
+        raise InvalidManifest(f"tensor name {shown!r} is empty, too long or has control characters", tensor=shown)
+    if len(message.shape) > limits.MAX_AXES:
+        raise InvalidManifest(f"tensor {message.name} has over {limits.MAX_AXES} axes", tensor=message.name)
+    dtype = _DTYPE_FROM_WIRE.get(message.dtype)
+    if dtype is None:
+        raise InvalidManifest(f"tensor {message.name} has an unknown dtype {message.dtype}", tensor=message.name)
+    return dtype
+
+
+def schema_parts(schema: ModelSchema) -> Iterator[list[common_pb2.TensorSpec]]:
+    """The schema in slices that fit a message."""
+    specs = [write_spec(spec) for spec in schema]
+    for start in range(0, len(specs), limits.MAX_TENSORS_PER_PART):
+        yield specs[start : start + limits.MAX_TENSORS_PER_PART]
+
+
+def write_meaning(meaning: TaskMeaning) -> common_pb2.TaskMeaning:
+    """A task's meaning as it travels."""
+    return common_pb2.TaskMeaning(
+        class_names=meaning.class_names, positive_class=meaning.positive_class, preprocessing=meaning.preprocessing
+    )
+
+
+def read_meaning(message: common_pb2.TaskMeaning) -> TaskMeaning:
+    """A task's meaning from the network."""
+    names = list(message.class_names)
+    if len(names) > limits.MAX_CLASS_NAMES:
+        raise InvalidRequest(f"{len(names)} class names; at most {limits.MAX_CLASS_NAMES}", field="class_names")
+    for name in [*names, message.positive_class]:
+        if not limits.is_plain_text(name, limits.MAX_CLASS_NAME_BYTES):
+            raise InvalidRequest("a class name is too long or has control characters", field="class_names")
+    if not limits.is_plain_text(message.preprocessing, limits.MAX_PREPROCESSING_BYTES):
+        raise InvalidRequest("preprocessing is too long or has control characters", field="preprocessing")
+    return TaskMeaning(tuple(names), message.positive_class, message.preprocessing)
+
+
+def write_plan(plan: Plan) -> common_pb2.Plan:
+    """A plan as it travels."""
+    return common_pb2.Plan(
+        epochs=plan.epochs,
+        batch_size=plan.batch_size,
+        learning_rate=plan.learning_rate,
+        early_stopping_patience=plan.early_stopping_patience,
+        seed=plan.seed,
+        settings=plan.settings,
+    )
+
+
+def read_plan(message: common_pb2.Plan) -> Plan:
+    """A plan from the network."""
+    if message.epochs < 1 or message.batch_size < 1 or not math.isfinite(message.learning_rate):
+        raise InvalidRequest("a plan needs at least one epoch, a batch size and a finite learning rate", field="plan")
+    if len(message.settings) > limits.MAX_PLAN_SETTINGS:
+        raise InvalidRequest(f"a plan has at most {limits.MAX_PLAN_SETTINGS} settings", field="settings")
+    return Plan(
+        epochs=message.epochs,
+        batch_size=message.batch_size,
+        learning_rate=message.learning_rate,
+        early_stopping_patience=message.early_stopping_patience,
+        seed=message.seed,
+        settings=dict(message.settings),
+    )
+
+
+def write_metrics(
+    metrics: Mapping[str, float | None], undefined: Mapping[str, str] | None = None
+) -> list[common_pb2.Metric]:
+    """Metrics as they travel; a value that is not finite goes without value and with a reason."""
+    reasons = undefined or {}
+    return [_write_metric(name, value, reasons.get(name, "")) for name, value in metrics.items()][: limits.MAX_METRICS]
+
+
+def _write_metric(name: str, value: float | None, reason: str) -> common_pb2.Metric:
+    if value is None or not math.isfinite(value):
+        return common_pb2.Metric(name=name, undefined_reason=reason or "not a finite number")
+    return common_pb2.Metric(name=name, value=value)
+
+
+def read_metrics(messages: Sequence[common_pb2.Metric]) -> dict[str, float | None]:
+    """Metrics from the network."""
+    if len(messages) > limits.MAX_METRICS:
+        raise InvalidRequest(f"{len(messages)} metrics; at most {limits.MAX_METRICS}", field="metrics")
+    return {_metric_name(message): _metric_value(message) for message in messages}
+
+
+def _metric_name(message: common_pb2.Metric) -> str:
+    if not message.name or not limits.is_plain_text(message.name, 64):
+        raise InvalidRequest("a metric's name has 1 to 64 bytes and no control characters", field="metrics")
+    return message.name
+
+
+def _metric_value(message: common_pb2.Metric) -> float | None:
+    return message.value if message.HasField("value") and math.isfinite(message.value) else None
+
+
+def write_entry(entry: TensorEntry) -> transfer_pb2.TensorEntry:
+    """One entry of a manifest as it travels."""
+    spec = common_pb2.TensorSpec(name=entry.name, dtype=_DTYPE_TO_WIRE[entry.dtype], shape=entry.shape)
+    return transfer_pb2.TensorEntry(
+        spec=spec,
+        digest=write_digest(entry.digest),
+        encoding=common_pb2.ENCODING_RAW,
+        encoded_size_bytes=entry.size_bytes,
+    )
+
+
+def read_entry(message: transfer_pb2.TensorEntry) -> TensorEntry:
+    """One entry of a manifest from the network, checked by itself."""
+    dtype = _read_dtype(message.spec)
+    if message.encoding != common_pb2.ENCODING_RAW:
+        raise InvalidManifest(f"tensor {message.spec.name}: encoding was not negotiated", tensor=message.spec.name)
+    digest = Digest(message.digest.sha256, message.digest.size_bytes)
+    entry = TensorEntry(message.spec.name, dtype, tuple(message.spec.shape), digest)
+    check_entry(entry)
+    if message.encoded_size_bytes != entry.size_bytes:
+        raise InvalidManifest(f"tensor {entry.name}: encoded_size_bytes is wrong for ENCODING_RAW", tensor=entry.name)
+    return entry
+
+
+def manifest_parts(manifest: Manifest) -> Iterator[transfer_pb2.ManifestPart]:
+    """The manifest in parts, each within the bounds on tensors and bytes."""
+    part, part_bytes = transfer_pb2.ManifestPart(), 0
+    for entry in manifest:
+        message = write_entry(entry)
+        size = message.ByteSize() + 8
+        full = len(part.entries) == limits.MAX_TENSORS_PER_PART or part_bytes + size > limits.MAX_PART_BYTES
+        if part.entries and full:
+            yield part
+            part, part_bytes = transfer_pb2.ManifestPart(), 0
+        part.entries.append(message)
+        part_bytes += size
+    yield part
+
+
+def read_part(part: transfer_pb2.ManifestPart) -> list[TensorEntry]:
+    """The entries of one part from the network."""
+    if len(part.entries) > limits.MAX_TENSORS_PER_PART:
+        raise InvalidManifest(f"a part has at most {limits.MAX_TENSORS_PER_PART} tensors, this one {len(part.entries)}")
+    return [read_entry(entry) for entry in part.entries]
+
+
+def write_chunk(chunk: Chunk) -> transfer_pb2.Chunk:
+    """A chunk as it travels."""
+    return transfer_pb2.Chunk(write_offset=chunk.write_offset, crc32c=chunk.crc32c, data=chunk.data)
+
+
+def read_chunk(message: transfer_pb2.Chunk) -> Chunk:
+    """A chunk from the network; `fedstream.body.admit_chunk` checks it."""
+    return Chunk(message.write_offset, message.crc32c, message.data)
+
+
+def read_indexes(indexes: Iterable[int], num_tensors: int) -> list[int]:
+    """Tensor indexes from the network: ascending and within a manifest of `num_tensors`."""
+    checked: list[int] = []
+    for index in indexes:
+        if index >= num_tensors or (checked and index <= checked[-1]):
+            message = f"tensor indexes must ascend and stay below {num_tensors}; {index} does not"
+            raise InvalidRequest(message, field="tensors")
+        checked.append(index)
+    return checked
