@@ -94,8 +94,8 @@ def _root(excess: Callable[[float], float], inside: float, outside: float) -> fl
 def mean(values: np.ndarray) -> Interval:
     """The interval of the mean of `values` [n], n at least 2: a seeded percentile bootstrap of 1000 resamples.
 
-    Above 10,000 values it is the normal approximation, which agrees with it there. The same values in the same order give
-    the same interval.
+    Above 10,000 values it is the normal approximation, which agrees with it there. The same values in the same order
+    give the same interval.
     """
     n = len(values)
     if n > _BOOTSTRAP_LIMIT:

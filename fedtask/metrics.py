@@ -120,7 +120,7 @@ class _Sheet:
 def _checked(
     labels: ArrayLike, scores: ArrayLike, class_names: Sequence[str], positive_class: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each example is positive, bool [n], and its score, float64 [n]; or the ValueError that says what is wrong."""
+    """Whether each example is positive, bool [n], and its score, float64 [n]; or a ValueError saying what is wrong."""
     if len(class_names) != 2 or positive_class not in class_names:
         raise ValueError(f"two class names are needed, {positive_class!r} one of them; got {list(class_names)}")
     label, score = np.asarray(labels), np.asarray(scores, dtype=np.float64)
@@ -193,7 +193,7 @@ def _score_ranking(sheet: _Sheet, positive: np.ndarray, score: np.ndarray) -> No
 
 
 def _corners(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Indices of the points that a curve needs: not those in the middle of a vertical or horizontal run, 1000 at most."""
+    """Indices of the points that a curve needs: none in the middle of a vertical or horizontal run, 1000 at most."""
     flat = (np.diff(x[:-1]) == 0) & (np.diff(x[1:]) == 0) | (np.diff(y[:-1]) == 0) & (np.diff(y[1:]) == 0)
     kept = np.flatnonzero(np.concatenate([[True], ~flat, [True]]))
     if len(kept) > _MAX_ROC_POINTS:
@@ -235,8 +235,8 @@ def _confusion(positive: np.ndarray, predicted: np.ndarray, positive_label: int)
 def evaluation_to_json(evaluation: Evaluation) -> dict[str, Any]:
     """`evaluation` as plain JSON types; `evaluation_from_json` gives an equal one back.
 
-    JSON has no NaN. A metric that is not finite becomes null, an interval or a curve that is not finite is left out, and
-    each is named in `undefined`.
+    JSON has no NaN. A metric that is not finite becomes null, an interval or a curve that is not finite is left out,
+    and each is named in `undefined`.
     """
     undefined = dict(evaluation.undefined)
 
