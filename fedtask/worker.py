@@ -1,0 +1,197 @@
+"""A process of its own for everything slow: building, training, evaluating, plotting.
+
+The process that talks to the network stays small and quick, and neither a crash nor a leak nor a long epoch in here can
+cost it the connection. A worker that died is started anew by the next call, with its data opened again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from fedstream.plan import Plan
+from fedtask.messages import LocalUpdate, TaskDescription, from_json, to_json
+from fedtask.task import Cancelled, EpochReport, Evaluation, SiteOptions, SiteSummary, TaskError
+
+log = structlog.get_logger()
+
+_LINE_LIMIT_BYTES = 64 << 20  # one answer is one line; a schema of 65,536 tensors takes about 10 MB
+_KEPT_LINES = 20
+
+
+class WorkerCrashed(Exception):
+    """The worker process ended by itself. The message has its exit status and its last words."""
+
+
+class TaskWorker:
+    """The near end of one worker process. One call runs at a time; further ones wait their turn.
+
+    Args:
+        reference: the task, as `fedtask.registry.create_task` takes it.
+        settings: the task's settings.
+    """
+
+    def __init__(self, reference: str, settings: Mapping[str, str]) -> None:
+        self._start = {"task": reference, "settings": dict(settings)}
+        self._process: asyncio.subprocess.Process | None = None
+        self._last_words: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)
+        self._listener: asyncio.Task[None] | None = None
+        self._opened: tuple[str, dict[str, Any]] | None = None
+        self._numbers = itertools.count(1)
+        self._turn = asyncio.Lock()
+
+    async def describe(self) -> TaskDescription:
+        """The task's meaning, schema and default plan."""
+        return from_json(TaskDescription, await self._call("describe"))
+
+    async def initial_weights(self, seed: int, source: str | None, out: Path) -> None:
+        """Write the weights of round 0 to `out`."""
+        await self._call("initial_weights", seed=seed, source=source, out=str(out))
+
+    async def open_site(self, options: SiteOptions) -> SiteSummary:
+        """Open a site's data; see `Task.open_site`."""
+        return await self._open("open_site", {"options": to_json(options)})
+
+    async def open_holdout(self, folder: Path | None, classes: Mapping[str, str]) -> SiteSummary:
+        """Open a holdout; see `Task.open_holdout`."""
+        params = {"folder": str(folder) if folder is not None else None, "classes": dict(classes)}
+        return await self._open("open_holdout", params)
+
+    async def fine_tune(
+        self, base: Path, plan: Plan, out: Path, on_report: Callable[[EpochReport], None]
+    ) -> LocalUpdate:
+        """Fine-tune from the weights file `base` and write the changed tensors to `out`, durably.
+
+        Raises:
+            asyncio.CancelledError: as any awaitable; the worker stops at its next report and stays usable.
+        """
+        params = {"base": str(base), "plan": to_json(plan), "out": str(out)}
+        return from_json(LocalUpdate, await self._call("fine_tune", on_report, **params))
+
+    async def evaluate(self, weights: Path) -> Evaluation:
+        """Score a weights file on the opened holdout."""
+        return from_json(Evaluation, await self._call("evaluate", weights=str(weights)))
+
+    async def export(self, weights: Path, folder: Path, stem: str) -> list[Path]:
+        """Write the model for use without this project; returns the files."""
+        return [Path(path) for path in await self._call("export", weights=str(weights), folder=str(folder), stem=stem)]
+
+    async def read_model(self, path: Path, out: Path) -> None:
+        """Read a model file and write its weights to `out`."""
+        await self._call("read_model", path=str(path), out=str(out))
+
+    async def plot_history(self, rows: Sequence[Mapping[str, Any]], png: Path, csv: Path, title: str) -> None:
+        """Draw a client's training history, and write it as CSV."""
+        rows_json = [dict(row) for row in rows]
+        await self._call("plot_history", rows=rows_json, png=str(png), csv=str(csv), title=title)
+
+    async def render_report(self, record: Any, folder: Path) -> None:
+        """Write a federation's report; `record` is the JSON form of `fedtask.report.FederationRecord`."""
+        await self._call("render_report", record=record, folder=str(folder))
+
+    async def close(self) -> None:
+        """End the process. Safe to call twice."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()  # it keeps no state that could be lost: results are on disk before they are told
+        await process.wait()
+        if self._listener is not None:
+            await self._listener
+
+    async def _open(self, method: str, params: dict[str, Any]) -> SiteSummary:
+        self._opened = None
+        summary = from_json(SiteSummary, await self._call(method, **params))
+        self._opened = (method, params)
+        return summary
+
+    async def _call(self, method: str, on_report: Callable[[EpochReport], None] | None = None, **params: Any) -> Any:
+        async with self._turn:
+            if self._process is None or self._process.returncode is not None:
+                await self._spawn()
+            return await self._request(method, params, on_report)
+
+    async def _spawn(self) -> None:
+        environment = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "1", "PYTHONUNBUFFERED": "1", **os.environ}
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "fedtask.worker_main",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=_LINE_LIMIT_BYTES,
+            env=environment,
+            start_new_session=True,  # Ctrl-C in a terminal is for the parent, which ends the worker in good order
+        )
+        self._listener = asyncio.create_task(self._listen(self._process))
+        await self._write(self._start)
+        await self._read_result(0, None)
+        if self._opened is not None:
+            await self._request(*self._opened, None)
+
+    async def _listen(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stderr is not None
+        while line := await process.stderr.readline():
+            text = line.decode(errors="replace").rstrip()
+            self._last_words.append(text)
+            log.debug("worker", said=text)
+
+    async def _request(
+        self, method: str, params: dict[str, Any], on_report: Callable[[EpochReport], None] | None
+    ) -> Any:
+        number = next(self._numbers)
+        await self._write({"id": number, "method": method, "params": params})
+        try:
+            return await self._read_result(number, on_report)
+        except asyncio.CancelledError:
+            # The answer to a cancelled request still comes: take it in, so that the next one finds its own.
+            await asyncio.shield(self._drain(number))
+            raise
+
+    async def _drain(self, number: int) -> None:
+        with contextlib.suppress(WorkerCrashed, TaskError, Cancelled):
+            await self._write({"cancel": number})
+            await self._read_result(number, None)
+
+    async def _write(self, message: dict[str, Any]) -> None:
+        assert self._process is not None and self._process.stdin is not None
+        self._process.stdin.write(json.dumps(message).encode() + b"\n")
+        with contextlib.suppress(ConnectionError):  # the reader of the answer says what happened
+            await self._process.stdin.drain()
+
+    async def _read_result(self, number: int, on_report: Callable[[EpochReport], None] | None) -> Any:
+        assert self._process is not None and self._process.stdout is not None
+        while line := await self._process.stdout.readline():
+            message = json.loads(line)
+            if message["id"] != number:
+                continue
+            if "report" in message:
+                if on_report is not None:
+                    on_report(from_json(EpochReport, message["report"]))
+            elif "error" in message:
+                raise TaskError(message["error"])
+            elif "cancelled" in message:
+                raise Cancelled
+            else:
+                return message["result"]
+        raise await self._crash()
+
+    async def _crash(self) -> WorkerCrashed:
+        assert self._process is not None
+        status = await self._process.wait()
+        if self._listener is not None:
+            await self._listener
+        last_words = "\n".join(self._last_words) or "it said nothing"
+        return WorkerCrashed(f"the worker process ended with status {status}; its last words:\n{last_words}")

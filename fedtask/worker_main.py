@@ -1,0 +1,174 @@
+"""The worker process: holds one task, does one thing at a time, and dies with the process that started it.
+
+Requests come as JSON lines on standard input, answers and progress go as JSON lines to what was standard output when the
+process began. Whatever libraries print goes to standard error, so that it cannot spoil an answer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from fedstream.files import RealFileSystem, write_durably
+from fedstream.manifest import Manifest, TensorEntry, entry_of, manifest_of, raw_bytes
+from fedstream.plan import Plan
+from fedstream.weights_file import WeightsFile, file_parts
+from fedtask.messages import EntryRecord, LocalUpdate, TaskDescription, from_json, to_json
+from fedtask.registry import create_task
+from fedtask.task import Cancelled, EpochReport, Evaluation, SiteOptions, Task, TaskError, Weights
+
+
+class Worker:
+    """Carries out requests on one task.
+
+    Args:
+        task: what to work on.
+        send: takes one answer, a JSON object.
+    """
+
+    def __init__(self, task: Task, send: Callable[[dict[str, Any]], None]) -> None:
+        self._task = task
+        self._send = send
+        self._cancelled: set[int] = set()
+        self._schema = task.schema()
+        self._methods: Mapping[str, Callable[..., Any]] = {
+            "describe": self.describe,
+            "initial_weights": self.initial_weights,
+            "open_site": self.open_site,
+            "open_holdout": self.open_holdout,
+            "fine_tune": self.fine_tune,
+            "evaluate": self.evaluate,
+            "export": self.export,
+            "read_model": self.read_model,
+            "plot_history": self.plot_history,
+            "render_report": self.render_report,
+        }
+
+    def cancel(self, request: int) -> None:
+        """Make the request end at its next report. Called from another thread; adding to a set is atomic."""
+        self._cancelled.add(request)
+
+    def answer(self, request: int, method: str, params: dict[str, Any]) -> None:
+        """Carry out one request and send its result or its error."""
+        try:
+            result = self._methods[method](request, **params)
+        except Cancelled:
+            self._send({"id": request, "cancelled": True})
+        except TaskError as error:
+            self._send({"id": request, "error": str(error)})
+        else:
+            self._send({"id": request, "result": result})
+
+    def describe(self, _request: int) -> Any:
+        description = TaskDescription(self._task.meaning(), self._schema.tensors, self._task.default_plan())
+        return to_json(description)
+
+    def initial_weights(self, _request: int, seed: int, source: str | None, out: str) -> None:
+        self._write(self._task.initial_weights(seed, source), Path(out))
+
+    def open_site(self, _request: int, options: dict[str, Any]) -> Any:
+        return to_json(self._task.open_site(from_json(SiteOptions, options)))
+
+    def open_holdout(self, _request: int, folder: str | None, classes: dict[str, str]) -> Any:
+        return to_json(self._task.open_holdout(Path(folder) if folder is not None else None, classes))
+
+    def fine_tune(self, request: int, base: str, plan: dict[str, Any], out: str) -> Any:
+        started = time.monotonic()
+        base_weights = WeightsFile(Path(base)).weights()
+        tuned = self._task.fine_tune(base_weights, from_json(Plan, plan), lambda report: self._report(request, report))
+        changed = self._changed(base_weights, tuned.weights)
+        write_durably(RealFileSystem(), Path(out), file_parts(Manifest(tuple(changed)), tuned.weights))
+        update = LocalUpdate(
+            changed=tuple(EntryRecord.of(entry) for entry in changed),
+            num_examples=tuned.num_examples,
+            metrics=dict(tuned.metrics),
+            history=tuple(dict(row) for row in tuned.history),
+            epochs=len(tuned.history),
+            training_seconds=time.monotonic() - started,
+        )
+        return to_json(update)
+
+    def _changed(self, base: Weights, trained: Weights) -> list[TensorEntry]:
+        # Comparing bytes rather than values: NaN differs from itself, and -0.0 does not from 0.0.
+        names = [spec.name for spec in self._schema if raw_bytes(base[spec.name]) != raw_bytes(trained[spec.name])]
+        return [entry_of(self._schema[name], trained[name]) for name in names]
+
+    def _report(self, request: int, report: EpochReport) -> None:
+        self._send({"id": request, "report": to_json(report)})
+        if request in self._cancelled:
+            raise Cancelled
+
+    def evaluate(self, _request: int, weights: str) -> Any:
+        return to_json(self._task.evaluate(WeightsFile(Path(weights)).weights()), Evaluation)
+
+    def export(self, _request: int, weights: str, folder: str, stem: str) -> list[str]:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        written = self._task.export(WeightsFile(Path(weights)).weights(), Path(folder), stem)
+        return [str(path) for path in written]
+
+    def read_model(self, _request: int, path: str, out: str) -> None:
+        self._write(self._task.read_model(Path(path)), Path(out))
+
+    def plot_history(self, _request: int, rows: list[dict[str, Any]], png: str, csv: str, title: str) -> None:
+        from fedtask import plots  # matplotlib takes a second to import, and few requests need it
+
+        plots.history_csv(rows, Path(csv))
+        plots.training_history(rows, Path(png), title)
+
+    def render_report(self, _request: int, record: dict[str, Any], folder: str) -> None:
+        from fedtask import report  # as above
+
+        report.render(report.record_from_json(record), Path(folder))
+
+    def _write(self, weights: Weights, out: Path) -> None:
+        write_durably(RealFileSystem(), out, file_parts(manifest_of(self._schema, weights), weights))
+
+
+def main() -> None:
+    """Serve requests until standard input ends, which it does when the parent process ends, however it ends."""
+    answers, lock = _private_stdout(), threading.Lock()
+
+    def send(message: dict[str, Any]) -> None:
+        with lock:  # guards the stream: a line is written whole
+            answers.write(json.dumps(message) + "\n")
+            answers.flush()
+
+    start = json.loads(sys.stdin.readline() or "{}")
+    try:
+        worker = Worker(create_task(start["task"], start["settings"]), send)
+    except (TaskError, ValueError) as error:
+        send({"id": 0, "error": str(error)})
+        return
+    send({"id": 0, "result": None})
+    requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    threading.Thread(target=_read_requests, args=(worker, requests), daemon=True).start()
+    while True:
+        request = requests.get()
+        worker.answer(request["id"], request["method"], request["params"])
+
+
+def _read_requests(worker: Worker, requests: queue.SimpleQueue[dict[str, Any]]) -> None:
+    for line in sys.stdin:
+        message = json.loads(line)
+        if "cancel" in message:
+            worker.cancel(message["cancel"])
+        else:
+            requests.put(message)
+    os._exit(0)  # the parent is gone: whatever runs has nobody to answer to
+
+
+def _private_stdout() -> TextIO:
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return answers
+
+
+if __name__ == "__main__":
+    main()
