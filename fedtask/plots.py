@@ -1,0 +1,181 @@
+"""Pictures of one model: a client's training history, and how a model does on a labelled set.
+
+Every function writes one PNG and is content with little: one round, one epoch, missing values (`None`). Importing this
+module imports matplotlib: the server and the client's own process leave that to their workers. The pictures of a whole
+federation are in `fedtask.report.pictures`.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from fedtask import drawing, intervals
+from fedtask.drawing import BLUE, GREY, INK, LIGHT_GREY, ORANGE, figure, shown
+from fedtask.task import Interval
+
+HistoryRow = Mapping[str, float | None]
+"""One epoch: `round`, `epoch` (within the fine-tune, from 1), `loss`, `accuracy`, `val_loss`, `val_accuracy`, ..."""
+
+
+def history_csv(rows: Sequence[HistoryRow], path: Path) -> None:
+    """Write `rows` as CSV: `round`, `epoch`, then the other columns as they first come up. `None` is an empty field."""
+    columns = list(dict.fromkeys(itertools.chain(("round", "epoch"), *rows)))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def training_history(rows: Sequence[HistoryRow], path: Path, title: str) -> None:
+    """Accuracy and loss per epoch of one client, training and validation, over all its rounds so far.
+
+    Lines break where a round begins, since every round starts from a new global model.
+    """
+    bounds = [i for i, row in enumerate(rows) if i == 0 or row["round"] != rows[i - 1]["round"]]
+    with figure(path, 10, 4.2) as drawn:
+        drawn.suptitle(shown(title, 90), x=0.01, ha="left")
+        left, right = drawn.subplots(1, 2)
+        for axes, name in ((left, "accuracy"), (right, "loss")):
+            _epoch_lines(axes, bounds, _column(rows, name), label="training", color=ORANGE, marker="s")
+            _epoch_lines(axes, bounds, _column(rows, f"val_{name}"), label="validation", color=BLUE, marker="o")
+            _mark_rounds(axes, rows, bounds)
+            axes.set_xlabel("epoch, all rounds in a row")
+            axes.set_ylabel("accuracy" if name == "accuracy" else "loss (cross-entropy)")
+        drawing.share_limits(left, [*_column(rows, "accuracy"), *_column(rows, "val_accuracy")])
+        drawing.loss_limits(right, [*_column(rows, "loss"), *_column(rows, "val_loss")])
+        handles, labels = drawing.legend_entries(left)
+        drawn.legend(handles, labels, loc="outside upper right", ncols=2)
+
+
+def _column(rows: Sequence[HistoryRow], name: str) -> list[float]:
+    return drawing.numbers(row.get(name) for row in rows)
+
+
+def _epoch_lines(axes: Axes, bounds: Sequence[int], values: Sequence[float], **look: Any) -> None:
+    """One line per round, from each of `bounds` to the next. Nothing at all, not even a legend, without values."""
+    if all(math.isnan(value) for value in values):
+        return
+    size = 4.5 if len(values) <= 40 else 0 if len(values) > 150 else 2.5
+    for start, stop in itertools.pairwise([*bounds, len(values)]):
+        # A round of one epoch is a dot: without a marker it could not be seen.
+        dot = max(size, 2.5) if stop - start == 1 else size
+        axes.plot(range(start + 1, stop + 1), values[start:stop], markersize=dot, **look)
+
+
+def _mark_rounds(axes: Axes, rows: Sequence[HistoryRow], bounds: Sequence[int]) -> None:
+    """A thin line before each round, and its number above it, on as many rounds as there is room for."""
+    few = len(bounds) <= 5
+    every = -(-len(bounds) // 12)
+    above: dict[str, Any] = {
+        "xycoords": ("data", "axes fraction"),
+        "textcoords": "offset points",
+        "fontsize": 8,
+        "color": INK,
+    }
+    for place, start in enumerate(bounds):
+        if start and len(bounds) <= 60:
+            axes.axvline(start + 0.5, color=GREY, linewidth=0.8, linestyle=(0, (3, 3)))
+        if place % every == 0:
+            number = f"{rows[start]['round']:.0f}"
+            axes.annotate(f"round {number}" if few else number, (start + 0.5, 1), xytext=(2, 3), **above)
+    if not few:
+        axes.annotate("round", (0.5, 1), xytext=(-4, 3), ha="right", **above)
+    axes.set_xlim(0.5, max(len(rows), 1) + 0.5)
+    drawing.whole_numbers(axes)
+
+
+def confusion_matrix(confusion: Sequence[Sequence[int]], class_names: Sequence[str], path: Path) -> None:
+    """Counts `confusion[i][j]` of class i predicted as class j, each with its share of class i."""
+    counts = np.asarray(confusion, dtype=np.int64)
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = counts / np.maximum(totals, 1)
+    names = [shown(name, 18) for name in class_names]
+    size = 3.1 + 0.55 * len(names)
+    with figure(path, size + 0.6, size) as drawn:
+        axes = drawn.subplots()
+        axes.set_title("Confusion matrix")
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for (i, j), count in np.ndenumerate(counts):
+            share = f"\n{shares[i, j]:.1%}" if totals[i, 0] else ""
+            colour = "white" if shares[i, j] > 0.55 else INK
+            axes.text(j, i, f"{count}{share}", ha="center", va="center", color=colour, fontsize=11)
+        axes.set_xticks(range(len(names)), names)
+        axes.set_yticks(range(len(names)), [f"{name}\n(n = {n})" for name, n in zip(names, totals[:, 0], strict=True)])
+        axes.set_xlabel("predicted class")
+        axes.set_ylabel("true class")
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+
+
+def roc(
+    false_rate: Sequence[float], true_rate: Sequence[float], auc: float | None, interval: Interval | None, path: Path
+) -> None:
+    """The ROC curve: sensitivity over 1 - specificity, as the threshold falls from above 1 to 0."""
+    area = "" if auc is None else f"AUC {auc:.4f}"
+    if interval is not None:
+        area += f"\n95% interval {interval.low:.4f} to {interval.high:.4f}"
+    with figure(path, 4.4, 4.3) as drawn:
+        axes = drawn.subplots()
+        axes.set_title("ROC curve")
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (3, 3)), label="guessing")
+        axes.fill_between(false_rate, true_rate, color=BLUE, alpha=0.10, linewidth=0)
+        axes.plot(false_rate, true_rate, color=BLUE, clip_on=False, zorder=3, label="model")
+        axes.text(0.97, 0.2, area, ha="right", va="bottom", fontsize=10, transform=axes.transAxes)
+        axes.legend(loc="lower right")
+        axes.set_xlabel("1 - specificity (false alarms)")
+        axes.set_ylabel("sensitivity (found)")
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+        axes.set_aspect("equal")
+
+
+def calibration(
+    predicted: Sequence[float], observed: Sequence[float], count: Sequence[float], positive_class: str, path: Path
+) -> None:
+    """Share of positives over mean predicted probability per bin, with Wilson intervals, and examples per bin."""
+    bars = [intervals.wilson(round(share * n), round(n)) for share, n in zip(observed, count, strict=True)]
+    spread = [
+        [share - bar.low for share, bar in zip(observed, bars, strict=True)],
+        [bar.high - share for share, bar in zip(observed, bars, strict=True)],
+    ]
+    name = shown(positive_class, 18)
+    with figure(path, 4.4, 4.8) as drawn:
+        upper, lower = drawn.subplots(2, 1, sharex=True, height_ratios=[3.4, 1])
+        upper.set_title("Calibration")
+        upper.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (3, 3)), label="perfectly calibrated")
+        # Rounding may take an end of an interval a hair past the share itself; a length is never negative.
+        lengths = np.maximum(spread, 0)
+        upper.errorbar(
+            predicted,
+            observed,
+            lengths,
+            fmt="o-",
+            markersize=4.5,
+            color=BLUE,
+            ecolor=BLUE,
+            elinewidth=1,
+            capsize=2,
+            clip_on=False,
+            zorder=3,
+            label="model, 95% interval",
+        )
+        upper.legend(loc="upper left")
+        upper.set_ylabel(f"share that is “{name}”")
+        upper.set_ylim(0, 1)
+        centres = np.floor(np.minimum(predicted, 0.999999) * np.float64(10)) / 10 + 0.05
+        columns = lower.bar(centres, count, width=0.094, color=LIGHT_GREY)
+        lower.bar_label(columns, [f"{n:.0f}" for n in count], fontsize=7.5, padding=1)
+        lower.set_ylim(0, max(count, default=1) * 1.3)
+        lower.set_ylabel("images")
+        lower.set_xlabel(f"predicted probability of “{name}”")
+        lower.set_xlim(0, 1)
+        lower.grid(visible=False)
