@@ -1,0 +1,113 @@
+"""One client's part in one round."""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from fedstream.plan import Plan
+
+
+class Stage(enum.Enum):
+    """Where a participation is. Legal transitions:
+
+    OFFERED -> WORKING | ENDED
+    WORKING -> FINISHING | ENDED
+    FINISHING -> WORKING (the upload must be repeated) | ENDED
+    ENDED (completed) -> ENDED (quarantined), by the checks against the cohort when the round closes
+    """
+
+    OFFERED = "offered"
+    WORKING = "working"
+    FINISHING = "finishing"
+    ENDED = "ended"
+
+
+class Outcome(enum.Enum):
+    """How a participation ended. Every offer ends in exactly one."""
+
+    COMPLETED = "completed"
+    QUARANTINED = "quarantined"
+    DECLINED = "declined"
+    WITHDRAWN = "withdrawn"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+
+class Phase(enum.Enum):
+    """What a client says it does."""
+
+    UNKNOWN = "unknown"
+    DOWNLOADING = "downloading"
+    PREPARING = "preparing"
+    TRAINING = "training"
+    UPLOADING = "uploading"
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressReport:
+    """How far a client says it is. `epoch` counts from 1, `fraction` is of the phase."""
+
+    phase: Phase = Phase.UNKNOWN
+    epoch: int = 0
+    epochs: int = 0
+    fraction: float = 0.0
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Participation:
+    """One client's part in one round. `rank` is the position in the cohort, from 0, fixed when the offers are made."""
+
+    client: str
+    rank: int
+    offer_id: str
+    upload_id: str
+    plan: Plan
+    claimed_examples: int
+    offered_at: float
+    deadline: float
+    lease_until: float
+    last_seen: float
+    stage: Stage = Stage.OFFERED
+    outcome: Outcome | None = None
+    reason: str = ""
+    ended_at: float | None = None
+    progress: ProgressReport = ProgressReport()
+    num_examples: int = 0
+    weight: float = 0.0
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    committed_size: int = 0
+    body_size_bytes: int = 0
+
+    @property
+    def is_outstanding(self) -> bool:
+        """Whether it has not ended."""
+        return self.stage is not Stage.ENDED
+
+    def end(self, outcome: Outcome, reason: str, now: float) -> None:
+        """Record how it ended."""
+        self.stage, self.outcome, self.reason = Stage.ENDED, outcome, reason
+        self.ended_at = now
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeCounts:
+    """How many offers of a round ended how: `offered` is `outstanding` and all outcomes added up."""
+
+    offered: int
+    outstanding: int
+    by_outcome: Mapping[Outcome, int]
+
+    def __getitem__(self, outcome: Outcome) -> int:
+        return self.by_outcome[outcome]
+
+
+def count_outcomes(participations: Iterable[Participation]) -> OutcomeCounts:
+    """The counts of a round."""
+    counter = Counter(participation.outcome for participation in participations)
+    by_outcome = {outcome: counter[outcome] for outcome in Outcome}
+    return OutcomeCounts(sum(counter.values()), counter[None], by_outcome)

@@ -1,0 +1,74 @@
+"""The form that protocol errors have on the wire: a gRPC status with an `ErrorInfo` beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+from fedstream.errors import PROTOCOL_ERRORS, FedstreamError, LimitExceeded, ProtocolError, TransportError
+
+ERROR_DOMAIN = "fedstream.v1"
+STATUS_DETAILS_KEY = "grpc-status-details-bin"
+
+
+def to_status(error: ProtocolError) -> status_pb2.Status:
+    """The error as the rich status that travels in the trailing metadata."""
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata)
+    details = [_packed(info)]
+    if isinstance(error, LimitExceeded):
+        delay = duration_pb2.Duration()
+        delay.FromTimedelta(error.retry_after)
+        details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
+    code: int = grpc.StatusCode[error.code].value[0]
+    return status_pb2.Status(code=code, message=error.message, details=details)
+
+
+def from_rpc_error(error: grpc.RpcError) -> FedstreamError:
+    """What a failed call means: the server's decision if the status carries our ErrorInfo, else the network's doing."""
+    status = _rich_status(error)
+    info = _find(status, error_details_pb2.ErrorInfo)
+    code, details = _code_and_details(error)
+    if status is None or info is None or info.domain != ERROR_DOMAIN:
+        return TransportError(f"{code}: {details}" if details else code)
+    kind = PROTOCOL_ERRORS.get(info.reason, ProtocolError)
+    decided = kind(status.message, **dict(info.metadata))
+    retry = _find(status, error_details_pb2.RetryInfo)
+    if isinstance(decided, LimitExceeded) and retry is not None:
+        decided.retry_after = retry.retry_delay.ToTimedelta()
+    return decided
+
+
+def _packed(message: Any) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed
+
+
+def _rich_status(error: grpc.RpcError) -> status_pb2.Status | None:
+    trailing = getattr(error, "trailing_metadata", lambda: None)()
+    for key, value in trailing or ():
+        if key == STATUS_DETAILS_KEY:
+            try:
+                return status_pb2.Status.FromString(value)
+            except DecodeError:  # a proxy may have mangled it: then it is not the server's word
+                return None
+    return None
+
+
+def _find(status: status_pb2.Status | None, kind: type[Any]) -> Any:
+    for detail in status.details if status is not None else ():
+        if detail.Is(kind.DESCRIPTOR):
+            found = kind()
+            detail.Unpack(found)
+            return found
+    return None
+
+
+def _code_and_details(error: grpc.RpcError) -> tuple[str, str]:
+    code = getattr(error, "code", lambda: None)()
+    details = getattr(error, "details", lambda: None)()
+    return (code.name if code is not None else type(error).__name__), (details or "")
