@@ -15,7 +15,7 @@ SERVICES = $(shell grep -l '^service ' /dev/null $(PROTOS))
 # where a comparison with main could never fail.
 RELEASED := protos/released.binpb
 
-# Two workers finish sooner than one; a file stays on one worker, so that what its tests share is built once.
+# Two workers, for the two cores that CI has; a file stays on one worker, so that what its tests share is built once.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
