@@ -170,3 +170,25 @@ def require_names(schema: ModelSchema, names: Iterable[str]) -> None:
         raise SchemaMismatch(f"tensor {missing[0]} is missing", tensor=missing[0])
     if len(given) != len(schema):
         raise InvalidManifest("a tensor name stands twice in the manifest")
+
+
+def parse_canonical(text: bytes) -> Manifest:
+    """The manifest whose `canonical_bytes` are `text`.
+
+    Raises:
+        InvalidManifest: `text` is no canonical description.
+    """
+    header, *lines = text.decode().split("\n")
+    if header != "fedstream model v1" or not lines or lines.pop() != "":
+        raise InvalidManifest("this is no canonical description of a model")
+    return Manifest(tuple(_parse_line(line) for line in lines))
+
+
+def _parse_line(line: str) -> TensorEntry:
+    try:
+        name, dtype_name, shape_text, sha256_hex = line.split("\t")
+        shape = tuple(int(length) for length in shape_text.split(",")) if shape_text else ()
+        spec = TensorSpec(name, DataType(dtype_name), shape)
+        return TensorEntry(name, spec.dtype, shape, Digest(bytes.fromhex(sha256_hex), spec.size_bytes))
+    except ValueError as error:
+        raise InvalidManifest(f"line {line[:80]!r} is not of a canonical description") from error

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedserver.coordinator.effects import ModelRef
 
+Score = tuple[float, float]
+
 
 @dataclass(slots=True)
 class Progress:
-    """Best global model by holdout loss. `patience` is rounds without a better loss before stopping, 0 for never.
+    """The best global model by its holdout score. `patience` is rounds without a better one before stopping, 0 for never.
 
-    Loss, not accuracy, decides: it still moves when a small holdout's accuracy no longer does.
+    A better score is a higher accuracy or, where that is equal or the task has none, a lower loss.
     """
 
     patience: int
     best: ModelRef | None = None
-    best_loss: float = math.inf
+    best_metrics: Mapping[str, float | None] | None = None
     rounds_without_better: int = 0
 
-    def record(self, model: ModelRef, loss: float | None) -> None:
-        """Take in a new global model's holdout loss; `None` if there was no evaluation."""
-        if loss is None:
-            return
-        if loss < self.best_loss:
-            self.best, self.best_loss, self.rounds_without_better = model, loss, 0
+    def record(self, model: ModelRef, metrics: Mapping[str, float | None]) -> None:
+        """Take in a new global model's holdout metrics."""
+        if self.best_metrics is None or score_of(metrics) > score_of(self.best_metrics):
+            self.best, self.best_metrics, self.rounds_without_better = model, metrics, 0
         else:
             self.rounds_without_better += 1
 
@@ -33,4 +34,10 @@ class Progress:
         """Why no further round is worth opening, or `None`."""
         if not self.patience or self.best is None or self.rounds_without_better < self.patience:
             return None
-        return f"early stopping: no better holdout loss for {self.patience} rounds; best was round {self.best.version}"
+        return f"early stopping: no better holdout score for {self.patience} rounds; the best was round {self.best.version}"
+
+
+def score_of(metrics: Mapping[str, float | None]) -> Score:
+    """What models are compared by, the larger the better."""
+    accuracy, loss = metrics.get("accuracy"), metrics.get("loss")
+    return (accuracy if accuracy is not None else -math.inf, -loss if loss is not None else -math.inf)

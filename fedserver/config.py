@@ -1,0 +1,132 @@
+"""What a coordinator can set: one flat file in TOML, flags over it, defaults under it."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fedstream.errors import FedstreamError
+from fedstream.tls import is_loopback, split_address
+
+GENERATED = "phantom"
+"""Given instead of a folder: use the task's generated data."""
+
+
+class ConfigError(FedstreamError):
+    """A setting is unknown, malformed or does not go with another. The message names it."""
+
+
+class PlanSettings(BaseModel):
+    """Hyper-parameters offered to clients; what is left out is the task's default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    early_stopping_patience: Annotated[int, Field(ge=0)] | None = None
+
+
+class ServerConfig(BaseModel):
+    """Everything `fedserver run` can be told. Spans in seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "federation"
+    listen: str = "127.0.0.1:8443"
+    advertise: list[str] = []
+    plaintext: bool = False
+    task: str = "brain_mri"
+    task_settings: dict[str, str] = {}
+    plan: PlanSettings = PlanSettings()
+    rounds: Annotated[int, Field(ge=1)] = 10
+    min_clients: Annotated[int, Field(ge=1)] = 2
+    cohort_size: Annotated[int, Field(ge=0)] = 0
+    reporting_goal: Annotated[int, Field(ge=0)] = 0
+    round_timeout_seconds: Annotated[float, Field(gt=0)] = 3600.0
+    longest_round_seconds: Annotated[float, Field(ge=0)] = 0.0
+    lease_seconds: Annotated[float, Field(gt=0)] = 60.0
+    join_timeout_seconds: Annotated[float, Field(gt=0)] = 86_400.0
+    retry_delay_seconds: Annotated[float, Field(ge=0)] = 5.0
+    strategy: str = "fedavg"
+    early_stopping_rounds: Annotated[int, Field(ge=0)] = 0
+    holdout: str | None = None
+    test: str | None = None
+    classes: dict[str, str] = {}
+    initial_model: Path | None = None
+    backbone_weights: str | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    state: Path = Path("runs/server/state")
+    out: Path = Path("runs/server")
+
+    @field_validator("listen")
+    @classmethod
+    def _listen_is_an_address(cls, value: str) -> str:
+        split_address(value)
+        return value
+
+    @field_validator("task_settings", mode="before")
+    @classmethod
+    def _settings_are_text(cls, value: Any) -> Any:
+        return {key: _as_text(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _fields_go_together(self) -> ServerConfig:
+        if self.plaintext and not is_loopback(split_address(self.listen)[0]):
+            raise ValueError(
+                "plaintext would send weights readable and changeable by anyone on the way; it is allowed on a loopback "
+                "address only. Listen on 127.0.0.1, or leave plaintext off"
+            )
+        if self.cohort_size and self.cohort_size < self.min_clients:
+            raise ValueError("cohort_size is below min_clients, so that no round could succeed")
+        if self.reporting_goal and self.reporting_goal < self.min_clients:
+            raise ValueError("reporting_goal is below min_clients, so that no round could succeed")
+        return self
+
+
+def _as_text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def load_config(path: Path | None, flags: Mapping[str, Any]) -> ServerConfig:
+    """The configuration: the file's settings, if one is given, with those of `flags` that are not `None` over them.
+
+    Raises:
+        ConfigError: a setting is wrong; the message names each one, and what it should be.
+    """
+    settings = _read_toml(path) if path is not None else {}
+    for key, value in flags.items():
+        if isinstance(value, Mapping):
+            settings[key] = {**settings.get(key, {}), **{k: v for k, v in value.items() if v is not None}}
+        elif value is not None:
+            settings[key] = value
+    try:
+        return ServerConfig.model_validate(settings)
+    except ValidationError as error:
+        problems = "; ".join(_problem(item) for item in error.errors())
+        raise ConfigError(f"the configuration is wrong: {problems}") from error
+
+
+def _problem(item: Any) -> str:
+    where = ".".join(str(part) for part in item["loc"]) or "settings"
+    if item["type"] == "extra_forbidden":
+        return f"{where} is not a setting (see `fedserver run --help`)"
+    return f"{where}: {item['msg'].removeprefix('Value error, ')}"
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+
+
+def folder_of(value: str | None) -> Path | None:
+    """The folder that a data setting names; `None` for generated data."""
+    return None if value is None or value == GENERATED else Path(value)

@@ -1,0 +1,92 @@
+"""Whether a client may take part, decided before any weight moves."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedserver.coordinator.population import Introduction
+from fedstream import limits
+from fedstream.schema import ModelSchema, TaskMeaning, TensorDifference
+
+
+class DeclineReason(enum.Enum):
+    """Kinds of a polite no."""
+
+    PROTOCOL = "protocol"
+    SCHEMA = "schema"
+    MEANING = "meaning"
+    NAME = "name"
+    EXAMPLES = "examples"
+
+
+@dataclass(frozen=True, slots=True)
+class Decline:
+    """Why a client cannot take part. `message` is for people and says what to do."""
+
+    reason: DeclineReason
+    message: str
+    differences: Sequence[TensorDifference] = ()
+    more_differences: int = 0
+    client_meaning: TaskMeaning | None = None
+
+
+def check_introduction(introduction: Introduction, protocol_min: int, protocol_max: int) -> Decline | None:
+    """Check version, name and number of examples."""
+    if not protocol_min <= limits.PROTOCOL_VERSION <= protocol_max:
+        ours = limits.PROTOCOL_VERSION
+        side = "the client" if protocol_max < ours else "the server"
+        message = (
+            f"this server speaks protocol version {ours}, the client {protocol_min} to {protocol_max}: upgrade {side}"
+        )
+        return Decline(DeclineReason.PROTOCOL, message)
+    if not limits.is_client_name(introduction.name):
+        message = (
+            "a name has 1 to 64 characters of a-z A-Z 0-9 . _ - and starts with a letter or digit: give another --name"
+        )
+        return Decline(DeclineReason.NAME, message)
+    if introduction.num_examples < 1:
+        return Decline(DeclineReason.EXAMPLES, "the client has no training examples: check its data folder")
+    return None
+
+
+def check_meaning(server: TaskMeaning, client: TaskMeaning) -> Decline | None:
+    """Check class names, their order, the positive class and the preprocessing."""
+    if client == server:
+        return None
+    return Decline(DeclineReason.MEANING, _meaning_message(server, client), client_meaning=client)
+
+
+def _meaning_message(server: TaskMeaning, client: TaskMeaning) -> str:
+    if server.class_names != client.class_names:
+        ours, theirs = ", ".join(server.class_names), ", ".join(client.class_names)
+        pairs = ",".join(f"{mine}={yours}" for mine, yours in zip(server.class_names, client.class_names, strict=False))
+        return (
+            f"this federation's classes are {ours}, in that order; the client's are {theirs}. If its folders only have "
+            f"other names, start it with --classes {pairs} (each class of the federation = the client's folder for it)"
+        )
+    if server.positive_class != client.positive_class:
+        ours, theirs = server.positive_class, client.positive_class
+        return f"the positive class is {ours} here and {theirs} at the client: set the client's task to {ours}"
+    ours, theirs = server.preprocessing, client.preprocessing
+    return f"preprocessing differs: here `{ours}`, at the client `{theirs}`; use the same task version and settings"
+
+
+def compare_schemas(server: ModelSchema, client: ModelSchema) -> Decline:
+    """Name the tensors on which two schemas with different digests disagree."""
+    differences = server.differences(client)
+    shown = differences[: limits.MAX_SHOWN_DIFFERENCES]
+    first = shown[0] if shown else None
+    example = f" The first: {_describe(first)}." if first else ""
+    message = (
+        f"the client's model differs from the federation's in {len(differences)} tensors.{example} "
+        "Use the same task, version and settings on both sides"
+    )
+    return Decline(DeclineReason.SCHEMA, message, shown, len(differences) - len(shown))
+
+
+def _describe(difference: TensorDifference) -> str:
+    ours = difference.mine.describe() if difference.mine else "no such tensor"
+    theirs = difference.yours.describe() if difference.yours else "no such tensor"
+    return f"server has {ours}, client has {theirs}"

@@ -1,0 +1,60 @@
+"""The clients that are connected now, and what is to be said to each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from fedserver.coordinator.effects import Effect
+
+
+class Session:
+    """One client's open stream: a queue of what to say, and the sign that a newer stream took over."""
+
+    def __init__(self, client: str) -> None:
+        self.client = client
+        self.outbox: asyncio.Queue[Effect] = asyncio.Queue()
+        self.superseded = asyncio.Event()
+
+
+class Sessions:
+    """At most one open session per client. Used from the event loop only."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, Session] = {}
+
+    def open(self, client: str) -> Session:
+        """A new session; an older one of the same client is told to end."""
+        older = self._open.get(client)
+        if older is not None:
+            older.superseded.set()
+        session = self._open[client] = Session(client)
+        return session
+
+    def close(self, session: Session) -> bool:
+        """Forget a session; whether it was still the client's newest."""
+        is_newest = self._open.get(session.client) is session
+        if is_newest:
+            del self._open[session.client]
+        return is_newest
+
+    def __contains__(self, client: object) -> bool:
+        return client in self._open
+
+    @property
+    def clients(self) -> list[str]:
+        """Names of the clients that are connected."""
+        return list(self._open)
+
+    def say(self, effects: Iterable[Effect]) -> None:
+        """Queue messages; those for clients that are not connected are dropped: a reconnect repeats what matters."""
+        for effect in effects:
+            session = self._open.get(effect.client)
+            if session is not None:
+                session.outbox.put_nowait(effect)
+
+    async def drained(self, timeout_seconds: float) -> None:
+        """Wait until every session has ended by itself, or the time is up."""
+        deadline = asyncio.get_running_loop().time() + timeout_seconds
+        while self._open and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.02)
