@@ -17,7 +17,7 @@ from typing import cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import BmpImagePlugin, Image, ImageOps, JpegImagePlugin, MpoImagePlugin, PngImagePlugin, TiffImagePlugin
 
 Pixels = npt.NDArray[np.uint8]
 """`uint8 [size, size, 3]`, or `[n, size, size, 3]` for several; RGB, 0 to 255 inclusive."""
@@ -54,8 +54,9 @@ _EXTENSIONS = {
     "BMP": (".bmp", ".dib"),
     "TIFF": (".tif", ".tiff"),
 }
-_PILLOW_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "TIFF")
-"""MPO is a JPEG with more pictures behind the first, as phones write it under `.jpg`."""
+# Named so that they are imported: Pillow otherwise loads its decoders on first use, and does so unsafely when threads
+# are the first to use them. MPO is a JPEG with more pictures behind the first, as phones write it under `.jpg`.
+_DECODERS = (JpegImagePlugin, MpoImagePlugin, PngImagePlugin, BmpImagePlugin, TiffImagePlugin)
 
 _SIGNATURES = (
     ("JPEG", 0, b"\xff\xd8\xff"),
@@ -80,8 +81,7 @@ def decode_image(path: Path, size: int) -> Pixels:
         UnusableImage: for every way in which a file can be wrong; nothing else is raised for a file's content.
     """
     try:
-        _check_format(path)
-        with Image.open(path, formats=_PILLOW_FORMATS) as image:
+        with Image.open(path, formats=[_check_format(path)]) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise _too_large(f"{image.width} x {image.height} pixels")
             image.load()
@@ -103,8 +103,8 @@ def _too_large(found: str) -> UnusableImage:
     return UnusableImage(SkipReason.TOO_LARGE, f"{found}; the limit is {MAX_PIXELS:,} pixels")
 
 
-def _check_format(path: Path) -> None:
-    """Refuse what is empty, no image, of a format that is not read, or named as another format."""
+def _check_format(path: Path) -> str:
+    """The file's format; refuses what is empty, no image, of a format that is not read, or named as another one."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         # Opening a FIFO would wait for ever.
@@ -117,7 +117,7 @@ def _check_format(path: Path) -> None:
     if content is None:
         raise UnusableImage(SkipReason.NOT_AN_IMAGE, "its first bytes are of no image format")
     if content in _EXTENSIONS and suffix in _EXTENSIONS[content]:
-        return
+        return content
     named = next((name for name, suffixes in _EXTENSIONS.items() if suffix in suffixes), None)
     if content in _EXTENSIONS or named is not None:
         raise UnusableImage(SkipReason.MISLABELLED, f"its content is {content}")
