@@ -19,7 +19,8 @@ from matplotlib.axes import Axes
 
 from fedtask import drawing, intervals
 from fedtask.drawing import BLUE, GREY, INK, LIGHT_GREY, ORANGE, figure, shown
-from fedtask.task import Interval
+from fedtask.metrics import CALIBRATION_BINS
+from fedtask.task import Evaluation
 
 HistoryRow = Mapping[str, float | None]
 """One epoch: `round`, `epoch` (within the fine-tune, from 1), `loss`, `accuracy`, `val_loss`, `val_accuracy`, ..."""
@@ -92,14 +93,17 @@ def _mark_rounds(axes: Axes, rows: Sequence[HistoryRow], bounds: Sequence[int]) 
     drawing.whole_numbers(axes)
 
 
-def confusion_matrix(confusion: Sequence[Sequence[int]], class_names: Sequence[str], path: Path) -> None:
-    """Counts `confusion[i][j]` of class i predicted as class j, each with its share of class i."""
-    counts = np.asarray(confusion, dtype=np.int64)
+_SQUARE = (4.4, 4.6)
+"""Inches of the three pictures of one model: alike, so that a page can put them side by side."""
+
+
+def confusion_matrix(evaluation: Evaluation, path: Path) -> None:
+    """Counts of each class (rows) predicted as each class (columns), with their share of the row."""
+    counts = np.asarray(evaluation.confusion, dtype=np.int64)
     totals = counts.sum(axis=1, keepdims=True)
     shares = counts / np.maximum(totals, 1)
-    names = [shown(name, 18) for name in class_names]
-    size = 3.1 + 0.55 * len(names)
-    with figure(path, size + 0.6, size) as drawn:
+    names = [shown(name, 18) for name in evaluation.class_names]
+    with figure(path, *_SQUARE) as drawn:
         axes = drawn.subplots()
         axes.set_title("Confusion matrix")
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -116,20 +120,20 @@ def confusion_matrix(confusion: Sequence[Sequence[int]], class_names: Sequence[s
         axes.tick_params(length=0)
 
 
-def roc(
-    false_rate: Sequence[float], true_rate: Sequence[float], auc: float | None, interval: Interval | None, path: Path
-) -> None:
-    """The ROC curve: sensitivity over 1 - specificity, as the threshold falls from above 1 to 0."""
-    area = "" if auc is None else f"AUC {auc:.4f}"
+def roc(evaluation: Evaluation, path: Path) -> None:
+    """The ROC curve (`roc_fpr`, `roc_tpr`): sensitivity over 1 - specificity at every threshold, with its area."""
+    false_rate, true_rate = evaluation.curves["roc_fpr"], evaluation.curves["roc_tpr"]
+    area, interval = evaluation.metrics.get("auc"), evaluation.intervals.get("auc")
+    told = "" if area is None else f"AUC {area:.4f}"
     if interval is not None:
-        area += f"\n95% interval {interval.low:.4f} to {interval.high:.4f}"
-    with figure(path, 4.4, 4.3) as drawn:
+        told += f"\n95% interval {interval.low:.4f} to {interval.high:.4f}"
+    with figure(path, *_SQUARE) as drawn:
         axes = drawn.subplots()
         axes.set_title("ROC curve")
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (3, 3)), label="guessing")
         axes.fill_between(false_rate, true_rate, color=BLUE, alpha=0.10, linewidth=0)
         axes.plot(false_rate, true_rate, color=BLUE, clip_on=False, zorder=3, label="model")
-        axes.text(0.97, 0.2, area, ha="right", va="bottom", fontsize=10, transform=axes.transAxes)
+        axes.text(0.97, 0.2, told, ha="right", va="bottom", fontsize=10, transform=axes.transAxes)
         axes.legend(loc="lower right")
         axes.set_xlabel("1 - specificity (false alarms)")
         axes.set_ylabel("sensitivity (found)")
@@ -138,44 +142,36 @@ def roc(
         axes.set_aspect("equal")
 
 
-def calibration(
-    predicted: Sequence[float], observed: Sequence[float], count: Sequence[float], positive_class: str, path: Path
-) -> None:
+def calibration(evaluation: Evaluation, positive_class: str, path: Path) -> None:
     """Share of positives over mean predicted probability per bin, with Wilson intervals, and examples per bin."""
-    bars = [intervals.wilson(round(share * n), round(n)) for share, n in zip(observed, count, strict=True)]
-    spread = [
-        [share - bar.low for share, bar in zip(observed, bars, strict=True)],
-        [bar.high - share for share, bar in zip(observed, bars, strict=True)],
-    ]
+    columns = [evaluation.curves[f"calibration_{part}"] for part in ("predicted", "observed", "count")]
+    bins = np.array([one for one in zip(*columns, strict=True) if one[2] >= 1]).reshape(-1, 3)
+    predicted, observed, count = bins.T
     name = shown(positive_class, 18)
-    with figure(path, 4.4, 4.8) as drawn:
+    with figure(path, *_SQUARE) as drawn:
         upper, lower = drawn.subplots(2, 1, sharex=True, height_ratios=[3.4, 1])
         upper.set_title("Calibration")
         upper.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (3, 3)), label="perfectly calibrated")
-        # Rounding may take an end of an interval a hair past the share itself; a length is never negative.
-        lengths = np.maximum(spread, 0)
-        upper.errorbar(
-            predicted,
-            observed,
-            lengths,
-            fmt="o-",
-            markersize=4.5,
-            color=BLUE,
-            ecolor=BLUE,
-            elinewidth=1,
-            capsize=2,
-            clip_on=False,
-            zorder=3,
-            label="model, 95% interval",
-        )
+        look: dict[str, Any] = {"markersize": 4.5, "elinewidth": 1, "capsize": 2, "clip_on": False, "zorder": 3}
+        lengths = _wilson_lengths(observed, count)
+        upper.errorbar(predicted, observed, lengths, fmt="o-", color=BLUE, label="model, 95% interval", **look)
         upper.legend(loc="upper left")
         upper.set_ylabel(f"share that is “{name}”")
         upper.set_ylim(0, 1)
-        centres = np.floor(np.minimum(predicted, 0.999999) * np.float64(10)) / 10 + 0.05
-        columns = lower.bar(centres, count, width=0.094, color=LIGHT_GREY)
-        lower.bar_label(columns, [f"{n:.0f}" for n in count], fontsize=7.5, padding=1)
-        lower.set_ylim(0, max(count, default=1) * 1.3)
-        lower.set_ylabel("images")
+        centres = np.minimum(np.floor(predicted * CALIBRATION_BINS), CALIBRATION_BINS - 1) + 0.5
+        bars = lower.bar(centres / CALIBRATION_BINS, count, width=0.94 / CALIBRATION_BINS, color=LIGHT_GREY)
+        lower.bar_label(bars, [f"{n:.0f}" for n in count], fontsize=7.5, padding=1)
+        lower.set_ylim(0, count.max(initial=1) * 1.35)
+        lower.set_ylabel("examples")
         lower.set_xlabel(f"predicted probability of “{name}”")
         lower.set_xlim(0, 1)
         lower.grid(visible=False)
+
+
+def _wilson_lengths(observed: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Lengths [2, n] of error bars below and above each share `observed` of `count`."""
+    limits = [intervals.wilson(round(share * n), round(n)) for share, n in zip(observed, count, strict=True)]
+    below = observed - [limit.low for limit in limits]
+    above = [limit.high for limit in limits] - observed
+    # Rounding may take a limit a hair past the share itself; a length is never negative.
+    return np.maximum([below, above], 0)

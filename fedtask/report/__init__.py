@@ -1,4 +1,46 @@
-"""The report of a federation: a record of plain facts (`record`), and what is made of it (`render`).
+"""The report of a federation: a record of plain facts, and the files that are made of it.
 
-Importing this package or `fedtask.report.record` loads no plotting library; `fedtask.report.render` does.
+Importing this package loads no plotting library; `render` does.
 """
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedtask.report.record import (
+    OUTCOMES,
+    ClientRecord,
+    Contribution,
+    DataDescription,
+    FederationRecord,
+    ModelFile,
+    PlanRecord,
+    RoundRecord,
+    record_from_json,
+    record_to_json,
+)
+
+__all__ = [
+    "OUTCOMES",
+    "ClientRecord",
+    "Contribution",
+    "DataDescription",
+    "FederationRecord",
+    "ModelFile",
+    "PlanRecord",
+    "RoundRecord",
+    "record_from_json",
+    "record_to_json",
+    "render",
+]
+
+
+def render(record: FederationRecord, folder: Path) -> list[Path]:
+    """Write the report into `folder`, made if need be, and return what was written.
+
+    `summary.json`, the self-contained `report.html`, each picture by itself as PNG (those with something to show), and
+    `tensorboard/` with the scores per round. Existing files are replaced, each in one step.
+    """
+    from fedtask.report.writer import write_report  # matplotlib and Jinja take a second to load
+
+    return write_report(record, folder)

@@ -179,7 +179,9 @@ class FederationRecord:
     `best_round` is the successful round whose model was kept as best, chosen as `best_chosen_by` says; `None` if there
     is none. `early_stop_reason` is set if it ended before `rounds_planned` because it no longer got better.
     `test_evaluation` is the best model's, on a set that was looked at once, at the end. `seeds` and `versions` are by
-    name. `positive_class` is empty for a task that has none. `notes` are further sentences for the reader.
+    name. `positive_class` is empty for a task that has none; `unit` is what one example is, in the singular.
+    `training_data_weaknesses` and `training_data_synthetic` are about the clients' data. `notes` are further sentences
+    for the reader.
     """
 
     federation_name: str
@@ -198,6 +200,7 @@ class FederationRecord:
     best_chosen_by: str = "accuracy on the holdout"
     early_stop_reason: str | None = None
     positive_class: str = ""
+    unit: str = "image"
     holdout: DataDescription | None = None
     test: DataDescription | None = None
     test_evaluation: _Evaluation | None = None

@@ -1,0 +1,162 @@
+"""Pictures of a whole federation: how the global model got better, and who contributed what.
+
+As in `fedtask.plots`, every function writes one PNG and is content with one round, one client and missing values.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from fedtask import drawing
+from fedtask.drawing import BLUE, GREY, LIGHT_GREY, PALETTE, VERMILION, figure, shown
+from fedtask.report.record import Contribution, RoundRecord
+
+_STACK_COLOURS = (*PALETTE[:7], GREY)
+"""One client each; with more clients than these, the smallest share a light grey."""
+
+
+def global_progress(rounds: Sequence[RoundRecord], best_round: int | None, path: Path) -> None:
+    """Accuracy and loss of every global model on the holdout, the best round marked, clients as thin lines.
+
+    `rounds` are those with a global model, by number.
+    """
+    with figure(path, 10, 4.3) as drawn:
+        left, right = drawn.subplots(1, 2)
+        left.set_title("Accuracy per round")
+        right.set_title("Loss per round")
+        accuracy, loss = _score(rounds, "accuracy"), _score(rounds, "loss")
+        _global_line(left, rounds, accuracy, best_round)
+        _global_line(right, rounds, loss, best_round)
+        _interval_band(left, rounds)
+        local = _client_lines(left, rounds)
+        left.set_ylabel("accuracy")
+        right.set_ylabel("loss (cross-entropy)")
+        drawing.share_limits(left, [*accuracy, *local])
+        drawing.loss_limits(right, loss, room=1.22)
+        left.legend(*drawing.legend_entries(left), loc="lower right")
+        right.legend(*drawing.legend_entries(right), loc="upper right")
+
+
+def _score(rounds: Sequence[RoundRecord], name: str) -> list[float]:
+    return drawing.numbers(one.evaluation.metrics.get(name) if one.evaluation else None for one in rounds)
+
+
+def _global_line(axes: Axes, rounds: Sequence[RoundRecord], values: Sequence[float], best_round: int | None) -> None:
+    numbers = [one.number for one in rounds]
+    size = 4.5 if len(rounds) <= 40 else 2.5
+    axes.plot(numbers, values, color=BLUE, marker="o", markersize=size, zorder=4, label="global model on the holdout")
+    for number, value in zip(numbers, values, strict=True):
+        if number == best_round and not math.isnan(value):
+            label = f"best model, round {number}: {value:.4f}"
+            star: dict[str, Any] = {"markersize": 15, "markeredgecolor": "white", "linestyle": "none", "zorder": 5}
+            axes.plot([number], [value], "*", color=VERMILION, label=label, **star)
+    axes.set_xlabel("round")
+    axes.set_xlim(min(numbers, default=1) - 0.6, max(numbers, default=1) + 0.6)
+    drawing.whole_numbers(axes)
+
+
+def _interval_band(axes: Axes, rounds: Sequence[RoundRecord]) -> None:
+    """The 95% interval of each accuracy; a gap where a round has none."""
+    found = [one.evaluation.intervals.get("accuracy") if one.evaluation else None for one in rounds]
+    low = drawing.numbers(interval.low if interval else None for interval in found)
+    high = drawing.numbers(interval.high if interval else None for interval in found)
+    numbers = [one.number for one in rounds]
+    label = "its 95% interval"
+    if len(rounds) == 1:
+        axes.vlines(numbers, low, high, color=BLUE, alpha=0.25, linewidth=10, label=label)
+    elif any(found):
+        axes.fill_between(numbers, low, high, color=BLUE, alpha=0.14, linewidth=0, label=label)
+
+
+def _client_lines(axes: Axes, rounds: Sequence[RoundRecord]) -> list[float]:
+    """A thin line per client that has local accuracies; their values."""
+    by_round = [{one.client_name: one.accuracy for one in each.contributions} for each in rounds]
+    names = list(dict.fromkeys(itertools.chain.from_iterable(by_round)))
+    drawn: list[float] = []
+    faint = max(0.12, 0.65 / (1 + len(names) / 12))
+    for name in names:
+        values = drawing.numbers(each.get(name) for each in by_round)
+        if all(math.isnan(value) for value in values):
+            continue
+        axes.plot(
+            [each.number for each in rounds],
+            values,
+            color=GREY,
+            linewidth=0.8,
+            alpha=faint,
+            marker="." if len(names) <= 12 else None,
+            markersize=4,
+            label="each client after training, on its own images",
+        )
+        drawn += values
+    return drawn
+
+
+def contributions(rounds: Sequence[RoundRecord], path: Path) -> None:
+    """Examples and weight of every client per round, stacked, for the updates that are in the aggregate."""
+    groups = _client_groups(rounds)
+    with figure(path, 10, 3.9) as drawn:
+        left, right = drawn.subplots(1, 2)
+        left.set_title("Training examples per round")
+        right.set_title("Weight in the global model per round")
+        _stack(left, rounds, groups, lambda one: one.num_examples)
+        _stack(right, rounds, groups, lambda one: one.weight)
+        left.set_ylabel("training examples")
+        right.set_ylabel("weight, all together 1")
+        right.set_ylim(0, 1.001)
+        handles, labels = left.get_legend_handles_labels()
+        if handles:
+            # From the top down, as they are stacked.
+            drawn.legend(handles[::-1], labels[::-1], loc="outside right center", title="client", alignment="left")
+
+
+def _client_groups(rounds: Sequence[RoundRecord]) -> dict[str, Sequence[str]]:
+    """Label to client names: every client by itself, or the largest, and all others together."""
+    totals: dict[str, float] = {}
+    for one in itertools.chain.from_iterable(each.contributions for each in rounds):
+        if one.outcome == "completed":
+            totals[one.client_name] = totals.get(one.client_name, 0) + (one.num_examples or 0)
+    ranked = sorted(totals, key=lambda name: (-totals[name], name))
+    alone = ranked if len(ranked) <= len(_STACK_COLOURS) else ranked[: len(_STACK_COLOURS) - 1]
+    groups: dict[str, Sequence[str]] = {name: [name] for name in sorted(alone)}
+    if len(alone) < len(ranked):
+        groups[f"{len(ranked) - len(alone)} others"] = ranked[len(alone) :]
+    return groups
+
+
+def _stack(
+    axes: Axes,
+    rounds: Sequence[RoundRecord],
+    groups: Mapping[str, Sequence[str]],
+    size: Callable[[Contribution], float | None],
+) -> None:
+    """Bars of `size`, one per round, a part per group."""
+    numbers = [each.number for each in rounds]
+    bottom = np.zeros(len(rounds))
+    for (label, members), colour in zip(groups.items(), _STACK_COLOURS, strict=False):
+        within = set(members)
+        height = np.array(
+            [
+                math.fsum(
+                    size(one) or 0.0
+                    for one in each.contributions
+                    if one.outcome == "completed" and one.client_name in within
+                )
+                for each in rounds
+            ]
+        )
+        look: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.6 if len(rounds) <= 40 else 0.0}
+        fill = LIGHT_GREY if len(within) > 1 else colour
+        axes.bar(numbers, height, 0.8, bottom, color=fill, label=shown(label), **look)
+        bottom += height
+    axes.set_xlim(min(numbers, default=1) - 1, max(numbers, default=1) + 1)
+    axes.set_xlabel("round")
+    axes.grid(visible=False, axis="x")
+    drawing.whole_numbers(axes)
