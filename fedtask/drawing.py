@@ -96,10 +96,10 @@ def legend_entries(axes: Axes) -> tuple[list[Artist], list[str]]:
     return list(by_label.values()), list(by_label)
 
 
-def loss_limits(axes: Axes, values: Sequence[float], room: float = 1.08) -> None:
+def loss_limits(axes: Axes, values: Sequence[float]) -> None:
     """A y axis for losses: from 0 to the highest of `values` and a little more."""
     highest = max((value for value in values if not math.isnan(value)), default=0.0)
-    axes.set_ylim(0, highest * room or 1.0)
+    axes.set_ylim(0, highest * 1.08 or 1.0)
 
 
 def share_limits(axes: Axes, values: Sequence[float]) -> None:

@@ -155,7 +155,8 @@ def calibration(evaluation: Evaluation, positive_class: str, path: Path) -> None
         look: dict[str, Any] = {"markersize": 4.5, "elinewidth": 1, "capsize": 2, "clip_on": False, "zorder": 3}
         lengths = _wilson_lengths(observed, count)
         upper.errorbar(predicted, observed, lengths, fmt="o-", color=BLUE, label="model, 95% interval", **look)
-        upper.legend(loc="upper left")
+        # Over the curve where it must be, on white: no corner is free for every model.
+        upper.legend(loc="upper left", frameon=True, framealpha=0.85, edgecolor="none").set_zorder(4)
         upper.set_ylabel(f"share that is “{name}”")
         upper.set_ylim(0, 1)
         centres = np.minimum(np.floor(predicted * CALIBRATION_BINS), CALIBRATION_BINS - 1) + 0.5

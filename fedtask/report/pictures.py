@@ -27,7 +27,7 @@ def global_progress(rounds: Sequence[RoundRecord], best_round: int | None, path:
 
     `rounds` are those with a global model, by number.
     """
-    with figure(path, 10, 4.3) as drawn:
+    with figure(path, 10, 4.4) as drawn:
         left, right = drawn.subplots(1, 2)
         left.set_title("Accuracy per round")
         right.set_title("Loss per round")
@@ -39,9 +39,11 @@ def global_progress(rounds: Sequence[RoundRecord], best_round: int | None, path:
         left.set_ylabel("accuracy")
         right.set_ylabel("loss (cross-entropy)")
         drawing.share_limits(left, [*accuracy, *local])
-        drawing.loss_limits(right, loss, room=1.22)
-        left.legend(*drawing.legend_entries(left), loc="lower right")
-        right.legend(*drawing.legend_entries(right), loc="upper right")
+        drawing.loss_limits(right, loss)
+        handles, labels = drawing.legend_entries(left)
+        legend = drawn.legend(handles, labels, loc="outside lower center", ncols=4)
+        for line in legend.get_lines():
+            line.set_alpha(1)  # many clients are drawn so faintly that their line in the legend could not be seen
 
 
 def _score(rounds: Sequence[RoundRecord], name: str) -> list[float]:
@@ -54,9 +56,9 @@ def _global_line(axes: Axes, rounds: Sequence[RoundRecord], values: Sequence[flo
     axes.plot(numbers, values, color=BLUE, marker="o", markersize=size, zorder=4, label="global model on the holdout")
     for number, value in zip(numbers, values, strict=True):
         if number == best_round and not math.isnan(value):
-            label = f"best model, round {number}: {value:.4f}"
+            axes.set_title(f"{value:.4f} in round {number}", loc="right", color=VERMILION)
             star: dict[str, Any] = {"markersize": 15, "markeredgecolor": "white", "linestyle": "none", "zorder": 5}
-            axes.plot([number], [value], "*", color=VERMILION, label=label, **star)
+            axes.plot([number], [value], "*", color=VERMILION, label="best model", **star)
     axes.set_xlabel("round")
     axes.set_xlim(min(numbers, default=1) - 0.6, max(numbers, default=1) + 0.6)
     drawing.whole_numbers(axes)
@@ -93,7 +95,7 @@ def _client_lines(axes: Axes, rounds: Sequence[RoundRecord]) -> list[float]:
             alpha=faint,
             marker="." if len(names) <= 12 else None,
             markersize=4,
-            label="each client after training, on its own images",
+            label="each client after training, on its own data",
         )
         drawn += values
     return drawn
@@ -156,7 +158,8 @@ def _stack(
         fill = LIGHT_GREY if len(within) > 1 else colour
         axes.bar(numbers, height, 0.8, bottom, color=fill, label=shown(label), **look)
         bottom += height
-    axes.set_xlim(min(numbers, default=1) - 1, max(numbers, default=1) + 1)
+    room = 0.6 if len(rounds) > 1 else 1.5
+    axes.set_xlim(min(numbers, default=1) - room, max(numbers, default=1) + room)
     axes.set_xlabel("round")
     axes.grid(visible=False, axis="x")
     drawing.whole_numbers(axes)

@@ -175,3 +175,15 @@ def incidents(record: FederationRecord) -> list[Incident]:
             if one.outcome != "completed":
                 found.setdefault((one.client_name, one.outcome, one.reason), []).append(each.number)
     return [Incident(*key, rounds=words.rounds(numbers)) for key, numbers in found.items()]
+
+
+def setbacks(record: FederationRecord) -> list[str]:
+    """A sentence for each reason why rounds failed, or made a model that was not scored."""
+    found: dict[str, list[int]] = {}
+    for one in record.rounds:
+        if not one.succeeded:
+            found.setdefault(f"failed: {one.reason or 'no reason was recorded'}", []).append(one.number)
+        elif one.evaluation is None and one.evaluation_reason:
+            found.setdefault(f"not scored: {one.evaluation_reason}", []).append(one.number)
+    sentences = ((words.rounds(numbers), what) for what, numbers in found.items())
+    return [f"{which.capitalize()} {what}{'' if what.endswith('.') else '.'}" for which, what in sentences]

@@ -124,21 +124,23 @@ def caveats(record: FederationRecord) -> list[str]:
     """What must stand beside the score: where the data comes from, its weaknesses, and how the score was come by."""
     unit = record.unit
     said: list[str] = []
+    scored = record.test_evaluation or (record.best.evaluation if record.best else None)
     if record.test_evaluation is not None:
         said.append(
             f"The score is from a test set of {counted(record.test_evaluation.num_examples, unit)} that was looked at "
             "once, after the model had been chosen."
         )
-    elif record.holdout is not None:
+    elif scored is not None:
         said.append(
             "The score was also used for choosing: the best round and the moment to stop were picked on the same "
             f"{unit}s that it was measured on, so it is likely to be somewhat too good. A separate test set (--test) "
             "would mend this."
         )
-    said.append(
-        f"Intervals are per {unit}, not per patient. Where several {unit}s come from one patient, the truth is less "
-        "certain than the intervals say."
-    )
+    if scored is not None:
+        said.append(
+            f"Intervals are per {unit}, not per patient. Where several {unit}s come from one patient, the truth is "
+            "less certain than the intervals say."
+        )
     for described in (record.holdout, record.test):
         said += described.weaknesses if described else ()
     said += record.training_data_weaknesses

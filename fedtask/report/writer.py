@@ -151,6 +151,7 @@ def page(record: FederationRecord, embedded: dict[str, dict[str, str]]) -> str:
         mean=tables.mean,
         clients=tables.client_rows(record),
         incidents=tables.incidents(record),
+        setbacks=tables.setbacks(record),
     )
 
 
