@@ -78,8 +78,8 @@ class ServerConfig(BaseModel):
     def _fields_go_together(self) -> ServerConfig:
         if self.plaintext and not is_loopback(split_address(self.listen)[0]):
             raise ValueError(
-                "plaintext would send weights readable and changeable by anyone on the way; it is allowed on a loopback "
-                "address only. Listen on 127.0.0.1, or leave plaintext off"
+                "plaintext would send weights readable and changeable by anyone on the way; it is allowed on a "
+                "loopback address only. Listen on 127.0.0.1, or leave plaintext off"
             )
         if self.cohort_size and self.cohort_size < self.min_clients:
             raise ValueError("cohort_size is below min_clients, so that no round could succeed")

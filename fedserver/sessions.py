@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable
 
 from fedserver.coordinator.effects import Effect
@@ -22,6 +23,7 @@ class Sessions:
 
     def __init__(self) -> None:
         self._open: dict[str, Session] = {}
+        self._emptied = asyncio.Event()
 
     def open(self, client: str) -> Session:
         """A new session; an older one of the same client is told to end."""
@@ -36,6 +38,8 @@ class Sessions:
         is_newest = self._open.get(session.client) is session
         if is_newest:
             del self._open[session.client]
+        if not self._open:
+            self._emptied.set()
         return is_newest
 
     def __contains__(self, client: object) -> bool:
@@ -55,6 +59,7 @@ class Sessions:
 
     async def drained(self, timeout_seconds: float) -> None:
         """Wait until every session has ended by itself, or the time is up."""
-        deadline = asyncio.get_running_loop().time() + timeout_seconds
-        while self._open and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(0.02)
+        self._emptied.clear()
+        if self._open:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._emptied.wait(), timeout_seconds)

@@ -1,0 +1,266 @@
+"""The `fedserver` command. Everything heavy is imported inside the commands, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from fedserver.exit_codes import ExitCode
+
+app = typer.Typer(
+    name="fedserver",
+    help="Coordinate a federation: sites train one model together, and no data leaves them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+State = Annotated[Path, typer.Option(help="State directory of the server.", show_default=True)]
+DEFAULT_STATE = Path("runs/server/state")
+
+
+def fail(message: str, code: ExitCode) -> typer.Exit:
+    """Say what is wrong, and leave with the status that means it."""
+    typer.echo(f"fedserver: {message}", err=True)
+    return typer.Exit(code)
+
+
+def pairs(values: list[str] | None, option: str) -> dict[str, str] | None:
+    """`a=b` arguments as a mapping; several may stand in one, separated by commas."""
+    if not values:
+        return None
+    found: dict[str, str] = {}
+    for value in ",".join(values).split(","):
+        key, separator, item = value.partition("=")
+        if not separator or not key:
+            raise fail(f"{option} takes NAME=VALUE, not {value!r}", ExitCode.BAD_CONFIGURATION)
+        found[key.strip()] = item.strip()
+    return found
+
+
+@app.command()
+def run(  # noqa: PLR0913 - one parameter per option is how typer documents them
+    config: Annotated[Optional[Path], typer.Option(help="TOML file; options given here go over it.")] = None,
+    name: Annotated[Optional[str], typer.Option(help="Name of the federation. [default: federation]")] = None,
+    listen: Annotated[Optional[str], typer.Option(help="HOST:PORT. [default: 127.0.0.1:8443]")] = None,
+    advertise: Annotated[
+        Optional[list[str]], typer.Option(help="Name or address under which sites reach this server; repeatable.")
+    ] = None,
+    plaintext: Annotated[Optional[bool], typer.Option("--plaintext", help="No TLS; loopback only.")] = None,
+    task: Annotated[Optional[str], typer.Option(help="Task name or module:Class. [default: brain_mri]")] = None,
+    task_set: Annotated[Optional[list[str]], typer.Option(help="NAME=VALUE of the task; repeatable.")] = None,
+    rounds: Annotated[Optional[int], typer.Option(help="Rounds to run. [default: 10]")] = None,
+    min_clients: Annotated[Optional[int], typer.Option(help="Clients a round needs. [default: 2]")] = None,
+    cohort_size: Annotated[Optional[int], typer.Option(help="Clients to pick per round; 0 for all.")] = None,
+    reporting_goal: Annotated[Optional[int], typer.Option(help="Updates that close a round; 0 for all.")] = None,
+    round_timeout_seconds: Annotated[Optional[float], typer.Option(help="[default: 3600]")] = None,
+    longest_round_seconds: Annotated[
+        Optional[float], typer.Option(help="What a counter-offer may ask for. [default: twice the timeout]")
+    ] = None,
+    lease_seconds: Annotated[
+        Optional[float], typer.Option(help="Silence after which a client is given up. [default: 60]")
+    ] = None,
+    join_timeout_seconds: Annotated[
+        Optional[float], typer.Option(help="How long to wait for enough clients. [default: 86400]")
+    ] = None,
+    strategy: Annotated[Optional[str], typer.Option(help="fedavg, uniform or rank_decay. [default: fedavg]")] = None,
+    epochs: Annotated[Optional[int], typer.Option(help="Local epochs at most. [default: the task's]")] = None,
+    batch_size: Annotated[Optional[int], typer.Option(help="[default: the task's]")] = None,
+    learning_rate: Annotated[Optional[float], typer.Option(help="[default: the task's]")] = None,
+    early_stopping_rounds: Annotated[
+        Optional[int], typer.Option(help="Rounds without a better holdout score before stopping; 0 for never.")
+    ] = None,
+    holdout: Annotated[
+        Optional[str], typer.Option(help="Folder <class>/* to score every global model on, or `phantom`.")
+    ] = None,
+    test: Annotated[Optional[str], typer.Option(help="Folder <class>/* that is looked at once, at the end.")] = None,
+    classes: Annotated[
+        Optional[list[str]], typer.Option(help="CLASS=FOLDER where the holdout's folders have other names.")
+    ] = None,
+    initial_model: Annotated[Optional[Path], typer.Option(help="Start from this model file.")] = None,
+    backbone_weights: Annotated[
+        Optional[str], typer.Option(help="Weights file to start from, `imagenet` to download, or `random`.")
+    ] = None,
+    seed: Annotated[Optional[int], typer.Option(help="Of cohort, initial head and plans. [default: 0]")] = None,
+    state: Annotated[Optional[Path], typer.Option(help=f"State directory. [default: {DEFAULT_STATE}]")] = None,
+    out: Annotated[Optional[Path], typer.Option(help="Where report and models go. [default: runs/server]")] = None,
+    log_json: Annotated[Optional[bool], typer.Option("--log-json/--log-text", help="[default: by terminal]")] = None,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Run a federation to its end, then write report and models.
+
+    Example: fedserver run --listen 0.0.0.0:8443 --holdout data/val --min-clients 3 --rounds 10
+    """
+    from fedserver.commands.run import run_server
+    from fedserver.config import ConfigError, load_config
+
+    flags: dict[str, Any] = {key: value for key, value in locals().items() if key in _RUN_SETTINGS}
+    flags["task_settings"] = pairs(task_set, "--task-set") or {}
+    flags["classes"] = pairs(classes, "--classes") or {}
+    flags["plan"] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
+    try:
+        settings = load_config(config, flags)
+    except ConfigError as error:
+        raise fail(str(error), ExitCode.BAD_CONFIGURATION) from error
+    raise typer.Exit(asyncio.run(run_server(settings, log_json, log_level)))
+
+
+_RUN_SETTINGS = frozenset(
+    "name listen advertise plaintext task rounds min_clients cohort_size reporting_goal round_timeout_seconds "
+    "longest_round_seconds lease_seconds join_timeout_seconds strategy early_stopping_rounds holdout test initial_model "
+    "backbone_weights seed state out".split()
+)
+
+
+@app.command()
+def status(
+    state: State = DEFAULT_STATE,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again every second until Ctrl-C.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Show what the federation does, what it waits for and since when, and where each client is."""
+    from fedserver.commands import status as command
+
+    command.show_status(state, watch=watch, as_json=as_json)
+
+
+@app.command()
+def rounds(
+    number: Annotated[Optional[int], typer.Option("--round", help="One round, with each client's part.")] = None,
+    state: State = DEFAULT_STATE,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """List the rounds, or show one with what became of each client's offer. Works without a running server too."""
+    from fedserver.commands import rounds as command
+
+    command.show_rounds(state, number, as_json=as_json)
+
+
+@app.command()
+def pause(state: State = DEFAULT_STATE) -> None:
+    """Open no further round until `fedserver resume`; the round at work goes on to its end."""
+    from fedserver.commands import steer
+
+    steer.pause(state)
+
+
+@app.command()
+def resume(state: State = DEFAULT_STATE) -> None:
+    """Take a pause back."""
+    from fedserver.commands import steer
+
+    steer.resume(state)
+
+
+@app.command()
+def stop(
+    state: State = DEFAULT_STATE,
+    finish_round: Annotated[bool, typer.Option("--finish-round", help="Wait for the round at work.")] = False,
+) -> None:
+    """End the federation: report and models are written, and every client hears the outcome."""
+    from fedserver.commands import steer
+
+    steer.stop(state, finish_round=finish_round)
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("models"),
+    number: Annotated[Optional[int], typer.Option("--round", help="Model of this round. [default: the last]")] = None,
+    stem: Annotated[str, typer.Option(help="File name without its ending.")] = "GLOBAL_MODEL",
+    state: State = DEFAULT_STATE,
+    task: Annotated[str, typer.Option(help="Task name or module:Class.")] = "brain_mri",
+    task_set: Annotated[Optional[list[str]], typer.Option(help="NAME=VALUE of the task; repeatable.")] = None,
+) -> None:
+    """Write a round's global model for use without this project (for brain_mri: .keras and .h5)."""
+    from fedserver.commands import export as command
+
+    command.export_model(state, out, number, stem, task, pairs(task_set, "--task-set") or {})
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Model file: .keras, .h5 or .weights.h5.")],
+    holdout: Annotated[str, typer.Option(help="Folder <class>/*, or `phantom`.")],
+    task: Annotated[str, typer.Option(help="Task name or module:Class.")] = "brain_mri",
+    task_set: Annotated[Optional[list[str]], typer.Option(help="NAME=VALUE of the task; repeatable.")] = None,
+    classes: Annotated[Optional[list[str]], typer.Option(help="CLASS=FOLDER; repeatable.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Score one model file on a labelled folder."""
+    from fedserver.commands import offline
+
+    settings, folders = pairs(task_set, "--task-set") or {}, pairs(classes, "--classes") or {}
+    offline.evaluate_file(model, holdout, task, settings, folders, as_json=as_json)
+
+
+@app.command()
+def aggregate(
+    models: Annotated[list[Path], typer.Argument(help="Model files of the clients, in order of rank.")],
+    out: Annotated[Path, typer.Option(help="Model file to write; its ending decides the format.")],
+    strategy: Annotated[str, typer.Option(help="fedavg, uniform or rank_decay.")] = "fedavg",
+    examples: Annotated[
+        Optional[str], typer.Option(help="Training examples of each model, such as 400,320; fedavg needs them.")
+    ] = None,
+    base: Annotated[Optional[Path], typer.Option(help="The model they started from, for the same bits.")] = None,
+    holdout: Annotated[Optional[str], typer.Option(help="Score the result on this folder.")] = None,
+    task: Annotated[str, typer.Option(help="Task name or module:Class.")] = "brain_mri",
+    task_set: Annotated[Optional[list[str]], typer.Option(help="NAME=VALUE of the task; repeatable.")] = None,
+    classes: Annotated[Optional[list[str]], typer.Option(help="CLASS=FOLDER; repeatable.")] = None,
+) -> None:
+    """Aggregate model files of sites that can only send files.
+
+    Example: fedserver aggregate client_0_model.h5 client_1_model.h5 --strategy rank_decay --holdout data/val
+    --out GLOBAL_MODEL_MOB.h5
+    """
+    from fedserver.commands import offline
+
+    settings, folders = pairs(task_set, "--task-set") or {}, pairs(classes, "--classes") or {}
+    offline.aggregate_files(models, out, strategy, examples, base, holdout, task, settings, folders)
+
+
+@app.command()
+def demo(
+    data: Annotated[Optional[Path], typer.Option(help="Folder with train/ and val/. [default: the phantom]")] = None,
+    backbone_weights: Annotated[
+        Optional[str], typer.Option(help="Weights file. [default: random on the phantom, else ImageNet's by download]")
+    ] = None,
+    clients: Annotated[int, typer.Option(help="Sites, each a process of its own.", min=1)] = 4,
+    rounds_: Annotated[Optional[int], typer.Option("--rounds", help="[default: enough for the data]")] = None,
+    division: Annotated[
+        str, typer.Option(help="How the folder is divided: even, quantity, dirichlet:ALPHA.")
+    ] = "dirichlet:0.5",
+    strategy: Annotated[str, typer.Option(help="fedavg, uniform or rank_decay.")] = "fedavg",
+    epochs: Annotated[Optional[int], typer.Option(help="Local epochs at most. [default: the task's]")] = None,
+    task_set: Annotated[Optional[list[str]], typer.Option(help="NAME=VALUE of the task; repeatable.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
+) -> None:
+    """Try it on this machine: a server and several sites as separate processes, with TLS, to the report."""
+    from fedserver.commands.demo import DemoPlan, run_demo
+
+    plan = DemoPlan(
+        data=data,
+        backbone_weights=backbone_weights,
+        clients=clients,
+        rounds=rounds_,
+        division=division,
+        strategy=strategy,
+        epochs=epochs,
+        task_settings=pairs(task_set, "--task-set") or {},
+        seed=seed,
+        out=out,
+    )
+    raise typer.Exit(run_demo(plan))
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

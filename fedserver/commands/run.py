@@ -1,0 +1,80 @@
+"""`fedserver run`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import structlog
+from rich.console import Console
+
+from fedserver.config import ServerConfig
+from fedserver.exit_codes import ExitCode
+from fedserver.lifecycle import FederationFailed
+from fedserver.server import Listening, Server, own_addresses
+from fedserver.store import StateError
+from fedstream.logs import configure_logs
+from fedstream.tls import is_loopback, split_address
+
+log = structlog.get_logger()
+
+
+async def run_server(config: ServerConfig, log_json: bool | None, log_level: str) -> ExitCode:
+    """Serve one federation to its end."""
+    configure_logs(as_json=log_json, level=log_level)
+    structlog.contextvars.bind_contextvars(task=config.task)
+    try:
+        server = Server(config)
+    except StateError as error:
+        log.error("cannot start", error=str(error))
+        return ExitCode.BAD_STATE
+    except ValueError as error:
+        log.error("cannot start", error=str(error))
+        return ExitCode.BAD_CONFIGURATION
+    try:
+        try:
+            listening = await server.start()
+        except OSError as error:
+            log.error("cannot start", error=str(error))
+            return ExitCode.BAD_CONFIGURATION
+        server.stop_on_signals()
+        announce(config, listening)
+        try:
+            reason = await server.run()
+        except FederationFailed as error:
+            log.error("failed", error=str(error))
+            return ExitCode.FAILED
+        log.info("finished", reason=reason, report=str(server.report))
+        return ExitCode.FINISHED
+    finally:
+        await server.close()
+
+
+def announce(config: ServerConfig, listening: Listening) -> None:
+    """Show the effective configuration, and the command with which a site joins."""
+    log.info("configuration", **json.loads(config.model_dump_json()))
+    log.info("serving", address=listening.address, fingerprint=listening.fingerprint)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(
+        f"\n[bold]{config.name}[/bold]: {config.task}, {config.rounds} rounds, at least {config.min_clients} "
+        f"sites a round, {config.strategy}."
+    )
+    console.print("A site joins with its own name and data folder:\n")
+    console.print(f"    {join_command(config, listening)}\n", markup=False)
+    if config.holdout is None:
+        console.print("No --holdout was given: global models are not scored.\n")
+
+
+def join_command(config: ServerConfig, listening: Listening) -> str:
+    """The exact command for a site on another machine (or on this one, if only this one can reach the server)."""
+    host, port = split_address(listening.address)
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not listened on
+        host = config.advertise[0] if config.advertise else list(own_addresses())[-1]
+    shown = f"[{host}]" if ":" in host else host
+    words = ["fedclient", "run", "--server", f"{shown}:{port}"]
+    words += ["--fingerprint", listening.fingerprint] if listening.fingerprint else ["--plaintext"]
+    words += ["--name", "SITE_NAME", "--data", "DATA_FOLDER"]
+    if ":" in config.task:
+        words += ["--task", config.task]
+    note = "" if not is_loopback(host) else "    # this server listens on loopback only: add --listen 0.0.0.0:8443"
+    return shlex.join(words) + note

@@ -1,0 +1,258 @@
+"""One federation: what the services and the round driver share, and its life from preparation to outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import structlog
+
+from fedserver.aggregation import strategy_named
+from fedserver.clock import Clock
+from fedserver.config import ServerConfig
+from fedserver.coordinator.effects import Effect, ModelRef, TellFederationOutcome, TellWaiting
+from fedserver.coordinator.population import Client, ClientState, Introduction, Population
+from fedserver.coordinator.progress import Progress
+from fedserver.coordinator.round import Invitation, Round, RoundRules
+from fedserver.evaluation import Evaluator
+from fedserver.handshake import Decline
+from fedserver.intake import Intake
+from fedserver.sessions import Sessions
+from fedserver.store import State
+from fedserver.store.models import StoredModel
+from fedstream.errors import WrongState
+from fedstream.plan import Plan
+from fedstream.schema import ModelSchema, TaskMeaning
+from fedtask.messages import TaskDescription
+from fedtask.report import RoundRecord
+
+log = structlog.get_logger()
+
+
+class FederationState(enum.Enum):
+    """What a federation does. Legal transitions:
+
+    PREPARING -> WAITING | FAILED
+    WAITING <-> RUNNING, WAITING <-> PAUSED, RUNNING -> PAUSED
+    any of these -> FINISHING -> FINISHED | FAILED
+    """
+
+    PREPARING = "preparing"
+    WAITING = "waiting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    FINISHING = "finishing"
+    FINISHED = "finished"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a federation does, what it waits for or why it ended, and since when (steady clock, seconds)."""
+
+    state: FederationState
+    reason: str
+    since: float
+
+
+class Federation:
+    """The shared state. Used from the event loop only.
+
+    Args:
+        config: what the coordinator set.
+        state: the state directory.
+        evaluator: the worker that builds, evaluates and exports.
+        clock: for all rules that depend on time.
+    """
+
+    def __init__(self, config: ServerConfig, state: State, evaluator: Evaluator, clock: Clock) -> None:
+        self.config = config
+        self.state = state
+        self.evaluator = evaluator
+        self.clock = clock
+        self.strategy = strategy_named(config.strategy)
+        self.sessions = Sessions()
+        self.population = Population()
+        self.progress = Progress(config.early_stopping_rounds)
+        self.standing = Standing(FederationState.PREPARING, "the initial model is being made", clock.monotonic())
+        self.started = clock.wall()
+        self.description: TaskDescription | None = None
+        self.schema: ModelSchema | None = None
+        self.model: StoredModel | None = None
+        self.round: Round | None = None
+        self.intake: Intake | None = None
+        self.phase = "select"
+        self.history: list[RoundRecord] = []
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self.outcome: TellFederationOutcome | None = None
+        self.ready = asyncio.Event()
+        self.stop_requested = asyncio.Event()
+        self.finish_round_first = False
+        self.paused = False
+        self._changed = asyncio.Event()
+
+    # What everyone may ask.
+
+    @property
+    def meaning(self) -> TaskMeaning:
+        """What the task's classes and inputs mean; known once `ready` is set."""
+        assert self.description is not None, "asked before the federation is ready"
+        return self.description.meaning
+
+    @property
+    def model_ref(self) -> ModelRef | None:
+        """The current global model."""
+        return ref_of(self.model) if self.model is not None else None
+
+    @property
+    def plan(self) -> Plan:
+        """What clients are offered, before their own seeds: the task's default with the coordinator's settings."""
+        assert self.description is not None, "asked before the federation is ready"
+        given = self.config.plan.model_dump(exclude_none=True)
+        return replace(self.description.default_plan, **given)
+
+    @property
+    def idle(self) -> list[Client]:
+        """Clients that can be given an offer."""
+        return [client for client in self.population.connected if client.name in self.sessions]
+
+    # What changes.
+
+    def stand(self, state: FederationState, reason: str) -> None:
+        """Take note of what the federation does now and what it waits for; idle clients are told."""
+        if (self.standing.state, self.standing.reason) == (state, reason):
+            return
+        self.standing = Standing(state, reason, self.clock.monotonic())
+        log.info(state.value, reason=reason)
+        if state in (FederationState.WAITING, FederationState.PAUSED, FederationState.PREPARING):
+            self.sessions.say(self.waiting_notice(client) for client in self.sessions.clients)
+
+    def waiting_notice(self, client: str) -> Effect:
+        """What the server waits for, for one client."""
+        return TellWaiting(client, self.standing.reason, self.standing.since)
+
+    def touch(self) -> None:
+        """Wake whoever waits for something to change."""
+        self._changed.set()
+
+    async def change(self, timeout_seconds: float) -> None:
+        """Return when something has changed, or the time is up."""
+        try:
+            await asyncio.wait_for(self._changed.wait(), max(0.0, timeout_seconds))
+        except TimeoutError:
+            return
+        finally:
+            self._changed.clear()
+
+    def apply(self, effects: list[Effect]) -> None:
+        """Say what a state machine wants said, and wake the driver."""
+        self.sessions.say(effects)
+        self.touch()
+
+    # Clients come and go.
+
+    def welcome(self, introduction: Introduction) -> list[Effect]:
+        """A client is in; returns what it must hear at once."""
+        client = self.population.connect(introduction, self.clock.wall())
+        log.info("client connected", client=client.name, examples=introduction.num_examples)
+        self.touch()
+        if self.outcome is not None:
+            return [replace(self.outcome, client=client.name)]
+        part = self.round.of_client(client.name) if self.round is not None else None
+        if self.round is not None and part is not None and part.is_outstanding:
+            return [self.round.offer_of(part)]
+        return [self.waiting_notice(client.name)]
+
+    def turn_away(self, introduction: Introduction, decline: Decline) -> None:
+        """A client was declined at the handshake."""
+        log.warning("client declined", client=introduction.name, reason=decline.message)
+        self.population.decline(introduction, decline.message, self.clock.wall())
+
+    def gone(self, client: str, state: ClientState, reason: str) -> None:
+        """A client's stream ended. What it has agreed to stands until its lease runs out, unless it left."""
+        log.info("client gone", client=client, state=state.value, reason=reason)
+        self.population.disconnect(client, state, reason, self.clock.wall())
+        if state is ClientState.LEFT and self.round is not None:
+            self.apply(self.round.leave(client, reason, self.clock.monotonic()))
+        self.touch()
+
+    # Administration.
+
+    def pause(self) -> None:
+        """Open no further round until `resume`."""
+        self._require_going()
+        self.paused = True
+        self.touch()
+
+    def resume(self) -> None:
+        """Take a pause back."""
+        self._require_going()
+        self.paused = False
+        self.touch()
+
+    def stop(self, *, finish_round: bool) -> None:
+        """End the federation, after the round at work or at once."""
+        self.finish_round_first = finish_round
+        self.stop_requested.set()
+        self.touch()
+
+    def _require_going(self) -> None:
+        if self.standing.state in (FederationState.FINISHING, FederationState.FINISHED, FederationState.FAILED):
+            name = self.standing.state.value
+            raise WrongState(f"the federation is {name}: {self.standing.reason}", state=name)
+
+    # Rounds.
+
+    def open_round(self, number: int, cohort: list[Client]) -> Round:
+        """A new round for a cohort, with its intake; offers are not made yet."""
+        assert self.model is not None, "a round is opened before there is a model"
+        assert self.schema is not None, "a round is opened before there is a schema"
+        round_ = Round(number, ref_of(self.model), self._rules(len(cohort)), self._invite(number, cohort), self.now)
+        self.round, self.intake = round_, Intake(self.schema, self.model, self.strategy, round_)
+        self.bytes_sent = self.bytes_received = 0
+        return round_
+
+    @property
+    def now(self) -> float:
+        """The steady clock."""
+        return self.clock.monotonic()
+
+    def _rules(self, cohort_size: int) -> RoundRules:
+        config = self.config
+        return RoundRules(
+            min_clients=config.min_clients,
+            reporting_goal=min(config.reporting_goal or cohort_size, cohort_size),
+            timeout_seconds=config.round_timeout_seconds,
+            longest_seconds=config.longest_round_seconds or 2 * config.round_timeout_seconds,
+            lease_seconds=config.lease_seconds,
+        )
+
+    def _invite(self, number: int, cohort: list[Client]) -> list[Invitation]:
+        return [
+            Invitation(
+                client=client.name,
+                plan=replace(self.plan, seed=plan_seed(self.config.seed, number, rank)),
+                claimed_examples=client.introduction.num_examples,
+                offer_id=f"{number}-{rank}-{secrets.token_hex(4)}",
+                upload_id=secrets.token_hex(16),
+            )
+            for rank, client in enumerate(cohort)
+        ]
+
+    def metrics_of_best(self) -> Mapping[str, float | None]:
+        """Holdout metrics of the best model so far."""
+        return self.progress.best_metrics or {}
+
+
+def plan_seed(seed: int, round_number: int, rank: int) -> int:
+    """The seed of one client's fine-tune: repeatable, and different for every client and round."""
+    return seed * 1_000_003 + round_number * 1_009 + rank
+
+
+def ref_of(model: StoredModel) -> ModelRef:
+    """The name of a stored model."""
+    return ModelRef(model.version, model.digest)

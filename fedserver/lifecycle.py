@@ -1,0 +1,146 @@
+"""A federation's life: prepare the model, run the rounds, make the outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from fedserver.coordinator.effects import TellFederationOutcome
+from fedserver.federation import Federation, FederationState, ref_of
+from fedserver.phases import Stopped, run_round
+from fedserver.records import describe_file, federation_record
+from fedserver.store.models import StoredModel
+from fedstream.errors import FedstreamError
+from fedstream.weights_file import WeightsFile
+from fedtask.report import ModelFile
+from fedtask.task import Evaluation, TaskError
+from fedtask.worker import WorkerCrashed
+
+log = structlog.get_logger()
+
+_FAREWELL_SECONDS = 10.0
+_STEMS = {"brain_mri": "GLOBAL_MODEL_MOB"}
+"""What the exported model is called, where its users know it by a name; else GLOBAL_MODEL."""
+
+
+class FederationFailed(FedstreamError):
+    """The federation could not go on. The message says why and what to do."""
+
+
+async def prepare(federation: Federation) -> None:
+    """Learn the task's schema, and make or find the global model to go on from.
+
+    Raises:
+        FederationFailed: the task, its initial model or the holdout cannot be had.
+    """
+    try:
+        federation.description = await federation.evaluator.describe()
+        federation.schema = federation.description.schema
+        federation.history = federation.state.rounds()
+        federation.model = federation.state.models.latest() or await _initial_model(federation)
+        if federation.model.manifest.by_name().keys() != {spec.name for spec in federation.schema}:
+            raise FederationFailed(
+                f"the state directory {federation.state.folder} holds another model than this task's; "
+                "give another --state, or the settings it was begun with"
+            )
+        await federation.evaluator.open()
+        for record in federation.history:
+            if record.evaluation is not None:
+                ref = ref_of(federation.state.models.of_version(record.number))
+                federation.progress.record(ref, record.evaluation.metrics)
+    except (TaskError, WorkerCrashed) as error:
+        raise FederationFailed(str(error)) from error
+    federation.ready.set()
+    log.info("ready", model=str(federation.model.digest), tensors=len(federation.schema))
+
+
+async def _initial_model(federation: Federation) -> StoredModel:
+    config, state = federation.config, federation.state
+    scratch = state.folder / "initial.safetensors"
+    await federation.evaluator.initial_model(config.seed, config.backbone_weights, config.initial_model, scratch)
+    assert federation.schema is not None, "the schema is learned before the model is made"
+    try:
+        return state.models.add(0, federation.schema, WeightsFile(scratch).weights())
+    finally:
+        scratch.unlink()
+
+
+async def run_rounds(federation: Federation, after_round: Callable[[], None]) -> str:
+    """Run rounds until all are done or something ends the federation; returns why it ended."""
+    number = federation.history[-1].number + 1 if federation.history else 1
+    while number <= federation.config.rounds:
+        try:
+            work = await run_round(federation, number)
+        except Stopped as stopped:
+            return str(stopped)
+        after_round()
+        if federation.stop_requested.is_set():
+            return "stopped by the coordinator"
+        stopping = federation.progress.why_stopping()
+        if stopping is not None:
+            return stopping
+        if work.model is None:
+            await federation.change(federation.config.retry_delay_seconds)
+        number += 1
+    return f"all {federation.config.rounds} rounds done"
+
+
+async def finish(federation: Federation, reason: str) -> Path:
+    """Test, export and report; returns the report's folder. What cannot be made is said, and the rest is made."""
+    federation.stand(FederationState.FINISHING, "models and report are being made")
+    best, last = _best_model(federation), federation.model
+    assert last is not None, "a federation is finished after it was prepared"
+    assert best is not None, "the initial model is the best there is before any round"
+    test = await _test(federation, best)
+    files = await _export(federation, best, last)
+    record = federation_record(federation, reason, test, federation.evaluator.test_summary, files)
+    folder = federation.config.out / "report"
+    try:
+        await federation.evaluator.render_report(record, folder)
+    except (TaskError, WorkerCrashed) as error:
+        log.error("the report could not be made", error=str(error))
+    return folder
+
+
+def _best_model(federation: Federation) -> StoredModel | None:
+    best = federation.progress.best
+    return federation.state.models.get(best.digest.sha256) if best is not None else federation.model
+
+
+async def _test(federation: Federation, best: StoredModel) -> Evaluation | None:
+    if federation.config.test is None:
+        return None
+    try:
+        return await federation.evaluator.test(federation.config.test, best.path)
+    except (TaskError, WorkerCrashed) as error:
+        log.error("the test set could not be used", error=str(error))
+        return None
+
+
+async def _export(federation: Federation, best: StoredModel, last: StoredModel) -> list[ModelFile]:
+    folder = federation.config.out / "models"
+    stem = _STEMS.get(federation.config.task, "GLOBAL_MODEL")
+    files: list[ModelFile] = []
+    try:
+        for model, name, words in ((best, stem, "best"), (last, f"{stem}_last", "last")):
+            written = await federation.evaluator.export(model.path, folder, name)
+            files += [describe_file(path, f"{words} global model, of round {model.version}") for path in written]
+    except (TaskError, WorkerCrashed) as error:
+        log.error("the models could not be exported", error=str(error))
+    return files
+
+
+async def say_farewell(federation: Federation, reason: str) -> None:
+    """Tell every client how the federation ended, and wait for them to hear it."""
+    best, last = _best_model(federation), federation.model
+    if best is None or last is None:
+        return
+    outcome = TellFederationOutcome("", reason, ref_of(last), ref_of(best), federation.metrics_of_best())
+    federation.outcome = outcome
+    federation.sessions.say(
+        TellFederationOutcome(client, reason, outcome.last, outcome.best, outcome.metrics)
+        for client in federation.sessions.clients
+    )
+    await federation.sessions.drained(_FAREWELL_SECONDS)

@@ -1,0 +1,202 @@
+"""A round as a list of named phases, each of which can be run and tested alone."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+
+from fedserver.coordinator.effects import TellRoundOutcome
+from fedserver.coordinator.participation import Outcome
+from fedserver.coordinator.population import Client, select_cohort
+from fedserver.coordinator.round import Round
+from fedserver.federation import Federation, FederationState, ref_of
+from fedserver.intake import Intake
+from fedserver.records import round_record
+from fedserver.store.models import StoredModel
+from fedtask.task import Evaluation, TaskError
+from fedtask.worker import WorkerCrashed
+
+log = structlog.get_logger()
+
+
+class Stopped(Exception):
+    """The federation is to end before this round has opened. The message says why."""
+
+
+@dataclass(slots=True)
+class RoundWork:
+    """What the phases of one round hand on to each other."""
+
+    number: int
+    cohort: list[Client] = field(default_factory=list)
+    round: Round | None = None
+    intake: Intake | None = None
+    model: StoredModel | None = None
+    evaluation: Evaluation | None = None
+    evaluation_reason: str = ""
+
+    @property
+    def opened(self) -> Round:
+        """The round, once it is open."""
+        assert self.round is not None, "this phase comes after `select`"
+        return self.round
+
+
+class Phase(Protocol):
+    """A step of a round; its name is what `status` shows."""
+
+    __name__: str
+
+    def __call__(self, federation: Federation, work: RoundWork, /) -> Awaitable[None]: ...
+
+
+async def select(federation: Federation, work: RoundWork) -> None:
+    """Wait for enough clients and pick the cohort.
+
+    Raises:
+        Stopped: the coordinator asked for the end, or nobody came in time.
+    """
+    needed = federation.config.min_clients
+    give_up = federation.now + federation.config.join_timeout_seconds
+    while True:
+        if federation.stop_requested.is_set():
+            raise Stopped("stopped by the coordinator")
+        missing = needed - len(federation.idle)
+        if federation.paused:
+            federation.stand(FederationState.PAUSED, "paused by the coordinator; `fedserver resume` goes on")
+        elif missing <= 0:
+            break
+        else:
+            federation.stand(FederationState.WAITING, f"for {missing} more client{'s' if missing > 1 else ''}")
+        if federation.now >= give_up:
+            raise Stopped(f"{needed} clients did not join within {federation.config.join_timeout_seconds:.0f} s")
+        await federation.change(give_up - federation.now)
+    config = federation.config
+    work.cohort = select_cohort(federation.idle, config.cohort_size, config.seed, work.number)
+
+
+async def offer(federation: Federation, work: RoundWork) -> None:
+    """Open the round and make every member of the cohort its offer."""
+    work.round = federation.open_round(work.number, work.cohort)
+    work.intake = federation.intake
+    names = ", ".join(client.name for client in work.cohort)
+    federation.stand(FederationState.RUNNING, f"round {work.number}: offered to {names}")
+    federation.sessions.say(work.round.offer_of(part) for part in work.round.participations)
+
+
+async def collect(federation: Federation, work: RoundWork) -> None:
+    """Let the clients work until the round closes."""
+    round_ = work.opened
+    while True:
+        federation.sessions.say(round_.tick(federation.now))
+        if federation.stop_requested.is_set() and not federation.finish_round_first:
+            federation.sessions.say(round_.close("stopped by the coordinator", federation.now))
+            return
+        reason = round_.why_closing()
+        if reason is not None:
+            federation.sessions.say(round_.close(reason, federation.now))
+            return
+        federation.stand(FederationState.RUNNING, waiting_for(round_))
+        await federation.change(round_.next_event() - federation.now)
+
+
+def waiting_for(round_: Round) -> str:
+    """What a round waits for, for people."""
+    counts = round_.counts
+    names = [part.client for part in round_.participations if part.is_outstanding]
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return f"round {round_.number}: {counts[Outcome.COMPLETED]} of {counts.offered} updates in, waiting for {shown}"
+
+
+async def aggregate(federation: Federation, work: RoundWork) -> None:
+    """Screen the updates against each other and fix each one's share."""
+    assert work.intake is not None, "this phase comes after `offer`"
+    round_ = work.opened
+    for rank, reason in (await work.intake.screen()).items():
+        log.warning("quarantined", client=round_.participations[rank].client, reason=reason)
+        round_.quarantine(round_.participations[rank].upload_id, reason, federation.now)
+    for rank, share in work.intake.shares().items():
+        round_.participations[rank].weight = share
+
+
+async def publish(federation: Federation, work: RoundWork) -> None:
+    """Make the new global model, store it, and let it be the current one."""
+    if not work.opened.succeeded:
+        return
+    assert work.intake is not None, "this phase comes after `offer`"
+    federation.stand(FederationState.RUNNING, f"round {work.number}: making the new global model")
+    work.model = await work.intake.publish(federation.state.models, work.number)
+    federation.model = work.model
+    for part in work.opened.completed:
+        federation.population[part.client].rounds_completed += 1
+    log.info("published", round=work.number, model=str(work.model.digest))
+
+
+async def evaluate(federation: Federation, work: RoundWork) -> None:
+    """Score the new global model on the holdout. A failing evaluation costs its score, never the round."""
+    if work.model is None:
+        work.evaluation_reason = "the round made no model"
+        return
+    federation.stand(FederationState.RUNNING, f"round {work.number}: evaluating the global model on the holdout")
+    try:
+        work.evaluation = await federation.evaluator.evaluate(work.model.path)
+    except (TaskError, WorkerCrashed) as error:
+        log.error("evaluation failed", round=work.number, error=str(error))
+        work.evaluation_reason = f"evaluation failed: {error}"
+        return
+    if work.evaluation is None:
+        work.evaluation_reason = "the server has no holdout"
+        return
+    federation.progress.record(ref_of(work.model), work.evaluation.metrics)
+    log.info("evaluated", round=work.number, **_headline(work.evaluation))
+
+
+def _headline(evaluation: Evaluation) -> dict[str, float]:
+    shown = ("loss", "accuracy", "auc", "sensitivity", "specificity")
+    return {name: round(value, 4) for name in shown if (value := evaluation.metrics.get(name)) is not None}
+
+
+PHASES: Sequence[Phase] = (select, offer, collect, aggregate, publish, evaluate)
+
+
+async def run_round(federation: Federation, number: int) -> RoundWork:
+    """Run one round through all phases, keep its record, and tell every client how it ended.
+
+    Raises:
+        Stopped: from `select`; the round has not opened.
+    """
+    work = RoundWork(number)
+    with structlog.contextvars.bound_contextvars(round=number):
+        for phase in PHASES:
+            federation.phase = phase.__name__
+            await phase(federation, work)
+        conclude(federation, work)
+    return work
+
+
+def conclude(federation: Federation, work: RoundWork) -> None:
+    """Keep the round's record and tell everyone how it ended."""
+    round_ = work.opened
+    record = round_record(federation, round_, work.evaluation, work.evaluation_reason)
+    federation.state.save_round(record, work.model.digest.sha256 if work.model is not None else None)
+    federation.history.append(record)
+    federation.sessions.say(_outcome_for(federation, work, client) for client in federation.sessions.clients)
+    log.info("round over", succeeded=record.succeeded, reason=record.reason, **record.counts)
+
+
+def _outcome_for(federation: Federation, work: RoundWork, client: str) -> TellRoundOutcome:
+    round_, part = work.opened, work.opened.of_client(client)
+    assert federation.model is not None, "a round ended before there was a model"
+    return TellRoundOutcome(
+        client=client,
+        round_number=round_.number,
+        succeeded=round_.succeeded,
+        reason=round_.reason,
+        outcome=part.outcome if part is not None else None,
+        outcome_reason=part.reason if part is not None else "",
+        global_model=ref_of(federation.model),
+        metrics=work.evaluation.metrics if work.evaluation is not None else {},
+    )

@@ -1,0 +1,163 @@
+"""What is kept and reported of rounds and of the federation as a whole."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from fedserver.clock import wall_time_of
+from fedserver.coordinator.participation import Participation
+from fedserver.coordinator.round import Round
+from fedserver.federation import Federation, FederationState
+from fedstream.manifest import Digest
+from fedtask.report import (
+    ClientRecord,
+    Contribution,
+    DataDescription,
+    FederationRecord,
+    ModelFile,
+    PlanRecord,
+    RoundRecord,
+)
+from fedtask.task import Evaluation, SiteSummary
+
+_SHOWN_VERSIONS = ("fedstream", "tensorflow", "keras", "numpy", "grpcio", "protobuf")
+
+
+def round_record(
+    federation: Federation, round_: Round, evaluation: Evaluation | None, evaluation_reason: str
+) -> RoundRecord:
+    """The record of a round that is closed."""
+    assert round_.closed is not None, "a round is recorded once it is closed"
+    return RoundRecord(
+        number=round_.number,
+        succeeded=round_.succeeded,
+        reason=round_.reason if round_.succeeded else _why_failed(round_),
+        duration_seconds=federation.now - round_.opened,
+        closed=wall_time_of(federation.clock, round_.closed),
+        evaluation=evaluation,
+        evaluation_reason=evaluation_reason,
+        bytes_received=federation.bytes_received,
+        bytes_sent=federation.bytes_sent,
+        contributions=tuple(_contribution(part) for part in round_.participations),
+    )
+
+
+def _why_failed(round_: Round) -> str:
+    return f"{len(round_.completed)} of at least {round_.rules.min_clients} updates: {round_.reason}"
+
+
+def _contribution(part: Participation) -> Contribution:
+    assert part.outcome is not None, "every part of a closed round has ended"
+    return Contribution(
+        client_name=part.client,
+        rank=part.rank,
+        outcome=part.outcome.value,
+        reason=part.reason,
+        num_examples=part.num_examples or None,
+        weight=part.weight or None,
+        metrics=part.metrics,
+        epochs=part.plan.epochs,
+        upload_bytes=part.committed_size,
+        seconds=part.ended_at - part.offered_at if part.ended_at is not None else None,
+    )
+
+
+def federation_record(
+    federation: Federation,
+    reason: str,
+    test_evaluation: Evaluation | None,
+    test_summary: SiteSummary | None,
+    model_files: Sequence[ModelFile],
+) -> FederationRecord:
+    """Everything the report says."""
+    config, best = federation.config, federation.progress.best
+    best_round = best.version if best is not None and best.version else None
+    return FederationRecord(
+        federation_name=config.name,
+        task_name=config.task,
+        model=_model_words(federation),
+        strategy=config.strategy,
+        plan=PlanRecord.of(federation.plan),
+        started=datetime.fromtimestamp(federation.started, UTC),
+        ended=datetime.fromtimestamp(federation.clock.wall(), UTC),
+        duration_seconds=federation.clock.wall() - federation.started,
+        outcome=_outcome_word(federation),
+        outcome_reason=reason,
+        rounds_planned=config.rounds,
+        rounds=tuple(federation.history),
+        best_round=best_round if best_round is not None else _last_success(federation),
+        best_chosen_by="accuracy on the holdout, then loss" if best is not None else "being the last",
+        early_stop_reason=federation.progress.why_stopping(),
+        positive_class=federation.meaning.positive_class,
+        holdout=_describe_data(federation.evaluator.summary, config.holdout),
+        test=_describe_data(test_summary, config.test),
+        test_evaluation=test_evaluation,
+        clients=tuple(
+            ClientRecord(
+                name=client.name,
+                state=client.state.value,
+                reason=client.reason,
+                num_examples=client.introduction.num_examples,
+                software=client.introduction.software,
+            )
+            for client in federation.population
+        ),
+        model_files=tuple(model_files),
+        settings=dict(config.task_settings),
+        seeds={"federation": config.seed},
+        versions=_versions(),
+    )
+
+
+def _outcome_word(federation: Federation) -> str:
+    if federation.standing.state is FederationState.FAILED:
+        return "failed"
+    return "stopped" if federation.stop_requested.is_set() else "finished"
+
+
+def _model_words(federation: Federation) -> str:
+    assert federation.schema is not None, "reported before the federation was ready"
+    schema = federation.schema
+    trainable = sum(spec.num_elements for spec in schema if spec.trainable)
+    values = sum(spec.num_elements for spec in schema)
+    return f"{len(schema)} tensors, {values:,} values, {trainable:,} of them trained, {schema.size_bytes / 1e6:.1f} MB"
+
+
+def _last_success(federation: Federation) -> int | None:
+    return max((record.number for record in federation.history if record.succeeded), default=None)
+
+
+def _describe_data(summary: SiteSummary | None, source: str | None) -> DataDescription | None:
+    if summary is None:
+        return None
+    counts: dict[str, int] = {}
+    for of_split in summary.counts.values():
+        for name, count in of_split.items():
+            counts[name] = counts.get(name, 0) + count
+    return DataDescription(
+        counts=counts,
+        weaknesses=tuple(summary.weaknesses),
+        synthetic=summary.synthetic,
+        source=Path(source).name if source else "",
+        skipped=dict(summary.skipped),
+    )
+
+
+def describe_file(path: Path, description: str) -> ModelFile:
+    """A model file that was written."""
+    digest = Digest.of(path.read_bytes())
+    return ModelFile(path.name, digest.hex, digest.size_bytes, description)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _SHOWN_VERSIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,221 @@
+"""The AdminService: what an operator sees and steers."""
+
+from __future__ import annotations
+
+from google.protobuf.duration_pb2 import Duration
+
+from fedserver.coordinator.participation import OutcomeCounts, Participation
+from fedserver.coordinator.population import Client, ClientState
+from fedserver.coordinator.round import Round
+from fedserver.federation import Federation, FederationState
+from fedserver.services import messages
+from fedserver.services.calls import Context, translates_errors
+from fedstream import wire
+from fedstream.errors import InvalidRequest, UnknownRound
+from fedstream.v1 import admin_pb2, admin_pb2_grpc, negotiation_pb2
+from fedtask.report import Contribution, RoundRecord
+
+_FEDERATION_STATES = {
+    state: admin_pb2.FederationState.Value(f"FEDERATION_STATE_{state.name}") for state in FederationState
+}
+_PAGE_SIZE, _MAX_PAGE_SIZE = 100, 1_000
+
+
+class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
+    """Looks at a federation and steers it."""
+
+    def __init__(self, federation: Federation) -> None:
+        self._federation = federation
+
+    @translates_errors
+    async def GetState(self, _request: admin_pb2.GetStateRequest, _context: Context) -> admin_pb2.GetStateResponse:
+        """The federation's state and what it waits for."""
+        federation, standing = self._federation, self._federation.standing
+        best = federation.progress.best
+        response = admin_pb2.GetStateResponse(
+            federation_name=federation.config.name,
+            state=_FEDERATION_STATES[standing.state],
+            reason=standing.reason,
+            since=messages.write_instant(federation.clock, standing.since),
+            rounds=federation.config.rounds,
+            best_round=best.version if best is not None else 0,
+            clients_connected=len(federation.idle),
+            min_clients=federation.config.min_clients,
+            started=messages.write_unix_time(federation.started),
+        )
+        latest = self._latest()
+        if latest is not None:
+            response.round.CopyFrom(latest)
+        if federation.model_ref is not None:
+            response.global_model.CopyFrom(messages.write_model(federation.model_ref))
+        return response
+
+    def _latest(self) -> admin_pb2.Round | None:
+        live = self._live()
+        if live is not None:
+            return self._write_live(live)
+        return write_record(self._federation.history[-1]) if self._federation.history else None
+
+    def _live(self) -> Round | None:
+        """The round at work, until its record is kept."""
+        round_, history = self._federation.round, self._federation.history
+        over = round_ is None or (bool(history) and history[-1].number >= round_.number)
+        return None if over else round_
+
+    @translates_errors
+    async def ListRounds(self, request: admin_pb2.ListRoundsRequest, _context: Context) -> admin_pb2.ListRoundsResponse:
+        """All rounds, in pages."""
+        start = _read_token(request.page_token)
+        size = min(request.page_size or _PAGE_SIZE, _MAX_PAGE_SIZE)
+        rounds = [write_record(record) for record in self._federation.history[start : start + size]]
+        more = start + size < len(self._federation.history)
+        live = self._live()
+        if live is not None and not more:
+            rounds.append(self._write_live(live))
+        return admin_pb2.ListRoundsResponse(rounds=rounds, next_page_token=str(start + size) if more else "")
+
+    @translates_errors
+    async def GetRound(self, request: admin_pb2.GetRoundRequest, _context: Context) -> admin_pb2.GetRoundResponse:
+        """One round and its clients."""
+        live = self._live()
+        if live is not None and request.number in (0, live.number):
+            parts = [self._write_participation(part) for part in live.participations]
+            return admin_pb2.GetRoundResponse(round=self._write_live(live), participations=parts)
+        for record in reversed(self._federation.history):
+            if request.number in (0, record.number):
+                parts = [_write_contribution(one) for one in record.contributions]
+                return admin_pb2.GetRoundResponse(round=write_record(record), participations=parts)
+        raise UnknownRound(f"there is no round {request.number or 'yet'}", round=request.number)
+
+    @translates_errors
+    async def ListClients(
+        self, _request: admin_pb2.ListClientsRequest, _context: Context
+    ) -> admin_pb2.ListClientsResponse:
+        """Every client the server has met."""
+        return admin_pb2.ListClientsResponse(clients=[self._write_client(one) for one in self._federation.population])
+
+    @translates_errors
+    async def Pause(self, _request: admin_pb2.PauseRequest, _context: Context) -> admin_pb2.PauseResponse:
+        """Opens no further round."""
+        self._federation.pause()
+        return admin_pb2.PauseResponse()
+
+    @translates_errors
+    async def Resume(self, _request: admin_pb2.ResumeRequest, _context: Context) -> admin_pb2.ResumeResponse:
+        """Takes a pause back."""
+        self._federation.resume()
+        return admin_pb2.ResumeResponse()
+
+    @translates_errors
+    async def Stop(self, request: admin_pb2.StopRequest, _context: Context) -> admin_pb2.StopResponse:
+        """Ends the federation."""
+        self._federation.stop(finish_round=request.finish_round)
+        return admin_pb2.StopResponse()
+
+    def _write_live(self, round_: Round) -> admin_pb2.Round:
+        clock = self._federation.clock
+        return admin_pb2.Round(
+            number=round_.number,
+            phase=admin_pb2.RoundPhase.Value(f"ROUND_PHASE_{self._federation.phase.upper()}"),
+            succeeded=round_.closed is not None and round_.succeeded,
+            reason=self._federation.standing.reason,
+            opened=messages.write_instant(clock, round_.opened),
+            deadline=messages.write_instant(clock, round_.deadline),
+            base_model=messages.write_model(round_.base),
+            counts=write_counts(round_.counts),
+            bytes_received=self._federation.bytes_received,
+            bytes_sent=self._federation.bytes_sent,
+        )
+
+    def _write_participation(self, part: Participation) -> admin_pb2.Participation:
+        clock = self._federation.clock
+        return admin_pb2.Participation(
+            client_name=part.client,
+            rank=part.rank,
+            outcome=messages.OUTCOMES[part.outcome] if part.outcome else negotiation_pb2.OUTCOME_UNSPECIFIED,
+            reason=part.reason or part.stage.value,
+            phase=messages.PHASES[part.progress.phase],
+            epoch=part.progress.epoch,
+            epochs=part.plan.epochs,
+            fraction=part.progress.fraction,
+            committed_size=part.committed_size,
+            body_size_bytes=part.body_size_bytes,
+            last_seen=messages.write_instant(clock, part.last_seen),
+            num_examples=part.num_examples,
+            weight=part.weight,
+            metrics=wire.write_metrics(part.metrics or part.progress.metrics),
+            duration=_span((part.ended_at or clock.monotonic()) - part.offered_at),
+        )
+
+    def _write_client(self, client: Client) -> admin_pb2.Client:
+        return admin_pb2.Client(
+            name=client.name,
+            state=self._client_state(client),
+            reason=client.reason,
+            num_examples=client.introduction.num_examples,
+            first_seen=messages.write_unix_time(client.first_seen),
+            last_seen=messages.write_unix_time(client.last_seen),
+            rounds_completed=client.rounds_completed,
+            software=client.introduction.software,
+        )
+
+    def _client_state(self, client: Client) -> admin_pb2.ClientState.ValueType:
+        if client.state is not ClientState.CONNECTED:
+            return admin_pb2.ClientState.Value(f"CLIENT_STATE_{client.state.name}")
+        live = self._live()
+        part = live.of_client(client.name) if live is not None else None
+        working = part is not None and part.is_outstanding
+        return admin_pb2.CLIENT_STATE_WORKING if working else admin_pb2.CLIENT_STATE_IDLE
+
+
+def _read_token(token: str) -> int:
+    if not token:
+        return 0
+    if not (token.isascii() and token.isdecimal() and len(token) < 10):
+        raise InvalidRequest("the page token is not one that this call gave", field="page_token")
+    return int(token)
+
+
+def _span(seconds: float) -> Duration:
+    return messages.write_duration(seconds)
+
+
+def write_counts(counts: OutcomeCounts) -> admin_pb2.OutcomeCounts:
+    """How many offers ended how."""
+    ended = {outcome.value: number for outcome, number in counts.by_outcome.items()}
+    return admin_pb2.OutcomeCounts(offered=counts.offered, outstanding=counts.outstanding, **ended)
+
+
+def write_record(record: RoundRecord) -> admin_pb2.Round:
+    """A round that is over."""
+    message = admin_pb2.Round(
+        number=record.number,
+        phase=admin_pb2.ROUND_PHASE_DONE,
+        succeeded=record.succeeded,
+        reason=record.reason,
+        counts=admin_pb2.OutcomeCounts(offered=record.offered, **record.counts),
+        bytes_received=record.bytes_received,
+        bytes_sent=record.bytes_sent,
+    )
+    if record.closed is not None:
+        message.closed.FromDatetime(record.closed)
+        message.opened.FromNanoseconds(round((record.closed.timestamp() - record.duration_seconds) * 1e9))
+    if record.evaluation is not None:
+        message.metrics.extend(wire.write_metrics(record.evaluation.metrics, record.evaluation.undefined))
+    return message
+
+
+def _write_contribution(one: Contribution) -> admin_pb2.Participation:
+    return admin_pb2.Participation(
+        client_name=one.client_name,
+        rank=one.rank,
+        outcome=negotiation_pb2.Outcome.Value(f"OUTCOME_{one.outcome.upper()}"),
+        reason=one.reason,
+        epochs=one.epochs or 0,
+        committed_size=one.upload_bytes,
+        body_size_bytes=one.upload_bytes,
+        num_examples=one.num_examples or 0,
+        weight=one.weight or 0.0,
+        metrics=wire.write_metrics(one.metrics),
+        duration=_span(one.seconds or 0.0),
+    )

@@ -1,0 +1,213 @@
+"""The server's decisions as protobuf messages, and clients' messages as the domain's types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from functools import singledispatch
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from fedserver.clock import Clock, wall_time_of
+from fedserver.coordinator.effects import (
+    Cancel,
+    Confirm,
+    Effect,
+    MakeOffer,
+    ModelRef,
+    RenewLease,
+    TellFederationOutcome,
+    TellRoundOutcome,
+    TellWaiting,
+    Withdraw,
+)
+from fedserver.coordinator.participation import Outcome, Phase, ProgressReport
+from fedserver.coordinator.population import Introduction
+from fedserver.handshake import Decline
+from fedstream import limits, wire
+from fedstream.errors import InvalidRequest
+from fedstream.schema import TaskMeaning
+from fedstream.v1 import common_pb2, negotiation_pb2
+
+OUTCOMES: Mapping[Outcome, negotiation_pb2.Outcome.ValueType] = {
+    outcome: negotiation_pb2.Outcome.Value(f"OUTCOME_{outcome.name}") for outcome in Outcome
+}
+PHASES: Mapping[Phase, negotiation_pb2.Phase.ValueType] = {
+    Phase.UNKNOWN: negotiation_pb2.PHASE_UNSPECIFIED,
+    Phase.DOWNLOADING: negotiation_pb2.PHASE_DOWNLOADING,
+    Phase.PREPARING: negotiation_pb2.PHASE_PREPARING,
+    Phase.TRAINING: negotiation_pb2.PHASE_TRAINING,
+    Phase.UPLOADING: negotiation_pb2.PHASE_UPLOADING,
+}
+_PHASE_OF = {number: phase for phase, number in PHASES.items()}
+
+
+def write_duration(seconds: float) -> Duration:
+    """A span; never negative, so that nobody is asked to be done before now."""
+    duration = Duration()
+    duration.FromTimedelta(timedelta(seconds=max(0.0, seconds)))
+    return duration
+
+
+def write_instant(clock: Clock, instant: float) -> Timestamp:
+    """An instant of the steady clock, for people."""
+    timestamp = Timestamp()
+    timestamp.FromDatetime(wall_time_of(clock, instant))
+    return timestamp
+
+
+def write_unix_time(seconds: float) -> Timestamp:
+    """A wall-clock time."""
+    timestamp = Timestamp()
+    timestamp.FromNanoseconds(round(seconds * 1e9))
+    return timestamp
+
+
+def write_model(model: ModelRef) -> common_pb2.ModelRef:
+    """A published model's name."""
+    return common_pb2.ModelRef(version=model.version, model_digest=wire.write_digest(model.digest))
+
+
+def write_decline(decline: Decline, meaning: TaskMeaning) -> negotiation_pb2.NegotiateResponse:
+    """Why a client cannot take part."""
+    declined = negotiation_pb2.Declined(
+        reason=negotiation_pb2.DeclineReason.Value(f"DECLINE_REASON_{decline.reason.name}"),
+        message=decline.message,
+        more_differences=decline.more_differences,
+    )
+    for difference in decline.differences:
+        declined.differences.add(
+            server=wire.write_spec(difference.mine) if difference.mine else None,
+            client=wire.write_spec(difference.yours) if difference.yours else None,
+        )
+    if decline.client_meaning is not None:
+        declined.server_meaning.CopyFrom(wire.write_meaning(meaning))
+        declined.client_meaning.CopyFrom(wire.write_meaning(decline.client_meaning))
+    return negotiation_pb2.NegotiateResponse(declined=declined)
+
+
+@singledispatch
+def write_effect(effect: Effect, clock: Clock) -> negotiation_pb2.NegotiateResponse:
+    """What a state machine wants said, as a message."""
+    raise TypeError(f"no message for {effect!r}")
+
+
+@write_effect.register
+def _(effect: MakeOffer, clock: Clock) -> negotiation_pb2.NegotiateResponse:
+    part = effect.participation
+    offer = negotiation_pb2.Offer(
+        offer_id=part.offer_id,
+        upload_id=part.upload_id,
+        round=effect.round_number,
+        base_model=write_model(effect.base),
+        plan=wire.write_plan(part.plan),
+        deadline=write_instant(clock, part.deadline),
+        time_remaining=write_duration(part.deadline - clock.monotonic()),
+        lease=write_duration(effect.lease_seconds),
+    )
+    return negotiation_pb2.NegotiateResponse(offer=offer)
+
+
+@write_effect.register
+def _(effect: Confirm, clock: Clock) -> negotiation_pb2.NegotiateResponse:
+    part = effect.participation
+    confirmation = negotiation_pb2.Confirmation(
+        offer_id=part.offer_id,
+        plan=wire.write_plan(part.plan),
+        deadline=write_instant(clock, part.deadline),
+        time_remaining=write_duration(part.deadline - clock.monotonic()),
+        lease=write_duration(effect.lease_seconds),
+    )
+    return negotiation_pb2.NegotiateResponse(confirm=confirmation)
+
+
+@write_effect.register
+def _(effect: Withdraw, clock: Clock) -> negotiation_pb2.NegotiateResponse:
+    withdrawal = negotiation_pb2.Withdrawal(offer_id=effect.offer_id, reason=effect.reason)
+    return negotiation_pb2.NegotiateResponse(withdraw=withdrawal)
+
+
+@write_effect.register
+def _(effect: RenewLease, clock: Clock) -> negotiation_pb2.NegotiateResponse:
+    renewal = negotiation_pb2.LeaseRenewal(offer_id=effect.offer_id, lease=write_duration(effect.lease_seconds))
+    return negotiation_pb2.NegotiateResponse(lease_renewal=renewal)
+
+
+@write_effect.register
+def _(effect: Cancel, clock: Clock) -> negotiation_pb2.NegotiateResponse:
+    cancellation = negotiation_pb2.Cancellation(offer_id=effect.offer_id, reason=effect.reason)
+    return negotiation_pb2.NegotiateResponse(cancel=cancellation)
+
+
+@write_effect.register
+def _(effect: TellWaiting, clock: Clock) -> negotiation_pb2.NegotiateResponse:
+    waiting = negotiation_pb2.Waiting(reason=effect.reason, since=write_instant(clock, effect.since))
+    return negotiation_pb2.NegotiateResponse(waiting=waiting)
+
+
+@write_effect.register
+def _(effect: TellRoundOutcome, clock: Clock) -> negotiation_pb2.NegotiateResponse:
+    outcome = negotiation_pb2.RoundOutcome(
+        round=effect.round_number,
+        succeeded=effect.succeeded,
+        reason=effect.reason,
+        outcome=OUTCOMES[effect.outcome] if effect.outcome else negotiation_pb2.OUTCOME_UNSPECIFIED,
+        outcome_reason=effect.outcome_reason,
+        global_model=write_model(effect.global_model),
+        metrics=wire.write_metrics(effect.metrics),
+    )
+    return negotiation_pb2.NegotiateResponse(round_outcome=outcome)
+
+
+@write_effect.register
+def _(effect: TellFederationOutcome, clock: Clock) -> negotiation_pb2.NegotiateResponse:
+    outcome = negotiation_pb2.FederationOutcome(
+        reason=effect.reason,
+        last_model=write_model(effect.last),
+        best_model=write_model(effect.best),
+        metrics=wire.write_metrics(effect.metrics),
+    )
+    return negotiation_pb2.NegotiateResponse(federation_outcome=outcome)
+
+
+def read_introduction(hello: negotiation_pb2.Hello) -> Introduction:
+    """Who a client says it is. Bounds are checked here, rules in `fedserver.handshake`."""
+    if not limits.is_plain_text(hello.software, limits.MAX_CLASS_NAME_BYTES):
+        raise InvalidRequest("software is too long or has control characters", field="software")
+    return Introduction(
+        name=hello.client_name,
+        num_examples=hello.num_examples,
+        software=hello.software,
+        epoch_seconds=_seconds(hello, "epoch_duration"),
+        max_epochs=hello.limits.max_epochs or None,
+        max_training_seconds=_seconds(hello.limits, "max_training_time"),
+    )
+
+
+def _seconds(message: Any, field: str) -> float | None:
+    seconds: float = getattr(message, field).ToTimedelta().total_seconds()
+    return seconds if message.HasField(field) else None
+
+
+def read_progress(progress: negotiation_pb2.Progress) -> ProgressReport:
+    """How far a client says it is; a fraction out of range is brought into it."""
+    fraction = progress.fraction if 0.0 <= progress.fraction <= 1.0 else 0.0
+    return ProgressReport(
+        phase=_PHASE_OF.get(progress.phase, Phase.UNKNOWN),
+        epoch=progress.epoch,
+        epochs=progress.epochs,
+        fraction=fraction,
+        metrics=wire.read_metrics(progress.metrics),
+    )
+
+
+def read_counter_seconds(counter: negotiation_pb2.CounterOffer) -> float | None:
+    """The time a counter-offer asks for, if it does."""
+    return _seconds(counter, "time_needed")
+
+
+def read_reason(text: str) -> str:
+    """A client's reason as it may be shown."""
+    return limits.clip_reason(text)

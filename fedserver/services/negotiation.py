@@ -1,0 +1,201 @@
+"""The NegotiationService: one stream per client, from hello to the federation's outcome."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import structlog
+
+from fedserver.coordinator.effects import TellFederationOutcome
+from fedserver.coordinator.population import ClientState, Introduction
+from fedserver.federation import Federation
+from fedserver.handshake import Decline, check_introduction, check_meaning, compare_schemas
+from fedserver.services import messages
+from fedserver.services.calls import Context, give_way, translates_errors
+from fedserver.sessions import Session
+from fedstream import limits, wire
+from fedstream.errors import InvalidRequest, UnexpectedMessage
+from fedstream.schema import ModelSchema, TensorSpec
+from fedstream.v1 import common_pb2, negotiation_pb2, negotiation_pb2_grpc
+
+log = structlog.get_logger()
+
+Requests = AsyncIterator[negotiation_pb2.NegotiateRequest]
+
+
+class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
+    """Says what the federation learns, and holds clients' sessions."""
+
+    def __init__(self, federation: Federation) -> None:
+        self._federation = federation
+
+    @translates_errors
+    async def DescribeTask(
+        self, _request: negotiation_pb2.DescribeTaskRequest, _context: Context
+    ) -> negotiation_pb2.DescribeTaskResponse:
+        """Says which task this federation learns."""
+        federation = self._federation
+        response = negotiation_pb2.DescribeTaskResponse(
+            protocol=common_pb2.ProtocolRange(min=limits.PROTOCOL_VERSION, max=limits.PROTOCOL_VERSION),
+            federation_name=federation.config.name,
+            task_name=federation.config.task,
+            task_settings=federation.config.task_settings,
+            capabilities=common_pb2.Capabilities(
+                encodings=[common_pb2.ENCODING_RAW], max_chunk_bytes=limits.MAX_CHUNK_BYTES
+            ),
+        )
+        if federation.description is not None:
+            response.meaning.CopyFrom(wire.write_meaning(federation.description.meaning))
+        if federation.schema is not None:
+            response.schema_sha256 = federation.schema.digest()
+        return response
+
+    @translates_errors
+    async def Negotiate(self, requests: Requests, context: Context) -> None:
+        """Holds one client's session."""
+        introduction = await self._handshake(requests, context)
+        if introduction is None:
+            return
+        session = self._federation.sessions.open(introduction.name)
+        state, reason = ClientState.DISCONNECTED, "the connection was lost"
+        try:
+            with structlog.contextvars.bound_contextvars(client=introduction.name):
+                self._federation.sessions.say(self._federation.welcome(introduction))
+                message = "a newer stream of this client took over"
+                left = await give_way(self._converse(session, requests, context), session.superseded, message)
+                if left is not None:
+                    state, reason = ClientState.LEFT, left
+        finally:
+            if self._federation.sessions.close(session):
+                self._federation.gone(introduction.name, state, reason)
+
+    # The handshake.
+
+    async def _handshake(self, requests: Requests, context: Context) -> Introduction | None:
+        """Take the hello and welcome the client, or decline it and return nothing."""
+        first = await anext(aiter(requests), None)
+        if first is None or first.WhichOneof("kind") != "hello":
+            raise UnexpectedMessage("the first message must be hello")
+        hello = first.hello
+        introduction = messages.read_introduction(hello)
+        decline = check_introduction(introduction, hello.protocol.min, hello.protocol.max)
+        if decline is None:
+            await self._until_ready(introduction.name, context)
+            decline = await self._check_task(hello, requests, context)
+        if decline is not None:
+            # A malformed name is not kept: nothing is ever listed or logged under it.
+            if limits.is_client_name(introduction.name):
+                self._federation.turn_away(introduction, decline)
+            await context.write(messages.write_decline(decline, self._federation.meaning))
+            return None
+        await context.write(self._welcome(hello))
+        return introduction
+
+    async def _until_ready(self, client: str, context: Context) -> None:
+        if not self._federation.ready.is_set():
+            notice = self._federation.waiting_notice(client)
+            await context.write(messages.write_effect(notice, self._federation.clock))
+            await self._federation.ready.wait()
+
+    async def _check_task(self, hello: negotiation_pb2.Hello, requests: Requests, context: Context) -> Decline | None:
+        decline = check_meaning(self._federation.meaning, wire.read_meaning(hello.meaning))
+        if decline is not None:
+            return decline
+        assert self._federation.schema is not None, "a ready federation has its schema"
+        if hello.schema_sha256 == self._federation.schema.digest():
+            return None
+        query = negotiation_pb2.NegotiateResponse(schema_query=negotiation_pb2.SchemaQuery())
+        await context.write(query)
+        return compare_schemas(self._federation.schema, await self._read_schema(requests))
+
+    async def _read_schema(self, requests: Requests) -> ModelSchema:
+        tensors: list[TensorSpec] = []
+        async for request in requests:
+            if request.WhichOneof("kind") != "schema_part":
+                raise UnexpectedMessage("schema parts must follow a schema query")
+            tensors += [wire.read_spec(spec) for spec in request.schema_part.tensors]
+            if len(tensors) > limits.MAX_TENSORS:
+                raise InvalidRequest(f"a schema has at most {limits.MAX_TENSORS} tensors", field="tensors")
+            if request.schema_part.last:
+                break
+        try:
+            return ModelSchema(tuple(tensors))
+        except ValueError as error:
+            raise InvalidRequest(str(error), field="tensors") from error
+
+    def _welcome(self, hello: negotiation_pb2.Hello) -> negotiation_pb2.NegotiateResponse:
+        theirs = hello.capabilities.max_chunk_bytes or limits.DEFAULT_CHUNK_BYTES
+        welcome = negotiation_pb2.Welcome(
+            protocol=limits.PROTOCOL_VERSION,
+            max_chunk_bytes=min(theirs, limits.MAX_CHUNK_BYTES),
+            encodings=[common_pb2.ENCODING_RAW],
+            window_bytes=limits.WINDOW_BYTES,
+            rounds=self._federation.config.rounds,
+            client_name=hello.client_name,
+        )
+        return negotiation_pb2.NegotiateResponse(welcome=welcome)
+
+    # The conversation.
+
+    async def _converse(self, session: Session, requests: Requests, context: Context) -> str | None:
+        """Speak and listen until one side is done; returns the client's reason if it left by its own will."""
+        speaking = asyncio.ensure_future(self._speak(session, context))
+        listening = asyncio.ensure_future(self._listen(session.client, requests))
+        try:
+            await asyncio.wait({speaking, listening}, return_when=asyncio.FIRST_COMPLETED)
+            if listening.done():
+                return listening.result()
+            speaking.result()
+            return None
+        finally:
+            for task in (speaking, listening):
+                task.cancel()
+            await asyncio.gather(speaking, listening, return_exceptions=True)
+
+    async def _speak(self, session: Session, context: Context) -> None:
+        while True:
+            effect = await session.outbox.get()
+            await context.write(messages.write_effect(effect, self._federation.clock))
+            if isinstance(effect, TellFederationOutcome):
+                return
+
+    async def _listen(self, client: str, requests: Requests) -> str | None:
+        async for request in requests:
+            kind = request.WhichOneof("kind")
+            self._federation.population.seen(client, self._federation.clock.wall())
+            if kind == "leave":
+                return messages.read_reason(request.leave.reason) or "no reason given"
+            self._hear(client, kind, request)
+        return None
+
+    def _hear(self, client: str, kind: str | None, request: negotiation_pb2.NegotiateRequest) -> None:
+        round_, now = self._federation.round, self._federation.now
+        if kind in ("hello", "schema_part"):
+            raise UnexpectedMessage(f"{kind} belongs to the handshake, which is over")
+        if round_ is None or kind is None:  # a kind of a newer version, or about a round of an earlier life
+            return
+        match kind:
+            case "accept":
+                effects = round_.accept(client, request.accept.offer_id, now)
+            case "decline":
+                reason = messages.read_reason(request.decline.reason)
+                effects = round_.decline(client, request.decline.offer_id, reason, now)
+            case "counter_offer":
+                counter = request.counter_offer
+                seconds = messages.read_counter_seconds(counter)
+                reason = messages.read_reason(counter.reason)
+                effects = round_.counter(client, counter.offer_id, counter.epochs or None, seconds, reason, now)
+            case "progress":
+                report = messages.read_progress(request.progress)
+                effects = round_.progress(client, request.progress.offer_id, report, now)
+            case "failure":
+                reason = messages.read_reason(request.failure.reason)
+                effects = round_.fail(client, request.failure.offer_id, reason, now)
+            case _:
+                return
+        log.debug("heard", client=client, kind=kind)
+        if kind == "progress":
+            self._federation.sessions.say(effects)
+        else:
+            self._federation.apply(effects)

@@ -1,0 +1,172 @@
+"""The TransferService: parses, calls the upload desk or the model store, translates errors, serialises."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from fedserver.desk import Desk, OpenUpload, UploadState, UploadStatus
+from fedserver.federation import Federation
+from fedserver.services.calls import Context, give_way, translates_errors
+from fedserver.store import Upload
+from fedserver.store.uploads import UpdateFacts
+from fedstream import limits, wire
+from fedstream.body import admit_chunk
+from fedstream.errors import InvalidManifest, InvalidRequest, Superseded, WrongOffset
+from fedstream.manifest import Manifest, TensorEntry, check_manifest
+from fedstream.v1 import transfer_pb2, transfer_pb2_grpc
+
+_STATES = {state: transfer_pb2.UploadState.Value(f"UPLOAD_STATE_{state.name}") for state in UploadState}
+
+ManifestStream = AsyncIterator[transfer_pb2.PutManifestRequest]
+ChunkStream = AsyncIterator[transfer_pb2.WriteChunksRequest]
+
+
+class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
+    """Uploads of updates and downloads of models."""
+
+    def __init__(self, federation: Federation, desk: Desk) -> None:
+        self._federation = federation
+        self._desk = desk
+
+    @translates_errors
+    async def PutManifest(self, requests: ManifestStream, _context: Context) -> transfer_pb2.PutManifestResponse:
+        """Takes an update's manifest and says which tensors are missing."""
+        header, manifest = await self._read_manifest(requests)
+        facts = UpdateFacts(
+            num_examples=header.num_examples,
+            metrics=wire.read_metrics(header.metrics),
+            epochs=header.epochs,
+            training_seconds=header.training_seconds,
+        )
+        upload = self._desk.begin(header.upload_id, manifest, facts).upload
+        return transfer_pb2.PutManifestResponse(
+            missing_tensors=upload.missing, body_size_bytes=upload.size_bytes, committed_size=upload.committed_size
+        )
+
+    async def _read_manifest(self, requests: ManifestStream) -> tuple[transfer_pb2.UpdateHeader, Manifest]:
+        header: transfer_pb2.UpdateHeader | None = None
+        entries: list[TensorEntry] = []
+        async for request in requests:
+            if header is None:
+                header = self._check_header(request)
+                continue
+            entries += wire.read_part(request.part)
+            if len(entries) > header.num_tensors:
+                raise InvalidManifest(f"the parts hold more than the {header.num_tensors} tensors declared")
+        if header is None:
+            raise InvalidRequest("the first message must have the header", field="header")
+        if len(entries) != header.num_tensors:
+            raise InvalidManifest(f"{header.num_tensors} tensors were declared, {len(entries)} came")
+        assert self._federation.schema is not None, "an upload id is told only when there is a schema"
+        manifest = check_manifest(entries, self._federation.schema)
+        if manifest.model_digest() != wire.read_digest(header.model_digest):
+            raise InvalidManifest("model_digest is not the digest of the manifest's canonical description")
+        return header, manifest
+
+    def _check_header(self, request: transfer_pb2.PutManifestRequest) -> transfer_pb2.UpdateHeader:
+        if request.WhichOneof("kind") != "header":
+            raise InvalidRequest("the first message must have the header", field="header")
+        self._desk.require(request.header.upload_id)  # before anything is read for it
+        if request.header.num_tensors > limits.MAX_TENSORS:
+            raise InvalidManifest(f"{request.header.num_tensors} tensors; at most {limits.MAX_TENSORS} are allowed")
+        return request.header
+
+    @translates_errors
+    async def WriteChunks(self, requests: ChunkStream, context: Context) -> None:
+        """Takes chunks and answers with the committed size as bytes become durable."""
+        first = await anext(aiter(requests), None)
+        if first is None:
+            return
+        upload_id = first.upload_id
+        opened = self._desk.at_work(upload_id)
+        superseded = opened.take_over()
+        try:
+            message = "a newer stream of this upload took over"
+            await give_way(self._write(upload_id, opened, first, requests, context), superseded, message)
+        except Superseded:
+            self._desk.at_work(upload_id)  # a closed round is the better reason
+            raise
+
+    async def _write(
+        self,
+        upload_id: str,
+        opened: OpenUpload,
+        first: transfer_pb2.WriteChunksRequest,
+        rest: ChunkStream,
+        context: Context,
+    ) -> None:
+        async with opened.writer:
+            upload = opened.upload
+            try:
+                await self._take(upload, first)
+                await self._commit_if_due(upload_id, upload, context)
+                async for request in rest:
+                    if request.upload_id not in ("", upload_id):
+                        raise InvalidRequest("a stream carries one upload", field="upload_id")
+                    await self._take(upload, request)
+                    await self._commit_if_due(upload_id, upload, context)
+            finally:
+                committed = await self._desk.commit(upload_id, upload)
+            await context.write(transfer_pb2.WriteChunksResponse(committed_size=committed))
+
+    async def _take(self, upload: Upload, request: transfer_pb2.WriteChunksRequest) -> None:
+        chunk = wire.read_chunk(request.chunk)
+        data = admit_chunk(chunk, upload.received_size, upload.size_bytes, limits.MAX_CHUNK_BYTES)
+        if data:
+            await asyncio.to_thread(upload.write, data)
+
+    async def _commit_if_due(self, upload_id: str, upload: Upload, context: Context) -> None:
+        if upload.wants_commit():
+            committed = await self._desk.commit(upload_id, upload)
+            await context.write(transfer_pb2.WriteChunksResponse(committed_size=committed))
+
+    @translates_errors
+    async def GetUploadStatus(
+        self, request: transfer_pb2.GetUploadStatusRequest, _context: Context
+    ) -> transfer_pb2.GetUploadStatusResponse:
+        """Says how far an upload is."""
+        status = self._desk.status(request.upload_id)
+        return transfer_pb2.GetUploadStatusResponse(
+            committed_size=status.committed_size, body_size_bytes=status.size_bytes, state=_STATES[status.state]
+        )
+
+    @translates_errors
+    async def FinishUpload(
+        self, request: transfer_pb2.FinishUploadRequest, _context: Context
+    ) -> transfer_pb2.FinishUploadResponse:
+        """Verifies, stores and folds a complete upload."""
+        status: UploadStatus = await self._desk.finish(request.upload_id)
+        return transfer_pb2.FinishUploadResponse(state=_STATES[status.state], reason=status.reason)
+
+    @translates_errors
+    async def GetManifest(
+        self,
+        request: transfer_pb2.GetManifestRequest,
+        context: Context,
+    ) -> None:
+        """Gives the manifest of a published model."""
+        model = self._federation.state.models.get(request.model_sha256)
+        num_tensors = len(model.manifest)
+        for part in wire.manifest_parts(model.manifest):
+            await context.write(transfer_pb2.GetManifestResponse(num_tensors=num_tensors, part=part))
+            num_tensors = 0
+
+    @translates_errors
+    async def ReadChunks(
+        self,
+        request: transfer_pb2.ReadChunksRequest,
+        context: Context,
+    ) -> None:
+        """Gives the body of a published model from an offset on."""
+        model = self._federation.state.models.get(request.model_sha256)
+        wanted = wire.read_indexes(request.tensors, len(model.manifest)) or range(len(model.manifest))
+        chunk_bytes = min(request.max_chunk_bytes or limits.DEFAULT_CHUNK_BYTES, limits.MAX_CHUNK_BYTES)
+        with model.body(wanted) as body:
+            if request.read_offset > body.size_bytes:
+                message = f"the body has {body.size_bytes} bytes; reading cannot start at {request.read_offset}"
+                raise WrongOffset(message, committed_size=body.size_bytes)
+            chunks = body.chunks(request.read_offset, chunk_bytes)
+            while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+                await context.write(transfer_pb2.ReadChunksResponse(chunk=wire.write_chunk(chunk)))
+                self._federation.bytes_sent += len(chunk.data)
