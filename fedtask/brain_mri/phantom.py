@@ -4,6 +4,12 @@
 
 writes `train/<class>/*.png`, `val/<class>/*.png` and `PHANTOM.json`, by which every reader of the folder knows that it
 is a phantom. Classes are `no` and `yes`, half each.
+
+How hard it is, with 600 training and 200 validation images, seed 0, at the default difficulty 0 and at 0.3: a logistic
+regression on each image's mean and standard deviation gets 0.75 and 0.65 of the validation images right (on the mean
+alone 0.53 and 0.53), a four-layer network from random weights, 112 x 112, 10 epochs, 0.99 and 0.96. Lesions are the
+brightest things in most slices, so a histogram tells much (0.97 and 0.91): the phantom shows that a federation learns,
+and ranks no models.
 """
 
 from __future__ import annotations
@@ -26,7 +32,7 @@ from fedtask.images.provenance import PHANTOM_MARKER
 from fedtask.task import TaskError
 
 CLASS_NAMES = ("no", "yes")
-VERSION = 1
+VERSION = 2
 """Raised with every change to the pictures, so that folders of an older version are made anew."""
 
 DEFAULT_DIFFICULTY = 0.0

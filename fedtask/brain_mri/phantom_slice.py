@@ -30,9 +30,9 @@ class _Contrast:
     swelling: float
 
 
-_T1 = _Contrast(scalp=0.85, bone=0.10, fluid=0.14, grey=0.46, white=0.62, swelling=0.36)
-_T2 = _Contrast(scalp=0.60, bone=0.08, fluid=0.85, grey=0.56, white=0.40, swelling=0.75)
-_FLAIR = _Contrast(scalp=0.65, bone=0.08, fluid=0.12, grey=0.55, white=0.44, swelling=0.74)
+_T1 = _Contrast(scalp=0.70, bone=0.10, fluid=0.14, grey=0.46, white=0.62, swelling=0.36)
+_T2 = _Contrast(scalp=0.55, bone=0.08, fluid=0.74, grey=0.56, white=0.40, swelling=0.70)
+_FLAIR = _Contrast(scalp=0.60, bone=0.08, fluid=0.12, grey=0.55, white=0.44, swelling=0.70)
 _CONTRASTS = (_T1, _T2, _FLAIR)
 
 _EDGE = 0.025
@@ -143,7 +143,7 @@ def _paint_lesion(
 ) -> Plane:
     """A blob anywhere in the brain: solid, or a bright rim round a dark core, with swelling round it."""
     bearing, distance = rng.uniform(0.0, 2.0 * np.pi), rng.uniform(0.18, 0.55)
-    extent = rng.uniform(0.11, 0.24) * (1.0 - 0.5 * difficulty)
+    extent = rng.uniform(0.15, 0.26) * (1.0 - 0.6 * difficulty)
     right, back = head.x - distance * np.cos(bearing), head.y - 1.2 * distance * np.sin(bearing)
     tilt, stretch = rng.uniform(0.0, np.pi), rng.uniform(1.0, 1.5)
     long = (right * np.cos(tilt) + back * np.sin(tilt)) / stretch
@@ -153,7 +153,7 @@ def _paint_lesion(
     strength = 1.0 - 0.75 * difficulty
     swollen = np.clip(1.9 - edge, 0.0, 1.0) * in_brain * strength * rng.uniform(0.2, 0.8)
     picture = picture + (contrast.swelling - picture) * swollen
-    signal = rng.uniform(0.95, 1.25)
+    signal = rng.uniform(1.1, 1.35)
     core = np.full_like(picture, signal) * (1.0 + 0.06 * smooth_noise(rng, 24, len(head.x)))
     if rng.random() < 0.4:
         rim = rng.uniform(0.25, 0.4)
@@ -170,7 +170,7 @@ def _expose(picture: Plane, difficulty: float, rng: np.random.Generator) -> npt.
     real, imaginary = (sigma * rng.standard_normal((size, size), np.float32) for _ in range(2))
     signal = np.hypot(picture * np.clip(field, 0.5, 1.5) + real, imaginary)
     # The mean is set to a number that knows nothing of the lesion: otherwise it would give the lesion away.
-    gain = rng.uniform(36.0, 60.0) / signal.mean()
+    gain = rng.uniform(38.0, 56.0) / signal.mean()
     return cast(npt.NDArray[np.uint8], np.clip(np.rint(signal * gain), 0, 255).astype(np.uint8))
 
 

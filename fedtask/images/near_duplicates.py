@@ -17,13 +17,19 @@ from fedtask.images.decode import Pixels
 Fingerprints = npt.NDArray[np.uint64]
 """`uint64 [n, 4]`: 255 bits per image, and a constant 0."""
 
-NEAR_DISTANCE = 10
-"""Images whose fingerprints differ in at most this many of 255 bits are near-duplicates."""
+NEAR_DISTANCE = 32
+"""Images whose fingerprints differ in at most this many of 255 bits are near-duplicates.
+
+Chosen by eye on 2,151 real slices from which pairs up to 10 bits (of another hash) had been removed. Pairs up to 36
+bits were all one slice with another contrast, sharpening or margin, or a neighbouring slice of one patient; from about
+44 bits on, different patients come in. At 32 there are 370 pairs, none of two classes, in groups of 6 at most; at 64,
+1,505 pairs, 62 of two classes, in groups of up to 191.
+"""
 
 NUM_WORDS = 4
 _GRID = 64
 _FREQUENCIES = 16
-_BLOCK = 512
+_BLOCK = 256
 
 
 def fingerprint(pixels: Pixels) -> Fingerprints:
@@ -46,17 +52,27 @@ def _dct_basis() -> npt.NDArray[np.float64]:
 def near_pairs(mine: Fingerprints, yours: Fingerprints, distance: int = NEAR_DISTANCE) -> npt.NDArray[np.int64]:
     """Every pair `(i, j)` with `mine[i]` and `yours[j]` at most `distance` bits apart, as `int64 [num_pairs, 2]`.
 
-    The first 64 bits alone turn away nearly all pairs, so the time is that of one word per pair.
+    Ascending by `i`, then `j`. Every pair is compared: 1 to 2 s for 10,000 images with 10,000.
     """
     found = [np.empty((0, 2), np.int64)]
     for start in range(0, len(mine), _BLOCK):
-        block = mine[start : start + _BLOCK]
-        first_word = np.bitwise_count(block[:, None, 0] ^ yours[None, :, 0])
-        rows, columns = np.nonzero(first_word <= distance)
-        apart = np.bitwise_count(block[rows] ^ yours[columns]).sum(axis=1)
-        near = apart <= distance
-        found.append(np.stack([rows[near] + start, columns[near]], axis=1))
+        found.append(_near_in_block(mine[start : start + _BLOCK], yours, distance) + np.array([start, 0]))
     return np.concatenate(found)
+
+
+def _near_in_block(mine: Fingerprints, yours: Fingerprints, distance: int) -> npt.NDArray[np.int64]:
+    """`near_pairs` of a block that is small enough for all its pairs to be in memory.
+
+    Two fingerprints that are near in all are as near in one word at least as a fair share of the distance: that turns
+    away nearly all pairs with one byte of memory per pair.
+    """
+    share = distance // NUM_WORDS
+    candidate = np.zeros((len(mine), len(yours)), np.bool_)
+    for word in range(NUM_WORDS):
+        candidate |= np.bitwise_count(mine[:, None, word] ^ yours[None, :, word]) <= share
+    pairs = np.argwhere(candidate)
+    apart = np.bitwise_count(mine[pairs[:, 0]] ^ yours[pairs[:, 1]]).sum(axis=1)
+    return cast(npt.NDArray[np.int64], pairs[apart <= distance])
 
 
 def near_groups(fingerprints: Fingerprints, distance: int = NEAR_DISTANCE) -> npt.NDArray[np.int64]:
@@ -69,8 +85,9 @@ def near_groups(fingerprints: Fingerprints, distance: int = NEAR_DISTANCE) -> np
             index = leader[index]
         return index
 
-    for first, second in near_pairs(fingerprints, fingerprints, distance).tolist():
-        if first < second:
+    for start in range(0, len(fingerprints), _BLOCK):
+        block = _near_in_block(fingerprints[start : start + _BLOCK], fingerprints[start:], distance)
+        for first, second in (block + start).tolist():
             low, high = sorted((find(first), find(second)))
             leader[high] = low
     return np.array([find(index) for index in range(len(leader))], np.int64)

@@ -61,7 +61,8 @@ def open_site(
     cache = PixelCache(cache_bytes)
     listing = _train_listing(folder, class_names, options)
     val_listing = _val_listing(folder, class_names, options)
-    train, skipped = examine(listing, size, cache, progress)
+    num_files = len(listing.paths) + (0 if val_listing is None else len(val_listing.paths))
+    train, skipped = examine(listing, size, cache, _part(progress, 0, num_files))
     if not len(train):
         raise TaskError(_no_images(listing, skipped, class_names))
     warnings = [*listing.warnings]
@@ -69,7 +70,7 @@ def open_site(
         kept, held_out = stratified_split(train.labels, train.fingerprints, seed, val_fraction)
         train, val = train.subset(kept), train.subset(held_out)
     else:
-        val, val_skipped = examine(val_listing, size, cache, progress)
+        val, val_skipped = examine(val_listing, size, cache, _part(progress, len(listing.paths), num_files))
         skipped += val_skipped
         warnings += [*val_listing.warnings, *_twin_warnings(train, val)]
         if not len(val):
@@ -103,6 +104,11 @@ def open_holdout(
     return images, _summary(folder, counts, len(images), skipped, warnings)
 
 
+def _part(progress: Progress | None, before: int, num_files: int) -> Progress | None:
+    """Progress of one folder as progress of all."""
+    return None if progress is None else lambda done, _: progress(before + done, num_files)
+
+
 def _folder_of(options: SiteOptions) -> Path:
     if options.folder is None:
         raise ValueError("open_site reads a folder; generated data must be written to one first")
@@ -120,7 +126,7 @@ def _train_listing(folder: Path, class_names: Sequence[str], options: SiteOption
             f"--data. Class folders of other names are mapped with {mending_option(class_names)}"
         )
     listing = list_folder(folder / "train", class_names, options.classes)
-    if options.num_shards == 1:
+    if options.num_shards == 1 or not listing.paths:
         return listing
     if not 0 <= options.shard < options.num_shards:
         raise TaskError(f"shard {options.shard} of {options.num_shards}: shards are counted from 0")
