@@ -55,7 +55,7 @@ def scalar_events(record: FederationRecord) -> Iterator[ScalarEvent]:
 def _event(event: ScalarEvent) -> bytes:
     """`tensorflow.Event`: wall_time 1, step 2, summary 5 of values 1, each with tag 1 and simple_value 2."""
     summary = b"".join(
-        _bytes(1, _bytes(1, tag.encode()) + b"\x15" + struct.pack("<f", value)) for tag, value in event.values.items()
+        _bytes(1, _bytes(1, tag.encode()) + b"\x15" + _float32(value)) for tag, value in event.values.items()
     )
     return _double(1, event.wall_time) + b"\x10" + _varint(event.step) + _bytes(5, summary)
 
@@ -68,6 +68,12 @@ def _record(data: bytes) -> bytes:
 def _masked_crc(data: bytes) -> bytes:
     crc = google_crc32c.value(data)
     return struct.pack("<I", ((crc >> 15 | crc << 17 & 0xFFFFFFFF) + _MASK_DELTA) & 0xFFFFFFFF)
+
+
+def _float32(value: float) -> bytes:
+    """The nearest float32 in bytes; beyond its range, its largest value."""
+    largest = 3.4028234663852886e38
+    return struct.pack("<f", max(-largest, min(largest, value)))
 
 
 def _double(number: int, value: float) -> bytes:

@@ -16,7 +16,7 @@ import jinja2
 
 from fedtask import plots
 from fedtask.report import pictures, tables, tensorboard, words
-from fedtask.report.record import FederationRecord, record_to_json
+from fedtask.report.record import FederationRecord, record_from_json, record_to_json
 from fedtask.task import Evaluation
 
 
@@ -31,6 +31,8 @@ class Picture:
 
 def write_report(record: FederationRecord, folder: Path) -> list[Path]:
     """See `fedtask.report.render`."""
+    # As a program reads it from JSON: what is not a finite number is gone, in the page as in the summary.
+    record = record_from_json(record_to_json(record))
     folder.mkdir(parents=True, exist_ok=True)
     # Made beside their place and moved there, so that nobody ever opens half a report.
     with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as name:
@@ -41,14 +43,10 @@ def write_report(record: FederationRecord, folder: Path) -> list[Path]:
         (new / "tensorboard").mkdir()
         events = tensorboard.event_file(tensorboard.scalar_events(record), record.started.timestamp())
         (new / "tensorboard" / tensorboard.FILE_NAME).write_bytes(events)
-        _write_text(new / "report.html", page(record, _embedded(new, drawn)))
-        _write_text(new / "summary.json", json.dumps(summary(record), indent=2, allow_nan=False) + "\n")
+        (new / "report.html").write_text(page(record, _embedded(new, drawn)), encoding="utf-8")
+        told = json.dumps(summary(record), indent=2, allow_nan=False)
+        (new / "summary.json").write_text(told + "\n", encoding="utf-8")
         return _move(new, folder)
-
-
-def _write_text(path: Path, text: str) -> None:
-    # A lone surrogate, which JSON text from outside may hold, has no UTF-8 form.
-    path.write_bytes(text.encode("utf-8", errors="replace"))
 
 
 def _move(new: Path, folder: Path) -> list[Path]:

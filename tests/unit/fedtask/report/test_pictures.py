@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from fedtask import drawing
+from fedtask.report import Contribution, FederationRecord, RoundRecord, pictures
+
+MakeRecord = Callable[..., FederationRecord]
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+@pytest.fixture(name="figures")
+def _figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Every figure that is drawn, after it was written to its file."""
+    kept: list[Figure] = []
+
+    @contextmanager
+    def keep(path: Path, width: float, height: float) -> Iterator[Figure]:
+        with drawing.figure(path, width, height) as made:
+            yield made
+        kept.append(made)
+
+    monkeypatch.setattr(pictures, "figure", keep)
+    return kept
+
+
+def test_global_progress_draws_the_model_the_best_round_and_each_client(
+    make_record: MakeRecord, figures: list[Figure], tmp_path: Path
+) -> None:
+    pictures.global_progress(make_record().rounds, 2, tmp_path / "progress.png")
+
+    left, right = figures[0].axes
+    model, best, north, south = left.get_lines()
+    assert model.get_xydata().tolist() == [[1, 0.9], [2, 0.975], [3, 0.95]]
+    assert best.get_xydata().tolist() == [[2, 0.975]]
+    assert north.get_ydata().tolist() == [0.75, 0.75, 0.875]
+    assert south.get_ydata().tolist()[:2] == [1.0, 1.0]
+    assert left.get_title(loc="right") == "0.9750 in round 2"
+    assert len(right.get_lines()) == 2
+
+
+def test_global_progress_is_content_with_one_round_and_with_missing_scores(
+    make_record: MakeRecord, figures: list[Figure], tmp_path: Path
+) -> None:
+    rounds = make_record().rounds
+
+    pictures.global_progress(rounds[:1], 1, tmp_path / "one.png")
+    pictures.global_progress((rounds[0], replace(rounds[1], evaluation=None), rounds[2]), 1, tmp_path / "gap.png")
+    pictures.global_progress((replace(rounds[0], evaluation=None),), None, tmp_path / "none.png")
+
+    assert [len(one.axes[0].get_lines()) for one in figures] == [4, 4, 3]
+    assert all((tmp_path / name).stat().st_size > 5000 for name in ("one.png", "gap.png", "none.png"))
+
+
+def test_contributions_stack_the_completed_updates_only(
+    make_record: MakeRecord, figures: list[Figure], tmp_path: Path
+) -> None:
+    pictures.contributions(make_record().rounds, tmp_path / "contributions.png")
+
+    left, right = figures[0].axes
+    assert [bar.get_height() for bar in left.patches] == [25, 25, 100, 75, 75, 0]
+    assert [bar.get_height() for bar in right.patches] == [0.25, 0.25, 1.0, 0.75, 0.75, 0.0]
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["south", "north"]
+
+
+def test_contributions_of_many_clients_name_the_largest_and_add_up(figures: list[Figure], tmp_path: Path) -> None:
+    offers = tuple(Contribution(f"site-{i:02d}", i, "completed", "", i + 1, 0.02) for i in range(50))
+
+    pictures.contributions([RoundRecord(1, True, "", 1.0, contributions=offers)], tmp_path / "contributions.png")
+
+    left, right = figures[0].axes
+    names = [text.get_text() for text in figures[0].legends[0].get_texts()]
+    assert names == ["43 others", *(f"site-{i}" for i in range(49, 42, -1))]
+    assert sum(bar.get_height() for bar in left.patches) == 50 * 51 / 2
+    assert sum(bar.get_height() for bar in right.patches) == pytest.approx(1.0)

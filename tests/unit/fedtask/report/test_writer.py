@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from fedtask.report import (
+    ClientRecord,
+    Contribution,
+    DataDescription,
+    FederationRecord,
+    RoundRecord,
+    record_from_json,
+    render,
+)
+from fedtask.task import Evaluation
+
+MakeRecord = Callable[..., FederationRecord]
+HOSTILE = "<script>alert('$\\frac{x}$')</script>\"\x1b[31m"
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+class Page(HTMLParser):
+    """Tags, attribute values and the visible text of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.words: list[str] = []
+        self.feed(html)
+        self.text = re.sub(r"\s+", " ", " ".join(self.words))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in ("meta", "img", "link", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+
+
+def read(folder: Path) -> Page:
+    return Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+def test_render_of_a_federation_writes_every_file_and_nothing_else(make_record: MakeRecord, tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "report"
+
+    got = render(make_record(), folder)
+
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert names == {
+        "calibration.png",
+        "confusion_matrix.png",
+        "contributions.png",
+        "global_progress.png",
+        "report.html",
+        "roc.png",
+        "summary.json",
+        "tensorboard/events.out.tfevents.fedstream",
+    }
+    assert sorted(got) == sorted(folder / name for name in names)
+    assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in folder.glob("*.png"))
+
+
+def test_summary_begins_with_the_best_model_on_the_holdout(make_record: MakeRecord, tmp_path: Path) -> None:
+    record = make_record()
+    render(record, tmp_path)
+
+    summary = json.loads((tmp_path / "summary.json").read_text())
+
+    best = record.rounds[1].evaluation
+    assert best is not None
+    assert list(summary.items())[:6] == [
+        ("accuracy", 39 / 40),
+        ("loss", best.metrics["loss"]),
+        ("best_round", 2),
+        ("rounds", 3),
+        ("duration_seconds", 93.5),
+        ("bytes_moved", 5400 + 15000),
+    ]
+    assert summary["mean_client_accuracy"] == 0.875
+    assert summary["client_accuracy"] == {"north": 0.75, "south": 1.0}
+    assert summary["counts"]["3"] == {
+        "offered": 2,
+        "completed": 1,
+        "quarantined": 0,
+        "declined": 0,
+        "withdrawn": 0,
+        "failed": 0,
+        "expired": 1,
+        "cancelled": 0,
+    }
+    assert summary["score_used_for_choosing"] is True
+    assert record_from_json(summary["details"]) == record
+
+
+def test_page_says_the_result_its_interval_and_its_limits(make_record: MakeRecord, tmp_path: Path) -> None:
+    render(make_record(), tmp_path)
+
+    text = read(tmp_path).text
+
+    for part in (
+        "97.5% accuracy (95% interval 87.1% to 99.6%)",
+        "It gave the right answer for 39 of 40 images.",
+        "Of 20 images that truly are “yes”, it found 19 and missed 1",
+        "The score was also used for choosing",
+        "Intervals are per image, not per patient.",
+        "Slices of one patient may fall on both sides.",
+        "97.5% on the holdout, round 2",
+        "mean 87.5%: north 75.0%, south 100%",
+        "1 min 34 s",
+        "19.9 KiB: 5.3 KiB from clients, 14.6 KiB to clients",
+        "declined at the handshake : its model differs: head/kernel",
+        "no sign of life for 60 s",
+        "best model (round 2), holdout",
+        "last model (round 3), holdout",
+        "ab" * 32,
+    ):
+        assert part in text
+    assert "Generated data" not in text
+
+
+def test_page_with_a_test_set_leads_with_its_score(make_record: MakeRecord, tmp_path: Path) -> None:
+    tested = make_record().rounds[0].evaluation
+
+    render(make_record(test=DataDescription({"no": 20, "yes": 20}), test_evaluation=tested), tmp_path)
+
+    text = read(tmp_path).text
+    assert "90.0% accuracy" in text
+    assert "was looked at once" in text
+    assert "also used for choosing" not in text
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["accuracy"], summary["score_used_for_choosing"]) == (39 / 40, False)
+
+
+def test_page_on_generated_data_says_that_no_patient_was_scanned(make_record: MakeRecord, tmp_path: Path) -> None:
+    render(make_record(training_data_synthetic=True), tmp_path)
+
+    text = read(tmp_path).text
+    assert "Generated data, not patients. The training images were generated by a program (a phantom)." in text
+
+
+def test_page_needs_nothing_from_outside(make_record: MakeRecord, tmp_path: Path) -> None:
+    render(make_record(), tmp_path)
+
+    page = read(tmp_path)
+
+    addresses = [value for name, value in page.attributes if name in ("src", "href", "srcset", "data", "action")]
+    assert len(addresses) == 5
+    prefix = "data:image/png;base64,"
+    pictures = {base64.b64decode(value.removeprefix(prefix)) for value in addresses if value}
+    assert pictures == {path.read_bytes() for path in tmp_path.glob("*.png")}
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert "@import" not in (tmp_path / "report.html").read_text()
+    assert "url(" not in (tmp_path / "report.html").read_text()
+
+
+def test_hostile_names_and_reasons_are_shown_as_text(make_record: MakeRecord, tmp_path: Path) -> None:
+    rounds = make_record().rounds
+    hostile = replace(rounds[1].contributions[0], client_name=HOSTILE)
+    failed = Contribution(HOSTILE, 1, "failed", reason=HOSTILE)
+    record = make_record(
+        federation_name=HOSTILE,
+        rounds=(
+            rounds[0],
+            replace(rounds[1], contributions=(hostile, failed)),
+            RoundRecord(3, False, HOSTILE, 1.0),
+        ),
+        clients=(ClientRecord(HOSTILE, "declined", HOSTILE, software=HOSTILE),),
+        outcome=HOSTILE,
+        outcome_reason=HOSTILE,
+        settings={HOSTILE: HOSTILE},
+        notes=(HOSTILE,),
+    )
+
+    render(record, tmp_path)
+
+    page = read(tmp_path)
+    assert "script" not in page.tags
+    assert page.text.count("<script>alert('$\\frac{x}$')</script>\"") >= 12
+    assert all(not name.startswith("on") for name, _ in page.attributes)
+
+
+def test_report_without_any_successful_round_says_so(make_record: MakeRecord, tmp_path: Path) -> None:
+    failed = RoundRecord(1, False, "1 update, 2 needed", 30.0, contributions=(Contribution("north", 0, "expired"),))
+
+    render(make_record(rounds=(failed,), best_round=None, outcome="failed", model_files=()), tmp_path)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "summary.json", "tensorboard"]
+    text = read(tmp_path).text
+    assert "No model No round succeeded" in text
+    assert "Round 1 failed: 1 update, 2 needed." in text
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [summary[key] for key in ("accuracy", "loss", "best_round", "rounds")] == [None, None, None, 1]
+
+
+def test_report_of_a_federation_that_nobody_joined_says_so(make_record: MakeRecord, tmp_path: Path) -> None:
+    render(make_record(rounds=(), best_round=None, clients=(), holdout=None), tmp_path)
+
+    text = read(tmp_path).text
+    assert "No round was opened." in text
+    assert "No client came." in text
+
+
+def test_report_without_a_holdout_has_contributions_and_no_score(make_record: MakeRecord, tmp_path: Path) -> None:
+    rounds = tuple(replace(one, evaluation=None) for one in make_record().rounds)
+
+    render(make_record(rounds=rounds, best_round=None, holdout=None), tmp_path)
+
+    assert [path.name for path in tmp_path.glob("*.png")] == ["contributions.png"]
+    text = read(tmp_path).text
+    assert "No score 3 rounds made a global model, the last in round 3" in text
+    assert "but it was not scored: the coordinator had no holdout." in text
+
+
+def test_report_with_null_metrics_gives_the_reasons(make_record: MakeRecord, tmp_path: Path) -> None:
+    half = Evaluation(
+        metrics={"loss": 0.5, "accuracy": None, "auc": math.nan},
+        num_examples=3,
+        undefined={"accuracy": "the task counts no answers"},
+        curves={"roc_fpr": [0.0, 1.0], "roc_tpr": [0.0]},
+    )
+    rounds = (RoundRecord(1, True, "", 1.0, evaluation=half, contributions=(Contribution("a", 0, "completed"),)),)
+
+    render(make_record(rounds=rounds, best_round=1), tmp_path)
+
+    text = read(tmp_path).text
+    assert "0.5000 loss" in text
+    assert "undefined: the task counts no answers" in text
+    assert "undefined: the task gave a value that is not a finite number" in text
+    assert "nan" not in re.sub(r"[\w+/=]{200,}", "", (tmp_path / "report.html").read_text())
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["contributions.png", "global_progress.png"]
+    assert json.loads((tmp_path / "summary.json").read_text())["accuracy"] is None
+
+
+def test_report_of_fifty_clients_lists_each_and_stays_small(make_record: MakeRecord, tmp_path: Path) -> None:
+    scored = make_record().rounds[0].evaluation
+    names = [f"site-{i:02d}" for i in range(50)]
+    offers = tuple(
+        Contribution(name, i, "completed", num_examples=10 + i, weight=0.02, metrics={"val_accuracy": 0.5})
+        for i, name in enumerate(names)
+    )
+    rounds = tuple(RoundRecord(n, True, "", 1.0, evaluation=scored, contributions=offers) for n in range(1, 21))
+
+    render(make_record(rounds=rounds, best_round=20, clients=()), tmp_path)
+
+    page = (tmp_path / "report.html").read_text()
+    assert all(page.count(f">{name}<") == 2 for name in names)
+    assert "mean 50.0% over 50 clients, listed below" in read(tmp_path).text
+    assert len(page) < 1_000_000
+
+
+def test_render_again_replaces_the_earlier_report(make_record: MakeRecord, tmp_path: Path) -> None:
+    render(make_record(federation_name="earlier"), tmp_path)
+    first = {path.name for path in tmp_path.rglob("*")}
+
+    render(make_record(federation_name="later"), tmp_path)
+
+    assert {path.name for path in tmp_path.rglob("*")} == first
+    assert "earlier" not in read(tmp_path).text
+    assert "later" in read(tmp_path).text

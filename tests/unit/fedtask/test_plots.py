@@ -1,0 +1,177 @@
+"""Pictures are looked at by people; these tests hold the rest: that they are made, and what is drawn in them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from fedtask import drawing, plots
+from fedtask.metrics import binary_evaluation
+from fedtask.plots import HistoryRow
+from fedtask.task import Evaluation
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+@pytest.fixture(name="figures")
+def _figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Every figure that is drawn, after it was written to its file."""
+    kept: list[Figure] = []
+
+    @contextmanager
+    def keep(path: Path, width: float, height: float) -> Iterator[Figure]:
+        with drawing.figure(path, width, height) as made:
+            yield made
+        kept.append(made)
+
+    monkeypatch.setattr(plots, "figure", keep)
+    return kept
+
+
+def row(number: int, epoch: int, accuracy: float | None, val_accuracy: float | None) -> HistoryRow:
+    return {
+        "round": number,
+        "epoch": epoch,
+        "loss": 0.5,
+        "accuracy": accuracy,
+        "val_loss": None,
+        "val_accuracy": val_accuracy,
+    }
+
+
+def scored() -> Evaluation:
+    rng = np.random.default_rng(4)
+    labels = rng.integers(0, 2, 200)
+    return binary_evaluation(labels, np.clip(0.25 + 0.5 * labels + rng.normal(0, 0.2, 200), 0, 1), ("no", "yes"), "yes")
+
+
+def size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        image.load()
+        return image.size
+
+
+def test_history_csv_holds_every_column_and_leaves_missing_values_empty(tmp_path: Path) -> None:
+    rows: list[HistoryRow] = [
+        {"epoch": 1, "round": 2, "loss": 0.5, "accuracy": None},
+        {"round": 3, "epoch": 1, "loss": 0.25, "val_loss": 1e-07},
+    ]
+
+    plots.history_csv(rows, tmp_path / "history.csv")
+
+    assert (tmp_path / "history.csv").read_bytes() == (
+        b"round,epoch,loss,accuracy,val_loss\r\n2,1,0.5,,\r\n3,1,0.25,,1e-07\r\n"
+    )
+
+
+def test_history_csv_without_an_epoch_is_a_header(tmp_path: Path) -> None:
+    plots.history_csv([], tmp_path / "history.csv")
+
+    assert (tmp_path / "history.csv").read_bytes() == b"round,epoch\r\n"
+
+
+def test_training_history_draws_one_line_per_round_and_numbers_the_rounds(
+    figures: list[Figure], tmp_path: Path
+) -> None:
+    rows = [row(1, 1, 0.5, 0.5), row(1, 2, 0.75, 0.5), row(4, 1, 0.875, None), row(4, 2, 1.0, 0.75)]
+
+    plots.training_history(rows, tmp_path / "history.png", "client $north")
+
+    left, right = figures[0].axes
+    drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in left.get_lines() if line.get_marker() == "s"]
+    assert drawn == [([1, 2], [0.5, 0.75]), ([3, 4], [0.875, 1.0])]
+    assert [text.get_text() for text in left.texts] == ["round 1", "round 4"]
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["training", "validation"]
+    assert not [line for line in right.get_lines() if line.get_marker() == "o"]
+    assert size(tmp_path / "history.png") == (1440, 604)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [row(1, 1, 0.5, 0.5)],
+        [row(1, 1, None, None)],
+        [row(1, 1, math.nan, math.inf)],
+        [row(n, e, 0.5, 0.5) for n in range(1, 71) for e in range(1, 4)],
+    ],
+    ids=["nothing", "one epoch", "all missing", "not finite", "seventy rounds"],
+)
+def test_training_history_is_content_with_little_and_with_much(rows: list[HistoryRow], tmp_path: Path) -> None:
+    plots.training_history(rows, tmp_path / "history.png", "client north")
+
+    assert size(tmp_path / "history.png") == (1440, 604)
+
+
+def test_training_history_of_many_rounds_numbers_twelve_at_most(figures: list[Figure], tmp_path: Path) -> None:
+    plots.training_history([row(n, 1, 0.5, 0.5) for n in range(1, 71)], tmp_path / "history.png", "client north")
+
+    numbers = [text.get_text() for text in figures[0].axes[0].texts]
+    assert numbers == ["1", "7", "13", "19", "25", "31", "37", "43", "49", "55", "61", "67", "round"]
+
+
+def test_confusion_matrix_writes_counts_and_shares_of_the_true_class(figures: list[Figure], tmp_path: Path) -> None:
+    three = Evaluation({}, 10, class_names=("a", "$b", "c"), confusion=((3, 1, 0), (0, 6, 0), (0, 0, 0)))
+
+    plots.confusion_matrix(three, tmp_path / "confusion.png")
+
+    axes = figures[0].axes[0]
+    assert [text.get_text() for text in axes.texts] == [
+        *("3\n75.0%", "1\n25.0%", "0\n0.0%"),
+        *("0\n0.0%", "6\n100.0%", "0\n0.0%"),
+        *("0", "0", "0"),
+    ]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a\n(n = 4)", "$b\n(n = 6)", "c\n(n = 0)"]
+
+
+def test_roc_draws_the_curve_and_tells_the_area_with_its_interval(figures: list[Figure], tmp_path: Path) -> None:
+    evaluation = scored()
+    interval = evaluation.intervals["auc"]
+
+    plots.roc(evaluation, tmp_path / "roc.png")
+
+    axes = figures[0].axes[0]
+    assert np.array_equal(
+        axes.get_lines()[1].get_xydata(), np.c_[evaluation.curves["roc_fpr"], evaluation.curves["roc_tpr"]]
+    )
+    assert axes.texts[0].get_text() == (
+        f"AUC {evaluation.metrics['auc']:.4f}\n95% interval {interval.low:.4f} to {interval.high:.4f}"
+    )
+
+
+def test_calibration_draws_a_point_and_a_count_per_bin(figures: list[Figure], tmp_path: Path) -> None:
+    evaluation = Evaluation(
+        {},
+        14,
+        curves={
+            "calibration_predicted": [0.05, 0.5, 1.0],
+            "calibration_observed": [0.0, 0.75, 1.0],
+            "calibration_count": [8, 4, 2],
+        },
+    )
+
+    plots.calibration(evaluation, "yes", tmp_path / "calibration.png")
+
+    upper, lower = figures[0].axes
+    assert upper.get_lines()[1].get_xydata().tolist() == [[0.05, 0.0], [0.5, 0.75], [1.0, 1.0]]
+    assert [bar.get_height() for bar in lower.patches] == [8, 4, 2]
+    assert [round(bar.get_x() + bar.get_width() / 2, 6) for bar in lower.patches] == [0.05, 0.55, 0.95]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("north", "north"),
+        ("a\nb\tc\x1b\u200b\u2028d", "a b c   d"),
+        ("x" * 40, "x" * 27 + "…"),
+    ],
+)
+def test_shown_makes_one_short_line(given: str, expected: str) -> None:
+    assert drawing.shown(given) == expected
