@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -42,52 +42,52 @@ def pairs(values: list[str] | None, option: str) -> dict[str, str] | None:
 
 
 @app.command()
-def run(  # noqa: PLR0913 - one parameter per option is how typer documents them
-    config: Annotated[Optional[Path], typer.Option(help="TOML file; options given here go over it.")] = None,
-    name: Annotated[Optional[str], typer.Option(help="Name of the federation. [default: federation]")] = None,
-    listen: Annotated[Optional[str], typer.Option(help="HOST:PORT. [default: 127.0.0.1:8443]")] = None,
+def run(
+    config: Annotated[Path | None, typer.Option(help="TOML file; options given here go over it.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the federation. [default: federation]")] = None,
+    listen: Annotated[str | None, typer.Option(help="HOST:PORT. [default: 127.0.0.1:8443]")] = None,
     advertise: Annotated[
-        Optional[list[str]], typer.Option(help="Name or address under which sites reach this server; repeatable.")
+        list[str] | None, typer.Option(help="Name or address under which sites reach this server; repeatable.")
     ] = None,
-    plaintext: Annotated[Optional[bool], typer.Option("--plaintext", help="No TLS; loopback only.")] = None,
-    task: Annotated[Optional[str], typer.Option(help="Task name or module:Class. [default: brain_mri]")] = None,
-    task_set: Annotated[Optional[list[str]], typer.Option(help="NAME=VALUE of the task; repeatable.")] = None,
-    rounds: Annotated[Optional[int], typer.Option(help="Rounds to run. [default: 10]")] = None,
-    min_clients: Annotated[Optional[int], typer.Option(help="Clients a round needs. [default: 2]")] = None,
-    cohort_size: Annotated[Optional[int], typer.Option(help="Clients to pick per round; 0 for all.")] = None,
-    reporting_goal: Annotated[Optional[int], typer.Option(help="Updates that close a round; 0 for all.")] = None,
-    round_timeout_seconds: Annotated[Optional[float], typer.Option(help="[default: 3600]")] = None,
+    plaintext: Annotated[bool | None, typer.Option("--plaintext", help="No TLS; loopback only.")] = None,
+    task: Annotated[str | None, typer.Option(help="Task name or module:Class. [default: brain_mri]")] = None,
+    task_set: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the task; repeatable.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds to run. [default: 10]")] = None,
+    min_clients: Annotated[int | None, typer.Option(help="Clients a round needs. [default: 2]")] = None,
+    cohort_size: Annotated[int | None, typer.Option(help="Clients to pick per round; 0 for all.")] = None,
+    reporting_goal: Annotated[int | None, typer.Option(help="Updates that close a round; 0 for all.")] = None,
+    round_timeout_seconds: Annotated[float | None, typer.Option(help="[default: 3600]")] = None,
     longest_round_seconds: Annotated[
-        Optional[float], typer.Option(help="What a counter-offer may ask for. [default: twice the timeout]")
+        float | None, typer.Option(help="What a counter-offer may ask for. [default: twice the timeout]")
     ] = None,
     lease_seconds: Annotated[
-        Optional[float], typer.Option(help="Silence after which a client is given up. [default: 60]")
+        float | None, typer.Option(help="Silence after which a client is given up. [default: 60]")
     ] = None,
     join_timeout_seconds: Annotated[
-        Optional[float], typer.Option(help="How long to wait for enough clients. [default: 86400]")
+        float | None, typer.Option(help="How long to wait for enough clients. [default: 86400]")
     ] = None,
-    strategy: Annotated[Optional[str], typer.Option(help="fedavg, uniform or rank_decay. [default: fedavg]")] = None,
-    epochs: Annotated[Optional[int], typer.Option(help="Local epochs at most. [default: the task's]")] = None,
-    batch_size: Annotated[Optional[int], typer.Option(help="[default: the task's]")] = None,
-    learning_rate: Annotated[Optional[float], typer.Option(help="[default: the task's]")] = None,
+    strategy: Annotated[str | None, typer.Option(help="fedavg, uniform or rank_decay. [default: fedavg]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Local epochs at most. [default: the task's]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="[default: the task's]")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="[default: the task's]")] = None,
     early_stopping_rounds: Annotated[
-        Optional[int], typer.Option(help="Rounds without a better holdout score before stopping; 0 for never.")
+        int | None, typer.Option(help="Rounds without a better holdout score before stopping; 0 for never.")
     ] = None,
     holdout: Annotated[
-        Optional[str], typer.Option(help="Folder <class>/* to score every global model on, or `phantom`.")
+        str | None, typer.Option(help="Folder <class>/* to score every global model on, or `phantom`.")
     ] = None,
-    test: Annotated[Optional[str], typer.Option(help="Folder <class>/* that is looked at once, at the end.")] = None,
+    test: Annotated[str | None, typer.Option(help="Folder <class>/* that is looked at once, at the end.")] = None,
     classes: Annotated[
-        Optional[list[str]], typer.Option(help="CLASS=FOLDER where the holdout's folders have other names.")
+        list[str] | None, typer.Option(help="CLASS=FOLDER where the holdout's folders have other names.")
     ] = None,
-    initial_model: Annotated[Optional[Path], typer.Option(help="Start from this model file.")] = None,
+    initial_model: Annotated[Path | None, typer.Option(help="Start from this model file.")] = None,
     backbone_weights: Annotated[
-        Optional[str], typer.Option(help="Weights file to start from, `imagenet` to download, or `random`.")
+        str | None, typer.Option(help="Weights file to start from, `imagenet` to download, or `random`.")
     ] = None,
-    seed: Annotated[Optional[int], typer.Option(help="Of cohort, initial head and plans. [default: 0]")] = None,
-    state: Annotated[Optional[Path], typer.Option(help=f"State directory. [default: {DEFAULT_STATE}]")] = None,
-    out: Annotated[Optional[Path], typer.Option(help="Where report and models go. [default: runs/server]")] = None,
-    log_json: Annotated[Optional[bool], typer.Option("--log-json/--log-text", help="[default: by terminal]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of cohort, initial head and plans. [default: 0]")] = None,
+    state: Annotated[Path | None, typer.Option(help=f"State directory. [default: {DEFAULT_STATE}]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where report and models go. [default: runs/server]")] = None,
+    log_json: Annotated[bool | None, typer.Option("--log-json/--log-text", help="[default: by terminal]")] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Run a federation to its end, then write report and models.
@@ -109,10 +109,32 @@ def run(  # noqa: PLR0913 - one parameter per option is how typer documents them
 
 
 _RUN_SETTINGS = frozenset(
-    "name listen advertise plaintext task rounds min_clients cohort_size reporting_goal round_timeout_seconds "
-    "longest_round_seconds lease_seconds join_timeout_seconds strategy early_stopping_rounds holdout test initial_model "
-    "backbone_weights seed state out".split()
+    {
+        "name",
+        "listen",
+        "advertise",
+        "plaintext",
+        "task",
+        "rounds",
+        "min_clients",
+        "cohort_size",
+        "reporting_goal",
+        "round_timeout_seconds",
+        "longest_round_seconds",
+        "lease_seconds",
+        "join_timeout_seconds",
+        "strategy",
+        "early_stopping_rounds",
+        "holdout",
+        "test",
+        "initial_model",
+        "backbone_weights",
+        "seed",
+        "state",
+        "out",
+    }
 )
+"""Parameters of `run` that are settings under the same name."""
 
 
 @app.command()
@@ -129,7 +151,7 @@ def status(
 
 @app.command()
 def rounds(
-    number: Annotated[Optional[int], typer.Option("--round", help="One round, with each client's part.")] = None,
+    number: Annotated[int | None, typer.Option("--round", help="One round, with each client's part.")] = None,
     state: State = DEFAULT_STATE,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
@@ -169,11 +191,11 @@ def stop(
 @app.command()
 def export(
     out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("models"),
-    number: Annotated[Optional[int], typer.Option("--round", help="Model of this round. [default: the last]")] = None,
+    number: Annotated[int | None, typer.Option("--round", help="Model of this round. [default: the last]")] = None,
     stem: Annotated[str, typer.Option(help="File name without its ending.")] = "GLOBAL_MODEL",
     state: State = DEFAULT_STATE,
     task: Annotated[str, typer.Option(help="Task name or module:Class.")] = "brain_mri",
-    task_set: Annotated[Optional[list[str]], typer.Option(help="NAME=VALUE of the task; repeatable.")] = None,
+    task_set: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the task; repeatable.")] = None,
 ) -> None:
     """Write a round's global model for use without this project (for brain_mri: .keras and .h5)."""
     from fedserver.commands import export as command
@@ -186,8 +208,8 @@ def evaluate(
     model: Annotated[Path, typer.Argument(help="Model file: .keras, .h5 or .weights.h5.")],
     holdout: Annotated[str, typer.Option(help="Folder <class>/*, or `phantom`.")],
     task: Annotated[str, typer.Option(help="Task name or module:Class.")] = "brain_mri",
-    task_set: Annotated[Optional[list[str]], typer.Option(help="NAME=VALUE of the task; repeatable.")] = None,
-    classes: Annotated[Optional[list[str]], typer.Option(help="CLASS=FOLDER; repeatable.")] = None,
+    task_set: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the task; repeatable.")] = None,
+    classes: Annotated[list[str] | None, typer.Option(help="CLASS=FOLDER; repeatable.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Score one model file on a labelled folder."""
@@ -203,13 +225,13 @@ def aggregate(
     out: Annotated[Path, typer.Option(help="Model file to write; its ending decides the format.")],
     strategy: Annotated[str, typer.Option(help="fedavg, uniform or rank_decay.")] = "fedavg",
     examples: Annotated[
-        Optional[str], typer.Option(help="Training examples of each model, such as 400,320; fedavg needs them.")
+        str | None, typer.Option(help="Training examples of each model, such as 400,320; fedavg needs them.")
     ] = None,
-    base: Annotated[Optional[Path], typer.Option(help="The model they started from, for the same bits.")] = None,
-    holdout: Annotated[Optional[str], typer.Option(help="Score the result on this folder.")] = None,
+    base: Annotated[Path | None, typer.Option(help="The model they started from, for the same bits.")] = None,
+    holdout: Annotated[str | None, typer.Option(help="Score the result on this folder.")] = None,
     task: Annotated[str, typer.Option(help="Task name or module:Class.")] = "brain_mri",
-    task_set: Annotated[Optional[list[str]], typer.Option(help="NAME=VALUE of the task; repeatable.")] = None,
-    classes: Annotated[Optional[list[str]], typer.Option(help="CLASS=FOLDER; repeatable.")] = None,
+    task_set: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the task; repeatable.")] = None,
+    classes: Annotated[list[str] | None, typer.Option(help="CLASS=FOLDER; repeatable.")] = None,
 ) -> None:
     """Aggregate model files of sites that can only send files.
 
@@ -224,18 +246,18 @@ def aggregate(
 
 @app.command()
 def demo(
-    data: Annotated[Optional[Path], typer.Option(help="Folder with train/ and val/. [default: the phantom]")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder with train/ and val/. [default: the phantom]")] = None,
     backbone_weights: Annotated[
-        Optional[str], typer.Option(help="Weights file. [default: random on the phantom, else ImageNet's by download]")
+        str | None, typer.Option(help="Weights file. [default: random on the phantom, else ImageNet's by download]")
     ] = None,
     clients: Annotated[int, typer.Option(help="Sites, each a process of its own.", min=1)] = 4,
-    rounds_: Annotated[Optional[int], typer.Option("--rounds", help="[default: enough for the data]")] = None,
+    rounds_: Annotated[int | None, typer.Option("--rounds", help="[default: enough for the data]")] = None,
     division: Annotated[
         str, typer.Option(help="How the folder is divided: even, quantity, dirichlet:ALPHA.")
     ] = "dirichlet:0.5",
     strategy: Annotated[str, typer.Option(help="fedavg, uniform or rank_decay.")] = "fedavg",
-    epochs: Annotated[Optional[int], typer.Option(help="Local epochs at most. [default: the task's]")] = None,
-    task_set: Annotated[Optional[list[str]], typer.Option(help="NAME=VALUE of the task; repeatable.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Local epochs at most. [default: the task's]")] = None,
+    task_set: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the task; repeatable.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
 ) -> None:

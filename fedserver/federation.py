@@ -127,7 +127,7 @@ class Federation:
         if (self.standing.state, self.standing.reason) == (state, reason):
             return
         self.standing = Standing(state, reason, self.clock.monotonic())
-        log.info(state.value, reason=reason)
+        (log.error if state is FederationState.FAILED else log.info)(state.value, reason=reason)
         if state in (FederationState.WAITING, FederationState.PAUSED, FederationState.PREPARING):
             self.sessions.say(self.waiting_notice(client) for client in self.sessions.clients)
 

@@ -41,8 +41,7 @@ async def run_server(config: ServerConfig, log_json: bool | None, log_level: str
         announce(config, listening)
         try:
             reason = await server.run()
-        except FederationFailed as error:
-            log.error("failed", error=str(error))
+        except FederationFailed:
             return ExitCode.FAILED
         log.info("finished", reason=reason, report=str(server.report))
         return ExitCode.FINISHED

@@ -13,7 +13,9 @@ Score = tuple[float, float]
 
 @dataclass(slots=True)
 class Progress:
-    """The best global model by its holdout score. `patience` is rounds without a better one before stopping, 0 for never.
+    """The best global model by its holdout score.
+
+    `patience` is rounds without a better one before stopping, 0 for never.
 
     A better score is a higher accuracy or, where that is equal or the task has none, a lower loss.
     """
@@ -34,7 +36,8 @@ class Progress:
         """Why no further round is worth opening, or `None`."""
         if not self.patience or self.best is None or self.rounds_without_better < self.patience:
             return None
-        return f"early stopping: no better holdout score for {self.patience} rounds; the best was round {self.best.version}"
+        best = self.best.version
+        return f"early stopping: no better holdout score for {self.patience} rounds; the best was round {best}"
 
 
 def score_of(metrics: Mapping[str, float | None]) -> Score:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
 
 from fedserver.store.database import Database
 from fedserver.store.models import ModelStore
@@ -18,7 +19,6 @@ from fedstream.errors import FedstreamError
 from fedstream.files import FileSystem, RealFileSystem, write_durably
 from fedstream.tls import Identity, make_self_signed
 from fedtask.report import RoundRecord
-from pydantic import TypeAdapter
 
 _ROUND = TypeAdapter(RoundRecord)
 

@@ -1,21 +1,24 @@
 """Updates on their way in: chunks go straight to the place in a weights file where they stay.
 
 Once the manifest is known, so is the file's header, and the body is the file's data section: finishing an upload is an
-fsync and a rename, whatever its size. Methods block on the disk and are called from threads, one at a time per upload.
+fsync and a rename, whatever its size. Methods block on the disk and are called from threads; a lock per upload keeps a
+thread that outlived its cancelled call from writing to a file that was dropped meanwhile.
 """
 
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from fedstream import limits
 from fedstream.body import body_size
-from fedstream.errors import DigestMismatch
+from fedstream.errors import DigestMismatch, RoundClosed
 from fedstream.files import TEMPORARY_SUFFIX, FileSystem, publish
 from fedstream.manifest import Manifest
 from fedstream.weights_file import WeightsFile, header_of
@@ -52,6 +55,7 @@ class Upload:
         self.received_size = 0
         self.committed_size = 0
         self._files = files
+        self._lock = threading.Lock()  # guards the descriptor and the sizes; only the file system is called under it
         self._partial = path.with_name(path.name + TEMPORARY_SUFFIX)
         self._header = header_of(manifest.entries[index] for index in missing)
         self._descriptor: int | None = files.open(self._partial)
@@ -59,18 +63,17 @@ class Upload:
 
     def write(self, data: bytes) -> None:
         """Append bytes of the body; they are not durable before `commit`."""
-        assert self._descriptor is not None, "an upload is not written to after it was sealed or dropped"
-        self._files.write_at(self._descriptor, len(self._header) + self.received_size, data)
-        self.received_size += len(data)
+        with self._lock:
+            self._files.write_at(self._opened(), len(self._header) + self.received_size, data)
+            self.received_size += len(data)
 
     def commit(self) -> int:
         """Make all that was written durable; returns the new committed size."""
-        assert self._descriptor is not None, "an upload is not committed after it was sealed or dropped"
-        received = self.received_size
-        if received > self.committed_size:
-            self._files.sync(self._descriptor)
-            self.committed_size = received
-        return self.committed_size
+        with self._lock:
+            if self.received_size > self.committed_size:
+                self._files.sync(self._opened())
+                self.committed_size = self.received_size
+            return self.committed_size
 
     def wants_commit(self) -> bool:
         """Whether enough is uncommitted to be worth an fsync: half a window, so that the sender never has to stop."""
@@ -81,31 +84,21 @@ class Upload:
         """Check every received tensor against its digest.
 
         Raises:
-            DigestMismatch: one differs; what was received is thrown away, and the upload starts again at 0.
+            DigestMismatch: one differs; the upload is to be dropped and started again.
         """
-        assert self._descriptor is not None, "an upload is verified before it is sealed"
         with self._partial.open("rb") as file:
             file.seek(len(self._header))
-            for index in self.missing:
-                entry = self.manifest.entries[index]
-                digest, left = hashlib.sha256(), entry.size_bytes
-                while left:
-                    block = file.read(min(left, _HASH_BLOCK_BYTES))
-                    if not block:
-                        break
-                    digest.update(block)
-                    left -= len(block)
-                if digest.digest() != entry.digest.sha256:
-                    self.received_size = self.committed_size = 0
+            for entry in (self.manifest.entries[index] for index in self.missing):
+                if _sha256_of_next(file, entry.size_bytes) != entry.digest.sha256:
                     message = f"tensor {entry.name} does not match its digest; put the manifest again and start at 0"
                     raise DigestMismatch(message, tensor=entry.name)
 
     def seal(self) -> None:
         """Give the complete and verified file its name, durably."""
-        assert self._descriptor is not None, "an upload is sealed once"
-        self._files.sync(self._descriptor)
-        self._close()
-        publish(self._files, self._partial, self.path)
+        with self._lock:
+            self._files.sync(self._opened())
+            self._close()
+            publish(self._files, self._partial, self.path)
 
     def tensors(self) -> dict[str, np.ndarray]:
         """The tensors that the sealed update brought, as read-only views of the mapped file."""
@@ -113,8 +106,14 @@ class Upload:
 
     def drop(self) -> None:
         """Throw away what was received. Safe at any time, and twice."""
-        self._close()
-        self._files.remove(self._partial)
+        with self._lock:
+            self._close()
+            self._files.remove(self._partial)
+
+    def _opened(self) -> int:
+        if self._descriptor is None:
+            raise RoundClosed("this upload was dropped or is finished")
+        return self._descriptor
 
     def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, None
@@ -136,8 +135,19 @@ class UploadFolder:
 
     def begin(self, upload_id: str, manifest: Manifest, missing: Sequence[int], facts: UpdateFacts) -> Upload:
         """A new upload. `upload_id` is the server's own invention, so it may name a file."""
-        return Upload(self._folder / f"{upload_id}.safetensors", manifest, missing, facts, self._files)
+        return Upload(self._path(upload_id), manifest, missing, facts, self._files)
 
-    def remove(self, upload: Upload) -> None:
+    def remove(self, upload_id: str) -> None:
         """Throw a finished update away."""
-        self._files.remove(upload.path)
+        self._files.remove(self._path(upload_id))
+
+    def _path(self, upload_id: str) -> Path:
+        return self._folder / f"{upload_id}.safetensors"
+
+
+def _sha256_of_next(file: BinaryIO, size_bytes: int) -> bytes:
+    digest, left = hashlib.sha256(), size_bytes
+    while left and (block := file.read(min(left, _HASH_BLOCK_BYTES))):
+        digest.update(block)
+        left -= len(block)
+    return digest.digest()

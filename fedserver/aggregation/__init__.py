@@ -1,0 +1,57 @@
+"""From updates to the next global model: which updates are fit, what each weighs, and their exact weighted mean.
+
+Nothing here knows grpc, the disk or the clock. The parts, from the outside in: `offline` (a whole aggregate at once),
+`accumulator` (one round, update by update), `checks` and `survey` (fit or not), `strategies` (weights), `grid` (how
+fine, and when that is not enough), `kernels` and `blocks` (the loops), `errors`.
+"""
+
+from fedserver.aggregation.accumulator import Accumulator, Reread
+from fedserver.aggregation.checks import (
+    ExampleLimits,
+    Quarantine,
+    check_cohort,
+    check_num_examples,
+    check_update,
+    weight_limits,
+)
+from fedserver.aggregation.errors import (
+    AggregationError,
+    BeyondHeadroom,
+    ImplausibleExamples,
+    NotFinite,
+    NoUpdates,
+    QuarantineReason,
+    RankError,
+    RereadNeeded,
+    SchemaMismatch,
+    UpdateRefused,
+)
+from fedserver.aggregation.offline import aggregate_all
+from fedserver.aggregation.strategies import STRATEGIES, Strategy, strategy_named
+from fedserver.aggregation.survey import UpdateFacts
+
+__all__ = [
+    "STRATEGIES",
+    "Accumulator",
+    "AggregationError",
+    "BeyondHeadroom",
+    "ExampleLimits",
+    "ImplausibleExamples",
+    "NoUpdates",
+    "NotFinite",
+    "Quarantine",
+    "QuarantineReason",
+    "RankError",
+    "Reread",
+    "RereadNeeded",
+    "SchemaMismatch",
+    "Strategy",
+    "UpdateFacts",
+    "UpdateRefused",
+    "aggregate_all",
+    "check_cohort",
+    "check_num_examples",
+    "check_update",
+    "strategy_named",
+    "weight_limits",
+]

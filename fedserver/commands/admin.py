@@ -1,0 +1,68 @@
+"""How local commands reach the server of a state directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import typer
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from fedserver.cli import fail
+from fedserver.exit_codes import ExitCode
+from fedserver.store.state import read_contact
+from fedstream.errors import ProtocolError
+from fedstream.status import from_rpc_error
+from fedstream.v1 import admin_pb2_grpc
+
+CALL_SECONDS = 10.0
+
+
+@contextmanager
+def administration(state: Path) -> Iterator[admin_pb2_grpc.AdminServiceStub]:
+    """A stub of the server's administration; failing calls end the command with a plain sentence."""
+    contact = read_contact(state)
+    if "admin" not in contact:
+        raise fail(f"no server has run in {state}; give its --state", ExitCode.NO_SERVER)
+    with grpc.insecure_channel(contact["admin"]) as channel:  # a unix socket that only its owner can open
+        try:
+            yield admin_pb2_grpc.AdminServiceStub(channel)
+        except grpc.RpcError as error:
+            meaning = from_rpc_error(error)
+            if isinstance(meaning, ProtocolError):
+                raise fail(meaning.message, ExitCode.FAILED) from error
+            message = (
+                f"no server answers for {state} (it ran as pid {contact.get('pid')}); start it with `fedserver run`"
+            )
+            raise fail(message, ExitCode.NO_SERVER) from error
+
+
+def show_json(*messages: Message) -> None:
+    """Messages as one JSON object, in the contract's own names."""
+    merged: dict[str, Any] = {}
+    for message in messages:
+        merged |= json_format.MessageToDict(
+            message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        )
+    typer.echo(json.dumps(merged, indent=2))
+
+
+def seconds_since(instant: Timestamp, now: float) -> str:
+    """How long ago, for people."""
+    return span(max(0.0, now - instant.ToNanoseconds() / 1e9))
+
+
+def span(seconds: float) -> str:
+    """A span of time, for people: `12 s`, `3 min 20 s`, `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

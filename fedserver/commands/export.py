@@ -1,0 +1,52 @@
+"""`fedserver export`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+
+import typer
+
+from fedserver.cli import fail
+from fedserver.exit_codes import ExitCode
+from fedserver.store.database import Database
+from fedserver.store.models import ModelStore, StoredModel
+from fedstream.errors import UnknownModel
+from fedstream.files import RealFileSystem
+from fedtask.task import TaskError
+from fedtask.worker import TaskWorker, WorkerCrashed
+
+
+def export_model(state: Path, out: Path, number: int | None, stem: str, task: str, settings: Mapping[str, str]) -> None:
+    """Write a round's global model for use without this project."""
+    model = _find(state, number)
+    try:
+        for path in asyncio.run(_export(model, out, stem, task, settings)):
+            typer.echo(f"wrote {path} (model {model.digest} of round {model.version})")
+    except TaskError as error:
+        raise fail(str(error), ExitCode.BAD_CONFIGURATION) from error
+    except WorkerCrashed as error:
+        raise fail(str(error), ExitCode.FAILED) from error
+
+
+async def _export(model: StoredModel, out: Path, stem: str, task: str, settings: Mapping[str, str]) -> list[Path]:
+    worker = TaskWorker(task, settings)
+    try:
+        return await worker.export(model.path.resolve(), out.resolve(), stem)
+    finally:
+        await worker.close()
+
+
+def _find(state: Path, number: int | None) -> StoredModel:
+    if not (state / "state.db").exists():
+        raise fail(f"{state} is no state directory of a server; give its --state", ExitCode.BAD_STATE)
+    # SQLite lets this process read beside a running server; nothing is written.
+    models = ModelStore(state / "models", Database(state / "state.db"), RealFileSystem())
+    try:
+        found = models.latest() if number is None else models.of_version(number)
+    except UnknownModel as error:
+        raise fail(error.message, ExitCode.BAD_CONFIGURATION) from error
+    if found is None:
+        raise fail(f"{state} holds no model yet", ExitCode.BAD_STATE)
+    return found

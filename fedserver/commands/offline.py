@@ -1,0 +1,165 @@
+"""`fedserver evaluate` and `fedserver aggregate`: on model files, without a server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedserver.aggregation import AggregationError, aggregate_all, strategy_named
+from fedserver.cli import fail
+from fedserver.config import folder_of
+from fedserver.exit_codes import ExitCode
+from fedstream.files import RealFileSystem, write_durably
+from fedstream.manifest import manifest_of
+from fedstream.schema import ModelSchema
+from fedstream.weights_file import WeightsFile, file_parts
+from fedtask.metrics import evaluation_to_json
+from fedtask.task import Evaluation, SiteSummary, TaskError
+from fedtask.worker import TaskWorker, WorkerCrashed
+
+_SHOWN = (
+    "loss",
+    "accuracy",
+    "balanced_accuracy",
+    "sensitivity",
+    "specificity",
+    "precision",
+    "f1",
+    "auc",
+    "brier",
+)
+
+
+def evaluate_file(
+    model: Path,
+    holdout: str,
+    task: str,
+    settings: Mapping[str, str],
+    classes: Mapping[str, str],
+    *,
+    as_json: bool,
+) -> None:
+    """Score one model file."""
+
+    async def work(worker: TaskWorker, folder: Path) -> tuple[Evaluation, SiteSummary]:
+        weights = folder / "model.safetensors"
+        await worker.read_model(model, weights)
+        summary = await worker.open_holdout(folder_of(holdout), classes)
+        return await worker.evaluate(weights), summary
+
+    evaluation, summary = asyncio.run(_with_worker(task, settings, work))
+    if as_json:
+        typer.echo(json.dumps(evaluation_to_json(evaluation), indent=2))
+    else:
+        show_evaluation(evaluation, summary)
+
+
+def aggregate_files(
+    models: Sequence[Path],
+    out: Path,
+    strategy: str,
+    examples: str | None,
+    base: Path | None,
+    holdout: str | None,
+    task: str,
+    settings: Mapping[str, str],
+    classes: Mapping[str, str],
+) -> None:
+    """Aggregate model files into one, and score it if there is a holdout."""
+    counts = _read_examples(examples, len(models), strategy)
+
+    async def work(worker: TaskWorker, folder: Path) -> tuple[Evaluation, SiteSummary] | None:
+        schema = (await worker.describe()).schema
+        await _aggregate(worker, folder, schema, counts)
+        written = await worker.export(folder / "aggregate.safetensors", folder / "export", "model")
+        _keep(written, out)
+        if holdout is None:
+            return None
+        summary = await worker.open_holdout(folder_of(holdout), classes)
+        return await worker.evaluate(folder / "aggregate.safetensors"), summary
+
+    async def _aggregate(worker: TaskWorker, folder: Path, schema: ModelSchema, counts: Sequence[int]) -> None:
+        files = []
+        for rank, path in enumerate(models):
+            weights = folder / f"{rank}.safetensors"
+            await worker.read_model(path, weights)
+            files.append(WeightsFile(weights))
+        start = None
+        if base is not None:
+            await worker.read_model(base, folder / "base.safetensors")
+            start = WeightsFile(folder / "base.safetensors").weights()
+        updates = [(rank, counts[rank], file.weights()) for rank, file in enumerate(files)]
+        result = aggregate_all(schema, start, updates, strategy_named(strategy))
+        parts = file_parts(manifest_of(schema, result), result)
+        write_durably(RealFileSystem(), folder / "aggregate.safetensors", parts)
+
+    scored = asyncio.run(_with_worker(task, settings, work))
+    typer.echo(f"wrote {out}")
+    if scored is not None:
+        show_evaluation(*scored)
+
+
+def _keep(written: Sequence[Path], out: Path) -> None:
+    matching = [path for path in written if path.name.endswith(out.suffix)]
+    if not matching:
+        endings = ", ".join(sorted({path.suffix for path in written}))
+        raise fail(
+            f"{out.name}: this task writes {endings}; give --out one of these endings", ExitCode.BAD_CONFIGURATION
+        )
+    write_durably(RealFileSystem(), out.resolve(), [matching[0].read_bytes()])
+
+
+def _read_examples(text: str | None, number: int, strategy: str) -> list[int]:
+    if text is None:
+        if strategy == "fedavg" and number > 1:
+            message = "fedavg weighs each model by its training examples: give --examples, or use --strategy uniform"
+            raise fail(message, ExitCode.BAD_CONFIGURATION)
+        return [1] * number
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        counts = []
+    if len(counts) != number or min(counts) < 1:
+        message = f"--examples takes {number} positive numbers, one per model, such as 400,320; not {text!r}"
+        raise fail(message, ExitCode.BAD_CONFIGURATION)
+    return counts
+
+
+async def _with_worker(task, settings, work):  # type: ignore[no-untyped-def] # generic over what `work` returns
+    worker = TaskWorker(task, settings)
+    try:
+        with tempfile.TemporaryDirectory(prefix="fedstream-") as folder:
+            return await work(worker, Path(folder))
+    except (TaskError, AggregationError, ValueError) as error:
+        raise fail(str(error), ExitCode.BAD_CONFIGURATION) from error
+    except WorkerCrashed as error:
+        raise fail(str(error), ExitCode.FAILED) from error
+    finally:
+        await worker.close()
+
+
+def show_evaluation(evaluation: Evaluation, summary: SiteSummary) -> None:
+    """Scores with their intervals, the confusion matrix, and what is known to be wrong with the data."""
+    console = Console()
+    table = Table(title=f"{evaluation.num_examples} examples", title_justify="left")
+    for column in ("metric", "value", "95% interval"):
+        table.add_column(column)
+    for name in _SHOWN:
+        value, interval = evaluation.metrics.get(name), evaluation.intervals.get(name)
+        shown = f"{value:.4f}" if value is not None else f"undefined: {evaluation.undefined.get(name, '')}"
+        table.add_row(name, shown, f"{interval.low:.4f} to {interval.high:.4f}" if interval is not None else "")
+    console.print(table)
+    for actual, row in zip(evaluation.class_names, evaluation.confusion, strict=True):
+        cells = ", ".join(f"{count} as {name}" for name, count in zip(evaluation.class_names, row, strict=True))
+        console.print(f"of class {actual}: {cells}")
+    if summary.synthetic:
+        console.print("These are generated phantom images, not patients.")
+    for weakness in summary.weaknesses:
+        console.print(f"Known weakness of the data: {weakness}")

@@ -1,0 +1,79 @@
+"""`fedserver status`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from fedserver.commands.admin import CALL_SECONDS, administration, seconds_since, show_json
+from fedserver.commands.rounds import participation_table
+from fedstream.v1 import admin_pb2, admin_pb2_grpc
+
+
+def show_status(state: Path, *, watch: bool, as_json: bool) -> None:
+    """Show it once, or again and again."""
+    with administration(state) as stub:
+        if as_json:
+            show_json(
+                stub.GetState(admin_pb2.GetStateRequest(), timeout=CALL_SECONDS),
+                stub.ListClients(admin_pb2.ListClientsRequest(), timeout=CALL_SECONDS),
+            )
+        elif watch:
+            _watch(stub)
+        else:
+            Console().print(picture(stub))
+
+
+def _watch(stub: admin_pb2_grpc.AdminServiceStub) -> None:
+    with Live(picture(stub), refresh_per_second=4) as live:
+        try:
+            while True:
+                time.sleep(1.0)
+                live.update(picture(stub))
+        except KeyboardInterrupt:
+            return
+
+
+def picture(stub: admin_pb2_grpc.AdminServiceStub) -> RenderableType:
+    """What the federation does, its clients, and the round at work."""
+    now = time.time()
+    state = stub.GetState(admin_pb2.GetStateRequest(), timeout=CALL_SECONDS)
+    clients = stub.ListClients(admin_pb2.ListClientsRequest(), timeout=CALL_SECONDS).clients
+    parts: list[RenderableType] = [_headline(state, now), _clients_table(clients, now)]
+    if state.HasField("round"):
+        detail = stub.GetRound(admin_pb2.GetRoundRequest(), timeout=CALL_SECONDS)
+        parts.append(participation_table(detail, now))
+    return Group(*parts)
+
+
+def _headline(state: admin_pb2.GetStateResponse, now: float) -> Text:
+    name = admin_pb2.FederationState.Name(state.state).removeprefix("FEDERATION_STATE_").lower()
+    lines = [
+        f"{state.federation_name}: {name} for {seconds_since(state.since, now)}: {state.reason}",
+        f"round {state.round.number} of {state.rounds}, {state.clients_connected} sites connected "
+        f"(a round needs {state.min_clients}), running for {seconds_since(state.started, now)}",
+    ]
+    if state.best_round:
+        lines.append(f"best model so far: round {state.best_round}")
+    return Text("\n".join(lines))
+
+
+def _clients_table(clients: list[admin_pb2.Client], now: float) -> Table:
+    table = Table(title="Sites", title_justify="left")
+    for column in ("site", "state", "examples", "rounds in", "last seen", "note"):
+        table.add_column(column)
+    for client in clients:
+        table.add_row(
+            client.name,
+            admin_pb2.ClientState.Name(client.state).removeprefix("CLIENT_STATE_").lower(),
+            str(client.num_examples),
+            str(client.rounds_completed),
+            f"{seconds_since(client.last_seen, now)} ago",
+            client.reason,
+        )
+    return table
