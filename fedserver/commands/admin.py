@@ -37,9 +37,7 @@ def administration(state: Path) -> Iterator[admin_pb2_grpc.AdminServiceStub]:
             meaning = from_rpc_error(error)
             if isinstance(meaning, ProtocolError):
                 raise fail(meaning.message, ExitCode.FAILED) from error
-            message = (
-                f"no server answers for {state} (it ran as pid {contact.get('pid')}); start it with `fedserver run`"
-            )
+            message = f"no server answers for {state} (its pid was {contact.get('pid')}); start it with `fedserver run`"
             raise fail(message, ExitCode.NO_SERVER) from error
 
 

@@ -22,7 +22,7 @@ def export_model(state: Path, out: Path, number: int | None, stem: str, task: st
     """Write a round's global model for use without this project."""
     model = _find(state, number)
     try:
-        for path in asyncio.run(_export(model, out, stem, task, settings)):
+        for path in asyncio.run(_export(model, out.resolve(), stem, task, settings)):
             typer.echo(f"wrote {path} (model {model.digest} of round {model.version})")
     except TaskError as error:
         raise fail(str(error), ExitCode.BAD_CONFIGURATION) from error
@@ -33,7 +33,7 @@ def export_model(state: Path, out: Path, number: int | None, stem: str, task: st
 async def _export(model: StoredModel, out: Path, stem: str, task: str, settings: Mapping[str, str]) -> list[Path]:
     worker = TaskWorker(task, settings)
     try:
-        return await worker.export(model.path.resolve(), out.resolve(), stem)
+        return await worker.export(model.path, out, stem)
     finally:
         await worker.close()
 
@@ -42,7 +42,7 @@ def _find(state: Path, number: int | None) -> StoredModel:
     if not (state / "state.db").exists():
         raise fail(f"{state} is no state directory of a server; give its --state", ExitCode.BAD_STATE)
     # SQLite lets this process read beside a running server; nothing is written.
-    models = ModelStore(state / "models", Database(state / "state.db"), RealFileSystem())
+    models = ModelStore((state / "models").resolve(), Database(state / "state.db"), RealFileSystem())
     try:
         found = models.latest() if number is None else models.of_version(number)
     except UnknownModel as error:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -23,6 +24,8 @@ from fedstream.weights_file import WeightsFile, file_parts
 from fedtask.metrics import evaluation_to_json
 from fedtask.task import Evaluation, SiteSummary, TaskError
 from fedtask.worker import TaskWorker, WorkerCrashed
+
+T = TypeVar("T")
 
 _SHOWN = (
     "loss",
@@ -132,7 +135,9 @@ def _read_examples(text: str | None, number: int, strategy: str) -> list[int]:
     return counts
 
 
-async def _with_worker(task, settings, work):  # type: ignore[no-untyped-def] # generic over what `work` returns
+async def _with_worker(
+    task: str, settings: Mapping[str, str], work: Callable[[TaskWorker, Path], Coroutine[Any, Any, T]]
+) -> T:
     worker = TaskWorker(task, settings)
     try:
         with tempfile.TemporaryDirectory(prefix="fedstream-") as folder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -53,17 +54,17 @@ def picture(stub: admin_pb2_grpc.AdminServiceStub) -> RenderableType:
 
 def _headline(state: admin_pb2.GetStateResponse, now: float) -> Text:
     name = admin_pb2.FederationState.Name(state.state).removeprefix("FEDERATION_STATE_").lower()
+    connected = f"{state.clients_connected} sites connected (a round needs {state.min_clients})"
     lines = [
         f"{state.federation_name}: {name} for {seconds_since(state.since, now)}: {state.reason}",
-        f"round {state.round.number} of {state.rounds}, {state.clients_connected} sites connected "
-        f"(a round needs {state.min_clients}), running for {seconds_since(state.started, now)}",
+        f"round {state.round.number} of {state.rounds}, {connected}, running for {seconds_since(state.started, now)}",
     ]
     if state.best_round:
         lines.append(f"best model so far: round {state.best_round}")
     return Text("\n".join(lines))
 
 
-def _clients_table(clients: list[admin_pb2.Client], now: float) -> Table:
+def _clients_table(clients: Iterable[admin_pb2.Client], now: float) -> Table:
     table = Table(title="Sites", title_justify="left")
     for column in ("site", "state", "examples", "rounds in", "last seen", "note"):
         table.add_column(column)
