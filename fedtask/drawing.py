@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.artist import Artist
@@ -33,7 +34,8 @@ GREY = "#8A8F98"
 LIGHT_GREY = "#D5D8DD"
 INK = "#22262B"
 
-_STYLE = {
+# Any: matplotlib types the keys from 3.11 on, as a union of all their names.
+_STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": GREY,
     "axes.grid": True,
