@@ -161,6 +161,8 @@ class TaskWorker:
             raise
 
     async def _drain(self, number: int) -> None:
+        if self._process is None:  # closed meanwhile: no answer comes any more
+            return
         with contextlib.suppress(WorkerCrashed, TaskError, Cancelled):
             await self._write({"cancel": number})
             await self._read_result(number, None)
@@ -172,8 +174,9 @@ class TaskWorker:
             await self._process.stdin.drain()
 
     async def _read_result(self, number: int, on_report: Callable[[EpochReport], None] | None) -> Any:
-        assert self._process is not None and self._process.stdout is not None
-        while line := await self._process.stdout.readline():
+        process = self._process  # `close` may forget it while the answer is awaited
+        assert process is not None and process.stdout is not None
+        while line := await process.stdout.readline():
             message = json.loads(line)
             if message["id"] != number:
                 continue
@@ -186,11 +189,10 @@ class TaskWorker:
                 raise Cancelled
             else:
                 return message["result"]
-        raise await self._crash()
+        raise await self._crash(process)
 
-    async def _crash(self) -> WorkerCrashed:
-        assert self._process is not None
-        status = await self._process.wait()
+    async def _crash(self, process: asyncio.subprocess.Process) -> WorkerCrashed:
+        status = await process.wait()
         if self._listener is not None:
             await self._listener
         last_words = "\n".join(self._last_words) or "it said nothing"

@@ -1,0 +1,148 @@
+"""The `fedclient` command. Everything heavy is imported inside the commands, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from fedclient.exit_codes import ExitCode, Stop
+
+_EPILOG = "Exit codes: " + "; ".join(f"{code.value} {code.meaning}" for code in ExitCode) + "."
+
+app = typer.Typer(
+    name="fedclient",
+    help="Take part in a federation: your images train the shared model, and never leave this machine.",
+    no_args_is_help=True,
+    rich_markup_mode=None,  # rich takes longer to import than all the rest of --help
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib import metadata
+
+        typer.echo(f"fedclient {metadata.version('fedstream')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and end.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog=_EPILOG)
+def run(
+    server: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Address of the server.")] = None,
+    fingerprint: Annotated[
+        str | None, typer.Option(metavar="SHA256:HEX", help="The server's fingerprint, from its join command.")
+    ] = None,
+    plaintext: Annotated[
+        bool | None, typer.Option("--plaintext", help="No TLS; only for a server on this machine.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="This site's name, unique in the federation. [host name]")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Folder with train/CLASS/ and perhaps val/CLASS/; `phantom` to generate one."),
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(metavar="CLASS=FOLDER,...", help="Folders that are called otherwise here.")
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Use part I, counted from 0, of N of the folder.")
+    ] = None,
+    division: Annotated[
+        str | None, typer.Option(metavar="WAY", help="How parts are made: even, quantity, dirichlet:ALPHA. [even]")
+    ] = None,
+    division_seed: Annotated[int | None, typer.Option(help="Seed of that; the same at all clients. [0]")] = None,
+    max_epochs: Annotated[int | None, typer.Option(help="Most epochs per round allowed here. [no limit]")] = None,
+    max_hours: Annotated[float | None, typer.Option(help="Most hours of training per round. [no limit]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for models and plots. [runs/NAME]")] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(help="Folder for what must survive a restart. [~/.local/state/fedstream/...]")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="MODULE:CLASS", help="Your own task class, where the federation uses one.")
+    ] = None,
+    give_up_after: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="End after so long without the server. [never]")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with the same settings; options win over it.")] = None,
+    log_json: Annotated[bool | None, typer.Option("--log-json/--log-text", help="[JSON unless in a terminal]")] = None,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Join a federation and take part until it ends.
+
+    Example: fedclient run --server fl.example.org:8443 --fingerprint sha256:4f0c... --name site-a --data scans/
+
+    Only weights, counts and metrics are sent. It reconnects by itself, and never repeats a finished training.
+    """
+    flags: dict[str, Any] = {key: value for key, value in locals().items() if key in _SETTINGS}
+    from fedclient.command import run_client
+    from fedclient.config import load_config
+
+    try:
+        typer.echo(run_client(load_config(config, flags), log_json, log_level))
+    except Stop as stop:
+        _fail(stop)
+
+
+_SETTINGS = frozenset(
+    {
+        "server",
+        "fingerprint",
+        "plaintext",
+        "name",
+        "data",
+        "classes",
+        "shard",
+        "division",
+        "division_seed",
+        "max_epochs",
+        "max_hours",
+        "out",
+        "state_dir",
+        "task",
+        "give_up_after",
+    }
+)
+"""Parameters of `run` that are settings under the same name."""
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="Model file: .keras or .h5, such as GLOBAL_MODEL_MOB.h5.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+) -> None:
+    """Say for each image which class a saved model sees in it, and how probable.
+
+    Example: fedclient predict runs/site-a/GLOBAL_MODEL_MOB.keras scan1.jpg scan2.png
+    """
+    from fedclient.command import predict_images
+
+    try:
+        for line in predict_images(model, images):
+            typer.echo(line)
+    except Stop as stop:
+        _fail(stop)
+
+
+def _fail(stop: Stop) -> NoReturn:
+    typer.echo(f"fedclient: {stop.message}", err=True)
+    raise typer.Exit(stop.code)
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""A client from start to end: prepare, hold one session after another, and save what came out.
+
+DESCRIBE the task --> PREPARE worker and data --> SESSION --> (cut: again from the start) --> SAVE the final model
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from importlib import metadata
+
+import structlog
+from filelock import FileLock, Timeout
+
+from fedclient import codec, outcome
+from fedclient.calls import Patience, plain_words, until_done
+from fedclient.config import ClientConfig
+from fedclient.connection import Connection
+from fedclient.display import Display
+from fedclient.events import FederationOutcome, TaskOnOffer
+from fedclient.exit_codes import ExitCode, Stop
+from fedclient.session import Session
+from fedclient.workplace import Workplace
+from fedstream.errors import LimitExceeded, PermissionDenied, ProtocolError, Superseded, TransportError, Unauthenticated
+from fedstream.files import FileSystem, RealFileSystem
+from fedstream.v1 import negotiation_pb2
+
+log = structlog.get_logger()
+
+_RIVAL_SECONDS = 300.0
+"""Being superseded twice within this time means that another process uses the name. Once may be a stream of our own
+that a broken network delivered late."""
+
+
+class Client:
+    """One site's part in one federation.
+
+    Args:
+        config: the site's settings.
+        display: for people.
+        patience: how to come back; by default as the settings say.
+        files: the file system.
+    """
+
+    def __init__(
+        self, config: ClientConfig, display: Display, patience: Patience | None = None, files: FileSystem | None = None
+    ) -> None:
+        self._config = config
+        self._display = display
+        self._patience = patience or Patience(give_up_after_seconds=config.give_up_after)
+        self._files = files or RealFileSystem()
+        self._connection = Connection(config)
+        self._news = asyncio.Event()
+        self._sessions = 0
+        self._superseded_at: float | None = None
+        self._session: Session | None = None
+        self._place: Workplace | None = None
+        self._final: outcome.FinalModels | None = None
+
+    async def run(self) -> str:
+        """Take part until the federation ends; returns how it ended, in words for people.
+
+        Raises:
+            Stop: with the exit code and what to do.
+        """
+        folder = self._config.state_folder
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock", timeout=0)
+        try:
+            with lock:
+                return await self._run()
+        except Timeout as error:
+            message = f"another fedclient uses {folder}: stop it, or give this one another --name or --state-dir"
+            raise Stop(ExitCode.BAD_CONFIGURATION, message) from error
+
+    async def leave(self, reason: str) -> None:
+        """Tell the server that this client goes, if there is a session."""
+        if self._session is not None:
+            await self._session.leave(reason)
+
+    async def _run(self) -> str:
+        try:
+            ending = await self._take_part()
+            return await self._save(ending)
+        finally:
+            if self._place is not None:
+                await self._place.close()
+            await self._connection.close()
+
+    # One session after another.
+
+    async def _take_part(self) -> FederationOutcome:
+        try:
+            return await until_done(self._one_session, lambda: self._sessions, self._patience, "talking to the server")
+        except TransportError as error:
+            message = f"no contact to {self._config.server} for too long: {plain_words(error)} ({error})"
+            raise Stop(ExitCode.UNREACHABLE, message) from error
+
+    async def _one_session(self) -> FederationOutcome:
+        self._display.idle(f"connecting to {self._config.server}")
+        try:
+            await self._connection.open()
+            place = await self._prepare(await self._connection.describe_task())
+            return await self._talk(place)
+        except Superseded as error:
+            raise self._judge_rival() from error
+        except (Unauthenticated, PermissionDenied) as error:
+            raise Stop(ExitCode.UNTRUSTED, f"{error.message}: ask the coordinator") from error
+        except LimitExceeded:
+            raise
+        except ProtocolError as error:
+            message = f"the server refused this client's message ({error.reason}): {error.message}"
+            raise Stop(ExitCode.DEFECT, f"{message}. This is a defect; please report it with the log") from error
+
+    def _judge_rival(self) -> Exception:
+        now, before = time.monotonic(), self._superseded_at
+        self._superseded_at = now
+        if before is not None and now - before < _RIVAL_SECONDS:
+            message = f"another client called {self._config.name} took over: names must be unique, give another --name"
+            return Stop(ExitCode.REPLACED, message)
+        return TransportError("a newer session of the same name took over")
+
+    async def _talk(self, place: Workplace) -> FederationOutcome:
+        def on_welcome() -> None:
+            self._sessions += 1
+
+        async def collect(ending: FederationOutcome) -> None:
+            self._final = await outcome.fetch_models(ending, place.shop.site, place.shop.downloader)
+
+        schema = place.shop.site.description.schema
+        call = self._connection.negotiation.Negotiate()
+        self._session = Session(call, schema, place.bench, self._display, self._news, collect)
+        try:
+            return await self._session.run(self._hello(place), on_welcome)
+        finally:
+            self._session = None
+
+    def _hello(self, place: Workplace) -> negotiation_pb2.NegotiateRequest:
+        site = place.shop.site
+        return codec.write_hello(
+            name=self._config.name,
+            schema=site.description.schema,
+            meaning=site.description.meaning,
+            num_examples=site.summary.num_examples,
+            site_limits=self._config.site_limits,
+            epoch_seconds=place.shop.memory.experience.epoch_seconds,
+            software=f"fedstream {metadata.version('fedstream')}",
+        )
+
+    # Preparing.
+
+    async def _prepare(self, task: TaskOnOffer) -> Workplace:
+        """The place to work on that task: the one there is, unless the server's task has changed."""
+        if self._place is not None and self._place.task == task:
+            return self._place
+        if self._place is not None:
+            log.warning("the server has another task now; starting anew", task=task.task_name)
+            await self._place.close()
+            self._place = None
+        structlog.contextvars.bind_contextvars(task=task.task_name)
+        self._display.idle(f"preparing {task.task_name}: model and data")
+        log.info("federation", name=task.federation_name, task=task.task_name, settings=dict(task.settings))
+        self._place = await Workplace.open(
+            task, self._config, self._connection, self._display, self._patience, self._files, self._news.set
+        )
+        return self._place
+
+    # The end.
+
+    async def _save(self, ending: FederationOutcome) -> str:
+        text = outcome.describe(ending)
+        place = self._place
+        assert place is not None
+        await place.settle()
+        if self._final is None:
+            message = f"{text}\nbut its final model could not be fetched: ask the coordinator for it"
+            raise Stop(ExitCode.UNREACHABLE, message)
+        self._display.idle("saving the final model")
+        paths = await outcome.save_models(self._final, place.task.task_name, place.shop.trainer)
+        place.shop.updates.keep_only("")
+        return "\n".join([text, "saved " + ", ".join(str(path) for path in paths)])

@@ -1,0 +1,83 @@
+"""What the commands do, once their options are read: a client's process, with its signals, and predictions."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import stamina.instrumentation
+import structlog
+
+from fedclient.client import Client
+from fedclient.config import ClientConfig
+from fedclient.display import Display, LogDisplay, TerminalDisplay
+from fedclient.exit_codes import ExitCode, Stop
+from fedstream.logs import configure_logs
+
+log = structlog.get_logger()
+
+_SIGNALS = {signal.SIGINT: ExitCode.INTERRUPTED, signal.SIGTERM: ExitCode.TERMINATED}
+
+
+def run_client(config: ClientConfig, log_json: bool | None, log_level: str) -> str:
+    """Take part in a federation in this process; returns how it ended.
+
+    Raises:
+        Stop: it did not end well.
+    """
+    # Every wait before a new try is logged where it is decided, with the reason in plain words.
+    stamina.instrumentation.set_on_retry_hooks([])
+    with _display(log_json) as display:
+        configure_logs(log_json, log_level, sys.stderr)
+        structlog.contextvars.bind_contextvars(client=config.name)
+        log.info("settings", **config.shown())
+        return asyncio.run(_run(Client(config, display)))
+
+
+@contextlib.contextmanager
+def _display(log_json: bool | None) -> Iterator[Display]:
+    in_terminal = sys.stderr.isatty() and not log_json
+    display: Display = TerminalDisplay() if in_terminal else LogDisplay()
+    try:
+        yield display
+    finally:
+        display.close()
+
+
+async def _run(client: Client) -> str:
+    """Run the client until it ends or a signal comes; after a signal it says good-bye first."""
+    asked = asyncio.get_running_loop().create_future()
+    for number in _SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(number, _ask_to_stop, asked, number)
+    work = asyncio.create_task(client.run())
+    await asyncio.wait({work, asked}, return_when=asyncio.FIRST_COMPLETED)
+    if work.done():
+        return work.result()
+    log.info("leaving; once more to end at once", signal=asked.result().name)
+    await client.leave("stopped by its operator")
+    work.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await work
+    code = _SIGNALS[asked.result()]
+    raise Stop(code, f"{code.meaning}; start it again to take part again")
+
+
+def _ask_to_stop(asked: asyncio.Future[signal.Signals], number: signal.Signals) -> None:
+    if not asked.done():
+        asked.set_result(number)
+        # The next one is for a person in a hurry; what was finished is on disk already.
+        asyncio.get_running_loop().remove_signal_handler(number)
+        signal.signal(number, signal.SIG_DFL)
+
+
+def predict_images(model: Path, images: Sequence[Path]) -> Iterator[str]:
+    """One line per image: file, class, probability.
+
+    Raises:
+        Stop: the model cannot be read, or no image can.
+    """
+    raise NotImplementedError

@@ -1,0 +1,193 @@
+"""What a site's operator decides: from flags, from a TOML file, or by default. Flags win over the file."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fedclient.exit_codes import ExitCode, Stop
+from fedclient.reply import SiteLimits
+from fedstream import limits
+from fedstream.tls import is_loopback, split_address
+
+GENERATED_DATA_WORDS = ("phantom", "synthetic")
+"""What to give as `data` for the task's generated examples. A folder of that name is given as `./phantom`."""
+
+_FINGERPRINT = re.compile(r"sha256:[0-9a-fA-F]{64}")
+
+
+def default_name() -> str:
+    """The host's name, with what may not stand in a client's name replaced."""
+    cleaned = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).lstrip("._-")
+    return cleaned[:64] or "client"
+
+
+def parse_classes(value: object) -> object:
+    """`no=healthy,yes=tumour` as the mapping from the task's class name to the folder's name here."""
+    if not isinstance(value, str):
+        return value
+    pairs = [pair.strip().partition("=") for pair in value.split(",") if pair.strip()]
+    if any(not (name and equals and folder) for name, equals, folder in pairs):
+        raise ValueError("write CLASS=FOLDER pairs with commas between them, such as no=healthy,yes=tumour")
+    return {name.strip(): folder.strip() for name, _, folder in pairs}
+
+
+def parse_shard(value: object) -> object:
+    """`0/4` as the pair of shard and number of shards."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(\d+)/(\d+)", value.strip())
+    if match is None:
+        raise ValueError("write I/N, such as 0/4 for the first of four")
+    return int(match[1]), int(match[2])
+
+
+def parse_data(value: object) -> object:
+    """The words for generated data as `None`."""
+    return None if value in GENERATED_DATA_WORDS else value
+
+
+class ClientConfig(BaseModel):
+    """The settings of one client. Every field is an option of `fedclient run` and a key of its TOML file.
+
+    `data` is `None` for the task's generated examples. `shard` is (i, n): the i-th, counted from 0, of n parts of
+    the folder, for trying things out. `max_epochs` 0 and `max_hours` `None` are no limit. `give_up_after` is in
+    seconds without any contact to the server; `None` is never.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    server: str
+    fingerprint: str | None = None
+    plaintext: bool = False
+    name: str = Field(default_factory=default_name)
+    data: Annotated[Path | None, BeforeValidator(parse_data)]
+    classes: Annotated[Mapping[str, str], BeforeValidator(parse_classes)] = Field(default_factory=dict)
+    shard: Annotated[tuple[int, int], BeforeValidator(parse_shard)] = (0, 1)
+    division: str = "even"
+    division_seed: int = Field(default=0, ge=0)
+    max_epochs: int = Field(default=0, ge=0)
+    max_hours: float | None = Field(default=None, gt=0)
+    out: Path | None = None
+    state_dir: Path | None = None
+    task: str | None = None
+    give_up_after: float | None = Field(default=None, gt=0)
+
+    @field_validator("server")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        split_address(value)
+        return value
+
+    @field_validator("name")
+    @classmethod
+    def _is_name(cls, value: str) -> str:
+        if not limits.is_client_name(value):
+            raise ValueError("a name has 1 to 64 characters of a-z A-Z 0-9 . _ - and starts with a letter or digit")
+        return value
+
+    @field_validator("fingerprint")
+    @classmethod
+    def _is_fingerprint(cls, value: str | None) -> str | None:
+        if value is not None and not _FINGERPRINT.fullmatch(value):
+            raise ValueError("write sha256: and 64 hexadecimal digits, as in the join command that the server prints")
+        return value
+
+    @field_validator("shard")
+    @classmethod
+    def _is_shard(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if not 0 <= value[0] < value[1]:
+            raise ValueError(f"{value[0]}/{value[1]} is none: shards of N are counted from 0 to N - 1")
+        return value
+
+    @model_validator(mode="after")
+    def _has_trust(self) -> Self:
+        if self.plaintext and self.fingerprint:
+            raise ValueError("give either a fingerprint or plaintext, not both")
+        host, _ = split_address(self.server)
+        if self.plaintext and not is_loopback(host):
+            raise ValueError(f"plaintext is for a server on this machine only; {host} needs a fingerprint")
+        if not self.plaintext and not self.fingerprint:
+            raise ValueError("add the server's fingerprint: it stands in the join command that the server prints")
+        return self
+
+    @property
+    def out_folder(self) -> Path:
+        """Where models and plots for people go."""
+        return self.out or Path("runs") / self.name
+
+    @property
+    def state_folder(self) -> Path:
+        """Where the client keeps what must survive a restart; one process at a time uses it."""
+        return self.state_dir or default_state_folder(self.server, self.name)
+
+    @property
+    def site_limits(self) -> SiteLimits:
+        """What the site allows."""
+        seconds = None if self.max_hours is None else self.max_hours * 3600
+        return SiteLimits(self.max_epochs, seconds)
+
+    def shown(self) -> dict[str, object]:
+        """The effective settings, for the log."""
+        shown = self.model_dump(mode="json", exclude_none=True)
+        shown["data"] = "generated" if self.data is None else str(self.data)
+        shown["shard"] = f"{self.shard[0]}/{self.shard[1]}"
+        return shown | {"out": str(self.out_folder), "state_dir": str(self.state_folder)}
+
+
+def default_state_folder(server: str, name: str) -> Path:
+    """`~/.local/state/fedstream/HOST_PORT/NAME`, or below `XDG_STATE_HOME` where that is set."""
+    home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return home / "fedstream" / re.sub(r"[^A-Za-z0-9.-]", "_", server) / name
+
+
+def load_config(file: Path | None, flags: Mapping[str, Any]) -> ClientConfig:
+    """The settings from a TOML file, if one is given, with the flags that are not `None` over it.
+
+    Raises:
+        Stop: with `BAD_CONFIGURATION`; the message names each wrong option and what it should be.
+    """
+    given = {**_read_toml(file), **{key: value for key, value in flags.items() if value is not None}}
+    try:
+        return ClientConfig.model_validate(given)
+    except ValidationError as error:
+        raise Stop(ExitCode.BAD_CONFIGURATION, _explain(error)) from error
+
+
+def _read_toml(file: Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        message = f"cannot read the configuration file {file}: {error.strerror}"
+        raise Stop(ExitCode.BAD_CONFIGURATION, message) from error
+    except ValueError as error:
+        raise Stop(ExitCode.BAD_CONFIGURATION, f"{file} is not well-formed TOML: {error}") from error
+
+
+_MISSING = {
+    "server": "name the server with --server HOST:PORT",
+    "data": "name your folder of images with --data DIR, or try things out on generated ones with --data phantom",
+}
+
+
+def _explain(error: ValidationError) -> str:
+    lines: list[str] = []
+    for problem in error.errors():
+        field = str(problem["loc"][0]) if problem["loc"] else ""
+        if problem["type"] == "missing":
+            lines.append(_MISSING.get(field, f"--{field} is missing"))
+        elif problem["type"] == "extra_forbidden":
+            lines.append(f"{field} is no setting; known are {', '.join(ClientConfig.model_fields)}")
+        else:
+            said = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"--{field.replace('_', '-')}: {said}" if field else said)
+    return "\n".join(lines)

@@ -1,0 +1,56 @@
+"""How `fedclient` ends, as the number it gives back to the shell."""
+
+from __future__ import annotations
+
+import enum
+
+from fedstream.errors import FedstreamError
+
+
+class ExitCode(enum.IntEnum):
+    """Exit codes of `fedclient`; each member's `meaning` is what the documentation says of it."""
+
+    FINISHED = 0
+    DEFECT = 1
+    BAD_CONFIGURATION = 2
+    BAD_DATA = 3
+    DECLINED = 4
+    UNREACHABLE = 5
+    UNTRUSTED = 6
+    TRAINING_FAILED = 7
+    REPLACED = 8
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+    @property
+    def meaning(self) -> str:
+        """One line for people."""
+        return _MEANINGS[self]
+
+
+_MEANINGS = {
+    ExitCode.FINISHED: "the federation finished and its final model is saved",
+    ExitCode.DEFECT: "an error that should not happen, in the client or in what it was told",
+    ExitCode.BAD_CONFIGURATION: "an option or the configuration file is wrong",
+    ExitCode.BAD_DATA: "the data folder, the task or a model file cannot be used",
+    ExitCode.DECLINED: "the server declined this client; the message says why and what to change",
+    ExitCode.UNREACHABLE: "the server could not be reached within --give-up-after",
+    ExitCode.UNTRUSTED: "the server has another fingerprint, or it does not accept this client's identity",
+    ExitCode.TRAINING_FAILED: "local training failed several times in a row",
+    ExitCode.REPLACED: "another client of the same name took over",
+    ExitCode.INTERRUPTED: "stopped by Ctrl-C",
+    ExitCode.TERMINATED: "stopped by SIGTERM",
+}
+
+
+class Stop(FedstreamError):
+    """The client is to end, for a reason that trying again would not change. The message is for the operator."""
+
+    def __init__(self, code: ExitCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+    @property
+    def message(self) -> str:
+        """What happened and what to do."""
+        return str(self.args[0])

@@ -1,0 +1,253 @@
+"""The work on one offer, from the base model to the acknowledged update. It outlives the streams it is agreed on.
+
+OFFERED --confirm--> WORKING --acknowledged--> DELIVERED
+OFFERED, WORKING --cancel, withdraw, another offer--> DROPPED
+WORKING --cannot be done--> FAILED
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import structlog
+
+from fedclient.calls import Patience
+from fedclient.connection import Connection
+from fedclient.display import Display, megabytes
+from fedclient.download import Downloader
+from fedclient.events import Offer, Phase, Progress
+from fedclient.memory import SiteMemory
+from fedclient.models import LocalModel, ModelStore
+from fedclient.training import Site, Trainer, TrainingFailed
+from fedclient.updates import FinishedUpdate, UpdateStore
+from fedclient.upload import Delivery, Parcel, Terms, UpdateUnwanted, Upload
+from fedstream.errors import DigestMismatch, FedstreamError, ProtocolError, UnknownModel
+from fedstream.plan import Plan
+from fedtask.messages import LocalUpdate
+from fedtask.task import EpochReport
+
+log = structlog.get_logger()
+
+
+class JobState(enum.Enum):
+    """Where the work on an offer is; the module's docstring has the legal transitions."""
+
+    OFFERED = "offered"
+    WORKING = "working"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    DROPPED = "dropped"
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What a job works with. `keep` takes work that goes on after the job, and sees it to its end."""
+
+    connection: Connection
+    site: Site
+    trainer: Trainer
+    models: ModelStore
+    downloader: Downloader
+    updates: UpdateStore
+    memory: SiteMemory
+    display: Display
+    patience: Patience
+    keep: Callable[[asyncio.Task[None]], None]
+    on_news: Callable[[], None]
+
+
+@dataclass(slots=True)
+class Job:
+    """The work on one offer. `reason` says why it failed or was dropped, in words that may be told to the server."""
+
+    offer: Offer
+    workshop: Workshop
+    state: JobState = JobState.OFFERED
+    reason: str = ""
+    training_failed: bool = False
+    progress: Progress = field(default_factory=lambda: Progress(Phase.DOWNLOADING))
+    _task: asyncio.Task[None] | None = field(default=None, repr=False)
+
+    async def is_trained(self) -> bool:
+        """Whether the fine-tune of this offer is done and on disk, by this process or an earlier one."""
+        return await asyncio.to_thread(self._load_finished) is not None
+
+    def _load_finished(self) -> FinishedUpdate | None:
+        finished = self.workshop.updates.load(self.offer.offer_id)
+        return finished if finished is not None and finished.base == self.offer.base.digest else None
+
+    def start(self, plan: Plan, terms: Terms) -> None:
+        """Begin, once the server has confirmed the offer. Nothing happens if it has begun already."""
+        if self.state is JobState.OFFERED:
+            self.state = JobState.WORKING
+            self._task = asyncio.create_task(self._run(plan, terms), name=f"round {self.offer.round}")
+
+    def drop(self, reason: str) -> None:
+        """Stop: the server does not want it any more. A job that has ended stays as it is."""
+        if self.state in (JobState.OFFERED, JobState.WORKING):
+            self._end(JobState.DROPPED, reason)
+            if self._task is not None:
+                self._task.cancel()
+
+    async def stopped(self) -> None:
+        """Wait until nothing runs any more, after `drop`."""
+        if self._task is not None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    def _end(self, state: JobState, reason: str = "") -> None:
+        self.state, self.reason = state, reason
+        self.workshop.on_news()
+
+    async def _run(self, plan: Plan, terms: Terms) -> None:
+        structlog.contextvars.bind_contextvars(round=self.offer.round)
+        try:
+            delivery = await self._work(plan, terms)
+        except UpdateUnwanted as error:
+            log.info("the update is not wanted any more", because=str(error))
+            self._end(JobState.DROPPED, str(error))
+        except TrainingFailed as error:
+            self.training_failed = True
+            self._end(JobState.FAILED, str(error))
+        except (FedstreamError, OSError) as error:
+            log.error("the work on this round failed", because=str(error))
+            self._end(JobState.FAILED, _general_words(error))
+        else:
+            if delivery.quarantined:
+                log.warning("the server keeps the update aside", because=delivery.quarantined)
+            self._end(JobState.DELIVERED)
+
+    async def _work(self, plan: Plan, terms: Terms) -> Delivery:
+        await asyncio.to_thread(self.workshop.updates.keep_only, self.offer.offer_id)
+        started = time.monotonic()
+        base = await self._fetch_base(terms)
+        fetched = time.monotonic()
+        finished = await self._train(base, plan)
+        trained = time.monotonic()
+        try:
+            delivery = await self._upload(base, finished, terms)
+        except DigestMismatch:
+            if await asyncio.to_thread(self._load_finished) is not None:
+                raise  # what is on disk is what was trained: the damage is not here
+            delivery = await self._upload(base, await self._train(base, plan), terms)
+        self._learn(transfer_seconds=fetched - started + time.monotonic() - trained)
+        return delivery
+
+    async def _fetch_base(self, terms: Terms) -> LocalModel:
+        def on_bytes(done: int, total: int) -> None:
+            fraction = done / total if total else 1.0
+            self._show(Progress(Phase.DOWNLOADING, fraction=fraction), megabytes(done, total))
+
+        shop, digest = self.workshop, self.offer.base.digest
+        self._show(Progress(Phase.DOWNLOADING))
+        base = await shop.downloader.fetch(digest, shop.site.description.schema, terms.max_chunk_bytes, on_bytes)
+        await asyncio.to_thread(shop.models.keep_only, {digest})
+        return base
+
+    async def _train(self, base: LocalModel, plan: Plan) -> FinishedUpdate:
+        """Fine-tune, or take what was trained for this offer before; then see to what is kept of it for people."""
+        shop, offer = self.workshop, self.offer
+        finished = await asyncio.to_thread(self._load_finished)
+        if finished is not None:
+            log.info("this round is trained already; sending what was kept")
+            return finished
+        self._show(Progress(Phase.PREPARING, epochs=plan.epochs))
+        log.info("training", epochs=plan.epochs, batch_size=plan.batch_size, learning_rate=plan.learning_rate)
+        out = shop.updates.weights_path(offer.offer_id)
+        update = await self._fine_tune(base, plan, out)
+        finished = await asyncio.to_thread(shop.updates.record, offer.offer_id, offer.round, base.digest, update)
+        shop.memory.add_history(offer.round, update.history)
+        log.info("trained", epochs=update.epochs, seconds=round(update.training_seconds, 1), **_shown(update.metrics))
+        shop.keep(asyncio.create_task(self._keep_for_people(base, finished)))
+        return finished
+
+    async def _fine_tune(self, base: LocalModel, plan: Plan, out: Path) -> LocalUpdate:
+        started = time.monotonic()
+        epoch_seconds = 0.0
+
+        def on_report(report: EpochReport) -> None:
+            nonlocal epoch_seconds
+            if report.fraction > 0 and report.epochs:
+                epoch_seconds = (time.monotonic() - started) / report.fraction / report.epochs
+            phase = Phase.PREPARING if report.phase.startswith("prepar") else Phase.TRAINING
+            self._show(Progress(phase, report.epoch, report.epochs, report.fraction, dict(report.metrics)))
+
+        try:
+            update = await self.workshop.trainer.fine_tune(base.path, plan, out, on_report)
+        except TrainingFailed:
+            # The next offer is answered by what this one taught, such as that ten epochs take too long here.
+            if epoch_seconds:
+                self._learn(epoch_seconds=epoch_seconds)
+            raise
+        self._learn(epoch_seconds=update.training_seconds / max(update.epochs, 1))
+        return update
+
+    async def _keep_for_people(self, base: LocalModel, finished: FinishedUpdate) -> None:
+        """Save the trained model and its history, beside the upload: the worker is free, the network is not."""
+        shop, rows = self.workshop, list(self.workshop.memory.rows)
+        manifest = finished.manifest(base.manifest)
+        spans = base.spans() | finished.spans()
+        whole = await asyncio.to_thread(shop.models.write_aside, manifest, [spans[entry.name] for entry in manifest])
+        try:
+            await shop.trainer.save_model(whole)
+        finally:
+            whole.unlink(missing_ok=True)
+        await shop.trainer.save_history(rows)
+
+    async def _upload(self, base: LocalModel, finished: FinishedUpdate, terms: Terms) -> Delivery:
+        def on_bytes(done: int, total: int) -> None:
+            fraction = done / total if total else 1.0
+            self._show(Progress(Phase.UPLOADING, fraction=fraction), megabytes(done, total))
+
+        update = finished.update
+        parcel = Parcel(
+            upload_id=self.offer.upload_id,
+            manifest=finished.manifest(base.manifest),
+            spans=base.spans() | finished.spans(),
+            num_examples=update.num_examples,
+            metrics=update.metrics,
+            epochs=update.epochs,
+            training_seconds=update.training_seconds,
+        )
+        self._show(Progress(Phase.UPLOADING))
+        upload = Upload(self.workshop.connection, parcel, terms, self.workshop.patience, on_bytes)
+        return await upload.run()
+
+    def _learn(self, epoch_seconds: float | None = None, transfer_seconds: float | None = None) -> None:
+        memory = self.workshop.memory
+        known = memory.experience
+        memory.learn(
+            replace(
+                known,
+                epoch_seconds=known.epoch_seconds if epoch_seconds is None else epoch_seconds,
+                transfer_seconds=known.transfer_seconds if transfer_seconds is None else transfer_seconds,
+            )
+        )
+
+    def _show(self, progress: Progress, note: str = "") -> None:
+        moved_on = (progress.phase, progress.epoch) != (self.progress.phase, self.progress.epoch)
+        self.progress = progress
+        self.workshop.display.show(self.offer.round, progress, note)
+        if moved_on:
+            self.workshop.on_news()
+
+
+def _general_words(error: Exception) -> str:
+    """A reason that may leave this site: no file names, no paths."""
+    if isinstance(error, UnknownModel):
+        return "the base model is not published any more"
+    if isinstance(error, ProtocolError):
+        return f"the server refused a call: {error.reason}"
+    if isinstance(error, OSError):
+        return "the site's disk could not be written or read"
+    return "the transfer of weights failed"
+
+
+def _shown(metrics: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in metrics.items() if value is not None}

@@ -1,0 +1,78 @@
+"""What a site remembers from round to round, and over a restart: its training history and how long things took."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from fedclient.reply import Experience
+from fedstream.files import FileSystem, write_durably
+
+log = structlog.get_logger()
+
+Row = Mapping[str, Any]
+"""One epoch: `round`, `epoch`, and the metrics of the fine-tune by name."""
+
+
+class SiteMemory:
+    """One federation's memory, in one small file. Damage to it costs the plots of earlier rounds, nothing else.
+
+    Args:
+        path: of the file.
+        federation: its name; what is remembered of another one is dropped.
+        files: the file system.
+    """
+
+    def __init__(self, path: Path, federation: str, files: FileSystem) -> None:
+        self._path = path
+        self._federation = federation
+        self._files = files
+        self._rows: list[Row] = []
+        self._experience = Experience()
+        self._load()
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """Every epoch of every round so far, in order."""
+        return self._rows
+
+    @property
+    def experience(self) -> Experience:
+        """What rounds took here."""
+        return self._experience
+
+    def learn(self, experience: Experience) -> None:
+        """Remember what a round took."""
+        self._experience = experience
+        self._save()
+
+    def add_history(self, round_number: int, history: Sequence[Mapping[str, Any]]) -> None:
+        """Add a round's epochs. A round that is done again replaces what was there from it on."""
+        kept = [row for row in self._rows if row["round"] < round_number]
+        new: list[Row] = [{"round": round_number, "epoch": epoch, **row} for epoch, row in enumerate(history, start=1)]
+        self._rows = kept + new
+        self._save()
+
+    def _load(self) -> None:
+        try:
+            held = json.loads(self._path.read_bytes())
+            if held["federation"] == self._federation:
+                self._rows = list(held["rows"])
+                self._experience = Experience(held["epoch_seconds"], held["transfer_seconds"])
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("the history of earlier rounds cannot be read and starts anew", damage=str(error))
+
+    def _save(self) -> None:
+        held = {
+            "federation": self._federation,
+            "epoch_seconds": self._experience.epoch_seconds,
+            "transfer_seconds": self._experience.transfer_seconds,
+            "rows": self._rows,
+        }
+        write_durably(self._files, self._path, [json.dumps(held).encode()])

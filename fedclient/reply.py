@@ -1,0 +1,96 @@
+"""What to answer to an offer: a pure decision from the offer, the site's limits and what the site has measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedclient.events import Offer
+
+SAFETY = 1.2
+"""Epochs vary with what else a machine does; asking for a fifth more than was measured costs the round little."""
+
+
+@dataclass(frozen=True, slots=True)
+class SiteLimits:
+    """What a site allows in one round: `max_epochs` 0 and `max_training_seconds` `None` are no limit."""
+
+    max_epochs: int = 0
+    max_training_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """What earlier rounds took at this site, in seconds; `epoch_seconds` is `None` before the first.
+
+    `transfer_seconds` is download and upload together. `more_time_refused` says that the server once withdrew an offer
+    for which the client had asked for more time.
+    """
+
+    epoch_seconds: float | None = None
+    transfer_seconds: float = 0.0
+    more_time_refused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """The offer is fine as it stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decline:
+    """Not this round."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """Other terms: `epochs` at most (0 to leave the plan's), `seconds_needed` from now in all (`None` to leave it)."""
+
+    epochs: int
+    seconds_needed: float | None
+    reason: str
+
+
+Reply = Accept | Decline | Counter
+
+
+def answer(offer: Offer, limits: SiteLimits, experience: Experience) -> Reply:
+    """Accept, or counter with the fewest changes that make the offer fit, or decline if nothing can."""
+    planned = offer.plan.epochs
+    epochs, reasons = planned, []
+    if limits.max_epochs and epochs > limits.max_epochs:
+        epochs = limits.max_epochs
+        reasons.append(f"this site allows at most {epochs} epochs a round")
+    epoch_seconds = experience.epoch_seconds
+    if epoch_seconds is None:
+        return _counter(epochs, planned, None, reasons)
+    if limits.max_training_seconds is not None:
+        affordable = int(limits.max_training_seconds // epoch_seconds)
+        if affordable < 1:
+            return Decline("one epoch takes longer than this site allows")
+        if affordable < epochs:
+            epochs = affordable
+            reasons.append(f"this site allows {limits.max_training_seconds:.0f} s of training a round")
+    return _fit_time(offer, epochs, epoch_seconds, experience, reasons)
+
+
+def _fit_time(offer: Offer, epochs: int, epoch_seconds: float, experience: Experience, reasons: list[str]) -> Reply:
+    needed = epochs * epoch_seconds * SAFETY + experience.transfer_seconds
+    if needed <= offer.time_remaining_seconds:
+        return _counter(epochs, offer.plan.epochs, None, reasons)
+    if not experience.more_time_refused:
+        reasons.append(f"{epochs} epochs take about {needed:.0f} s here")
+        return _counter(epochs, offer.plan.epochs, needed, reasons)
+    # The server would not wait longer the last time: fewer epochs in time are worth more than another withdrawal.
+    fitting = int((offer.time_remaining_seconds - experience.transfer_seconds) // (epoch_seconds * SAFETY))
+    if fitting < 1:
+        return Decline("not even one epoch fits the time that remains")
+    reasons.append(f"{fitting} epochs fit the time that remains")
+    return _counter(fitting, offer.plan.epochs, None, reasons)
+
+
+def _counter(epochs: int, planned: int, seconds_needed: float | None, reasons: list[str]) -> Reply:
+    if epochs == planned and seconds_needed is None:
+        return Accept()
+    return Counter(0 if epochs == planned else epochs, seconds_needed, "; ".join(reasons))

@@ -1,0 +1,260 @@
+"""One stream of the negotiation, from hello to its end.
+
+    GREETING --welcome--> MEMBER --federation_outcome--> OVER
+    GREETING --schema_query--> GREETING    the schema is sent
+    GREETING --declined--> OVER            raises `Stop`
+    any --cut--> OVER                      raises `TransportError`; the work goes on, and a new session takes it up
+
+Two things go on at a time: what the server says is listened to, and signs of progress keep the lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import math
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from fedclient import codec
+from fedclient.calls import send, translated
+from fedclient.declined import describe_declined
+from fedclient.display import Display
+from fedclient.events import (
+    Cancellation,
+    Confirmation,
+    Declined,
+    Event,
+    FederationOutcome,
+    LeaseRenewal,
+    Offer,
+    Progress,
+    RoundOutcome,
+    SchemaQuery,
+    Waiting,
+    Welcome,
+    Withdrawal,
+)
+from fedclient.exit_codes import ExitCode, Stop
+from fedclient.job import Job, JobState
+from fedclient.workbench import Workbench
+from fedstream.errors import TransportError
+from fedstream.schema import ModelSchema
+from fedstream.v1 import negotiation_pb2
+
+log = structlog.get_logger()
+
+_LEASE_SHARE = 1 / 3
+"""Part of a lease after which it is renewed: two signs of life may be lost before the third is due."""
+
+_PERIOD_SECONDS = 5.0
+"""How often progress that changed is told, where the lease is not shorter."""
+
+_PAUSE_SECONDS = 1.0
+"""Least time between two signs of progress."""
+
+_LAST_WORDS_SECONDS = 3.0
+
+
+class SessionState(enum.Enum):
+    """Where a session is; the module's docstring has the legal transitions."""
+
+    GREETING = "greeting"
+    MEMBER = "member"
+    OVER = "over"
+
+
+@dataclass(slots=True)
+class Lease:
+    """A claim on one offer: what was last told, and when."""
+
+    offer_id: str
+    seconds: float
+    told: Progress | None = None
+    told_at: float = -math.inf
+
+    @property
+    def period(self) -> float:
+        """Seconds between two looks at the progress."""
+        return min(_PERIOD_SECONDS, self.seconds * _LEASE_SHARE)
+
+    def is_due(self, progress: Progress, now: float) -> bool:
+        """Whether to tell: it is news, or the next look would come too late for the lease."""
+        return progress != self.told or now - self.told_at + self.period >= self.seconds * _LEASE_SHARE
+
+
+class Session:
+    """One stream.
+
+    Args:
+        call: the stream, just opened.
+        schema: of this client's model.
+        bench: what offers are for.
+        display: for people.
+        news: set whenever the work on an offer has got on.
+        collect: fetches the final models while the server is still there.
+    """
+
+    def __init__(
+        self,
+        call: Any,
+        schema: ModelSchema,
+        bench: Workbench,
+        display: Display,
+        news: asyncio.Event,
+        collect: Callable[[FederationOutcome], Awaitable[None]],
+    ) -> None:
+        self._call = call
+        self._schema = schema
+        self._bench = bench
+        self._display = display
+        self._news = news
+        self._collect = collect
+        self._sending = asyncio.Lock()  # guards the stream's sending side: gRPC takes one message at a time
+        self._lease: Lease | None = None
+        self._outcome: FederationOutcome | None = None
+        self.state = SessionState.GREETING
+
+    async def run(self, hello: negotiation_pb2.NegotiateRequest, on_welcome: Callable[[], None]) -> FederationOutcome:
+        """Say hello, then listen to the end.
+
+        Raises:
+            Stop: declined, or training is hopeless.
+            TransportError: the stream broke.
+            ProtocolError: the server ended it by a rule.
+        """
+        await self._send(hello)
+        listener = asyncio.create_task(self._listen(on_welcome))
+        keeper = asyncio.create_task(self._keep_lease())
+        try:
+            await asyncio.wait({listener, keeper}, return_when=asyncio.FIRST_COMPLETED)
+            if not listener.done() and isinstance(keeper.exception(), TransportError):
+                # The listener hears why the stream ended, the keeper only that it did.
+                await asyncio.wait({listener}, timeout=_LAST_WORDS_SECONDS)
+            return await (listener if listener.done() else keeper)
+        finally:
+            self.state = SessionState.OVER
+            for task in (listener, keeper):
+                task.cancel()
+            await asyncio.gather(listener, keeper, return_exceptions=True)
+            self._call.cancel()
+
+    async def leave(self, reason: str) -> None:
+        """Say good-bye, and wait for the server to end the stream, both for a few seconds at most."""
+        with contextlib.suppress(TransportError, TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS_SECONDS):
+                await self._send(codec.write_leave(reason))
+                with translated():
+                    await self._call.done_writing()
+                    await self._call.code()
+
+    async def _send(self, message: negotiation_pb2.NegotiateRequest) -> None:
+        async with self._sending:
+            await send(self._call, message)
+
+    # Listening.
+
+    async def _listen(self, on_welcome: Callable[[], None]) -> FederationOutcome:
+        while True:
+            with translated():
+                message = await self._call.read()
+            if not isinstance(message, negotiation_pb2.NegotiateResponse):
+                raise TransportError("the server ended the session")
+            event = codec.read_event(message)
+            if isinstance(event, Welcome):
+                on_welcome()
+            if event is not None:
+                await self._handle(event)
+            if self._outcome is not None:
+                return self._outcome
+
+    async def _handle(self, event: Event) -> None:
+        match event:
+            case Welcome():
+                self._on_welcome(event)
+            case Declined():
+                raise Stop(ExitCode.DECLINED, describe_declined(event))
+            case SchemaQuery():
+                for part in codec.write_schema(self._schema):
+                    await self._send(part)
+            case Waiting(reason):
+                self._display.idle(f"the server waits {reason}")
+            case RoundOutcome():
+                _log_round(event)
+            case FederationOutcome():
+                await self._collect(event)
+                self._outcome = event
+            case _:
+                await self._handle_offer(event)
+
+    async def _handle_offer(self, event: Offer | Confirmation | Withdrawal | LeaseRenewal | Cancellation) -> None:
+        match event:
+            case Offer():
+                reply = await self._bench.consider(event)
+                await self._send(codec.write_reply(event.offer_id, reply))
+            case Confirmation():
+                self._bench.confirm(event)
+                self._lease = Lease(event.offer_id, event.lease_seconds)
+                self._news.set()
+            case LeaseRenewal(offer_id, lease_seconds):
+                if self._lease is not None and self._lease.offer_id == offer_id and lease_seconds > 0:
+                    self._lease.seconds = lease_seconds
+            case Withdrawal(offer_id, reason):
+                self._bench.withdraw(offer_id, reason)
+            case Cancellation(offer_id, reason):
+                self._bench.cancel(offer_id, reason)
+
+    def _on_welcome(self, welcome: Welcome) -> None:
+        self.state = SessionState.MEMBER
+        self._bench.welcome(welcome)
+        self._display.idle("waiting for the next round")
+        log.info("welcome", known_as=welcome.client_name, rounds=welcome.rounds)
+
+    # Keeping the lease.
+
+    async def _keep_lease(self) -> FederationOutcome:
+        """Tell how the agreed work goes, whenever it got on, and often enough to keep the lease. Never returns."""
+        while True:
+            period = self._lease.period if self._lease is not None else _PERIOD_SECONDS
+            pause = min(_PAUSE_SECONDS, period / 2)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), period - pause)
+            self._news.clear()
+            await self._tell_progress()
+            self._bench.check_health()
+            await asyncio.sleep(pause)
+
+    async def _tell_progress(self) -> None:
+        lease, job = self._lease, self._bench.job
+        if lease is None or job is None or job.offer.offer_id != lease.offer_id:
+            return
+        if job.state is JobState.WORKING:
+            now = time.monotonic()
+            if lease.is_due(job.progress, now):
+                lease.told, lease.told_at = job.progress, now
+                await self._send(codec.write_progress(lease.offer_id, job.progress))
+        else:
+            self._lease = None
+            await self._tell_end(job)
+
+    async def _tell_end(self, job: Job) -> None:
+        if job.state is JobState.FAILED:
+            await self._send(codec.write_failure(job.offer.offer_id, job.reason))
+        if job.state is JobState.DELIVERED:
+            log.info("update delivered", round=job.offer.round)
+            self._display.idle("waiting for the other clients")
+
+
+def _log_round(event: RoundOutcome) -> None:
+    metrics = {name: round(value, 4) for name, value in event.metrics.items() if value is not None}
+    facts: dict[str, object] = {"round": event.round, "because": event.reason, **metrics}
+    if event.outcome:
+        facts["our_part"] = event.outcome
+    if event.outcome_reason:
+        facts["our_part_because"] = event.outcome_reason
+    (log.info if event.succeeded else log.warning)("round over" if event.succeeded else "round failed", **facts)

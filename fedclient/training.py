@@ -1,0 +1,148 @@
+"""The site's task in its worker process: which task, its data, its fine-tunes, and what is kept of them for people."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from fedclient.config import ClientConfig
+from fedclient.events import TaskOnOffer
+from fedclient.exit_codes import ExitCode, Stop
+from fedclient.memory import Row
+from fedstream.plan import Plan
+from fedtask.messages import LocalUpdate, TaskDescription
+from fedtask.task import EpochReport, SiteOptions, SiteSummary, TaskError
+from fedtask.worker import TaskWorker, WorkerCrashed
+
+log = structlog.get_logger()
+
+_MAX_CRASHES = 2
+"""Runs of one fine-tune before its crashes count as a failure: one may be the neighbours' doing, two are ours."""
+
+
+class TrainingFailed(Exception):
+    """A fine-tune gave no update. The message is in general words: it is told to the server."""
+
+
+def choose_task(offered: str, own: str | None) -> str:
+    """The task to load: a name that is registered here, or a class that the operator named as well.
+
+    Raises:
+        Stop: the server names a class of its own, or the operator's task is another one.
+    """
+    if own is not None and own != offered:
+        message = f"this federation learns {offered}, not {own}: leave --task out, or join another federation"
+        raise Stop(ExitCode.DECLINED, message)
+    if ":" in offered and own is None:
+        message = (
+            f"this federation learns the class {offered}. Code that a server names is never loaded by itself: "
+            f"if you have that class and trust it, add --task {offered}"
+        )
+        raise Stop(ExitCode.DECLINED, message)
+    return offered
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A task with this site's data, ready to train."""
+
+    description: TaskDescription
+    summary: SiteSummary
+
+
+class Trainer:
+    """One worker process with one task, and this site's data open in it.
+
+    Args:
+        task: as the server describes it.
+        config: the site's settings.
+    """
+
+    def __init__(self, task: TaskOnOffer, config: ClientConfig) -> None:
+        self._config = config
+        self._worker = TaskWorker(choose_task(task.task_name, config.task), task.settings)
+        self._stem = f"client_{config.name}"
+
+    async def open(self) -> Site:
+        """Start the worker, build the model, read the data.
+
+        Raises:
+            Stop: with `BAD_DATA`; the message is the task's and names files of this site.
+        """
+        try:
+            description = await self._worker.describe()
+            summary = await self._worker.open_site(self._site_options())
+        except (TaskError, WorkerCrashed) as error:
+            raise Stop(ExitCode.BAD_DATA, str(error)) from error
+        _report_site(summary)
+        return Site(description, summary)
+
+    def _site_options(self) -> SiteOptions:
+        config = self._config
+        shard, num_shards = config.shard
+        return SiteOptions(
+            folder=config.data,
+            classes=dict(config.classes),
+            shard=shard,
+            num_shards=num_shards,
+            division=config.division,
+            division_seed=config.division_seed,
+            cache_folder=config.state_folder / "cache",
+        )
+
+    async def fine_tune(
+        self, base: Path, plan: Plan, out: Path, on_report: Callable[[EpochReport], None]
+    ) -> LocalUpdate:
+        """Fine-tune from `base` and write the changed tensors to `out`, within the site's limit on time.
+
+        Raises:
+            TrainingFailed: the task or the worker gave up, or the time ran out.
+            asyncio.CancelledError: the work is no longer wanted.
+        """
+        for crash in range(1, _MAX_CRASHES + 1):
+            try:
+                async with asyncio.timeout(self._config.site_limits.max_training_seconds):
+                    return await self._worker.fine_tune(base, plan, out, on_report)
+            except TimeoutError:
+                raise TrainingFailed("the site's limit on training time was reached") from None
+            except TaskError as error:
+                log.error("local training failed", because=str(error))
+                raise TrainingFailed("local training failed") from error
+            except WorkerCrashed as error:
+                log.error("the training process ended unexpectedly", attempt=crash, because=str(error))
+        raise TrainingFailed("the training process ended unexpectedly")
+
+    async def save_model(self, weights: Path) -> None:
+        """Write the trained model as `OUT/client_NAME_model.*`, for use without this project."""
+        paths = await self._worker.export(weights, self._config.out_folder, f"{self._stem}_model")
+        log.info("saved the local model", files=[str(path) for path in paths])
+
+    async def save_history(self, rows: Sequence[Row]) -> None:
+        """Draw and write `OUT/client_NAME_training_history.png` and `.csv`."""
+        folder = self._config.out_folder
+        folder.mkdir(parents=True, exist_ok=True)
+        png, csv = (folder / f"{self._stem}_training_history.{kind}" for kind in ("png", "csv"))
+        await self._worker.plot_history(rows, png, csv, f"{self._config.name}: local training")
+
+    async def save_global(self, weights: Path, stem: str) -> list[Path]:
+        """Write a global model as `OUT/STEM.*`."""
+        return await self._worker.export(weights, self._config.out_folder, stem)
+
+    async def close(self) -> None:
+        """End the worker. Safe to call twice, and while a call is running."""
+        await self._worker.close()
+
+
+def _report_site(summary: SiteSummary) -> None:
+    """Say what was found, here and nowhere else: warnings may name files."""
+    if summary.synthetic:
+        log.warning("training on GENERATED data (a phantom), not on images of patients")
+    log.info("data", training_examples=summary.num_examples, counts=dict(summary.counts), skipped=dict(summary.skipped))
+    for warning in summary.warnings:
+        log.warning("data", warning=warning)
+    for weakness in summary.weaknesses:
+        log.warning("data", weakness=weakness)

@@ -1,0 +1,117 @@
+"""Finished local fine-tunes, kept until the server has them: what was trained once is never trained again.
+
+An update is two files: the changed tensors (`.safetensors`, written durably by the worker) and, after it, a sidecar of
+facts (`.json`). Only with a sidecar does an update count, and only if every byte of both matches its digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from fedstream.files import FileSystem, write_durably
+from fedstream.manifest import Digest, Manifest
+from fedstream.weights_file import FileSpan, WeightsFile, WeightsFileError
+from fedtask.messages import LocalUpdate, from_json, to_json
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedUpdate:
+    """A local fine-tune that is on disk. `base` is the digest of the model it started from."""
+
+    offer_id: str
+    round: int
+    base: Digest
+    path: Path
+    update: LocalUpdate
+
+    def manifest(self, base: Manifest) -> Manifest:
+        """The manifest of the trained model: the base's, with the entries of changed tensors replaced."""
+        changed = {record.name: record.entry() for record in self.update.changed}
+        return Manifest(tuple(changed.get(entry.name, entry) for entry in base))
+
+    def spans(self) -> dict[str, FileSpan]:
+        """Where the values of the changed tensors stand."""
+        weights_file = WeightsFile(self.path)
+        return {name: weights_file.span(name) for name in weights_file.names}
+
+
+class UpdateStore:
+    """The updates in one folder. All methods block.
+
+    Args:
+        folder: its own.
+        files: the file system.
+    """
+
+    def __init__(self, folder: Path, files: FileSystem) -> None:
+        self._folder = folder
+        self._files = files
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def weights_path(self, offer_id: str) -> Path:
+        """Where the changed tensors of an offer's update are to be written."""
+        return self._folder / f"{_stem(offer_id)}.safetensors"
+
+    def _sidecar_path(self, offer_id: str) -> Path:
+        return self._folder / f"{_stem(offer_id)}.json"
+
+    def record(self, offer_id: str, round_number: int, base: Digest, update: LocalUpdate) -> FinishedUpdate:
+        """Make the update count, durably; its weights are on disk already."""
+        facts = {"offer_id": offer_id, "round": round_number, "base": [base.hex, base.size_bytes]}
+        text = json.dumps(facts | {"update": to_json(update)}, sort_keys=True)
+        sidecar = json.dumps({"sha256": _sha256(text), "record": text}).encode()
+        write_durably(self._files, self._sidecar_path(offer_id), [sidecar])
+        return FinishedUpdate(offer_id, round_number, base, self.weights_path(offer_id), update)
+
+    def load(self, offer_id: str) -> FinishedUpdate | None:
+        """The finished update for an offer, every byte of it checked; `None` if there is none or it is damaged."""
+        sidecar = self._sidecar_path(offer_id)
+        if not sidecar.exists():
+            return None
+        try:
+            finished = self._read(offer_id, sidecar)
+        except (OSError, ValueError, KeyError, TypeError, WeightsFileError) as error:
+            log.warning("the update kept on disk is damaged and will be trained again", damage=str(error))
+            self.discard(offer_id)
+            return None
+        return finished
+
+    def _read(self, offer_id: str, sidecar: Path) -> FinishedUpdate:
+        envelope: Any = json.loads(sidecar.read_bytes())
+        if _sha256(envelope["record"]) != envelope["sha256"]:
+            raise ValueError("its facts do not match their digest")
+        facts = json.loads(envelope["record"])
+        base = Digest(bytes.fromhex(facts["base"][0]), facts["base"][1])
+        update = from_json(LocalUpdate, facts["update"])
+        path = self.weights_path(offer_id)
+        if WeightsFile(path).manifest().entries != tuple(record.entry() for record in update.changed):
+            raise ValueError("its tensors do not match their digests")
+        return FinishedUpdate(offer_id, facts["round"], base, path, update)
+
+    def discard(self, offer_id: str) -> None:
+        """Forget an offer's update: first that it counts, then its bytes. Idempotent."""
+        self._files.remove(self._sidecar_path(offer_id))
+        self._files.remove(self.weights_path(offer_id))
+
+    def keep_only(self, offer_id: str) -> None:
+        """Forget all updates but one, and what interrupted writes have left."""
+        for path in self._folder.iterdir():
+            if not path.name.startswith(_stem(offer_id)):
+                self._files.remove(path)
+
+
+def _stem(offer_id: str) -> str:
+    # No path is built from text that the other side chose.
+    return hashlib.sha256(offer_id.encode()).hexdigest()[:32]
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,233 @@
+"""Sending an update: manifest, the tensors the server lacks, finish; resumed at `committed_size` after any cut.
+
+    MANIFEST --missing tensors--> BODY --all sent--> FINISH --ack--> delivered
+    BODY, FINISH --cut--> STATUS --> MANIFEST (the server has none) | BODY | FINISH | dropped
+
+What is sent but not yet committed never exceeds the window, so that no cut costs more than that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from fedclient.calls import LONG_CALL_SECONDS, QUICK_CALL_SECONDS, Patience, moving, send, translated, until_done
+from fedclient.connection import Connection
+from fedclient.download import OnBytes
+from fedstream import wire
+from fedstream.body import BodyReader, make_chunk
+from fedstream.errors import (
+    BodyIncomplete,
+    ChecksumMismatch,
+    DigestMismatch,
+    FedstreamError,
+    ManifestConflict,
+    ManifestRequired,
+    RoundClosed,
+    Superseded,
+    TransportError,
+    UnknownUpload,
+    WrongOffset,
+)
+from fedstream.manifest import Manifest
+from fedstream.v1 import transfer_pb2
+from fedstream.weights_file import FileSpan
+
+log = structlog.get_logger()
+
+_MAX_RESTARTS = 3
+"""How often an upload may begin anew, or be taken over by another stream, before something is wrong for good."""
+
+
+class UpdateUnwanted(FedstreamError):
+    """The server does not wait for this update (any more). The message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How chunks may be sent, as negotiated, in bytes."""
+
+    max_chunk_bytes: int
+    window_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """What is to be sent: the trained model's manifest, where its tensors stand, and the facts of the fine-tune."""
+
+    upload_id: str
+    manifest: Manifest
+    spans: Mapping[str, FileSpan]
+    num_examples: int
+    metrics: Mapping[str, float | None]
+    epochs: int
+    training_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """The server has the update durably; `quarantined` is why it was kept aside, empty if it is in the round."""
+
+    quarantined: str
+
+
+class Upload:
+    """One update on its way.
+
+    Args:
+        connection: to the server.
+        parcel: what to send.
+        terms: how.
+        patience: how to come back after a cut.
+        on_bytes: told the bytes committed and the bytes in all.
+    """
+
+    def __init__(
+        self, connection: Connection, parcel: Parcel, terms: Terms, patience: Patience, on_bytes: OnBytes
+    ) -> None:
+        self._connection = connection
+        self._parcel = parcel
+        self._terms = terms
+        self._patience = patience
+        self._on_bytes = on_bytes
+        self._body: BodyReader | None = None
+        self._committed = 0
+        self._highest = 0
+        self._restarts = 0
+
+    async def run(self) -> Delivery:
+        """Send the update until the server acknowledges it.
+
+        Raises:
+            UpdateUnwanted: the round is over, or another update was already begun for it.
+            ProtocolError: the server found a defect.
+        """
+        try:
+            return await until_done(self._once, lambda: self._highest, self._patience, "sending the update")
+        except (RoundClosed, UnknownUpload) as error:
+            raise UpdateUnwanted(error.message) from error
+        except ManifestConflict as error:
+            raise UpdateUnwanted("another update was already begun for this offer") from error
+        finally:
+            self._close_body()
+
+    async def _once(self) -> Delivery:
+        try:
+            if self._body is None or not await self._can_resume(self._body):
+                self._body = await self._put_manifest()
+            await self._write_body(self._body)
+            return await self._finish()
+        except (WrongOffset, ChecksumMismatch, BodyIncomplete) as error:
+            raise TransportError(error.message) from error  # documented as: resume at `committed_size`
+        except (ManifestRequired, DigestMismatch, Superseded) as error:
+            self._restart_after(error)
+            raise TransportError(error.message) from error
+
+    def _restart_after(self, error: ManifestRequired | DigestMismatch | Superseded) -> None:
+        self._restarts += 1
+        if self._restarts > _MAX_RESTARTS:
+            raise error
+        log.warning("the upload begins anew", because=error.message)
+        self._close_body()
+
+    def _close_body(self) -> None:
+        if self._body is not None:
+            self._body.close()
+        self._body = None
+
+    async def _can_resume(self, body: BodyReader) -> bool:
+        """Ask how far the server is; whether it can go on from there with the body as agreed."""
+        request = transfer_pb2.GetUploadStatusRequest(upload_id=self._parcel.upload_id)
+        with translated():
+            status = await self._connection.transfer.GetUploadStatus(request, timeout=QUICK_CALL_SECONDS)
+        if status.state == transfer_pb2.UPLOAD_STATE_CLOSED:
+            raise UpdateUnwanted("the round closed before the update was there")
+        if status.state in (transfer_pb2.UPLOAD_STATE_ADMITTED, transfer_pb2.UPLOAD_STATE_QUARANTINED):
+            self._commit(body.size_bytes, body)
+            return True
+        if status.state != transfer_pb2.UPLOAD_STATE_OPEN or status.body_size_bytes != body.size_bytes:
+            self._close_body()
+            return False
+        self._commit(status.committed_size, body)
+        log.info("resuming the upload", committed=self._committed, of=body.size_bytes)
+        return True
+
+    async def _put_manifest(self) -> BodyReader:
+        with translated():
+            answer = await self._connection.transfer.PutManifest(self._manifest_messages(), timeout=LONG_CALL_SECONDS)
+        entries = self._parcel.manifest.entries
+        missing = wire.read_indexes(answer.missing_tensors, len(entries))
+        body = BodyReader([self._parcel.spans[entries[index].name] for index in missing])
+        self._commit(answer.committed_size, body)
+        log.info("sending the update", bytes=body.size_bytes, committed=self._committed, tensors=len(missing))
+        return body
+
+    def _manifest_messages(self) -> Iterator[transfer_pb2.PutManifestRequest]:
+        parcel = self._parcel
+        header = transfer_pb2.UpdateHeader(
+            upload_id=parcel.upload_id,
+            num_tensors=len(parcel.manifest),
+            model_digest=wire.write_digest(parcel.manifest.model_digest()),
+            num_examples=parcel.num_examples,
+            metrics=wire.write_metrics(parcel.metrics),
+            epochs=parcel.epochs,
+            training_seconds=parcel.training_seconds,
+        )
+        yield transfer_pb2.PutManifestRequest(header=header)
+        for part in wire.manifest_parts(parcel.manifest):
+            yield transfer_pb2.PutManifestRequest(part=part)
+
+    async def _write_body(self, body: BodyReader) -> None:
+        if self._committed == body.size_bytes:
+            return
+        call: Any = self._connection.transfer.WriteChunks()
+        try:
+            await self._send_chunks(call, body)
+            with translated():
+                await call.done_writing()
+            while await self._hear_commit(call, body):
+                pass
+        finally:
+            call.cancel()
+        if self._committed < body.size_bytes:
+            raise TransportError(f"the server ended the stream at {self._committed} of {body.size_bytes} bytes")
+
+    async def _send_chunks(self, call: Any, body: BodyReader) -> None:
+        window = self._terms.window_bytes
+        chunk_bytes = min(self._terms.max_chunk_bytes, window)
+        offset = self._committed
+        while offset < body.size_bytes:
+            data = await asyncio.to_thread(body.read, offset, chunk_bytes)  # the disk may be slow
+            while offset + len(data) > self._committed + window:
+                if not await self._hear_commit(call, body):
+                    raise TransportError("the server ended the stream")
+            chunk = wire.write_chunk(make_chunk(offset, data))
+            await send(call, transfer_pb2.WriteChunksRequest(upload_id=self._parcel.upload_id, chunk=chunk))
+            offset += len(data)
+
+    async def _hear_commit(self, call: Any, body: BodyReader) -> bool:
+        """Take in one `committed_size`; whether there was one before the stream's end."""
+        with translated():
+            async with moving():
+                answer = await call.read()
+        if not isinstance(answer, transfer_pb2.WriteChunksResponse):
+            return False
+        self._commit(answer.committed_size, body)
+        return True
+
+    def _commit(self, committed_size: int, body: BodyReader) -> None:
+        self._committed = min(committed_size, body.size_bytes)
+        self._highest = max(self._highest, self._committed)
+        self._on_bytes(self._committed, body.size_bytes)
+
+    async def _finish(self) -> Delivery:
+        request = transfer_pb2.FinishUploadRequest(upload_id=self._parcel.upload_id)
+        with translated():
+            answer = await self._connection.transfer.FinishUpload(request, timeout=LONG_CALL_SECONDS)
+        if answer.state == transfer_pb2.UPLOAD_STATE_QUARANTINED:
+            return Delivery(answer.reason or "no reason given")
+        return Delivery("")

@@ -1,0 +1,139 @@
+"""The one offer a client works on at a time, and the decisions about it. It outlives the streams of the negotiation."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import structlog
+
+from fedclient.events import Confirmation, Offer, Welcome
+from fedclient.exit_codes import ExitCode, Stop
+from fedclient.job import Job, JobState, Workshop
+from fedclient.reply import Accept, Counter, Decline, Reply, SiteLimits, answer
+from fedclient.upload import Terms
+
+log = structlog.get_logger()
+
+_MAX_FAILURES = 3
+"""Failed trainings in a row after which a person should have a look."""
+
+_STOP_SECONDS = 15.0
+"""How long a fine-tune may take to notice that it is not wanted, before its worker is ended."""
+
+
+class Workbench:
+    """Takes offers and carries out what is agreed.
+
+    Args:
+        workshop: what jobs work with.
+        limits: what the site allows.
+    """
+
+    def __init__(self, workshop: Workshop, limits: SiteLimits) -> None:
+        self._workshop = workshop
+        self._limits = limits
+        self._terms: Terms | None = None
+        self._asked_for_time = False
+        self._failures = 0
+        self._stopping: set[asyncio.Task[None]] = set()
+        self.job: Job | None = None
+
+    def welcome(self, welcome: Welcome) -> None:
+        """Take the terms of a new session."""
+        self._terms = Terms(welcome.max_chunk_bytes, welcome.window_bytes)
+
+    async def consider(self, offer: Offer) -> Reply:
+        """What to answer to an offer. One that is being worked on, or trained for, is accepted as it stands."""
+        job = self.job
+        if job is not None and job.offer.offer_id == offer.offer_id:
+            return self._answer_again(job)
+        if job is not None:
+            self._drop(job, "another offer came")
+        self.job = job = Job(offer, self._workshop)
+        if await job.is_trained():
+            return Accept()
+        reply = answer(offer, self._limits, self._workshop.memory.experience)
+        self._asked_for_time = isinstance(reply, Counter) and reply.seconds_needed is not None
+        _log_reply(offer, reply)
+        return reply
+
+    def _answer_again(self, job: Job) -> Reply:
+        if job.state in (JobState.FAILED, JobState.DROPPED):
+            return Decline(job.reason or "it could not be done")
+        if job.state is JobState.OFFERED:
+            return answer(job.offer, self._limits, self._workshop.memory.experience)
+        return Accept()
+
+    def confirm(self, confirmation: Confirmation) -> None:
+        """Begin, or go on with, what was agreed."""
+        job = self._job_of(confirmation.offer_id)
+        if job is not None and self._terms is not None:
+            job.start(confirmation.plan, self._terms)
+
+    def withdraw(self, offer_id: str, reason: str) -> None:
+        """The server takes an offer back."""
+        if self._asked_for_time:
+            memory = self._workshop.memory
+            memory.learn(replace(memory.experience, more_time_refused=True))
+        self.cancel(offer_id, reason)
+
+    def cancel(self, offer_id: str, reason: str) -> None:
+        """Stop working on an offer."""
+        job = self._job_of(offer_id)
+        if job is not None and job.state in (JobState.OFFERED, JobState.WORKING):
+            log.info("the server does not want this round's update", because=reason, round=job.offer.round)
+            self._drop(job, reason)
+
+    def check_health(self) -> None:
+        """Call after a job has ended.
+
+        Raises:
+            Stop: with `TRAINING_FAILED`, too many fine-tunes in a row have failed.
+        """
+        job = self.job
+        if job is None or job.state not in (JobState.DELIVERED, JobState.FAILED):
+            return
+        if not job.training_failed:
+            self._failures = 0
+            return
+        job.training_failed = False  # counted
+        self._failures += 1
+        if self._failures >= _MAX_FAILURES:
+            message = f"local training failed {self._failures} times in a row ({job.reason}); the log says why"
+            raise Stop(ExitCode.TRAINING_FAILED, message)
+
+    async def close(self) -> None:
+        """Drop what is being done, and wait until it is."""
+        if self.job is not None:
+            self.job.drop("the client stops")
+            await self.job.stopped()
+        for task in self._stopping:
+            task.cancel()
+
+    def _job_of(self, offer_id: str) -> Job | None:
+        return self.job if self.job is not None and self.job.offer.offer_id == offer_id else None
+
+    def _drop(self, job: Job, reason: str) -> None:
+        job.drop(reason)
+        watch = asyncio.create_task(self._see_it_stop(job))
+        self._stopping.add(watch)
+        watch.add_done_callback(self._stopping.discard)
+
+    async def _see_it_stop(self, job: Job) -> None:
+        try:
+            await asyncio.wait_for(job.stopped(), _STOP_SECONDS)
+        except TimeoutError:
+            log.warning("training does not stop by itself; ending its process", round=job.offer.round)
+            await self._workshop.trainer.close()
+
+
+def _log_reply(offer: Offer, reply: Reply) -> None:
+    facts = {"round": offer.round, "epochs": offer.plan.epochs, "seconds": round(offer.time_remaining_seconds)}
+    match reply:
+        case Accept():
+            log.info("offer accepted", **facts)
+        case Decline(reason):
+            log.info("offer declined", because=reason, **facts)
+        case Counter(epochs, seconds_needed, reason):
+            log.info("counter-offer", our_epochs=epochs, our_seconds=seconds_needed, because=reason, **facts)

@@ -1,0 +1,116 @@
+"""What a client sets up for one task and keeps over all its sessions: worker, data, stores, the bench."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import structlog
+
+from fedclient.calls import Patience
+from fedclient.config import ClientConfig
+from fedclient.connection import Connection
+from fedclient.display import Display
+from fedclient.download import Downloader
+from fedclient.events import TaskOnOffer
+from fedclient.exit_codes import ExitCode, Stop
+from fedclient.job import Workshop
+from fedclient.memory import SiteMemory
+from fedclient.models import ModelStore
+from fedclient.training import Trainer
+from fedclient.updates import UpdateStore
+from fedclient.workbench import Workbench
+from fedstream.files import FileSystem
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Errands:
+    """Work that goes on beside the rounds, such as saving plots; its failures are told, and cost nothing else."""
+
+    running: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def add(self, task: asyncio.Task[None]) -> None:
+        """See a task to its end."""
+        self.running.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self.running.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("the local model or its history could not be saved", because=str(error) or repr(error))
+
+    async def finish(self) -> None:
+        """Wait for all of it."""
+        await asyncio.gather(*self.running, return_exceptions=True)
+
+    async def cancel(self) -> None:
+        """Stop all of it."""
+        for task in self.running:
+            task.cancel()
+        await self.finish()
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """A task, ready to work on."""
+
+    task: TaskOnOffer
+    shop: Workshop
+    bench: Workbench
+    errands: Errands
+
+    @classmethod
+    async def open(
+        cls,
+        task: TaskOnOffer,
+        config: ClientConfig,
+        connection: Connection,
+        display: Display,
+        patience: Patience,
+        files: FileSystem,
+        on_news: Callable[[], None],
+    ) -> Workplace:
+        """Start the worker, read the data and what earlier runs have left on disk.
+
+        Raises:
+            Stop: the task or the data cannot be used, or the state folder cannot be written.
+        """
+        trainer = Trainer(task, config)
+        try:
+            site = await trainer.open()
+            state, errands = config.state_folder, Errands()
+            models = ModelStore(state / "models", files)
+            await asyncio.to_thread(models.load)
+            shop = Workshop(
+                connection=connection,
+                site=site,
+                trainer=trainer,
+                models=models,
+                downloader=Downloader(connection, models, state / "downloads", files, patience),
+                updates=UpdateStore(state / "updates", files),
+                memory=SiteMemory(state / "memory.json", task.federation_name, files),
+                display=display,
+                patience=Patience(patience.first_seconds, patience.longest_seconds),
+                keep=errands.add,
+                on_news=on_news,
+            )
+        except BaseException as error:
+            await trainer.close()
+            if isinstance(error, OSError):
+                raise Stop(ExitCode.BAD_CONFIGURATION, f"the state folder cannot be used: {error}") from error
+            raise
+        return cls(task, shop, Workbench(shop, config.site_limits), errands)
+
+    async def settle(self) -> None:
+        """Wait for what goes on beside the rounds."""
+        await self.errands.finish()
+
+    async def close(self) -> None:
+        """Stop all work and end the worker. Safe to call twice."""
+        stopping = asyncio.gather(self.errands.cancel(), self.bench.close())
+        await asyncio.sleep(0)  # the work hears that it is to stop before it could take the worker's end for a crash
+        await self.shop.trainer.close()
+        await stopping
