@@ -21,7 +21,7 @@ MIN_EXAMPLES = 10
 DEFAULT_BETA = 0.5
 """Concentration of `quantity`, as in Li et al."""
 
-_MAX_DRAWS = 1000
+_MAX_DRAWS = 200
 
 
 def divide(labels: npt.NDArray[np.int64], num_shards: int, division: str, seed: int) -> list[Indices]:
@@ -32,8 +32,8 @@ def divide(labels: npt.NDArray[np.int64], num_shards: int, division: str, seed: 
     - `dirichlet:ALPHA`: each class is divided by its own draw from a symmetric Dirichlet(ALPHA) over the shards; a
       small ALPHA gives shards of few classes and of unequal size.
 
-    The skewed ones are drawn again until every shard has `min(MIN_EXAMPLES, n // num_shards)` examples; if a thousand
-    draws do not do it, the largest shards give some of theirs. The same arguments give the same division with the
+    The skewed ones are drawn again until every shard has `min(MIN_EXAMPLES, n // num_shards)` examples; if 200 draws
+    do not do it, the largest shards give some of theirs. The same arguments give the same division with the
     same numpy. Skews as in Q. Li, Y. Diao, Q. Chen, B. He, "Federated Learning on Non-IID Data Silos: An Experimental
     Study", ICDE 2022, section IV; label skew by Dirichlet goes back to T.-M. H. Hsu, H. Qi, M. Brown, "Measuring the
     Effects of Non-Identical Data Distribution for Federated Visual Classification", 2019.
@@ -47,12 +47,11 @@ def divide(labels: npt.NDArray[np.int64], num_shards: int, division: str, seed: 
     rng = np.random.default_rng([seed, num_shards])
     if kind == "even":
         return _even(labels, num_shards, rng)
+    classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     least = min(MIN_EXAMPLES, len(labels) // num_shards)
-    shards = _skewed(labels, num_shards, kind, parameter, rng)
-    for _ in range(_MAX_DRAWS - 1):
-        if min(len(shard) for shard in shards) >= least:
-            break
-        shards = _skewed(labels, num_shards, kind, parameter, rng)
+    cuts = _draw_cuts(classes, num_shards, kind, parameter, least, rng)
+    pieces = [np.split(rng.permutation(members), cut) for members, cut in zip(classes, cuts, strict=True)]
+    shards = [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
     return [np.sort(shard) for shard in _top_up(shards, least, rng)]
 
 
@@ -77,19 +76,20 @@ def _even(labels: npt.NDArray[np.int64], num_shards: int, rng: np.random.Generat
     return [np.sort(order[shard::num_shards]) for shard in range(num_shards)]
 
 
-def _skewed(
-    labels: npt.NDArray[np.int64], num_shards: int, kind: str, parameter: float, rng: np.random.Generator
-) -> list[Indices]:
-    parts: list[list[Indices]] = [[] for _ in range(num_shards)]
-    shares = _draw_shares(parameter, num_shards, rng)
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        if kind == "dirichlet":
-            shares = _draw_shares(parameter, num_shards, rng)
-        cuts = np.rint(np.cumsum(shares)[:-1] * len(members)).astype(np.int64)
-        for part, piece in zip(parts, np.split(members, cuts), strict=True):
-            part.append(piece)
-    return [np.concatenate(part) for part in parts]
+def _draw_cuts(
+    classes: list[Indices], num_shards: int, kind: str, parameter: float, least: int, rng: np.random.Generator
+) -> Indices:
+    """Where to cut each class into shards, `int64 [num_classes, num_shards - 1]`; drawn until each has enough."""
+    sizes = np.array([len(members) for members in classes])
+    cuts = np.empty((len(classes), num_shards - 1), np.int64)
+    for _ in range(_MAX_DRAWS):
+        draws = len(classes) if kind == "dirichlet" else 1
+        shares = np.stack([_draw_shares(parameter, num_shards, rng) for _ in range(draws)])
+        cuts = np.rint(np.cumsum(shares, axis=1)[:, :-1] * sizes[:, None]).astype(np.int64)
+        counts = np.diff(cuts, axis=1, prepend=0, append=sizes[:, None])
+        if counts.sum(axis=0).min() >= least:
+            break
+    return cuts
 
 
 def _draw_shares(concentration: float, num_shards: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:

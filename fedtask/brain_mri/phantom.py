@@ -32,7 +32,7 @@ from fedtask.images.provenance import PHANTOM_MARKER
 from fedtask.task import TaskError
 
 CLASS_NAMES = ("no", "yes")
-VERSION = 2
+VERSION = 3
 """Raised with every change to the pictures, so that folders of an older version are made anew."""
 
 DEFAULT_DIFFICULTY = 0.0

@@ -8,6 +8,7 @@ lies under it wherever its signed distance is negative.
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -80,15 +81,15 @@ def _vary(contrast: _Contrast, rng: np.random.Generator) -> _Contrast:
 
 def _place_head(rng: np.random.Generator, size: int) -> _Head:
     axis = np.linspace(-1.0, 1.0, size, dtype=np.float32)
-    angle = np.deg2rad(rng.normal(0.0, 7.0))
+    angle = math.radians(rng.normal(0.0, 7.0))
     right, down = axis[None, :] - rng.normal(0.0, 0.03), axis[:, None] - rng.normal(0.0, 0.03)
-    x = (right * np.cos(angle) + down * np.sin(angle)).astype(np.float32)
-    y = (down * np.cos(angle) - right * np.sin(angle)).astype(np.float32)
+    x = right * math.cos(angle) + down * math.sin(angle)
+    y = down * math.cos(angle) - right * math.sin(angle)
     half_width, half_length = rng.uniform(0.64, 0.76), rng.uniform(0.80, 0.92)
     # Heads are narrower in front, and never quite an ellipse.
     narrowed = x / (half_width * (1.0 + 0.10 * y))
     radius = np.hypot(narrowed, y / half_length) * (1.0 + 0.012 * smooth_noise(rng, 5, size))
-    return _Head(x, y, radius.astype(np.float32))
+    return _Head(x, y, radius)
 
 
 def _paint_anatomy(head: _Head, contrast: _Contrast, rng: np.random.Generator) -> Plane:
@@ -104,7 +105,7 @@ def _paint_anatomy(head: _Head, contrast: _Contrast, rng: np.random.Generator) -
     picture = _paint_folds(picture, head, contrast, brain, rng)
     picture = _paint_midline(picture, head, contrast, brain, rng)
     texture = 1.0 + 0.035 * smooth_noise(rng, 8, size) + 0.025 * smooth_noise(rng, 40, size)
-    return cast(Plane, picture * np.where(head.radius < brain, texture, 1.0))
+    return picture * np.where(head.radius < brain, texture, np.float32(1.0))
 
 
 def _paint_folds(picture: Plane, head: _Head, contrast: _Contrast, brain: float, rng: np.random.Generator) -> Plane:
@@ -122,44 +123,44 @@ def _paint_folds(picture: Plane, head: _Head, contrast: _Contrast, brain: float,
 def _paint_midline(picture: Plane, head: _Head, contrast: _Contrast, brain: float, rng: np.random.Generator) -> Plane:
     """The fissure between the hemispheres, the deep grey nuclei and the two lateral ventricles."""
     wiggle = 0.012 * smooth_noise(rng, 6, len(head.x))
-    fissure = np.abs(head.x + wiggle) - 0.008
-    outside_middle = np.clip((np.abs(head.y) - 0.22) / 0.1, 0.0, 1.0) * (head.radius < brain)
+    fissure = cast(Plane, np.abs(head.x + wiggle) - 0.008)
+    outside_middle = cast(Plane, np.clip((np.abs(head.y) - 0.22) / 0.1, 0.0, 1.0) * (head.radius < brain))
     picture = picture + (_over(picture, contrast.fluid, fissure) - picture) * outside_middle * 0.8
     length, width = rng.uniform(0.22, 0.42), rng.uniform(0.03, 0.085)
     along = (head.y - rng.uniform(-0.05, 0.05)) / length
     for side in (-1.0, 1.0):
         across = side * head.x
         nucleus = np.hypot((across - 0.20) / 0.10, (head.y - 0.02) / 0.17) - 1.0
-        picture = _over(picture, contrast.grey, (nucleus * 0.1).astype(np.float32))
+        picture = _over(picture, contrast.grey, nucleus * 0.1)
         # Wide in the middle, closing at both ends, with the horns bent outwards: a butterfly's wing.
         opening = width * rng.uniform(0.85, 1.15) * np.sqrt(np.clip(1.0 - along**2, 0.0, 1.0))
         bent = np.abs(across - 0.045 - 0.13 * along**2) - opening
         picture = _over(picture, contrast.fluid, np.where(np.abs(along) < 1.0, bent, np.float32(1.0)))
-    return cast(Plane, picture)
+    return picture
 
 
 def _paint_lesion(
     picture: Plane, head: _Head, contrast: _Contrast, difficulty: float, rng: np.random.Generator
 ) -> Plane:
     """A blob anywhere in the brain: solid, or a bright rim round a dark core, with swelling round it."""
-    bearing, distance = rng.uniform(0.0, 2.0 * np.pi), rng.uniform(0.18, 0.55)
+    bearing, distance = rng.uniform(0.0, 2.0 * math.pi), rng.uniform(0.18, 0.55)
     extent = rng.uniform(0.15, 0.26) * (1.0 - 0.6 * difficulty)
-    right, back = head.x - distance * np.cos(bearing), head.y - 1.2 * distance * np.sin(bearing)
-    tilt, stretch = rng.uniform(0.0, np.pi), rng.uniform(1.0, 1.5)
-    long = (right * np.cos(tilt) + back * np.sin(tilt)) / stretch
-    short = back * np.cos(tilt) - right * np.sin(tilt)
+    right, back = head.x - distance * math.cos(bearing), head.y - 1.2 * distance * math.sin(bearing)
+    tilt, stretch = rng.uniform(0.0, math.pi), rng.uniform(1.0, 1.5)
+    long = (right * math.cos(tilt) + back * math.sin(tilt)) / stretch
+    short = back * math.cos(tilt) - right * math.sin(tilt)
     edge = np.hypot(long, short) / extent + 0.14 * smooth_noise(rng, 9, len(head.x))
     in_brain = _inside(head.radius - 0.84)
     strength = 1.0 - 0.75 * difficulty
-    swollen = np.clip(1.9 - edge, 0.0, 1.0) * in_brain * strength * rng.uniform(0.2, 0.8)
+    swollen = cast(Plane, np.clip(1.9 - edge, 0.0, 1.0)) * in_brain * strength * rng.uniform(0.2, 0.8)
     picture = picture + (contrast.swelling - picture) * swollen
     signal = rng.uniform(1.1, 1.35)
     core = np.full_like(picture, signal) * (1.0 + 0.06 * smooth_noise(rng, 24, len(head.x)))
     if rng.random() < 0.4:
         rim = rng.uniform(0.25, 0.4)
-        core = _over(core, rng.uniform(0.15, 0.4), ((edge - 1.0 + rim) * extent).astype(np.float32))
-    covered = _inside(((edge - 1.0) * extent).astype(np.float32)) * in_brain * strength
-    return cast(Plane, picture + (core - picture) * covered)
+        core = _over(core, rng.uniform(0.15, 0.4), (edge - 1.0 + rim) * extent)
+    covered = _inside((edge - 1.0) * extent) * in_brain * strength
+    return picture + (core - picture) * covered
 
 
 def _expose(picture: Plane, difficulty: float, rng: np.random.Generator) -> npt.NDArray[np.uint8]:

@@ -81,9 +81,12 @@ def decode_image(path: Path, size: int) -> Pixels:
         UnusableImage: for every way in which a file can be wrong; nothing else is raised for a file's content.
     """
     try:
-        with Image.open(path, formats=[_check_format(path)]) as image:
+        content = _check_format(path)
+        with Image.open(path, formats=[content]) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise _too_large(f"{image.width} x {image.height} pixels")
+            if content == "PNG":
+                _check_png(path)
             image.load()
             rgb = _to_rgb(_upright(image))
         return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR))
@@ -126,6 +129,12 @@ def _check_format(path: Path) -> str:
 
 def _sniff(head: bytes) -> str | None:
     return next((name for name, at, magic in _SIGNATURES if head[at : at + len(magic)] == magic), None)
+
+
+def _check_png(path: Path) -> None:
+    """Compare the checksums of all chunks, which decoding alone does not; the other formats have none."""
+    with Image.open(path, formats=["PNG"]) as image:
+        image.verify()
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -54,10 +54,9 @@ def near_pairs(mine: Fingerprints, yours: Fingerprints, distance: int = NEAR_DIS
 
     Ascending by `i`, then `j`. Every pair is compared: 1 to 2 s for 10,000 images with 10,000.
     """
-    found = [np.empty((0, 2), np.int64)]
-    for start in range(0, len(mine), _BLOCK):
-        found.append(_near_in_block(mine[start : start + _BLOCK], yours, distance) + np.array([start, 0]))
-    return np.concatenate(found)
+    starts = range(0, len(mine), _BLOCK)
+    found = [_near_in_block(mine[at : at + _BLOCK], yours, distance) + np.array([at, 0]) for at in starts]
+    return np.concatenate([np.empty((0, 2), np.int64), *found])
 
 
 def _near_in_block(mine: Fingerprints, yours: Fingerprints, distance: int) -> npt.NDArray[np.int64]:

@@ -1,0 +1,204 @@
+"""fedtask.images.decode: every kind of file a site may have. Takes about 2 seconds, most of it the bombs."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedtask.images.decode import MAX_PIXELS, SkipReason, UnusableImage, decode_image
+
+GRADIENT = np.add.outer(np.arange(16) * 8, np.arange(16) * 8).astype(np.uint8)  # 0 to 240
+
+
+def reason_of(path: Path) -> SkipReason:
+    with pytest.raises(UnusableImage) as caught:
+        decode_image(path, 16)
+    return caught.value.reason
+
+
+def as_rgb(grey: np.ndarray) -> np.ndarray:
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.PNG", "a.bmp", "a.BMP", "a.tif", "a.TIFF"])
+def test_decode_lossless_grey_gives_the_same_values_in_three_channels(tmp_path: Path, name: str) -> None:
+    Image.fromarray(GRADIENT).save(tmp_path / name)
+    np.testing.assert_array_equal(decode_image(tmp_path / name, 16), as_rgb(GRADIENT))
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "a.jfif", "a.jpe"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_decode_jpeg_of_any_mode_is_near_the_original(tmp_path: Path, name: str, mode: str) -> None:
+    Image.fromarray(GRADIENT).convert("RGB").convert(mode).save(tmp_path / name, "JPEG", quality=98)
+    assert np.abs(decode_image(tmp_path / name, 16).astype(int) - as_rgb(GRADIENT)).max() <= 6
+
+
+def test_decode_colour_png_keeps_the_order_of_channels(tmp_path: Path) -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    Image.fromarray(colours).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(decode_image(tmp_path / "a.png", 16), colours)
+
+
+def test_decode_palette_gives_the_colours_of_the_palette(tmp_path: Path) -> None:
+    indexed = Image.fromarray(GRADIENT).convert("P")
+    indexed.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(decode_image(tmp_path / "a.png", 16), np.asarray(indexed.convert("RGB")))
+
+
+def test_decode_one_bit_gives_black_and_white(tmp_path: Path) -> None:
+    Image.fromarray(GRADIENT > 100).save(tmp_path / "a.tif")
+    np.testing.assert_array_equal(decode_image(tmp_path / "a.tif", 16), as_rgb((GRADIENT > 100) * np.uint8(255)))
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_decode_transparent_part_is_black_whatever_lies_under_it(tmp_path: Path, mode: str) -> None:
+    opaque = np.zeros((16, 16), np.uint8)
+    opaque[:, 8:] = 255
+    image = Image.fromarray(GRADIENT).convert(mode)
+    image.putalpha(Image.fromarray(opaque))
+    image.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(decode_image(tmp_path / "a.png", 16), as_rgb(np.where(opaque, GRADIENT, 0)))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        pytest.param(GRADIENT.astype(np.uint16) * 257, GRADIENT, id="8 bits in 16"),
+        pytest.param(np.array([[0, 4095]] * 2, np.uint16), np.array([[0, 255]] * 2), id="12 bits in 16"),
+        pytest.param(np.array([[0, 2048]] * 2, np.uint16), np.array([[0, 128]] * 2), id="half of 12 bits"),
+        pytest.param(np.array([[0, 90]] * 2, np.uint16), np.array([[0, 90]] * 2), id="dark stays dark"),
+        pytest.param(np.zeros((2, 2), np.uint16), np.zeros((2, 2)), id="all black"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.png", "a.tiff"])
+def test_decode_16_bit_grey_is_scaled_by_its_bit_depth(
+    tmp_path: Path, values: np.ndarray, expected: np.ndarray, name: str
+) -> None:
+    Image.fromarray(values).save(tmp_path / name)
+    np.testing.assert_array_equal(decode_image(tmp_path / name, len(values)), as_rgb(expected))
+
+
+def test_decode_float_tiff_is_stretched_from_smallest_to_largest(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[-1.0, 0.0], [np.nan, 1.0]], np.float32)).save(tmp_path / "a.tif")
+    expected = as_rgb(np.array([[0, 128], [128, 255]]))
+    np.testing.assert_array_equal(decode_image(tmp_path / "a.tif", 2), expected)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (7, 300), (640, 480)])
+def test_decode_any_size_gives_the_square_asked_for(tmp_path: Path, width: int, height: int) -> None:
+    Image.new("L", (width, height), 77).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(decode_image(tmp_path / "a.png", 24), np.full((24, 24, 3), 77))
+
+
+def test_decode_resizes_bilinearly(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 200]], np.uint8)).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(decode_image(tmp_path / "a.png", 4)[0, :, 0], [0, 50, 150, 200])
+
+
+def test_decode_exif_orientation_turns_the_picture_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show the picture turned 90 degrees clockwise
+    Image.fromarray(GRADIENT[:, ::-1]).save(tmp_path / "a.png", exif=exif)
+    expected = as_rgb(np.rot90(GRADIENT[:, ::-1], -1))
+    np.testing.assert_array_equal(decode_image(tmp_path / "a.png", 16), expected)
+
+
+def test_decode_broken_exif_takes_the_picture_as_it_lies(tmp_path: Path) -> None:
+    Image.fromarray(GRADIENT).save(tmp_path / "a.png", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff garbage")
+    np.testing.assert_array_equal(decode_image(tmp_path / "a.png", 16), as_rgb(GRADIENT))
+
+
+def test_decode_several_frames_takes_the_first(tmp_path: Path) -> None:
+    first, second = Image.fromarray(GRADIENT), Image.new("L", (16, 16), 9)
+    first.save(tmp_path / "a.tif", save_all=True, append_images=[second])
+    np.testing.assert_array_equal(decode_image(tmp_path / "a.tif", 16), as_rgb(GRADIENT))
+
+
+def test_decode_phone_picture_with_a_preview_behind_it_is_read_as_jpeg(tmp_path: Path) -> None:
+    first, second = Image.new("RGB", (16, 16), (50, 50, 50)), Image.new("RGB", (16, 16))
+    first.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[second])
+    np.testing.assert_array_equal(decode_image(tmp_path / "a.jpg", 16), np.full((16, 16, 3), 50))
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "BMP", "TIFF"])
+@pytest.mark.parametrize("kept", [0.3, 0.6, 0.9])
+def test_decode_truncated_file_is_corrupt(tmp_path: Path, image_format: str, kept: float) -> None:
+    path = tmp_path / f"a.{image_format.lower()}"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path, image_format)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * kept)])
+    assert reason_of(path) is SkipReason.CORRUPT
+
+
+@pytest.mark.parametrize("head", [b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*"])
+def test_decode_garbage_behind_a_good_signature_is_corrupt(tmp_path: Path, head: bytes) -> None:
+    names = {b"\xff": "a.jpg", b"\x89": "a.png", b"B": "a.bmp", b"I": "a.tif", b"M": "a.tif"}
+    path = tmp_path / names[head[:1]]
+    path.write_bytes(head + np.random.default_rng(0).bytes(4000))
+    assert reason_of(path) is SkipReason.CORRUPT
+
+
+def test_decode_flipped_byte_in_png_is_corrupt(tmp_path: Path) -> None:
+    Image.fromarray(GRADIENT).save(tmp_path / "a.png")
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    content[60] ^= 0xFF
+    (tmp_path / "a.png").write_bytes(content)
+    assert reason_of(tmp_path / "a.png") is SkipReason.CORRUPT
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.jpg", b"", SkipReason.EMPTY),
+        ("notes.txt", b"patient was moving", SkipReason.NOT_AN_IMAGE),
+        ("a.jpg", b"<html>404 not found</html>", SkipReason.NOT_AN_IMAGE),
+        ("a.png", b"\0" * 500, SkipReason.NOT_AN_IMAGE),
+        ("a.gif", b"GIF89a" + b"\0" * 100, SkipReason.UNSUPPORTED),
+        ("a.dcm", b"\0" * 128 + b"DICM", SkipReason.UNSUPPORTED),
+        ("a.jpg", b"\0" * 128 + b"DICM", SkipReason.MISLABELLED),
+        ("a.png", b"RIFF\0\0\0\0WEBPVP8 ", SkipReason.MISLABELLED),
+    ],
+)
+def test_decode_what_is_no_readable_image_gives_its_reason(
+    tmp_path: Path, name: str, content: bytes, reason: SkipReason
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert reason_of(tmp_path / name) is reason
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.bmp", "a.tif", "a.txt", "a"])
+def test_decode_png_under_another_extension_is_mislabelled_and_says_what_it_is(tmp_path: Path, name: str) -> None:
+    Image.fromarray(GRADIENT).save(tmp_path / name, "PNG")
+    with pytest.raises(UnusableImage, match=r"^mislabelled extension: its content is PNG$"):
+        decode_image(tmp_path / name, 16)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("side", [6_400, 10_000, 14_000], ids=["over our limit", "Pillow warns", "Pillow refuses"])
+def test_decode_bomb_is_refused_before_it_is_unfolded(tmp_path: Path, side: int) -> None:
+    assert side * side > MAX_PIXELS
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    assert reason_of(tmp_path / "a.png") is SkipReason.TOO_LARGE
+
+
+def test_decode_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    assert reason_of(tmp_path / "a.png") is SkipReason.NOT_AN_IMAGE
+
+
+def test_decode_dangling_link_is_unreadable(tmp_path: Path) -> None:
+    (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")
+    assert reason_of(tmp_path / "a.png") is SkipReason.UNREADABLE

@@ -1,0 +1,117 @@
+"""fedtask.images.folders: what is found, what is passed over, and what is said about it. Takes about a second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedtask.images.decode import SkipReason
+from fedtask.images.folders import count_by_reason, examine, list_folder, skipped_warnings
+from fedtask.images.image_set import PixelCache
+from fedtask.task import TaskError
+
+CLASSES = ("no", "yes")
+Pictures = Callable[[Path, int, int], list[Path]]
+
+
+def test_list_mapped_classes_reads_the_local_folders(tmp_path: Path, write_pictures: Pictures) -> None:
+    healthy = write_pictures(tmp_path / "healthy", 1, 0)
+    glioma = write_pictures(tmp_path / "glioma", 2, 10)
+    pituitary = write_pictures(tmp_path / "pituitary", 1, 20)
+    listing = list_folder(tmp_path, CLASSES, {"no": "healthy", "yes": "glioma+pituitary"})
+    assert listing.paths == (*healthy, *glioma, *pituitary)
+    assert listing.labels.tolist() == [0, 1, 1, 1]
+    assert listing.warnings == ()
+
+
+def test_list_passes_over_hidden_files_and_does_not_enter_sub_folders(tmp_path: Path, write_pictures: Pictures) -> None:
+    paths = write_pictures(tmp_path / "no", 1, 0)
+    write_pictures(tmp_path / "yes" / "patient1", 2, 10)
+    for name in (".DS_Store", "._0000.png", "Thumbs.db", "desktop.ini"):
+        (tmp_path / "no" / name).write_bytes(b"litter")
+    listing = list_folder(tmp_path, CLASSES, {})
+    assert listing.paths == tuple(paths)
+    assert listing.warnings == (f"{tmp_path / 'yes'} holds 1 sub-folder; they are not read",)
+
+
+def test_list_missing_and_unknown_folders_are_warnings(tmp_path: Path, write_pictures: Pictures) -> None:
+    write_pictures(tmp_path / "no", 1, 0)
+    write_pictures(tmp_path / "tumour", 1, 10)
+    missing, unknown = list_folder(tmp_path, CLASSES, {}).warnings
+    assert missing == f"{tmp_path} has no yes/"
+    assert unknown == (
+        f"{tmp_path} also holds tumour/, which no class of the task is mapped to and which is not read; map it with "
+        "--classes no=FOLDER,yes=FOLDER (several folders of one class are joined by +)"
+    )
+
+
+def test_list_only_unknown_folders_says_what_was_looked_for_where_and_what_was_found(tmp_path: Path) -> None:
+    for name in ("healthy", "tumour", ".git"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(TaskError) as caught:
+        list_folder(tmp_path, CLASSES, {})
+    assert str(caught.value) == (
+        f"looked in {tmp_path} for no/, yes/, one folder of images per class, and found the folders healthy/, tumour/. "
+        "If the classes have other names here, say which is which: --classes no=FOLDER,yes=FOLDER"
+    )
+
+
+def test_list_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r"there is no folder .*/gone; looked there for no/, yes/"):
+        list_folder(tmp_path / "gone", CLASSES, {})
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ({"tumor": "yes"}, r"--classes names 'tumor', but the task's classes are no, yes: write --classes no=FOLDER"),
+        ({"no": "yes"}, r"the folder 'yes' would hold 2 classes"),
+        ({"no": "../elsewhere"}, r"'\.\./elsewhere' in --classes is not the plain name of a folder"),
+        ({"no": ""}, r"'' in --classes is not the plain name of a folder"),
+        ({"yes": "glioma+"}, r"'' in --classes is not the plain name of a folder"),
+    ],
+)
+def test_list_senseless_mapping_is_refused(tmp_path: Path, classes: dict[str, str], message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        list_folder(tmp_path, CLASSES, classes)
+
+
+def test_examine_counts_names_and_skips_what_is_unusable(tmp_path: Path, write_pictures: Pictures) -> None:
+    good = write_pictures(tmp_path / "no", 2, 0)
+    (tmp_path / "no" / "0000a.jpg").write_bytes(b"")
+    (tmp_path / "no" / "0000b.jpg").write_bytes(good[0].read_bytes())
+    (tmp_path / "no" / "0000c.png").write_bytes(good[0].read_bytes()[:200])
+    (tmp_path / "no" / "notes.txt").write_text("patient was moving")
+    (tmp_path / "no" / "list.csv").write_text("a,b")
+    images, skipped = examine(list_folder(tmp_path, CLASSES, {}), 16, PixelCache())
+    assert images.paths == tuple(good)
+    assert [(file.path.name, file.reason) for file in skipped] == [
+        ("0000a.jpg", SkipReason.EMPTY),
+        ("0000b.jpg", SkipReason.MISLABELLED),
+        ("0000c.png", SkipReason.CORRUPT),
+        ("list.csv", SkipReason.NOT_AN_IMAGE),
+        ("notes.txt", SkipReason.NOT_AN_IMAGE),
+    ]
+    assert count_by_reason(skipped) == {"empty": 1, "not an image": 2, "mislabelled extension": 1, "corrupt": 1}
+    sentences = skipped_warnings(skipped)
+    assert sentences[0] == f"1 file skipped, empty: {tmp_path / 'no' / '0000a.jpg'} (0 bytes)"
+    assert sentences[2].endswith("0000b.jpg (its content is PNG)")
+
+
+def test_skipped_warning_of_many_files_names_ten_and_counts_the_rest(tmp_path: Path) -> None:
+    (tmp_path / "no").mkdir()
+    for number in range(13):
+        (tmp_path / "no" / f"{number:02}.jpg").write_bytes(b"")
+    _, skipped = examine(list_folder(tmp_path, CLASSES, {}), 16, PixelCache())
+    (sentence,) = skipped_warnings(skipped)
+    assert sentence.startswith("13 files skipped, empty: ")
+    assert sentence.endswith("09.jpg (0 bytes) and 3 more")
+
+
+def test_examine_reports_progress_file_by_file(tmp_path: Path, write_pictures: Pictures) -> None:
+    write_pictures(tmp_path / "no", 3, 0)
+    seen: list[tuple[int, int]] = []
+    examine(list_folder(tmp_path, CLASSES, {}), 16, PixelCache(), lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 3), (2, 3), (3, 3)]

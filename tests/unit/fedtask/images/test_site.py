@@ -1,0 +1,192 @@
+"""fedtask.images.site: whole folders, opened. Takes about 5 seconds, most of it the real slices."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedtask.images.near_duplicates import near_pairs
+from fedtask.images.provenance import GENERATED, NO_PATIENTS
+from fedtask.images.site import Site, open_holdout, open_site
+from fedtask.task import SiteOptions, SiteSummary, TaskError
+from tests.unit.fedtask.images.conftest import picture
+
+CLASSES = ("no", "yes")
+MakeSite = Callable[[Mapping[str, int]], Path]
+
+
+def open_small(folder: Path, seed: int = 0, **options: object) -> Site:
+    return open_site(SiteOptions(folder, **options), CLASSES, 16, seed)  # type: ignore[arg-type]
+
+
+def test_site_with_val_uses_it(make_site: MakeSite) -> None:
+    folder = make_site({"train/no": 4, "train/yes": 6, "val/no": 2, "val/yes": 1})
+    site = open_small(folder)
+    assert site.summary == SiteSummary(
+        num_examples=10,
+        counts={"train": {"no": 4, "yes": 6}, "val": {"no": 2, "yes": 1}},
+        skipped={},
+        warnings=(),
+        weaknesses=(NO_PATIENTS,),
+        synthetic=False,
+    )
+    assert site.train.labels.tolist() == [0] * 4 + [1] * 6
+    assert {path.parts[-3] for path in site.val.paths} == {"val"}
+    assert site.train.load([0, 9]).shape == (2, 16, 16, 3)
+
+
+def test_site_without_val_splits_one_off_and_keeps_copies_together(make_site: MakeSite) -> None:
+    folder = make_site({"train/no": 20, "train/yes": 40})
+    for path in sorted((folder / "train" / "no").iterdir()):
+        picture(int(path.stem)).resize((64, 64)).convert("L").save(path.with_name(f"copy_{path.stem}.bmp"))
+    site = open_small(folder)
+    assert site.summary.counts == {"train": {"no": 34, "yes": 34}, "val": {"no": 6, "yes": 6}}
+    assert near_pairs(site.train.fingerprints, site.val.fingerprints).tolist() == []
+    assert open_small(folder).val.ids == site.val.ids
+    assert open_small(folder, seed=1).val.ids != site.val.ids
+
+
+def test_site_near_duplicates_between_train_and_val_are_reported_by_name(make_site: MakeSite) -> None:
+    folder = make_site({"train/no": 3, "train/yes": 3, "val/no": 2, "val/yes": 2})
+    shutil.copy(folder / "train/no/0001.png", folder / "val/no/twin.png")
+    (warning,) = open_small(folder).summary.warnings
+    assert warning == (
+        "1 of 5 images in val/ have a near-duplicate in train/, which flatters the site's own validation: "
+        f"{folder / 'val/no/twin.png'} ~ {folder / 'train/no/0001.png'}"
+    )
+
+
+def test_site_counts_and_names_skipped_files_of_train_and_val(make_site: MakeSite) -> None:
+    folder = make_site({"train/no": 3, "train/yes": 3, "val/no": 1, "val/yes": 1})
+    (folder / "train/no/empty.jpg").write_bytes(b"")
+    (folder / "val/yes/notes.txt").write_text("moved")
+    site = open_small(folder)
+    assert site.summary.skipped == {"empty": 1, "not an image": 1}
+    assert [file.path.name for file in site.skipped] == ["empty.jpg", "notes.txt"]
+    assert [warning.split(":")[0] for warning in site.summary.warnings] == [
+        "1 file skipped, empty",
+        "1 file skipped, not an image",
+    ]
+
+
+def test_site_lacking_a_class_is_a_warning(make_site: MakeSite) -> None:
+    folder = make_site({"train/no": 10})
+    site = open_small(folder)
+    assert site.summary.counts == {"train": {"no": 8, "yes": 0}, "val": {"no": 2, "yes": 0}}
+    assert site.summary.warnings == (
+        f"{folder / 'train'} has no yes/",
+        "train has no image of class 'yes'; metrics that need one are undefined there",
+        "val has no image of class 'yes'; metrics that need one are undefined there",
+    )
+
+
+def test_site_of_one_image_has_an_empty_val_and_says_so(make_site: MakeSite) -> None:
+    site = open_small(make_site({"train/no": 1, "train/yes": 0}))
+    assert (len(site.train), len(site.val)) == (1, 0)
+    assert site.val.load([]).shape == (0, 16, 16, 3)
+    assert site.summary.warnings[-1] == (
+        "val has no images: too few to split; early stopping and the site's own scores are off"
+    )
+
+
+def test_site_with_mapped_classes_has_the_tasks_labels(make_site: MakeSite) -> None:
+    folder = make_site({"train/tumour": 3, "train/healthy": 4, "val/tumour": 1, "val/healthy": 2})
+    site = open_small(folder, classes={"no": "healthy", "yes": "tumour"})
+    assert site.summary.counts == {"train": {"no": 4, "yes": 3}, "val": {"no": 2, "yes": 1}}
+    assert [path.parent.name for path in site.train.paths] == ["healthy"] * 4 + ["tumour"] * 3
+
+
+def test_site_without_train_says_what_was_found_instead(make_site: MakeSite) -> None:
+    folder = make_site({"no": 1, "yes": 1})
+    with pytest.raises(TaskError) as caught:
+        open_small(folder)
+    assert str(caught.value) == (
+        f"looked in {folder} for train/, with one folder of images per class (no, yes), and found no, yes; move the "
+        f"class folders into {folder / 'train'} or give another folder as --data. Class folders of other names are "
+        "mapped with --classes no=FOLDER,yes=FOLDER"
+    )
+
+
+def test_site_folder_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r"there is no folder .*/gone; give the one that holds train/<class>/\*"):
+        open_small(tmp_path / "gone")
+
+
+@pytest.mark.parametrize("num_shards", [1, 4])
+def test_site_with_empty_class_folders_is_refused(make_site: MakeSite, num_shards: int) -> None:
+    with pytest.raises(TaskError, match=r"no usable image in .*/train .* Its class folders are empty"):
+        open_small(make_site({"train/no": 0, "train/yes": 0}), num_shards=num_shards)
+
+
+def test_site_with_unusable_files_only_is_refused_and_they_are_named(make_site: MakeSite) -> None:
+    folder = make_site({"train/no": 0, "train/yes": 0})
+    (folder / "train/no/scan.dcm").write_bytes(b"\0" * 128 + b"DICM")
+    with pytest.raises(TaskError, match=r"1 file skipped, unsupported format: .*/scan\.dcm \(DICOM; JPEG, PNG"):
+        open_small(folder)
+
+
+def test_site_with_an_empty_val_is_refused_and_the_way_out_is_named(make_site: MakeSite) -> None:
+    with pytest.raises(TaskError, match=r"no usable image in .*/val .* Or remove that folder"):
+        open_small(make_site({"train/no": 2, "train/yes": 2, "val/no": 0}))
+
+
+def test_site_shards_divide_train_and_leave_val_to_the_coordinator(make_site: MakeSite) -> None:
+    folder = make_site({"train/no": 12, "train/yes": 20, "val/no": 2, "val/yes": 2})
+    sites = [open_small(folder, shard=shard, num_shards=4) for shard in range(4)]
+    paths = [path for site in sites for path in (*site.train.paths, *site.val.paths)]
+    assert sorted(paths) == sorted((folder / "train").glob("*/*"))
+    assert [len(site.train) + len(site.val) for site in sites] == [8] * 4
+    assert [sum(counts["no"] for counts in site.summary.counts.values()) for site in sites] == [3] * 4
+
+
+@pytest.mark.parametrize("shard", [-1, 4])
+def test_site_shard_out_of_range_is_refused(make_site: MakeSite, shard: int) -> None:
+    with pytest.raises(TaskError, match=rf"shard {shard} of 4: shards are counted from 0"):
+        open_small(make_site({"train/no": 5, "train/yes": 5}), shard=shard, num_shards=4)
+
+
+def test_site_weaknesses_are_read_from_the_folder(make_site: MakeSite) -> None:
+    folder = make_site({"train/no": 2, "train/yes": 2})
+    (folder / "WEAKNESSES.txt").write_text("- One scanner only\n\n  No children  \n", "utf-8")
+    assert open_small(folder).summary.weaknesses == (NO_PATIENTS, "One scanner only", "No children")
+
+
+def test_site_progress_counts_train_and_val_together(make_site: MakeSite) -> None:
+    folder = make_site({"train/no": 2, "train/yes": 1, "val/yes": 1})
+    seen: list[tuple[int, int]] = []
+    open_site(SiteOptions(folder), CLASSES, 16, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_holdout_reads_all_of_the_folder_and_looks_at_its_parent_for_weaknesses(make_site: MakeSite) -> None:
+    folder = make_site({"val/no": 3, "val/yes": 2})
+    (folder / "WEAKNESSES.txt").write_text("One scanner only\n", "utf-8")
+    (folder / "PHANTOM.json").write_text("{}", "utf-8")
+    (folder / "val/no/empty.png").write_bytes(b"")
+    images, summary = open_holdout(folder / "val", {}, CLASSES, 16)
+    assert images.labels.tolist() == [0, 0, 0, 1, 1]
+    assert summary == SiteSummary(
+        num_examples=5,
+        counts={"holdout": {"no": 3, "yes": 2}},
+        skipped={"empty": 1},
+        warnings=(f"1 file skipped, empty: {folder / 'val/no/empty.png'} (0 bytes)",),
+        weaknesses=(GENERATED, "One scanner only"),
+        synthetic=True,
+    )
+
+
+def test_holdout_without_images_is_refused(make_site: MakeSite) -> None:
+    with pytest.raises(TaskError, match="Its class folders are empty"):
+        open_holdout(make_site({"val/no": 0}) / "val", {}, CLASSES, 16)
+
+
+def test_real_slices_are_all_usable_and_their_twins_are_reported(brain_mri_folder: Path) -> None:
+    site = open_site(SiteOptions(brain_mri_folder), CLASSES, 224, cache_bytes=50_000_000)
+    assert site.summary.counts == {"train": {"no": 577, "yes": 1200}, "val": {"no": 124, "yes": 250}}
+    assert site.summary.skipped == {}
+    assert [warning[:47] for warning in site.summary.warnings] == ["83 of 374 images in val/ have a near-duplicate "]
+    assert np.array_equal(site.val.load([3])[0], site.val.subset([3]).load([0])[0])
