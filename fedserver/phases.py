@@ -183,18 +183,19 @@ def conclude(federation: Federation, work: RoundWork) -> None:
     record = round_record(federation, round_, work.evaluation, work.evaluation_reason)
     federation.state.save_round(record, work.model.digest.sha256 if work.model is not None else None)
     federation.history.append(record)
-    federation.sessions.say(_outcome_for(federation, work, client) for client in federation.sessions.clients)
+    outcomes = [_outcome_for(federation, work, record.reason, client) for client in federation.sessions.clients]
+    federation.sessions.say(outcomes)
     log.info("round over", succeeded=record.succeeded, reason=record.reason, **record.counts)
 
 
-def _outcome_for(federation: Federation, work: RoundWork, client: str) -> TellRoundOutcome:
+def _outcome_for(federation: Federation, work: RoundWork, reason: str, client: str) -> TellRoundOutcome:
     round_, part = work.opened, work.opened.of_client(client)
     assert federation.model is not None, "a round ended before there was a model"
     return TellRoundOutcome(
         client=client,
         round_number=round_.number,
         succeeded=round_.succeeded,
-        reason=round_.reason,
+        reason=reason,
         outcome=part.outcome if part is not None else None,
         outcome_reason=part.reason if part is not None else "",
         global_model=ref_of(federation.model),

@@ -90,7 +90,7 @@ def federation_record(
         rounds_planned=config.rounds,
         rounds=tuple(federation.history),
         best_round=best_round if best_round is not None else _last_success(federation),
-        best_chosen_by="accuracy on the holdout, then loss" if best is not None else "being the last",
+        best_chosen_by="accuracy on the holdout, then loss" if best_round is not None else "being the last",
         early_stop_reason=federation.progress.why_stopping(),
         positive_class=federation.meaning.positive_class,
         holdout=_describe_data(federation.evaluator.summary, config.holdout),

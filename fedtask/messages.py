@@ -68,7 +68,7 @@ class LocalUpdate:
 
 def to_json(value: object, kind: Any = None) -> Any:
     """A dataclass tree as plain JSON types; a mapping of any kind becomes an object."""
-    return TypeAdapter(kind or type(value)).dump_python(value, mode="json", fallback=dict)
+    return TypeAdapter(kind or type(value)).dump_python(value, mode="json", fallback=dict, warnings="none")
 
 
 def from_json(kind: type[T], value: Any) -> T:

@@ -1,0 +1,216 @@
+"""`fedserver demo`: the main job on one machine, a server and several sites as processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from rich.console import Console
+from rich.live import Live
+
+from fedserver.cli import fail
+from fedserver.commands.admin import CALL_SECONDS
+from fedserver.commands.status import picture
+from fedserver.exit_codes import ExitCode
+from fedserver.store.state import read_contact
+from fedstream.v1 import admin_pb2, admin_pb2_grpc
+from fedtask.brain_mri.settings import DEMO_PRESET, DemoPreset
+
+_MARKER = "demo.json"
+_START_SECONDS = 30.0
+_LEAVE_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class DemoPlan:
+    """What to try. `data` is a folder with `train/` and `val/`, or `None` for the phantom."""
+
+    data: Path | None
+    backbone_weights: str | None
+    clients: int
+    rounds: int | None
+    division: str
+    strategy: str
+    epochs: int | None
+    task_settings: Mapping[str, str]
+    seed: int
+    out: Path
+
+
+def run_demo(plan: DemoPlan) -> int:
+    """Start everything, show how it goes, and say where the report is. Returns the server's exit status."""
+    console = Console(highlight=False, soft_wrap=True)
+    _make_room(plan.out)
+    data = plan.data if plan.data is not None else _phantom(plan, console)
+    _require_folders(data)
+    with ExitStack() as stack:
+        server = stack.enter_context(_process(_server_command(plan, data), plan.out / "logs" / "server.log"))
+        contact = _await_contact(server, plan.out)
+        console.print(f"server at {contact['address']}, {contact['fingerprint']}")
+        for number in range(plan.clients):
+            name = f"site_{number}"
+            command = _client_command(plan, data, contact, name, number)
+            stack.enter_context(_process(command, plan.out / "logs" / f"{name}.log"))
+        console.print(f"{plan.clients} sites started; every process writes its log to {plan.out / 'logs'}")
+        _show_until_over(server, contact, console)
+        status = server.wait(_LEAVE_SECONDS)
+        stack.pop_all().close()  # the sites have heard the outcome and leave by themselves; see `_process`
+    _show_result(plan, status, console)
+    return status
+
+
+def _make_room(out: Path) -> None:
+    """Start in a fresh folder: an earlier demo's is replaced, anything else is left alone."""
+    if (out / _MARKER).exists():
+        shutil.rmtree(out)
+    elif out.exists() and any(out.iterdir()):
+        raise fail(f"{out} holds something else than an earlier demo; give another --out", ExitCode.BAD_CONFIGURATION)
+    (out / "logs").mkdir(parents=True)
+    (out / _MARKER).write_text("{}\n")
+
+
+def _phantom(plan: DemoPlan, console: Console) -> Path:
+    console.print("No --data was given: generating MRI phantom images. They are not patients.")
+    folder = plan.out / "phantom"
+    command = [sys.executable, "-m", "fedtask.brain_mri.phantom", str(folder), "--seed", str(plan.seed)]
+    command += ["--num-train", str(DEMO_PRESET.num_train), "--num-val", str(DEMO_PRESET.num_val)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
+def _require_folders(data: Path) -> None:
+    for split in ("train", "val"):
+        if not (data / split).is_dir():
+            message = f"{data} has no folder {split}/; the demo wants train/<class>/* for the sites and val/<class>/* "
+            raise fail(message + "as the coordinator's holdout", ExitCode.BAD_CONFIGURATION)
+
+
+def _preset(plan: DemoPlan) -> DemoPreset | None:
+    """What makes the phantom learnable from random weights; real data takes the task's own defaults."""
+    return DEMO_PRESET if plan.data is None else None
+
+
+def _server_command(plan: DemoPlan, data: Path) -> list[str]:
+    preset = _preset(plan)
+    settings = {**(preset.task_settings if preset else {}), **plan.task_settings}
+    rounds = plan.rounds or (preset.rounds if preset else 10)
+    weights = plan.backbone_weights or ("random" if preset else None)
+    command = [sys.executable, "-m", "fedserver.cli", "run", "--listen", "127.0.0.1:0", "--name", "demo"]
+    command += ["--holdout", str(data / "val"), "--rounds", str(rounds), "--min-clients", str(plan.clients)]
+    command += ["--strategy", plan.strategy, "--seed", str(plan.seed), "--out", str(plan.out)]
+    command += ["--state", str(_state(plan.out)), "--log-json"]
+    command += ["--backbone-weights", weights] if weights else []
+    epochs = {"epochs": plan.epochs} if plan.epochs else {}
+    for key, value in {**(preset.plan if preset else {}), **epochs}.items():
+        command += [f"--{key.replace('_', '-')}", str(value)]
+    for key, value in settings.items():
+        command += ["--task-set", f"{key}={value}"]
+    return command
+
+
+def _client_command(plan: DemoPlan, data: Path, contact: Mapping[str, str], name: str, number: int) -> list[str]:
+    folder = plan.out / "clients" / name
+    command = [sys.executable, "-m", "fedclient.cli", "run", "--server", contact["address"]]
+    command += ["--fingerprint", contact["fingerprint"], "--name", name, "--data", str(data)]
+    command += ["--shard", f"{number}/{plan.clients}", "--division", plan.division]
+    command += ["--division-seed", str(plan.seed), "--out", str(folder), "--state-dir", str(folder / "state")]
+    return command
+
+
+def _state(out: Path) -> Path:
+    return out / "server"
+
+
+@contextmanager
+def _process(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A child whose output goes to `log`, and that is gone when the block ends, however it ends."""
+    with log.open("wb") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+    try:
+        yield process
+        _wait_quietly(process, _LEAVE_SECONDS)
+    finally:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if process.poll() is None:
+                process.send_signal(number)
+                _wait_quietly(process, 10.0)
+
+
+def _wait_quietly(process: subprocess.Popen[bytes], seconds: float) -> None:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return
+
+
+def _await_contact(server: subprocess.Popen[bytes], out: Path) -> dict[str, Any]:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline and server.poll() is None:
+        contact = read_contact(_state(out))
+        if contact.get("pid") == server.pid:
+            return contact
+        time.sleep(0.05)
+    raise fail(f"the server did not start; see {out / 'logs' / 'server.log'}", ExitCode.FAILED)
+
+
+def _show_until_over(server: subprocess.Popen[bytes], contact: Mapping[str, Any], console: Console) -> None:
+    with grpc.insecure_channel(contact["admin"]) as channel:
+        stub = admin_pb2_grpc.AdminServiceStub(channel)
+        show = _show_live if console.is_terminal else _show_lines
+        try:
+            show(server, stub, console)
+        except grpc.RpcError:
+            return  # it has just ended: its exit status says how
+
+
+def _show_live(server: subprocess.Popen[bytes], stub: admin_pb2_grpc.AdminServiceStub, console: Console) -> None:
+    with Live(console=console, refresh_per_second=4) as live:
+        while server.poll() is None:
+            live.update(picture(stub))
+            time.sleep(0.5)
+
+
+def _show_lines(server: subprocess.Popen[bytes], stub: admin_pb2_grpc.AdminServiceStub, console: Console) -> None:
+    said, shown = "", 0
+    while server.poll() is None:
+        state = stub.GetState(admin_pb2.GetStateRequest(), timeout=CALL_SECONDS)
+        if state.reason != said:
+            said = state.reason
+            console.print(said, markup=False)
+        rounds = stub.ListRounds(admin_pb2.ListRoundsRequest(page_size=1000), timeout=CALL_SECONDS).rounds
+        over = [one for one in rounds if one.phase == admin_pb2.ROUND_PHASE_DONE]
+        for one in over[shown:]:
+            scores = ", ".join(f"{metric.name} {metric.value:.4f}" for metric in one.metrics if metric.name in _CURVE)
+            console.print(f"round {one.number} over: {scores or one.reason}", markup=False)
+        shown = len(over)
+        time.sleep(0.5)
+
+
+_CURVE = ("loss", "accuracy", "auc")
+
+
+def _show_result(plan: DemoPlan, status: int, console: Console) -> None:
+    summary_path = plan.out / "report" / "summary.json"
+    if status or not summary_path.exists():
+        console.print(f"The federation did not finish (status {status}); see {plan.out / 'logs' / 'server.log'}")
+        return
+    summary = json.loads(summary_path.read_text())
+    accuracy, loss = summary.get("accuracy"), summary.get("loss")
+    kind = " on generated phantom images, not patients" if plan.data is None else ""
+    if accuracy is not None and loss is not None:
+        scores = f"holdout accuracy {accuracy:.4f}, loss {loss:.4f}{kind}"
+        console.print(f"\nBest global model: round {summary['best_round']}, {scores}.")
+    seconds, moved = summary["duration_seconds"], summary["bytes_moved"] / 1e6
+    console.print(f"{summary['rounds']} rounds in {seconds:.0f} s, {moved:.1f} MB moved.")
+    console.print(f"Report: {plan.out / 'report' / 'report.html'}   Models: {plan.out / 'models'}{os.sep}")

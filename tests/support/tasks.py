@@ -1,0 +1,74 @@
+"""Tasks for tests, used as `module:Class`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from fedstream.dtypes import DataType
+from fedstream.plan import Plan
+from fedstream.schema import ModelSchema, TaskMeaning, TensorSpec
+from fedtask.metrics import binary_evaluation
+from fedtask.task import Evaluation, FineTuned, Report, SiteOptions, SiteSummary, Weights
+
+
+class Shapes:
+    """Random tensors of awkward shapes; training adds a constant. Settings: `large_mib` of the largest tensor."""
+
+    def __init__(self, settings: Mapping[str, str]) -> None:
+        self._large_mib = float(settings.get("large_mib", "0.001"))
+
+    def meaning(self) -> TaskMeaning:
+        return TaskMeaning(("no", "yes"), "yes", "none")
+
+    def schema(self) -> ModelSchema:
+        return ModelSchema(
+            (
+                TensorSpec("scalar", DataType.FLOAT32, ()),
+                TensorSpec("flags", DataType.BOOL, (3,), trainable=False),
+                TensorSpec("empty", DataType.FLOAT32, (4, 0, 2)),
+                TensorSpec("half", DataType.BFLOAT16, (5, 3)),
+                TensorSpec("double", DataType.FLOAT64, (7,)),
+                TensorSpec("large", DataType.FLOAT32, (int(self._large_mib * 2**18),)),
+            )
+        )
+
+    def default_plan(self) -> Plan:
+        return Plan(1, 1, 1.0, 0, 0)
+
+    def initial_weights(self, seed: int, source: str | None) -> Weights:
+        return random_weights(self.schema(), seed)
+
+    def open_site(self, options: SiteOptions) -> SiteSummary:
+        return SiteSummary(10, {"train": {"no": 5, "yes": 5}}, synthetic=True)
+
+    def open_holdout(self, folder: Path | None, classes: Mapping[str, str]) -> SiteSummary:
+        return SiteSummary(4, {"holdout": {"no": 2, "yes": 2}}, synthetic=True)
+
+    def fine_tune(self, base: Weights, plan: Plan, report: Report) -> FineTuned:
+        trained = {name: values + 1 if values.dtype == np.float32 else values for name, values in base.items()}
+        return FineTuned({name: np.asarray(values) for name, values in trained.items()}, 10, {}, [{"loss": 0.0}])
+
+    def evaluate(self, weights: Weights) -> Evaluation:
+        return binary_evaluation(np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.6, 0.9]), ("no", "yes"), "yes")
+
+    def export(self, weights: Weights, folder: Path, stem: str) -> list[Path]:
+        return []
+
+    def read_model(self, path: Path) -> Weights:
+        raise NotImplementedError
+
+
+def random_weights(schema: ModelSchema, seed: int) -> dict[str, np.ndarray]:
+    """Different random values for every tensor."""
+    generator = np.random.default_rng(seed)
+    return {spec.name: _random(generator, spec) for spec in schema}
+
+
+def _random(generator: np.random.Generator, spec: TensorSpec) -> np.ndarray:
+    if spec.dtype is DataType.BOOL:
+        return generator.integers(0, 2, spec.shape).astype(np.bool_)
+    # Few enough bits that they lie on any round's grid: a mean over a single update gives back its very bits.
+    return np.asarray(generator.integers(-127, 128, spec.shape) / 64).astype(spec.dtype.numpy)
