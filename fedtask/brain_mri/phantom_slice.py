@@ -149,7 +149,7 @@ def _paint_lesion(
     tilt, stretch = rng.uniform(0.0, math.pi), rng.uniform(1.0, 1.5)
     long = (right * math.cos(tilt) + back * math.sin(tilt)) / stretch
     short = back * math.cos(tilt) - right * math.sin(tilt)
-    edge = np.hypot(long, short) / extent + 0.14 * smooth_noise(rng, 9, len(head.x))
+    edge = cast(Plane, np.hypot(long, short) / extent + 0.14 * smooth_noise(rng, 9, len(head.x)))
     in_brain = _inside(head.radius - 0.84)
     strength = 1.0 - 0.75 * difficulty
     swollen = cast(Plane, np.clip(1.9 - edge, 0.0, 1.0)) * in_brain * strength * rng.uniform(0.2, 0.8)

@@ -109,6 +109,7 @@ def test_decode_exif_orientation_turns_the_picture_upright(tmp_path: Path) -> No
     np.testing.assert_array_equal(decode_image(tmp_path / "a.png", 16), expected)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
 def test_decode_broken_exif_takes_the_picture_as_it_lies(tmp_path: Path) -> None:
     Image.fromarray(GRADIENT).save(tmp_path / "a.png", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff garbage")
     np.testing.assert_array_equal(decode_image(tmp_path / "a.png", 16), as_rgb(GRADIENT))
@@ -137,6 +138,7 @@ def test_decode_truncated_file_is_corrupt(tmp_path: Path, image_format: str, kep
     assert reason_of(path) is SkipReason.CORRUPT
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
 @pytest.mark.parametrize("head", [b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*"])
 def test_decode_garbage_behind_a_good_signature_is_corrupt(tmp_path: Path, head: bytes) -> None:
     names = {b"\xff": "a.jpg", b"\x89": "a.png", b"B": "a.bmp", b"I": "a.tif", b"M": "a.tif"}
