@@ -107,6 +107,7 @@ def federation_record(
             for client in federation.population
         ),
         model_files=tuple(model_files),
+        training_data_synthetic=any(client.introduction.synthetic_data for client in federation.population),
         settings=dict(config.task_settings),
         seeds={"federation": config.seed},
         versions=_versions(),

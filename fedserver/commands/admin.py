@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import typer
+from filelock import FileLock, Timeout
 from google.protobuf import json_format
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 from fedserver.cli import fail
 from fedserver.exit_codes import ExitCode
+from fedserver.store import State, StateError
 from fedserver.store.state import read_contact
 from fedstream.errors import ProtocolError
 from fedstream.status import from_rpc_error
 from fedstream.v1 import admin_pb2_grpc
+from fedtask.report import RoundRecord
 
 CALL_SECONDS = 10.0
 
@@ -39,6 +45,46 @@ def administration(state: Path) -> Iterator[admin_pb2_grpc.AdminServiceStub]:
                 raise fail(meaning.message, ExitCode.FAILED) from error
             message = f"no server answers for {state} (its pid was {contact.get('pid')}); start it with `fedserver run`"
             raise fail(message, ExitCode.NO_SERVER) from error
+
+
+def is_running(state: Path) -> bool:
+    """Whether a server holds the state directory's lock."""
+    lock = FileLock(state / "server.lock", blocking=False)
+    if not (state / "server.lock").exists():
+        return False
+    try:
+        with lock:
+            return False
+    except Timeout:
+        return True
+
+
+def stored_rounds(state: Path) -> list[RoundRecord]:
+    """The rounds that a state directory without a running server holds."""
+    if not (state / "state.db").exists():
+        raise fail(f"{state} is no state directory of a server; give its --state", ExitCode.BAD_STATE)
+    try:
+        opened = State(state)
+    except StateError as error:
+        raise fail(str(error), ExitCode.BAD_STATE) from error
+    try:
+        return opened.rounds()
+    finally:
+        opened.close()
+
+
+def console() -> Console:
+    """Where tables go; wide where there is no terminal to say how wide."""
+    plain = Console(highlight=False)
+    return plain if plain.is_terminal else Console(highlight=False, width=200)
+
+
+def compact_table(title: str, columns: Sequence[str]) -> Table:
+    """A table without lines between its rows."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
 
 
 def show_json(*messages: Message) -> None:

@@ -3,27 +3,45 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
-from fedserver.commands.admin import CALL_SECONDS, administration, seconds_since, show_json, span
+from fedserver.cli import fail
+from fedserver.commands.admin import (
+    CALL_SECONDS,
+    administration,
+    compact_table,
+    console,
+    is_running,
+    seconds_since,
+    show_json,
+    span,
+    stored_rounds,
+)
+from fedserver.exit_codes import ExitCode
+from fedserver.services.admin import write_detail, write_record
 from fedstream.v1 import admin_pb2, negotiation_pb2
 
 _OUTCOMES = ("completed", "quarantined", "declined", "withdrawn", "failed", "expired", "cancelled")
 
 
 def show_rounds(state: Path, number: int | None, *, as_json: bool) -> None:
-    """List all rounds, or show one."""
+    """List all rounds, or show one; from the state directory where no server runs."""
+    message = _detail(state, number) if number is not None else _listing(state)
+    if as_json:
+        show_json(message)
+    elif isinstance(message, admin_pb2.GetRoundResponse):
+        console().print(participation_table(message, time.time()))
+    else:
+        console().print(_rounds_table(message.rounds))
+
+
+def _listing(state: Path) -> admin_pb2.ListRoundsResponse:
+    if not is_running(state):
+        return admin_pb2.ListRoundsResponse(rounds=[write_record(record) for record in stored_rounds(state)])
     with administration(state) as stub:
-        if number is not None:
-            detail = stub.GetRound(admin_pb2.GetRoundRequest(number=number), timeout=CALL_SECONDS)
-            if as_json:
-                show_json(detail)
-            else:
-                Console().print(participation_table(detail, time.time()))
-            return
         request = admin_pb2.ListRoundsRequest()
         listed = stub.ListRounds(request, timeout=CALL_SECONDS)
         while listed.next_page_token:
@@ -31,24 +49,28 @@ def show_rounds(state: Path, number: int | None, *, as_json: bool) -> None:
             page = stub.ListRounds(request, timeout=CALL_SECONDS)
             listed.rounds.extend(page.rounds)
             listed.next_page_token = page.next_page_token
-        if as_json:
-            show_json(listed)
-        else:
-            Console().print(_rounds_table(list(listed.rounds)))
+        return listed
 
 
-def _rounds_table(rounds: list[admin_pb2.Round]) -> Table:
-    table = Table(title="Rounds (offered = all outcomes added up)", title_justify="left")
-    for column in ("round", "result", "offered", *_OUTCOMES, "accuracy", "loss", "received", "sent", "why"):
-        table.add_column(column)
+def _detail(state: Path, number: int) -> admin_pb2.GetRoundResponse:
+    if is_running(state):
+        with administration(state) as stub:
+            return stub.GetRound(admin_pb2.GetRoundRequest(number=number), timeout=CALL_SECONDS)
+    for record in stored_rounds(state):
+        if record.number == number:
+            return write_detail(record)
+    raise fail(f"there is no round {number} in {state}", ExitCode.FAILED)
+
+
+def _rounds_table(rounds: Iterable[admin_pb2.Round]) -> Table:
+    table = compact_table("Rounds", ("round", "result", "offers", "accuracy", "loss", "received", "sent", "why"))
     for one in rounds:
         metrics = {metric.name: metric.value for metric in one.metrics if metric.HasField("value")}
         over = one.phase == admin_pb2.ROUND_PHASE_DONE
         table.add_row(
             str(one.number),
             ("new model" if one.succeeded else "no model") if over else "at work",
-            str(one.counts.offered),
-            *(str(getattr(one.counts, outcome)) for outcome in _OUTCOMES),
+            _counts(one.counts),
             _decimal(metrics.get("accuracy")),
             _decimal(metrics.get("loss")),
             _megabytes(one.bytes_received),
@@ -58,12 +80,18 @@ def _rounds_table(rounds: list[admin_pb2.Round]) -> Table:
     return table
 
 
+def _counts(counts: admin_pb2.OutcomeCounts) -> str:
+    """`4 = 3 completed + 1 expired`."""
+    parts = [(getattr(counts, outcome), outcome) for outcome in ("outstanding", *_OUTCOMES)]
+    shown = " + ".join(f"{number} {outcome}" for number, outcome in parts if number)
+    return f"{counts.offered} = {shown}" if shown else str(counts.offered)
+
+
 def participation_table(detail: admin_pb2.GetRoundResponse, now: float) -> Table:
     """One round with each client's part in it."""
     title = f"Round {detail.round.number}: {detail.round.reason}"
-    table = Table(title=title, title_justify="left")
-    for column in ("rank", "site", "outcome", "doing", "upload", "examples", "weight", "time", "last seen", "why"):
-        table.add_column(column)
+    columns = ("rank", "site", "outcome", "doing", "upload", "examples", "weight", "time", "seen", "why")
+    table = compact_table(title, columns)
     for part in detail.participations:
         outcome = negotiation_pb2.Outcome.Name(part.outcome).removeprefix("OUTCOME_").lower()
         at_work = part.outcome == negotiation_pb2.OUTCOME_UNSPECIFIED
@@ -72,7 +100,7 @@ def participation_table(detail: admin_pb2.GetRoundResponse, now: float) -> Table
             part.client_name,
             "at work" if at_work else outcome,
             _doing(part) if at_work else "",
-            f"{_megabytes(part.committed_size)} of {_megabytes(part.body_size_bytes)}" if part.body_size_bytes else "",
+            f"{part.committed_size / 1e6:.2f}/{_megabytes(part.body_size_bytes)}" if part.body_size_bytes else "",
             str(part.num_examples or ""),
             f"{part.weight:.3f}" if part.weight else "",
             span(part.duration.ToTimedelta().total_seconds()),

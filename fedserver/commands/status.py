@@ -6,12 +6,12 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from fedserver.commands.admin import CALL_SECONDS, administration, seconds_since, show_json
+from fedserver.commands.admin import CALL_SECONDS, administration, compact_table, console, seconds_since, show_json
 from fedserver.commands.rounds import participation_table
 from fedstream.v1 import admin_pb2, admin_pb2_grpc
 
@@ -27,7 +27,7 @@ def show_status(state: Path, *, watch: bool, as_json: bool) -> None:
         elif watch:
             _watch(stub)
         else:
-            Console().print(picture(stub))
+            console().print(picture(stub))
 
 
 def _watch(stub: admin_pb2_grpc.AdminServiceStub) -> None:
@@ -65,9 +65,7 @@ def _headline(state: admin_pb2.GetStateResponse, now: float) -> Text:
 
 
 def _clients_table(clients: Iterable[admin_pb2.Client], now: float) -> Table:
-    table = Table(title="Sites", title_justify="left")
-    for column in ("site", "state", "examples", "rounds in", "last seen", "note"):
-        table.add_column(column)
+    table = compact_table("Sites", ("site", "state", "examples", "rounds in", "last seen", "note"))
     for client in clients:
         table.add_row(
             client.name,

@@ -32,6 +32,7 @@ class Introduction:
     epoch_seconds: float | None = None
     max_epochs: int | None = None
     max_training_seconds: float | None = None
+    synthetic_data: bool = False
 
 
 @dataclass(slots=True)

@@ -83,8 +83,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             return admin_pb2.GetRoundResponse(round=self._write_live(live), participations=parts)
         for record in reversed(self._federation.history):
             if request.number in (0, record.number):
-                parts = [_write_contribution(one) for one in record.contributions]
-                return admin_pb2.GetRoundResponse(round=write_record(record), participations=parts)
+                return write_detail(record)
         raise UnknownRound(f"there is no round {request.number or 'yet'}", round=request.number)
 
     @translates_errors
@@ -203,6 +202,12 @@ def write_record(record: RoundRecord) -> admin_pb2.Round:
     if record.evaluation is not None:
         message.metrics.extend(wire.write_metrics(record.evaluation.metrics, record.evaluation.undefined))
     return message
+
+
+def write_detail(record: RoundRecord) -> admin_pb2.GetRoundResponse:
+    """A round that is over, and its clients."""
+    parts = [_write_contribution(one) for one in record.contributions]
+    return admin_pb2.GetRoundResponse(round=write_record(record), participations=parts)
 
 
 def _write_contribution(one: Contribution) -> admin_pb2.Participation:

@@ -182,6 +182,7 @@ def read_introduction(hello: negotiation_pb2.Hello) -> Introduction:
         software=hello.software,
         epoch_seconds=_seconds(hello, "epoch_duration"),
         max_epochs=hello.limits.max_epochs or None,
+        synthetic_data=hello.synthetic_data,
         max_training_seconds=_seconds(hello.limits, "max_training_time"),
     )
 

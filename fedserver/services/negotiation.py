@@ -66,6 +66,8 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
                 left = await give_way(self._converse(session, requests, context), session.superseded, message)
                 if left is not None:
                     state, reason = ClientState.LEFT, left
+                elif self._federation.outcome is not None:
+                    reason = "heard how the federation ended"
         finally:
             if self._federation.sessions.close(session):
                 self._federation.gone(introduction.name, state, reason)

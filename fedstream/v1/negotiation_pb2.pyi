@@ -396,6 +396,7 @@ class Hello(_message.Message):
     EPOCH_DURATION_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     SOFTWARE_FIELD_NUMBER: _builtins.int
+    SYNTHETIC_DATA_FIELD_NUMBER: _builtins.int
     client_name: _builtins.str
     """The client's name: 1 to 64 characters of `a-z A-Z 0-9 . _ -`, starting with a letter or digit. Where the server
     verifies client certificates, the certificate's name is the identity and a differing name here is refused.
@@ -406,6 +407,8 @@ class Hello(_message.Message):
     """Training examples it has. At least 1."""
     software: _builtins.str
     """Name and version of the client's software, for people, such as `fedstream 0.1.0`. At most 128 bytes."""
+    synthetic_data: _builtins.bool
+    """Whether its examples are generated for trying things out rather than real; reports then say so."""
     @_builtins.property
     def protocol(self) -> _common_pb2.ProtocolRange:
         """Versions the client speaks. The session uses the highest that both speak."""
@@ -438,10 +441,11 @@ class Hello(_message.Message):
         epoch_duration: _duration_pb2.Duration | None = ...,
         limits: Global___SiteLimits | None = ...,
         software: _builtins.str = ...,
+        synthetic_data: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "epoch_duration", b"epoch_duration", "limits", b"limits", "meaning", b"meaning", "protocol", b"protocol"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "client_name", b"client_name", "epoch_duration", b"epoch_duration", "limits", b"limits", "meaning", b"meaning", "num_examples", b"num_examples", "protocol", b"protocol", "schema_sha256", b"schema_sha256", "software", b"software"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "client_name", b"client_name", "epoch_duration", b"epoch_duration", "limits", b"limits", "meaning", b"meaning", "num_examples", b"num_examples", "protocol", b"protocol", "schema_sha256", b"schema_sha256", "software", b"software", "synthetic_data", b"synthetic_data"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
