@@ -51,9 +51,14 @@ async def run_server(config: ServerConfig, log_json: bool | None, log_level: str
 
 def announce(config: ServerConfig, listening: Listening) -> None:
     """Show the effective configuration, and the command with which a site joins."""
-    log.info("configuration", **json.loads(config.model_dump_json()))
-    log.info("serving", address=listening.address, fingerprint=listening.fingerprint)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
+    effective = json.loads(config.model_dump_json())
+    if console.is_terminal:
+        for key, value in effective.items():
+            console.print(f"  {key} = {json.dumps(value)}", markup=False)
+    else:
+        log.info("configuration", **effective)
+    log.info("serving", address=listening.address, fingerprint=listening.fingerprint)
     console.print(
         f"\n[bold]{config.name}[/bold]: {config.task}, {config.rounds} rounds, at least {config.min_clients} "
         f"sites a round, {config.strategy}."
