@@ -1,0 +1,207 @@
+"""What the frozen part of the network makes of each image, computed once and kept.
+
+Training the upper part alone would spend nine tenths of its time on recomputing the lower part, whose weights do not
+change in a whole federation. So the features at the cut are kept: per image and per variant (see `augmentation`), as
+float16, which halves the space and changes them less than the next BatchNorm can tell (measured: docs/adr/0004).
+
+Importing this imports tensorflow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from fedstream.manifest import raw_bytes
+from fedtask.brain_mri import augmentation
+from fedtask.brain_mri.augmentation import apply_changes, variant_change
+from fedtask.brain_mri.model import Network
+from fedtask.images.image_set import ImageSet
+from fedtask.keras_training import Indices, Labels
+from fedtask.task import Weights
+
+Half = npt.NDArray[np.float16]
+
+BATCH = 32
+"""Images per step of the lower part. The last batch is filled up, so that an image's features never depend on how many
+others were missing beside it."""
+
+_CRC_BYTES = 4
+MEMORY_BUDGET_BYTES = 2**30
+"""Room for 28,000 images at `block_12_add` of the full width."""
+
+
+class FeatureStore(Protocol):
+    """Keeps arrays by name. It may forget any of them: what is missing is computed again."""
+
+    def get(self, name: str) -> Half | None:
+        """The array of that name, flat, or `None`."""
+
+    def put(self, name: str, features: Half) -> None:
+        """Keep the array."""
+
+
+class MemoryStore:
+    """Keeps features in memory, up to a budget; what does not fit is not kept."""
+
+    def __init__(self, budget_bytes: int = MEMORY_BUDGET_BYTES) -> None:
+        self._budget_bytes = budget_bytes
+        self._kept: dict[str, Half] = {}
+
+    def get(self, name: str) -> Half | None:
+        return self._kept.get(name)
+
+    def put(self, name: str, features: Half) -> None:
+        if features.nbytes <= self._budget_bytes and name not in self._kept:
+            self._budget_bytes -= features.nbytes
+            self._kept[name] = features.ravel().copy()
+
+
+class DiskStore:
+    """Keeps features as files with a checksum; several processes may share the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def get(self, name: str) -> Half | None:
+        try:
+            content = self._path(name).read_bytes()
+        except FileNotFoundError:
+            return None
+        body = content[_CRC_BYTES:]
+        # Files are not synced, so after a power failure one may be there and hold anything.
+        whole = google_crc32c.value(body) == int.from_bytes(content[:_CRC_BYTES], "little") and body
+        return np.frombuffer(body, np.float16) if whole else None
+
+    def put(self, name: str, features: Half) -> None:
+        path, body = self._path(name), features.tobytes()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(google_crc32c.value(body).to_bytes(_CRC_BYTES, "little") + body)
+        Path(temporary).replace(path)
+
+    def _path(self, name: str) -> Path:
+        return self._folder / name[:2] / f"{name}.f16"
+
+
+class Activations:
+    """Features of images at the network's cut.
+
+    Args:
+        network: its `lower` must not be `None`.
+        store: where features are kept.
+        strength: of the augmentation that makes variants.
+    """
+
+    def __init__(self, network: Network, store: FeatureStore, strength: float) -> None:
+        assert network.lower is not None
+        self._network = network
+        self._store = store
+        self._strength = strength
+        self._shape = tuple(network.lower.output.shape[1:])
+        inputs = tf.TensorSpec([BATCH, *network.lower.input.shape[1:]], tf.float32)
+        self._forward = tf.function(lambda x: network.lower(x, training=False), [inputs], jit_compile=False)
+        self._key = ""
+
+    def use(self, weights: Weights) -> None:
+        """Look features up as made by these weights; the network must have them already."""
+        digest = hashlib.sha256(f"augmentation {augmentation.VERSION} {self._strength!r}\n".encode())
+        for name in self._network.frozen_names:
+            digest.update(f"{name} {weights[name].shape}\n".encode())
+            digest.update(raw_bytes(weights[name]))
+        self._key = digest.hexdigest()[:24]
+
+    def prepare(self, images: ImageSet, num_variants: int, progress: Callable[[float], None]) -> None:
+        """Compute and keep what is missing of the images' first variants."""
+        missing = self.missing(images, num_variants)
+        for start in range(0, len(missing), BATCH):
+            self._compute(images, missing[start : start + BATCH])
+            progress(min(1.0, (start + BATCH) / len(missing)))
+
+    def missing(self, images: ImageSet, num_variants: int) -> list[tuple[int, int]]:
+        """Index and variant of everything that is not kept, whole and well."""
+        wanted = itertools.product(range(len(images)), range(num_variants))
+        return [(index, variant) for index, variant in wanted if self._kept(images.ids[index], variant) is None]
+
+    def batch(self, images: ImageSet, chosen: Sequence[tuple[int, int]]) -> Half:
+        """Features `float16 [len(chosen), ...]` for pairs of index and variant; computed where they are not kept."""
+        kept = [self._kept(images.ids[index], variant) for index, variant in chosen]
+        missing = [pair for pair, features in zip(chosen, kept, strict=True) if features is None]
+        computed = iter(self._compute(images, missing) if missing else ())
+        flat = [features if features is not None else next(computed).ravel() for features in kept]
+        return np.stack(flat).reshape(-1, *self._shape)
+
+    def _compute(self, images: ImageSet, chosen: Sequence[tuple[int, int]]) -> Half:
+        parts = []
+        for start in range(0, len(chosen), BATCH):
+            part = chosen[start : start + BATCH]
+            pixels = images.load([index for index, _ in part]).astype(np.float32)
+            for place, (index, variant) in enumerate(part):
+                change = variant_change(images.ids[index], variant, self._strength)
+                if change is not None:
+                    pixels[place] = apply_changes(pixels[place : place + 1], [change])[0]
+            filled = np.zeros((BATCH, *pixels.shape[1:]), np.float32)
+            filled[: len(part)] = pixels
+            parts.append(np.asarray(self._forward(filled))[: len(part)].astype(np.float16))
+            for (index, variant), features in zip(part, parts[-1], strict=True):
+                self._store.put(self._name(images.ids[index], variant), features)
+        return np.concatenate(parts)
+
+    def _kept(self, image_id: str, variant: int) -> Half | None:
+        features = self._store.get(self._name(image_id, variant))
+        return features if features is not None and features.size == np.prod(self._shape) else None
+
+    def _name(self, image_id: str, variant: int) -> str:
+        return f"{image_id}-{variant}-{self._key}"
+
+
+class FeatureExamples:
+    """Images as the upper part sees them: features, of which training draws one variant per image and epoch."""
+
+    def __init__(self, images: ImageSet, activations: Activations, num_variants: int) -> None:
+        self._images = images
+        self._activations = activations
+        self._num_variants = num_variants
+
+    @property
+    def labels(self) -> Labels:
+        return self._images.labels
+
+    def training_batch(self, indices: Indices, rng: np.random.Generator) -> Any:
+        variants = rng.integers(self._num_variants, size=len(indices))
+        return self._activations.batch(self._images, list(zip(indices.tolist(), variants.tolist(), strict=True)))
+
+    def plain_batch(self, indices: Indices) -> Any:
+        return self._activations.batch(self._images, [(index, 0) for index in indices.tolist()])
+
+
+class ImageExamples:
+    """Images as the whole network sees them; training changes each by a fresh chance every time."""
+
+    def __init__(self, images: ImageSet, strength: float) -> None:
+        self._images = images
+        self._strength = strength
+
+    @property
+    def labels(self) -> Labels:
+        return self._images.labels
+
+    def training_batch(self, indices: Indices, rng: np.random.Generator) -> Any:
+        pixels = self._images.load(indices)
+        if not self._strength:
+            return pixels
+        return apply_changes(pixels, [augmentation.draw_change(rng, self._strength) for _ in indices])
+
+    def plain_batch(self, indices: Indices) -> Any:
+        return self._images.load(indices)

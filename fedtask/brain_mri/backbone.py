@@ -1,0 +1,91 @@
+"""Where the weights of round 0 come from: ImageNet by way of Keras, a file, a saved model, or chance."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from fedtask.brain_mri.model import OUTPUT, Network, build_network
+from fedtask.brain_mri.settings import BrainMriSettings
+from fedtask.keras_model import read_weights
+from fedtask.task import TaskError, Weights
+
+RANDOM = "random"
+_DOWNLOAD_TIMEOUT_SECONDS = 10.0
+"""Without a word from the other side. A download that goes on may take longer."""
+
+
+def initial_weights(settings: BrainMriSettings, seed: int, source: str | None) -> Weights:
+    """Weights of the whole network. The head is always random, by `seed`.
+
+    `source` is `None` for ImageNet weights that Keras downloads (or has downloaded before), `random`, or the path of a
+    file of backbone weights without top, `.weights.h5` or `.h5`.
+
+    Raises:
+        TaskError: the download failed, or the file does not fit; the message names what else can be done.
+    """
+    network = build_network(settings, seed)
+    weights = read_weights(network.full)
+    if source == RANDOM:
+        return weights
+    backbone = _downloaded(settings) if source is None else _from_file(settings, Path(source))
+    return _with_backbone(network, weights, backbone)
+
+
+def _with_backbone(network: Network, weights: dict[str, np.ndarray], backbone: Any) -> Weights:
+    found = read_weights(backbone)
+    missing = [name for name in weights if name not in found and not name.startswith(f"{OUTPUT}/")]
+    assert not missing, missing  # both are made by the same function of Keras
+    return {spec.name: found.get(spec.name, weights[spec.name]) for spec in network.schema}
+
+
+def _downloaded(settings: BrainMriSettings) -> Any:
+    try:
+        with _timeout(_DOWNLOAD_TIMEOUT_SECONDS):
+            return _backbone(settings, "imagenet")
+    except Exception as error:  # what fails between here and a file server has no common parent
+        raise TaskError(
+            f"Keras could not download ImageNet weights for MobileNetV2 (alpha {settings.alpha:g}): {_said(error)}. "
+            "Give a file that holds them with --backbone-weights FILE (a .h5 or .weights.h5 without top, as Keras "
+            "publishes them), or start from random weights with --backbone-weights random"
+        ) from error
+
+
+def _from_file(settings: BrainMriSettings, path: Path) -> Any:
+    if not path.is_file():
+        raise TaskError(
+            f"there is no file {path}; --backbone-weights takes a file of weights without top, or {RANDOM!r}"
+        )
+    try:
+        return _backbone(settings, str(path))
+    except Exception as error:  # Keras's and h5py's errors for a file that does not fit have no common parent
+        raise TaskError(
+            f"{path} does not hold weights of MobileNetV2 without top, alpha {settings.alpha:g}: {_said(error)}. If "
+            "they are of another width, set alpha accordingly"
+        ) from error
+
+
+def _backbone(settings: BrainMriSettings, weights: str) -> Any:
+    shape = (settings.image_size, settings.image_size, 3)
+    return keras.applications.MobileNetV2(input_shape=shape, alpha=settings.alpha, include_top=False, weights=weights)
+
+
+@contextlib.contextmanager
+def _timeout(seconds: float) -> Iterator[None]:
+    # Keras takes no timeout; without one, a site whose firewall drops packets would wait for minutes.
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:400] or type(error).__name__

@@ -1,0 +1,173 @@
+"""A Keras model's weights as tensors of a schema, and its files. Importing this module imports tensorflow."""
+
+from __future__ import annotations
+
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+import tensorflow as tf
+
+from fedstream.dtypes import DataType
+from fedstream.schema import ModelSchema, TensorRole, TensorSpec
+from fedtask.checkpoints import enumerate_some, in_schema_order
+from fedtask.task import TaskError, Weights
+
+_WEIGHTS_IN_ARCHIVE = "model.weights.h5"
+_MOST_WEIGHTS_BYTES = 8 << 30
+"""Bound on what a `.keras` archive may unfold to."""
+
+
+def prepare_devices() -> None:
+    """Let a GPU, where there is one, hand out its memory as it is needed. Idempotent."""
+    for gpu in tf.config.list_physical_devices("GPU"):
+        try:
+            tf.config.experimental.set_memory_growth(gpu, True)
+        except RuntimeError:
+            return  # already in use by this process; nothing can be changed any more
+
+
+def schema_of(model: Any) -> ModelSchema:
+    """The schema of a built Keras model: its weights in model order, named by their paths.
+
+    What training changes is trainable: the weights that gradients reach, and the moving statistics of a BatchNorm that
+    is not frozen, which have the role `STATISTIC` either way.
+
+    Raises:
+        TaskError: two weights share a name, or one's dtype cannot travel.
+    """
+    reached = {id(variable) for variable in model.trainable_weights}
+    statistics = {id(v): layer for layer in _batch_norms(model) for v in (layer.moving_mean, layer.moving_variance)}
+    specs = []
+    for variable in model.weights:
+        norm = statistics.get(id(variable))
+        moves = id(variable) in reached if norm is None else bool(norm.trainable)
+        role = TensorRole.WEIGHT if norm is None else TensorRole.STATISTIC
+        specs.append(TensorSpec(variable.path, _dtype(variable), tuple(variable.shape), moves, role))
+    try:
+        return ModelSchema(tuple(specs))
+    except ValueError as error:
+        raise TaskError(f"{error}; give the layers names of their own") from error
+
+
+def _dtype(variable: Any) -> DataType:
+    try:
+        return DataType.of(np.dtype(variable.dtype))
+    except (ValueError, TypeError) as error:
+        raise TaskError(f"weight {variable.path}: {error}") from error
+
+
+def _batch_norms(layer: Any) -> Iterator[Any]:
+    if isinstance(layer, keras.layers.BatchNormalization):
+        yield layer
+    for inner in getattr(layer, "layers", ()):
+        yield from _batch_norms(inner)
+
+
+def read_weights(model: Any) -> dict[str, np.ndarray]:
+    """Copies of the model's weights, by schema name, in order."""
+    return {variable.path: np.array(variable) for variable in model.weights}
+
+
+def assign_weights(model: Any, weights: Weights) -> None:
+    """Give the model these weights."""
+    for variable in model.weights:
+        variable.assign(weights[variable.path])
+
+
+def load_file(model: Any, path: Path) -> dict[str, np.ndarray]:
+    """Weights of a `.keras`, `.h5` or `.weights.h5` file of the same architecture as `model`, into which they go.
+
+    Only arrays are read; neither code nor an architecture from the file is ever run.
+
+    Raises:
+        TaskError: there is no such file, it is of another kind, or it holds another model.
+    """
+    if not path.is_file():
+        raise TaskError(f"there is no file {path}")
+    try:
+        if path.suffix == ".keras":
+            _load_archive(model, path)
+        elif path.name.endswith(".weights.h5"):
+            model.load_weights(path)
+        elif path.suffix in {".h5", ".hdf5"}:
+            return _load_legacy(model, path)
+        else:
+            raise TaskError(f"{path} is neither a .keras nor a .h5 nor a .weights.h5 file")
+    except TaskError:
+        raise
+    except Exception as error:  # h5py's, zipfile's and Keras's errors for bad content have no common parent
+        raise TaskError(f"{path} does not hold this model ({_summary(model)}): {_first_lines(error)}") from error
+    return read_weights(model)
+
+
+def save_model(model: Any, folder: Path, stem: str) -> list[Path]:
+    """Write the whole model, for plain Keras to load, as `stem.keras` and `stem.h5`."""
+    paths = [folder / f"{stem}.keras", folder / f"{stem}.h5"]
+    for path in paths:
+        # Renamed into place: whoever watches the folder never sees half a model.
+        temporary = path.with_name(f".{path.name}{path.suffix}")
+        model.save(temporary)
+        temporary.replace(path)
+    return paths
+
+
+def _load_archive(model: Any, path: Path) -> None:
+    with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
+        if archive.getinfo(_WEIGHTS_IN_ARCHIVE).file_size > _MOST_WEIGHTS_BYTES:
+            raise TaskError(f"{path} claims to hold more than {_MOST_WEIGHTS_BYTES >> 30} GiB of weights")
+        model.load_weights(archive.extract(_WEIGHTS_IN_ARCHIVE, folder))
+
+
+def _load_legacy(model: Any, path: Path) -> dict[str, np.ndarray]:
+    """Read `.h5` as Keras's older format lays it out, where every array stands under its layer's name.
+
+    Read here rather than by Keras, which names neither the layer nor both shapes where a model differs. Layers may have
+    other names than here if there are as many arrays, of the same shapes, in the same order.
+    """
+    with h5py.File(path, "r") as file:
+        root = file.get("model_weights", file)
+        if "layer_names" not in root.attrs:
+            raise TaskError(f"{path} holds no model that Keras saved; a file of weights alone ends in .weights.h5")
+        found = list(_legacy_arrays(root))
+    wanted = [(variable.path, tuple(variable.shape)) for variable in model.weights]
+    if [values.shape for _, values in found] != [shape for _, shape in wanted]:
+        in_schema_order(schema_of(model), dict(found), path)  # explains by name what differs, if names tell
+        raise TaskError(f"{path} holds another model: {_first_difference(found, wanted)}")
+    for variable, (_, values) in zip(model.weights, found, strict=True):
+        variable.assign(values)
+    return read_weights(model)
+
+
+def _legacy_arrays(root: Any) -> Iterator[tuple[str, np.ndarray]]:
+    for layer_name in root.attrs["layer_names"]:
+        group = root[_text(layer_name)]
+        for weight_name in group.attrs["weight_names"]:
+            name = _text(weight_name)
+            yield f"{_text(layer_name)}/{name.rsplit('/', 1)[-1].split(':')[0]}", np.asarray(group[name])
+
+
+def _text(name: bytes | str) -> str:
+    return name.decode() if isinstance(name, bytes) else name
+
+
+def _first_difference(found: list[tuple[str, np.ndarray]], wanted: list[tuple[str, tuple[int, ...]]]) -> str:
+    differing = [
+        f"{name} {list(values.shape)} there and {here} {list(shape)} here"
+        for (name, values), (here, shape) in zip(found, wanted, strict=False)
+        if values.shape != shape
+    ]
+    return enumerate_some([f"{len(found)} arrays there and {len(wanted)} here", *differing])
+
+
+def _summary(model: Any) -> str:
+    return f"{len(model.weights)} arrays, {model.count_params():,} numbers"
+
+
+def _first_lines(error: Exception) -> str:
+    return " ".join(str(error).split())[:500] or type(error).__name__
