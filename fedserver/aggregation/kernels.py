@@ -151,6 +151,5 @@ def _add_share(total: np.ndarray, values: np.ndarray, share: float, buffer: np.n
 
 def _round_into(out: np.ndarray, values: np.ndarray, largest: float) -> None:
     """Hold float64 `values`, in place, within +-`largest` and round them to the nearest of out's dtype."""
-    np.minimum(values, largest, out=values)
-    np.maximum(values, -largest, out=values)
+    np.clip(values, -largest, largest, out=values)
     np.copyto(out, values, casting="same_kind")

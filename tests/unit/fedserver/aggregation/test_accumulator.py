@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fractions import Fraction
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -90,6 +91,21 @@ def test_update_that_left_a_tensor_unchanged_counts_with_the_base_s_values() -> 
     assert accumulator.result()["gain"] == np.float32(3.0)
 
 
+def test_share_of_the_base_does_not_depend_on_who_came_first() -> None:
+    generator = np.random.default_rng(8)
+    schema = one_tensor(DataType.FLOAT64, (1000,))
+    base, changed = ({"kernel": generator.standard_normal(1000)} for _ in range(2))
+    weights = generator.uniform(0.1, 10, 9).tolist()
+    results = set()
+    for order in (list(range(9)), [*reversed(range(9))], [4, 8, 1, 6, 0, 3, 7, 2, 5]):
+        accumulator = accumulator_of(schema, base, *weights)
+        for rank in order:
+            accumulator.fold(rank, weights[rank], changed if rank == 4 else {})
+        assert accumulator.tensors_to_reread() == ()
+        results.add(accumulator.result()["kernel"].tobytes())
+    assert len(results) == 1
+
+
 def test_mean_divides_by_the_weights_that_are_in_not_by_the_cohort_s() -> None:
     accumulator = accumulator_of(MIXED, mixed_model(0.0), 1.0, 1.0, 1000.0)
     accumulator.fold(0, 1.0, mixed_model(1.0))
@@ -103,7 +119,7 @@ def two_of(schema: ModelSchema, base: Mapping[str, np.ndarray]) -> Accumulator:
     return accumulator
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[dict[str, np.ndarray], float, type[Exception]]] = {
     "nan": ({"kernel": np.array([[0, 1, 2], [3, np.nan, np.nan]], np.float32)}, 2.0, NotFinite),
     "infinite": ({"gain": np.array(-np.inf, np.float32)}, 2.0, NotFinite),
     "beyond headroom": ({"kernel": np.full((2, 3), -65537, np.float32)}, 2.0, BeyondHeadroom),
@@ -161,9 +177,7 @@ def test_whole_cohort_at_the_limit_does_not_overflow() -> None:
 
 @pytest.mark.parametrize("dtype", [DataType.FLOAT16, DataType.BFLOAT16, DataType.FLOAT32, DataType.FLOAT64])
 def test_largest_value_of_a_type_stays_finite(dtype: DataType) -> None:
-    from ml_dtypes import finfo
-
-    top = np.full(3, finfo(dtype.numpy).max, dtype.numpy)
+    top = np.full(3, ml_dtypes.finfo(dtype.numpy).max, dtype.numpy)  # type: ignore[no-untyped-call]
     accumulator = accumulator_of(one_tensor(dtype, (3,)), {"kernel": top}, 1.0, 0.1 / 1.1, 0.1 / 2.1)
     for rank, weight in ((0, 1.0), (1, 0.1 / 1.1)):
         accumulator.fold(rank, weight, {"kernel": np.array([top[0], -top[0], top[0]])})

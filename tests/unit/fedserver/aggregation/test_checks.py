@@ -32,7 +32,7 @@ SCHEMA = ModelSchema(
         TensorSpec("count", DataType.INT32, (1,)),
     )
 )
-BASE = {
+BASE: dict[str, np.ndarray] = {
     "kernel": np.zeros((2, 2), np.float32),
     "bias": np.ones(2, np.float16),
     "count": np.zeros(1, np.int32),

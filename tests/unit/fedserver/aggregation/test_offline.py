@@ -13,6 +13,7 @@ from fedserver.aggregation import (
     NoUpdates,
     RankError,
     SchemaMismatch,
+    Strategy,
     aggregate_all,
     weight_limits,
 )
@@ -47,7 +48,7 @@ def models(count: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=list(STRATEGIES))
-def test_aggregate_with_a_base_has_the_bits_of_a_federation(strategy) -> None:  # type: ignore[no-untyped-def]
+def test_aggregate_with_a_base_has_the_bits_of_a_federation(strategy: Strategy) -> None:
     base, *trained = models(4)
     limits = weight_limits(strategy, dict(enumerate(EXAMPLES)), ExampleLimits())
     federation = Accumulator(SCHEMA, base, limits)
