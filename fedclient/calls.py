@@ -118,16 +118,21 @@ async def until_done(once: Callable[[], Awaitable[T]], how_far: Callable[[], int
         except (TransportError, LimitExceeded) as error:
             if how_far() > mark and isinstance(error, TransportError):
                 raise _Moved(str(error)) from error
-            log.warning("trying again", doing=doing, because=plain_words(error), detail=str(error))
+            _log_again("trying again", doing, error)
             raise
 
     while True:
         try:
             return await _backed_off(attempt, patience)
         except _Moved as moved:
-            log.warning("resuming", doing=doing, because=plain_words(moved), detail=str(moved))
+            _log_again("resuming", doing, moved)
             # Whoever was cut off together should not come back together.
             await asyncio.sleep(patience.first_seconds * random.uniform(0.5, 1.5))  # noqa: S311 - spreads load only
+
+
+def _log_again(event: str, doing: str, error: Exception) -> None:
+    words, detail = plain_words(error), str(error)
+    log.warning(event, doing=doing, because=words, **({} if words == detail else {"detail": detail}))
 
 
 async def _backed_off(attempt: Callable[[], Awaitable[T]], patience: Patience) -> T:

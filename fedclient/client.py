@@ -17,7 +17,7 @@ from fedclient.calls import Patience, plain_words, until_done
 from fedclient.config import ClientConfig
 from fedclient.connection import Connection
 from fedclient.display import Display
-from fedclient.events import FederationOutcome, TaskOnOffer
+from fedclient.events import FederationOutcome, RoundOutcome, TaskOnOffer
 from fedclient.exit_codes import ExitCode, Stop
 from fedclient.session import Session
 from fedclient.workplace import Workplace
@@ -127,9 +127,12 @@ class Client:
         async def collect(ending: FederationOutcome) -> None:
             self._final = await outcome.fetch_models(ending, place.shop.site, place.shop.downloader)
 
+        def on_round(event: RoundOutcome) -> None:
+            place.errands.add(asyncio.create_task(place.shop.global_models.fetch_ahead(event)))
+
         schema = place.shop.site.description.schema
         call = self._connection.negotiation.Negotiate()
-        self._session = Session(call, schema, place.bench, self._display, self._news, collect)
+        self._session = Session(call, schema, place.bench, self._display, self._news, on_round, collect)
         try:
             return await self._session.run(self._hello(place), on_welcome)
         finally:
@@ -177,5 +180,5 @@ class Client:
             raise Stop(ExitCode.UNREACHABLE, message)
         self._display.idle("saving the final model")
         paths = await outcome.save_models(self._final, place.task.task_name, place.shop.trainer)
-        place.shop.updates.keep_only("")
+        place.forget_weights()
         return "\n".join([text, "saved " + ", ".join(str(path) for path in paths)])

@@ -92,8 +92,15 @@ def _read_round_outcome(message: negotiation_pb2.RoundOutcome) -> RoundOutcome:
     # An outcome that a later version adds has a number, but no name here.
     known = message.outcome and message.outcome in negotiation_pb2.Outcome.values()
     outcome = negotiation_pb2.Outcome.Name(message.outcome).removeprefix("OUTCOME_").lower() if known else ""
-    metrics = wire.read_metrics(message.metrics)
-    return RoundOutcome(message.round, message.succeeded, message.reason, outcome, message.outcome_reason, metrics)
+    return RoundOutcome(
+        round=message.round,
+        succeeded=message.succeeded,
+        reason=message.reason,
+        outcome=outcome,
+        outcome_reason=message.outcome_reason,
+        global_model=_read_ref(message.global_model) if message.HasField("global_model") else None,
+        metrics=wire.read_metrics(message.metrics),
+    )
 
 
 def _read_confirmation(message: negotiation_pb2.Confirmation) -> Confirmation:

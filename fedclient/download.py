@@ -56,6 +56,8 @@ class Downloader:
         self._folder = folder
         self._files = files
         self._patience = patience
+        # Guards the folder: who asks for a model that is on its way already waits for it instead of asking twice.
+        self._one_at_a_time = asyncio.Lock()
 
     async def fetch(self, digest: Digest, schema: ModelSchema, max_chunk_bytes: int, on_bytes: OnBytes) -> LocalModel:
         """The model of that digest, from disk or from the server.
@@ -64,6 +66,10 @@ class Downloader:
             UnknownModel: the server does not publish it (any more).
             DamagedTensor: what arrives does not match its digests, several times over.
         """
+        async with self._one_at_a_time:
+            return await self._fetch(digest, schema, max_chunk_bytes, on_bytes)
+
+    async def _fetch(self, digest: Digest, schema: ModelSchema, max_chunk_bytes: int, on_bytes: OnBytes) -> LocalModel:
         for repairs_left in reversed(range(_MAX_REPAIRS)):
             local = self._store.get(digest)
             if local is not None:
@@ -111,9 +117,7 @@ class Downloader:
         known = await asyncio.to_thread(self._store.tensors)
         lacking = [index for index, entry in enumerate(manifest) if entry.digest not in known and entry.size_bytes]
         body = PartialBody.open(self._folder, self._files, manifest, lacking)
-        log.info(
-            "downloading the base model", bytes=body.size_bytes, kept=body.kept, tensors=len(lacking), of=len(manifest)
-        )
+        log.info("downloading a model", bytes=body.size_bytes, kept=body.kept, tensors=len(lacking), of=len(manifest))
         try:
             if body.kept < body.size_bytes:
                 await self._receive(manifest, lacking, body, max_chunk_bytes, on_bytes)
@@ -143,7 +147,7 @@ class Downloader:
             if body.kept < body.size_bytes:
                 raise TransportError(f"the body ended after {body.kept} of {body.size_bytes} bytes")
 
-        await until_done(once, lambda: body.kept, self._patience, "downloading the base model")
+        await until_done(once, lambda: body.kept, self._patience, "downloading a model")
 
     async def _read_chunks(self, request: transfer_pb2.ReadChunksRequest, body: PartialBody, on_bytes: OnBytes) -> None:
         call: Any = self._connection.transfer.ReadChunks(request)

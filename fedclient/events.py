@@ -117,6 +117,7 @@ class RoundOutcome:
     reason: str
     outcome: str
     outcome_reason: str
+    global_model: ModelRef | None = None
     metrics: Mapping[str, float | None] = field(default_factory=dict)
 
 

@@ -22,6 +22,7 @@ from fedclient.connection import Connection
 from fedclient.display import Display, megabytes
 from fedclient.download import Downloader
 from fedclient.events import Offer, Phase, Progress
+from fedclient.global_models import GlobalModels
 from fedclient.memory import SiteMemory
 from fedclient.models import LocalModel, ModelStore
 from fedclient.training import Site, Trainer, TrainingFailed
@@ -54,6 +55,7 @@ class Workshop:
     trainer: Trainer
     models: ModelStore
     downloader: Downloader
+    global_models: GlobalModels
     updates: UpdateStore
     memory: SiteMemory
     display: Display
@@ -120,7 +122,9 @@ class Job:
             self._end(JobState.FAILED, _general_words(error))
         else:
             if delivery.quarantined:
-                log.warning("the server keeps the update aside", because=delivery.quarantined)
+                log.warning("update delivered, but kept aside by the server", because=delivery.quarantined)
+            else:
+                log.info("update delivered")
             self._end(JobState.DELIVERED)
 
     async def _work(self, plan: Plan, terms: Terms) -> Delivery:
@@ -147,7 +151,7 @@ class Job:
         shop, digest = self.workshop, self.offer.base.digest
         self._show(Progress(Phase.DOWNLOADING))
         base = await shop.downloader.fetch(digest, shop.site.description.schema, terms.max_chunk_bytes, on_bytes)
-        await asyncio.to_thread(shop.models.keep_only, {digest})
+        await shop.global_models.keep_only(digest)
         return base
 
     async def _train(self, base: LocalModel, plan: Plan) -> FinishedUpdate:

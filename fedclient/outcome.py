@@ -20,7 +20,7 @@ log = structlog.get_logger()
 STEMS = {"brain_mri": "GLOBAL_MODEL_MOB"}
 """File names that a task's users know; other tasks' models are called `GLOBAL_MODEL`."""
 
-_FETCH_SECONDS = 120.0
+_FETCH_SECONDS = 60.0
 """How long the server may take to give the final models, after which it is taken to be gone."""
 
 

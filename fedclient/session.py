@@ -97,6 +97,7 @@ class Session:
         bench: what offers are for.
         display: for people.
         news: set whenever the work on an offer has got on.
+        on_round: told of each round's end.
         collect: fetches the final models while the server is still there.
     """
 
@@ -107,6 +108,7 @@ class Session:
         bench: Workbench,
         display: Display,
         news: asyncio.Event,
+        on_round: Callable[[RoundOutcome], None],
         collect: Callable[[FederationOutcome], Awaitable[None]],
     ) -> None:
         self._call = call
@@ -114,6 +116,7 @@ class Session:
         self._bench = bench
         self._display = display
         self._news = news
+        self._on_round = on_round
         self._collect = collect
         self._sending = asyncio.Lock()  # guards the stream's sending side: gRPC takes one message at a time
         self._lease: Lease | None = None
@@ -183,9 +186,10 @@ class Session:
                 for part in codec.write_schema(self._schema):
                     await self._send(part)
             case Waiting(reason):
-                self._display.idle(f"the server waits {reason}")
+                self._display.idle(f"the server is waiting: {reason}")
             case RoundOutcome():
                 _log_round(event)
+                self._on_round(event)
             case FederationOutcome():
                 await self._collect(event)
                 self._outcome = event
@@ -246,7 +250,6 @@ class Session:
         if job.state is JobState.FAILED:
             await self._send(codec.write_failure(job.offer.offer_id, job.reason))
         if job.state is JobState.DELIVERED:
-            log.info("update delivered", round=job.offer.round)
             self._display.idle("waiting for the other clients")
 
 

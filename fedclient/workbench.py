@@ -44,9 +44,12 @@ class Workbench:
         self._terms = Terms(welcome.max_chunk_bytes, welcome.window_bytes)
 
     async def consider(self, offer: Offer) -> Reply:
-        """What to answer to an offer. One that is being worked on, or trained for, is accepted as it stands."""
+        """What to answer to an offer. One that is being worked on, or trained for, is accepted as it stands.
+
+        One that was dropped comes again when a server was asked too early after its restart: it is taken up anew.
+        """
         job = self.job
-        if job is not None and job.offer.offer_id == offer.offer_id:
+        if job is not None and job.offer.offer_id == offer.offer_id and job.state is not JobState.DROPPED:
             return self._answer_again(job)
         if job is not None:
             self._drop(job, "another offer came")
@@ -59,8 +62,8 @@ class Workbench:
         return reply
 
     def _answer_again(self, job: Job) -> Reply:
-        if job.state in (JobState.FAILED, JobState.DROPPED):
-            return Decline(job.reason or "it could not be done")
+        if job.state is JobState.FAILED:
+            return Decline(job.reason)
         if job.state is JobState.OFFERED:
             return answer(job.offer, self._limits, self._workshop.memory.experience)
         return Accept()

@@ -15,6 +15,7 @@ from fedclient.display import Display
 from fedclient.download import Downloader
 from fedclient.events import TaskOnOffer
 from fedclient.exit_codes import ExitCode, Stop
+from fedclient.global_models import GlobalModels
 from fedclient.job import Workshop
 from fedclient.memory import SiteMemory
 from fedclient.models import ModelStore
@@ -40,7 +41,9 @@ class Errands:
     def _done(self, task: asyncio.Task[None]) -> None:
         self.running.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.warning("the local model or its history could not be saved", because=str(error) or repr(error))
+            log.warning(
+                "a local model or plot could not be saved", because=str(error) or repr(error)
+            )
 
     async def finish(self) -> None:
         """Wait for all of it."""
@@ -84,16 +87,20 @@ class Workplace:
             state, errands = config.state_folder, Errands()
             models = ModelStore(state / "models", files)
             await asyncio.to_thread(models.load)
+            # Whether the server is gone for good is the session's to judge; a transfer waits as long as it goes on.
+            lasting = Patience(patience.first_seconds, patience.longest_seconds)
+            downloader = Downloader(connection, models, state / "downloads", files, lasting)
             shop = Workshop(
                 connection=connection,
                 site=site,
                 trainer=trainer,
                 models=models,
-                downloader=Downloader(connection, models, state / "downloads", files, patience),
+                downloader=downloader,
+                global_models=GlobalModels(downloader, models, site.description.schema),
                 updates=UpdateStore(state / "updates", files),
                 memory=SiteMemory(state / "memory.json", task.federation_name, files),
                 display=display,
-                patience=Patience(patience.first_seconds, patience.longest_seconds),
+                patience=lasting,
                 keep=errands.add,
                 on_news=on_news,
             )
@@ -107,6 +114,11 @@ class Workplace:
     async def settle(self) -> None:
         """Wait for what goes on beside the rounds."""
         await self.errands.finish()
+
+    def forget_weights(self) -> None:
+        """Free the disk, once the federation is over and its models are saved for people."""
+        self.shop.updates.keep_only("")
+        self.shop.models.keep_only(())
 
     async def close(self) -> None:
         """Stop all work and end the worker. Safe to call twice."""
