@@ -52,6 +52,7 @@ class ServerConfig(BaseModel):
     lease_seconds: Annotated[float, Field(gt=0)] = 60.0
     join_timeout_seconds: Annotated[float, Field(gt=0)] = 86_400.0
     retry_delay_seconds: Annotated[float, Field(ge=0)] = 5.0
+    keep_rounds: Annotated[int, Field(ge=0)] = 10
     strategy: str = "fedavg"
     early_stopping_rounds: Annotated[int, Field(ge=0)] = 0
     holdout: str | None = None

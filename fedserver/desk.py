@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 from dataclasses import dataclass, field
 
 import structlog
 
-from fedserver.coordinator.participation import Participation, Stage
+from fedserver.coordinator.participation import Outcome, Participation, Stage
 from fedserver.coordinator.round import Round
 from fedserver.federation import Federation
-from fedserver.store import Upload
-from fedserver.store.uploads import UpdateFacts
+from fedserver.store.journal import Statement
+from fedserver.store.rounds import participation
+from fedserver.store.uploads import UpdateFacts, Upload, UploadState, beginning, committing, forgetting, settling
 from fedstream.errors import BodyIncomplete, DigestMismatch, ManifestConflict, ManifestRequired, UnknownUpload
 from fedstream.manifest import Manifest
 
 log = structlog.get_logger()
-
-
-class UploadState(enum.Enum):
-    """Where an upload stands. Legal transitions:
-
-    AWAITING_MANIFEST -> OPEN -> ADMITTED | QUARANTINED | CLOSED
-    OPEN -> AWAITING_MANIFEST (a digest did not match)
-    AWAITING_MANIFEST -> CLOSED
-    """
-
-    AWAITING_MANIFEST = "awaiting_manifest"
-    OPEN = "open"
-    ADMITTED = "admitted"
-    QUARANTINED = "quarantined"
-    CLOSED = "closed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +58,8 @@ class Desk:
         self._finished: dict[str, UploadStatus] = {}
         self._finished_before: dict[str, UploadStatus] = {}
 
-    def begin(self, upload_id: str, manifest: Manifest, facts: UpdateFacts) -> OpenUpload:
-        """Take a manifest, or the same one again.
+    async def begin(self, upload_id: str, manifest: Manifest, facts: UpdateFacts) -> OpenUpload:
+        """Take a manifest durably, or the same one again.
 
         Raises:
             UnknownUpload: it is none that the server waits for.
@@ -93,6 +78,7 @@ class Desk:
         self._open[upload_id] = opened
         log.debug("upload begins", client=part.client, bytes=opened.upload.size_bytes)
         self._note_progress(upload_id, opened.upload)
+        await self._write(beginning(upload_id, self._round.number, opened.upload))
         return opened
 
     def require(self, upload_id: str) -> None:
@@ -127,6 +113,8 @@ class Desk:
         self._round.require_open(upload_id)
         before = upload.committed_size
         committed = await asyncio.to_thread(upload.commit)
+        if committed > before:
+            await self._write(committing(upload_id, committed))
         self._federation.bytes_received += committed - before
         self._note_progress(upload_id, upload)
         return committed
@@ -173,17 +161,18 @@ class Desk:
             async with opened.writer:
                 self._require_complete(opened.upload)
                 part = round_.begin_finish(upload_id)
-                reason = await self._store(round_, part, opened.upload)
+                reason = await self._take(part, opened.upload)
         except DigestMismatch:
             self._open.pop(upload_id).upload.drop()
             round_.abandon_finish(upload_id, self._federation.now)
+            await self._write(forgetting(upload_id))
             raise
         except BaseException:
             opened.finishing = None
             if round_.of_upload(upload_id).stage is Stage.FINISHING:
                 round_.abandon_finish(upload_id, self._federation.now)
             raise
-        return self._settle(round_, upload_id, opened.upload, reason)
+        return await self._settle(round_, part, opened.upload, reason)
 
     def _require_complete(self, upload: Upload) -> None:
         committed, size = upload.committed_size, upload.size_bytes
@@ -191,41 +180,54 @@ class Desk:
             message = f"{committed} of {size} bytes are committed; resume there, then finish"
             raise BodyIncomplete(message, committed_size=committed, body_size=size)
 
-    async def _store(self, round_: Round, part: Participation, upload: Upload) -> str:
+    async def _take(self, part: Participation, upload: Upload) -> str:
         await asyncio.to_thread(upload.verify)
         await asyncio.to_thread(upload.seal)
         assert self._federation.intake is not None, "a round has its intake from the start"
-        reason = await self._federation.intake.admit(part, upload)
-        state = self._federation.state
-        await asyncio.to_thread(state.save_update, part.upload_id, round_.number, part.client, upload, reason)
-        return reason
+        return await self._federation.intake.admit(part, upload.update())
 
-    def _settle(self, round_: Round, upload_id: str, upload: Upload, reason: str) -> UploadStatus:
-        part, now = round_.of_upload(upload_id), self._federation.now
+    async def _settle(self, round_: Round, part: Participation, upload: Upload, reason: str) -> UploadStatus:
+        upload_id, now, facts = part.upload_id, self._federation.now, upload.facts
+        state = UploadState.QUARANTINED if reason else UploadState.ADMITTED
         if reason:
             log.warning("quarantined", client=part.client, reason=reason)
             round_.quarantine(upload_id, reason, now)
         else:
-            log.info("update in", client=part.client, bytes=upload.size_bytes, examples=upload.facts.num_examples)
-            round_.complete(upload_id, upload.facts.num_examples, upload.facts.metrics, now)
-        state = UploadState.QUARANTINED if reason else UploadState.ADMITTED
+            log.info("update in", client=part.client, bytes=upload.size_bytes, examples=facts.num_examples)
+            round_.complete(upload_id, facts.num_examples, facts.metrics, now)
+        await self._write(settling(upload_id, state, reason), participation(round_, part, now))
         self._finished[upload_id] = UploadStatus(upload.size_bytes, upload.size_bytes, state, reason)
         del self._open[upload_id]
         self._federation.touch()
         return self._finished[upload_id]
 
+    async def restore(self) -> None:
+        """Take up the uploads of a round that an earlier process left, and fold again what was in."""
+        round_, intake = self._round, self._federation.intake
+        assert intake is not None, "a revived round has its intake"
+        for stored in self._federation.state.uploads.of_round(round_.number):
+            part = round_.of_upload(stored.upload_id)
+            if stored.state is UploadState.OPEN:
+                self._open[stored.upload_id] = OpenUpload(stored.upload)
+                continue
+            size = stored.upload.size_bytes
+            self._finished[stored.upload_id] = UploadStatus(size, size, stored.state, stored.reason)
+            if part.outcome is Outcome.COMPLETED:
+                refused = await intake.admit(part, stored.upload.update())
+                assert not refused, f"an update that was in is refused now: {refused}"
+
     def clear(self) -> None:
-        """The round is over: throw away uploads that did not finish, and updates that are in its model.
+        """The round is over: throw away what did not finish.
 
         What became of this round's uploads can still be asked until the next round is over.
         """
         for opened in self._open.values():
             opened.superseded.set()
             opened.upload.drop()
-        for upload_id, status in self._finished.items():
-            if status.state is UploadState.ADMITTED:
-                self._federation.state.uploads.remove(upload_id)
         self._finished_before, self._finished, self._open = self._finished, {}, {}
+
+    async def _write(self, *statements: Statement) -> None:
+        await self._federation.state.journal.write(*statements)
 
     @property
     def _round(self) -> Round:

@@ -14,6 +14,7 @@ from fedserver.aggregation import strategy_named
 from fedserver.clock import Clock
 from fedserver.config import ServerConfig
 from fedserver.coordinator.effects import Effect, ModelRef, TellFederationOutcome, TellWaiting
+from fedserver.coordinator.participation import Participation
 from fedserver.coordinator.population import Client, ClientState, Introduction, Population
 from fedserver.coordinator.progress import Progress
 from fedserver.coordinator.round import Invitation, Round, RoundRules
@@ -21,7 +22,7 @@ from fedserver.evaluation import Evaluator
 from fedserver.handshake import Decline
 from fedserver.intake import Intake
 from fedserver.sessions import Sessions
-from fedserver.store import State
+from fedserver.store import State, rounds
 from fedserver.store.models import StoredModel
 from fedstream.errors import WrongState
 from fedstream.plan import Plan
@@ -209,12 +210,22 @@ class Federation:
 
     def open_round(self, number: int, cohort: list[Client]) -> Round:
         """A new round for a cohort, with its intake; offers are not made yet."""
-        assert self.model is not None, "a round is opened before there is a model"
-        assert self.schema is not None, "a round is opened before there is a schema"
-        round_ = Round(number, ref_of(self.model), self._rules(len(cohort)), self._invite(number, cohort), self.now)
+        assert self.model is not None, "a round is opened when there is a model"
+        rules, invitations = self._rules(len(cohort)), self._invite(number, cohort)
+        return self.take_up(Round.open(number, ref_of(self.model), rules, invitations, self.now))
+
+    def take_up(self, round_: Round) -> Round:
+        """Make a round, new or of an earlier process, the one at work."""
+        assert self.model is not None, "a round is at work when there is a model"
+        assert self.schema is not None, "a round is at work when there is a schema"
         self.round, self.intake = round_, Intake(self.schema, self.model, self.strategy, round_)
         self.bytes_sent = self.bytes_received = 0
         return round_
+
+    async def keep(self, part: Participation) -> None:
+        """Make the state of one client's part durable, before anyone is told of it."""
+        assert self.round is not None, "only parts of the round at work change"
+        await self.state.journal.write(rounds.participation(self.round, part, self.now))
 
     @property
     def now(self) -> float:

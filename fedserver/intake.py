@@ -18,14 +18,15 @@ from fedserver.aggregation import (
 )
 from fedserver.coordinator.participation import Participation
 from fedserver.coordinator.round import Round
-from fedserver.store import ModelStore, Upload
+from fedserver.store import ModelStore
 from fedserver.store.models import StoredModel
+from fedserver.store.uploads import Update
 from fedstream.schema import ModelSchema
 
 
 @dataclass(frozen=True, slots=True)
 class _Taken:
-    upload: Upload
+    update: Update
     weight: float
     norm: float
 
@@ -54,22 +55,27 @@ class Intake:
         weights = weight_limits(strategy, claims, self._limits)
         self._accumulator = Accumulator(schema, self._base, weights, threads=threads)
 
-    async def admit(self, part: Participation, upload: Upload) -> str:
-        """Check a sealed update by itself and fold it. Returns why it is kept aside, or nothing if it is in."""
+    async def admit(self, part: Participation, update: Update) -> str:
+        """Check a stored update by itself and fold it. Returns why it is kept aside, or nothing if it is in.
+
+        Folding what is in already changes nothing: the recording of an admission may fail, and be repeated.
+        """
         async with self._lock:
+            if part.rank in self._taken:
+                return ""
             try:
-                self._taken[part.rank] = await asyncio.to_thread(self._fold, part, upload)
+                self._taken[part.rank] = await asyncio.to_thread(self._fold, part, update)
             except UpdateRefused as error:
                 return f"{error.reason.value}: {error}"
         return ""
 
-    def _fold(self, part: Participation, upload: Upload) -> _Taken:
-        check_num_examples(upload.facts.num_examples, part.claimed_examples, self._limits)
-        tensors = upload.tensors()
+    def _fold(self, part: Participation, update: Update) -> _Taken:
+        check_num_examples(update.facts.num_examples, part.claimed_examples, self._limits)
+        tensors = update.tensors()
         facts = check_update(self._schema, self._base, tensors)
-        weight = self._strategy.weight(part.rank, upload.facts.num_examples)
+        weight = self._strategy.weight(part.rank, update.facts.num_examples)
         self._accumulator.fold(part.rank, weight, tensors, facts)
-        return _Taken(upload, weight, facts.norm)
+        return _Taken(update, weight, facts.norm)
 
     async def screen(self) -> Mapping[int, str]:
         """Check the updates against each other and take out those that do not fit, exactly. Rank to reason."""
@@ -78,7 +84,7 @@ class Intake:
         async with self._lock:
             for rank in unfit:
                 taken = self._taken.pop(rank)
-                await asyncio.to_thread(self._accumulator.remove, rank, taken.upload.tensors())
+                await asyncio.to_thread(self._accumulator.remove, rank, taken.update.tensors())
         return {rank: f"{found.reason.value}: {found.message}" for rank, found in unfit.items()}
 
     def shares(self) -> Mapping[int, float]:
@@ -92,5 +98,5 @@ class Intake:
             return await asyncio.to_thread(self._publish, models, version)
 
     def _publish(self, models: ModelStore, version: int) -> StoredModel:
-        result = self._accumulator.result(lambda rank, name: self._taken[rank].upload.tensors()[name])
+        result = self._accumulator.result(lambda rank, name: self._taken[rank].update.tensors()[name])
         return models.add(version, self._schema, result)

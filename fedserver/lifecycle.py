@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
 from pathlib import Path
 
 import structlog
 
 from fedserver.coordinator.effects import TellFederationOutcome
+from fedserver.coordinator.round import Round
+from fedserver.desk import Desk
 from fedserver.federation import Federation, FederationState, ref_of
 from fedserver.phases import Stopped, run_round
 from fedserver.records import describe_file, federation_record
 from fedserver.store.models import StoredModel
-from fedstream.errors import FedstreamError
+from fedserver.store.rounds import unfinished
+from fedstream.errors import FedstreamError, UnknownModel
 from fedstream.weights_file import WeightsFile
 from fedtask.report import ModelFile
 from fedtask.task import Evaluation, TaskError
@@ -39,7 +42,7 @@ async def prepare(federation: Federation) -> None:
         federation.description = await federation.evaluator.describe()
         federation.schema = federation.description.schema
         federation.history = federation.state.rounds()
-        federation.model = federation.state.models.latest() or await _initial_model(federation)
+        federation.model = _current_model(federation) or await _initial_model(federation)
         if federation.model.manifest.by_name().keys() != {spec.name for spec in federation.schema}:
             raise FederationFailed(
                 f"the state directory {federation.state.folder} holds another model than this task's; "
@@ -56,6 +59,15 @@ async def prepare(federation: Federation) -> None:
     log.info("ready", model=str(federation.model.digest), tensors=len(federation.schema))
 
 
+def _current_model(federation: Federation) -> StoredModel | None:
+    """The model of the last round that is over. A model that was stored for a round still at work is made again."""
+    made = [record.number for record in federation.history if record.succeeded]
+    try:
+        return federation.state.models.of_version(max(made, default=0))
+    except UnknownModel:
+        return None
+
+
 async def _initial_model(federation: Federation) -> StoredModel:
     config, state = federation.config, federation.state
     scratch = state.folder / "initial.safetensors"
@@ -67,15 +79,18 @@ async def _initial_model(federation: Federation) -> StoredModel:
         scratch.unlink()
 
 
-async def run_rounds(federation: Federation, after_round: Callable[[], None]) -> str:
+async def run_rounds(federation: Federation, desk: Desk) -> str:
     """Run rounds until all are done or something ends the federation; returns why it ended."""
     number = federation.history[-1].number + 1 if federation.history else 1
+    revived = await revive(federation, desk)
     while number <= federation.config.rounds:
         try:
-            work = await run_round(federation, number)
+            work = await run_round(federation, number, revived)
         except Stopped as stopped:
             return str(stopped)
-        after_round()
+        revived = None
+        desk.clear()
+        await collect_garbage(federation, number)
         if federation.stop_requested.is_set():
             return "stopped by the coordinator"
         stopping = federation.progress.why_stopping()
@@ -85,6 +100,27 @@ async def run_rounds(federation: Federation, after_round: Callable[[], None]) ->
             await federation.change(federation.config.retry_delay_seconds)
         number += 1
     return f"all {federation.config.rounds} rounds done"
+
+
+async def revive(federation: Federation, desk: Desk) -> Round | None:
+    """Take up the round that an earlier process left at work, with its uploads and what was in."""
+    left = unfinished(federation.state.database)
+    if left is None or federation.model is None:
+        return None
+    round_ = federation.take_up(left.revive(ref_of(federation.model), federation.now))
+    await desk.restore()
+    log.info("going on", round=round_.number, updates_in=len(round_.completed))
+    for part in round_.participations:
+        if part.is_outstanding:
+            federation.sessions.say([round_.offer_of(part)])  # it may have connected while the round was being read
+    return round_
+
+
+async def collect_garbage(federation: Federation, number: int) -> None:
+    """Throw away the updates of the round that falls out of the retention."""
+    oldest = number - federation.config.keep_rounds
+    if oldest > 0:
+        await asyncio.to_thread(federation.state.uploads.remove_all_of, oldest)
 
 
 async def finish(federation: Federation, reason: str) -> Path:

@@ -15,6 +15,7 @@ from fedserver.coordinator.round import Round
 from fedserver.federation import Federation, FederationState, ref_of
 from fedserver.intake import Intake
 from fedserver.records import round_record
+from fedserver.store import rounds
 from fedserver.store.models import StoredModel
 from fedtask.task import Evaluation, TaskError
 from fedtask.worker import WorkerCrashed
@@ -79,9 +80,10 @@ async def select(federation: Federation, work: RoundWork) -> None:
 
 
 async def offer(federation: Federation, work: RoundWork) -> None:
-    """Open the round and make every member of the cohort its offer."""
+    """Open the round, durably, and make every member of the cohort its offer."""
     work.round = federation.open_round(work.number, work.cohort)
     work.intake = federation.intake
+    await federation.state.journal.write(*rounds.opening(work.round, federation.now))
     names = ", ".join(client.name for client in work.cohort)
     federation.stand(FederationState.RUNNING, f"round {work.number}: offered to {names}")
     federation.sessions.say(work.round.offer_of(part) for part in work.round.participations)
@@ -90,17 +92,27 @@ async def offer(federation: Federation, work: RoundWork) -> None:
 async def collect(federation: Federation, work: RoundWork) -> None:
     """Let the clients work until the round closes."""
     round_ = work.opened
-    while True:
-        federation.sessions.say(round_.tick(federation.now))
-        if federation.stop_requested.is_set() and not federation.finish_round_first:
-            federation.sessions.say(round_.close("stopped by the coordinator", federation.now))
-            return
-        reason = round_.why_closing()
+    while round_.closed is None:
+        expired = round_.tick(federation.now)
+        reason = _why_closing(federation, round_)
         if reason is not None:
-            federation.sessions.say(round_.close(reason, federation.now))
+            cancelled = round_.close(reason, federation.now)
+            await federation.state.journal.write(*rounds.closing(round_, federation.now))
+            federation.sessions.say([*expired, *cancelled])
             return
+        for effect in expired:
+            part = round_.of_client(effect.client)
+            assert part is not None, "only parts of this round expire"
+            await federation.keep(part)
+        federation.sessions.say(expired)
         federation.stand(FederationState.RUNNING, waiting_for(round_))
         await federation.change(round_.next_event() - federation.now)
+
+
+def _why_closing(federation: Federation, round_: Round) -> str | None:
+    if federation.stop_requested.is_set() and not federation.finish_round_first:
+        return "stopped by the coordinator"
+    return round_.why_closing()
 
 
 def waiting_for(round_: Round) -> str:
@@ -117,7 +129,9 @@ async def aggregate(federation: Federation, work: RoundWork) -> None:
     round_ = work.opened
     for rank, reason in (await work.intake.screen()).items():
         log.warning("quarantined", client=round_.participations[rank].client, reason=reason)
-        round_.quarantine(round_.participations[rank].upload_id, reason, federation.now)
+        part = round_.participations[rank]
+        # Not kept before the round's record is: a screening that a crash ends must begin anew with all updates.
+        round_.quarantine(part.upload_id, reason, federation.now)
     for rank, share in work.intake.shares().items():
         round_.participations[rank].weight = share
 
@@ -162,26 +176,30 @@ def _headline(evaluation: Evaluation) -> dict[str, float]:
 PHASES: Sequence[Phase] = (select, offer, collect, aggregate, publish, evaluate)
 
 
-async def run_round(federation: Federation, number: int) -> RoundWork:
+async def run_round(federation: Federation, number: int, revived: Round | None = None) -> RoundWork:
     """Run one round through all phases, keep its record, and tell every client how it ended.
+
+    A round that an earlier process left at work is `revived`: it has been offered, and goes on with `collect`.
 
     Raises:
         Stopped: from `select`; the round has not opened.
     """
-    work = RoundWork(number)
+    work = RoundWork(number, round=revived, intake=federation.intake if revived is not None else None)
+    phases = PHASES if revived is None else PHASES[PHASES.index(collect) :]
     with structlog.contextvars.bound_contextvars(round=number):
-        for phase in PHASES:
+        for phase in phases:
             federation.phase = phase.__name__
             await phase(federation, work)
-        conclude(federation, work)
+        await conclude(federation, work)
     return work
 
 
-def conclude(federation: Federation, work: RoundWork) -> None:
+async def conclude(federation: Federation, work: RoundWork) -> None:
     """Keep the round's record and tell everyone how it ended."""
     round_ = work.opened
     record = round_record(federation, round_, work.evaluation, work.evaluation_reason)
-    federation.state.save_round(record, work.model.digest.sha256 if work.model is not None else None)
+    sha256 = work.model.digest.sha256 if work.model is not None else None
+    await federation.state.journal.write(*rounds.concluding(record, sha256))
     federation.history.append(record)
     outcomes = [_outcome_for(federation, work, record.reason, client) for client in federation.sessions.clients]
     federation.sessions.say(outcomes)

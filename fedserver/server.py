@@ -143,7 +143,7 @@ class Server:
         except lifecycle.FederationFailed as error:
             federation.stand(FederationState.FAILED, str(error))
             raise
-        reason = await lifecycle.run_rounds(federation, self._desk.clear)
+        reason = await lifecycle.run_rounds(federation, self._desk)
         self.report = await lifecycle.finish(federation, reason)
         await lifecycle.say_farewell(federation, reason)
         federation.stand(FederationState.FINISHED, reason)

@@ -56,36 +56,28 @@ class Round:
         number: of the round, from 1.
         base: the model that clients start from.
         rules: when it closes.
-        cohort: who was picked; the place in it is the rank.
-        now: when it opens.
+        participations: by rank.
+        opened: when it opened.
     """
 
     def __init__(
-        self, number: int, base: ModelRef, rules: RoundRules, cohort: Sequence[Invitation], now: float
+        self, number: int, base: ModelRef, rules: RoundRules, participations: Sequence[Participation], opened: float
     ) -> None:
         self.number = number
         self.base = base
         self.rules = rules
-        self.opened = now
+        self.opened = opened
         self.closed: float | None = None
         self.reason = ""
-        self._participations = [self._invite(rank, invitation, now) for rank, invitation in enumerate(cohort)]
-        self._by_client = {participation.client: participation for participation in self._participations}
-        self._by_upload = {participation.upload_id: participation for participation in self._participations}
+        self._participations = list(participations)
+        self._by_client = {participation.client: participation for participation in participations}
+        self._by_upload = {participation.upload_id: participation for participation in participations}
 
-    def _invite(self, rank: int, invitation: Invitation, now: float) -> Participation:
-        return Participation(
-            client=invitation.client,
-            rank=rank,
-            offer_id=invitation.offer_id,
-            upload_id=invitation.upload_id,
-            plan=invitation.plan,
-            claimed_examples=invitation.claimed_examples,
-            offered_at=now,
-            deadline=now + self.rules.timeout_seconds,
-            lease_until=now + self.rules.lease_seconds,
-            last_seen=now,
-        )
+    @classmethod
+    def open(cls, number: int, base: ModelRef, rules: RoundRules, cohort: Sequence[Invitation], now: float) -> Round:
+        """A new round for a cohort; the place in it is the rank."""
+        parts = [_invited(rank, invitation, rules, now) for rank, invitation in enumerate(cohort)]
+        return cls(number, base, rules, parts, now)
 
     # What can be asked of a round.
 
@@ -301,3 +293,18 @@ class Round:
     def _expire(self, part: Participation, reason: str, now: float) -> list[Effect]:
         part.end(Outcome.EXPIRED, reason, now)
         return [Cancel(part.client, part.offer_id, reason)]
+
+
+def _invited(rank: int, invitation: Invitation, rules: RoundRules, now: float) -> Participation:
+    return Participation(
+        client=invitation.client,
+        rank=rank,
+        offer_id=invitation.offer_id,
+        upload_id=invitation.upload_id,
+        plan=invitation.plan,
+        claimed_examples=invitation.claimed_examples,
+        offered_at=now,
+        deadline=now + rules.timeout_seconds,
+        lease_until=now + rules.lease_seconds,
+        last_seen=now,
+    )

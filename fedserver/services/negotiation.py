@@ -168,10 +168,10 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
             self._federation.population.seen(client, self._federation.clock.wall())
             if kind == "leave":
                 return messages.read_reason(request.leave.reason) or "no reason given"
-            self._hear(client, kind, request)
+            await self._hear(client, kind, request)
         return None
 
-    def _hear(self, client: str, kind: str | None, request: negotiation_pb2.NegotiateRequest) -> None:
+    async def _hear(self, client: str, kind: str | None, request: negotiation_pb2.NegotiateRequest) -> None:
         round_, now = self._federation.round, self._federation.now
         if kind in ("hello", "schema_part"):
             raise UnexpectedMessage(f"{kind} belongs to the handshake, which is over")
@@ -199,5 +199,8 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
         log.debug("heard", client=client, kind=kind)
         if kind == "progress":
             self._federation.sessions.say(effects)
-        else:
-            self._federation.apply(effects)
+            return
+        part = round_.of_client(client)
+        if part is not None:
+            await self._federation.keep(part)
+        self._federation.apply(effects)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-from fedserver.desk import Desk, OpenUpload, UploadState, UploadStatus
+from fedserver.desk import Desk, OpenUpload, UploadStatus
 from fedserver.federation import Federation
 from fedserver.services.calls import Context, give_way, translates_errors
-from fedserver.store import Upload
-from fedserver.store.uploads import UpdateFacts
+from fedserver.store import UpdateFacts, Upload, UploadState
 from fedstream import limits, wire
 from fedstream.body import admit_chunk
 from fedstream.errors import InvalidManifest, InvalidRequest, Superseded, WrongOffset
@@ -39,7 +38,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
             epochs=header.epochs,
             training_seconds=header.training_seconds,
         )
-        upload = self._desk.begin(header.upload_id, manifest, facts).upload
+        upload = (await self._desk.begin(header.upload_id, manifest, facts)).upload
         return transfer_pb2.PutManifestResponse(
             missing_tensors=upload.missing, body_size_bytes=upload.size_bytes, committed_size=upload.committed_size
         )

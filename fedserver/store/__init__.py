@@ -2,6 +2,6 @@
 
 from fedserver.store.models import ModelStore
 from fedserver.store.state import State, StateError
-from fedserver.store.uploads import Upload, UploadFolder
+from fedserver.store.uploads import UpdateFacts, Upload, UploadState, UploadStore
 
-__all__ = ["ModelStore", "State", "StateError", "Upload", "UploadFolder"]
+__all__ = ["ModelStore", "State", "StateError", "UpdateFacts", "Upload", "UploadState", "UploadStore"]

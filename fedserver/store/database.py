@@ -12,21 +12,28 @@ from typing import Any
 _MIGRATIONS: Sequence[str] = (
     """
     CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-    CREATE TABLE models (
-        sha256 BLOB PRIMARY KEY,
-        version INTEGER NOT NULL,
-        manifest BLOB NOT NULL
-    ) STRICT;
+    CREATE TABLE models (sha256 BLOB PRIMARY KEY, manifest BLOB NOT NULL) STRICT;
+    CREATE TABLE versions (version INTEGER PRIMARY KEY, sha256 BLOB NOT NULL) STRICT;
     CREATE TABLE rounds (number INTEGER PRIMARY KEY, model_sha256 BLOB, record TEXT NOT NULL) STRICT;
-    CREATE TABLE updates (
+    CREATE TABLE open_rounds (number INTEGER PRIMARY KEY, row TEXT NOT NULL) STRICT;
+    CREATE TABLE participations (
+        round INTEGER NOT NULL,
+        rank INTEGER NOT NULL,
+        upload_id TEXT NOT NULL UNIQUE,
+        row TEXT NOT NULL,
+        PRIMARY KEY (round, rank)
+    ) STRICT;
+    CREATE TABLE uploads (
         upload_id TEXT PRIMARY KEY,
         round INTEGER NOT NULL,
-        client TEXT NOT NULL,
         manifest BLOB NOT NULL,
-        num_examples INTEGER NOT NULL,
-        admitted INTEGER NOT NULL,
+        missing TEXT NOT NULL,
+        facts TEXT NOT NULL,
+        committed_size INTEGER NOT NULL,
+        state TEXT NOT NULL,
         reason TEXT NOT NULL
     ) STRICT;
+    CREATE TABLE clients (name TEXT PRIMARY KEY, row TEXT NOT NULL) STRICT;
     """,
 )
 """Step n takes a database from `user_version` n to n + 1. Released steps are never changed, only followed."""

@@ -61,26 +61,26 @@ class ModelStore:
         stored = self._stored(version, manifest)
         if not stored.path.exists():
             write_durably(self._files, stored.path, file_parts(manifest, weights))
-        sql = "INSERT INTO models VALUES (?, ?, ?) ON CONFLICT (sha256) DO UPDATE SET version = excluded.version"
-        self._database.execute(sql, stored.digest.sha256, version, manifest.canonical_bytes())
+        sha256 = stored.digest.sha256
+        with self._database.transaction() as cursor:
+            cursor.execute("INSERT OR IGNORE INTO models VALUES (?, ?)", (sha256, manifest.canonical_bytes()))
+            cursor.execute("INSERT OR REPLACE INTO versions VALUES (?, ?)", (version, sha256))
         return stored
 
     def get(self, sha256: bytes) -> StoredModel:
-        """The model of that digest.
+        """The model of that digest, as the latest version that has it.
 
         Raises:
             UnknownModel: none was published.
         """
-        rows = self._database.query("SELECT version, manifest FROM models WHERE sha256 = ?", sha256)
-        if not rows:
+        found = self._find("sha256 = ?", sha256)
+        if found is None:
             raise UnknownModel("no published model has that digest; use the base model of the current offer")
-        version, text = rows[0]
-        return self._stored(version, parse_canonical(text))
+        return found
 
     def latest(self) -> StoredModel | None:
         """The model of the highest version, if there is any."""
-        rows = self._database.query("SELECT version, manifest FROM models ORDER BY version DESC LIMIT 1")
-        return self._stored(rows[0][0], parse_canonical(rows[0][1])) if rows else None
+        return self._find("true")
 
     def of_version(self, version: int) -> StoredModel:
         """The model that round `version` made; 0 for the initial one.
@@ -88,10 +88,15 @@ class ModelStore:
         Raises:
             UnknownModel: that round made none.
         """
-        rows = self._database.query("SELECT manifest FROM models WHERE version = ?", version)
-        if not rows:
+        found = self._find("version = ?", version)
+        if found is None:
             raise UnknownModel(f"no global model came out of round {version}")
-        return self._stored(version, parse_canonical(rows[0][0]))
+        return found
+
+    def _find(self, condition: str, *values: object) -> StoredModel | None:
+        sql = "SELECT version, manifest FROM versions JOIN models USING (sha256) WHERE "
+        rows = self._database.query(f"{sql}{condition} ORDER BY version DESC LIMIT 1", *values)
+        return self._stored(rows[0][0], parse_canonical(rows[0][1])) if rows else None
 
     def _stored(self, version: int, manifest: Manifest) -> StoredModel:
         digest = manifest.model_digest()

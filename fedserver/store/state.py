@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from pydantic import TypeAdapter
 
 from fedserver.store.database import Database
+from fedserver.store.journal import Journal
 from fedserver.store.models import ModelStore
-from fedserver.store.uploads import Upload, UploadFolder
+from fedserver.store.rounds import records
+from fedserver.store.uploads import UploadStore
 from fedstream.errors import FedstreamError
 from fedstream.files import FileSystem, RealFileSystem, write_durably
 from fedstream.tls import Identity, make_self_signed
 from fedtask.report import RoundRecord
-
-_ROUND = TypeAdapter(RoundRecord)
 
 
 class StateError(FedstreamError):
@@ -55,7 +54,8 @@ class State:
         except OSError as error:
             raise StateError(f"{folder} cannot be used ({error}); give another --state") from error
         self.models = ModelStore(folder / "models", self.database, self.files)
-        self.uploads = UploadFolder(folder / "updates", self.files)
+        self.uploads = UploadStore(folder / "updates", self.database, self.files)
+        self.journal = Journal(self.database)
 
     def identity(self, hosts: Sequence[str]) -> Identity:
         """The server's key and certificate, made at the first start and kept."""
@@ -66,28 +66,9 @@ class State:
             write_durably(self.files, certificate_path, [made.certificate])
         return Identity(key_path.read_bytes(), certificate_path.read_bytes())
 
-    def save_round(self, record: RoundRecord, model_sha256: bytes | None) -> None:
-        """Keep the record of a round that is over."""
-        text = _ROUND.dump_json(record).decode()
-        self.database.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?)", record.number, model_sha256, text)
-
     def rounds(self) -> list[RoundRecord]:
         """All rounds that are over, oldest first."""
-        rows = self.database.query("SELECT record FROM rounds ORDER BY number")
-        return [_ROUND.validate_json(text) for (text,) in rows]
-
-    def save_update(self, upload_id: str, round_number: int, client: str, upload: Upload, reason: str) -> None:
-        """Record a stored update: in the aggregate if `reason` is empty, else kept aside for it."""
-        self.database.execute(
-            "INSERT OR REPLACE INTO updates VALUES (?, ?, ?, ?, ?, ?, ?)",
-            upload_id,
-            round_number,
-            client,
-            upload.manifest.canonical_bytes(),
-            upload.facts.num_examples,
-            int(not reason),
-            reason,
-        )
+        return records(self.database)
 
     def fact(self, key: str) -> str | None:
         """A remembered fact."""

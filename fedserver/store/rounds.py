@@ -1,0 +1,176 @@
+"""Rounds as rows: enough, at every instant, for a new process to go on where the last one was.
+
+Instants of the steady clock mean nothing to another process, so rows hold spans: how long ago something was, how much
+time is left. The time during which no server ran is in none of them, and counts against no deadline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from fedserver.coordinator.effects import ModelRef
+from fedserver.coordinator.participation import Outcome, Participation, Stage
+from fedserver.coordinator.round import Round, RoundRules
+from fedserver.store.database import Database
+from fedserver.store.journal import Statement
+from fedstream.plan import Plan
+from fedtask.report import RoundRecord
+
+
+@dataclass(frozen=True, slots=True)
+class ParticipationRow:
+    """A participation as it is stored; spans in seconds."""
+
+    client: str
+    rank: int
+    offer_id: str
+    upload_id: str
+    plan: Plan
+    claimed_examples: int
+    stage: Stage
+    outcome: Outcome | None
+    reason: str
+    seconds_since_offer: float
+    seconds_left: float
+    seconds_taken: float | None
+    num_examples: int
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    committed_size: int = 0
+    body_size_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRow:
+    """A round that is at work, as it is stored; spans in seconds. `closed_because` is empty until it closes."""
+
+    number: int
+    base_version: int
+    base_sha256_hex: str
+    rules: RoundRules
+    seconds_open: float
+    closed_because: str = ""
+
+
+_PARTICIPATION = TypeAdapter(ParticipationRow)
+_ROUND = TypeAdapter(RoundRow)
+_RECORD = TypeAdapter(RoundRecord)
+
+
+def opening(round_: Round, now: float) -> list[Statement]:
+    """What makes a new round and its offers durable."""
+    return [_round_statement(round_, now), *(participation(round_, part, now) for part in round_.participations)]
+
+
+def participation(round_: Round, part: Participation, now: float) -> Statement:
+    """What makes the state of one client's part durable."""
+    row = ParticipationRow(
+        client=part.client,
+        rank=part.rank,
+        offer_id=part.offer_id,
+        upload_id=part.upload_id,
+        plan=part.plan,
+        claimed_examples=part.claimed_examples,
+        stage=Stage.WORKING if part.stage is Stage.FINISHING else part.stage,  # a check that a crash ends begins anew
+        outcome=part.outcome,
+        reason=part.reason,
+        seconds_since_offer=now - part.offered_at,
+        seconds_left=part.deadline - now,
+        seconds_taken=part.ended_at - part.offered_at if part.ended_at is not None else None,
+        num_examples=part.num_examples,
+        metrics=dict(part.metrics),
+        committed_size=part.committed_size,
+        body_size_bytes=part.body_size_bytes,
+    )
+    sql = "INSERT OR REPLACE INTO participations VALUES (?, ?, ?, ?)"
+    return Statement(sql, (round_.number, part.rank, part.upload_id, _text(_PARTICIPATION, row)))
+
+
+def closing(round_: Round, now: float) -> list[Statement]:
+    """What makes a round's close durable, with how every part in it ended."""
+    return opening(round_, now)
+
+
+def concluding(record: RoundRecord, model_sha256: bytes | None) -> list[Statement]:
+    """What makes a round's record durable; with it, the round is over."""
+    return [
+        Statement(
+            "INSERT OR REPLACE INTO rounds VALUES (?, ?, ?)", (record.number, model_sha256, _text(_RECORD, record))
+        ),
+        Statement("DELETE FROM open_rounds WHERE number = ?", (record.number,)),
+    ]
+
+
+def _round_statement(round_: Round, now: float) -> Statement:
+    row = RoundRow(
+        number=round_.number,
+        base_version=round_.base.version,
+        base_sha256_hex=round_.base.digest.hex,
+        rules=round_.rules,
+        seconds_open=now - round_.opened,
+        closed_because=round_.reason,
+    )
+    return Statement("INSERT OR REPLACE INTO open_rounds VALUES (?, ?)", (round_.number, _text(_ROUND, row)))
+
+
+def _text(adapter: TypeAdapter[Any], value: object) -> str:
+    return adapter.dump_json(value, fallback=dict, warnings="none").decode()
+
+
+@dataclass(frozen=True, slots=True)
+class UnfinishedRound:
+    """A round that an earlier process left at work."""
+
+    row: RoundRow
+    participations: Sequence[ParticipationRow]
+
+    def revive(self, base: ModelRef, now: float) -> Round:
+        """The round as it was, with fresh leases: whoever is still there has had no chance to say so."""
+        parts = [_revived(row, self.row.rules, now) for row in self.participations]
+        round_ = Round(self.row.number, base, self.row.rules, parts, opened=now - self.row.seconds_open)
+        if self.row.closed_because:
+            round_.closed, round_.reason = now, self.row.closed_because
+        return round_
+
+
+def _revived(row: ParticipationRow, rules: RoundRules, now: float) -> Participation:
+    offered_at = now - row.seconds_since_offer
+    return Participation(
+        client=row.client,
+        rank=row.rank,
+        offer_id=row.offer_id,
+        upload_id=row.upload_id,
+        plan=row.plan,
+        claimed_examples=row.claimed_examples,
+        offered_at=offered_at,
+        deadline=now + row.seconds_left,
+        lease_until=now + rules.lease_seconds,
+        last_seen=now,
+        stage=row.stage,
+        outcome=row.outcome,
+        reason=row.reason,
+        ended_at=offered_at + row.seconds_taken if row.seconds_taken is not None else None,
+        num_examples=row.num_examples,
+        metrics=row.metrics,
+        committed_size=row.committed_size,
+        body_size_bytes=row.body_size_bytes,
+    )
+
+
+def unfinished(database: Database) -> UnfinishedRound | None:
+    """The round that an earlier process left at work, if any."""
+    rows = database.query("SELECT number, row FROM open_rounds ORDER BY number DESC LIMIT 1")
+    if not rows:
+        return None
+    number, text = rows[0]
+    sql = "SELECT row FROM participations WHERE round = ? ORDER BY rank"
+    parts = [_PARTICIPATION.validate_json(part) for (part,) in database.query(sql, number)]
+    return UnfinishedRound(_ROUND.validate_json(text), parts)
+
+
+def records(database: Database) -> list[RoundRecord]:
+    """All rounds that are over, oldest first."""
+    return [_RECORD.validate_json(text) for (text,) in database.query("SELECT record FROM rounds ORDER BY number")]
