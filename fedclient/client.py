@@ -93,7 +93,7 @@ class Client:
         try:
             return await until_done(self._one_session, lambda: self._sessions, self._patience, "talking to the server")
         except TransportError as error:
-            message = f"no contact to {self._config.server} for too long: {plain_words(error)} ({error})"
+            message = f"no contact to {self._config.server} for {self._config.give_up_after} s: {plain_words(error)}"
             raise Stop(ExitCode.UNREACHABLE, message) from error
 
     async def _one_session(self) -> FederationOutcome:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from fedclient.config import ClientConfig
 from fedclient.display import Display, LogDisplay, TerminalDisplay
 from fedclient.exit_codes import ExitCode, Stop
 from fedstream.logs import configure_logs
+from fedtask.task import TaskError
 
 log = structlog.get_logger()
 
@@ -75,9 +77,23 @@ def _ask_to_stop(asked: asyncio.Future[signal.Signals], number: signal.Signals) 
 
 
 def predict_images(model: Path, images: Sequence[Path]) -> Iterator[str]:
-    """One line per image: file, class, probability.
+    """One line per image, in order: the file, its class and how probable that is.
 
     Raises:
-        Stop: the model cannot be read, or no image can.
+        Stop: with `BAD_DATA`, before the first line if the model cannot be read, after the last if an image could not.
     """
-    raise NotImplementedError
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # what tensorflow says of itself is not for this command's users
+    from fedtask.brain_mri.export import predict
+
+    try:
+        predictions = predict(model, images)
+    except TaskError as error:
+        raise Stop(ExitCode.BAD_DATA, str(error)) from error
+    for one in predictions:
+        if one.probability is None:
+            yield f"{one.path}: unusable: {one.problem}"
+        else:
+            yield f"{one.path}: {one.class_name} {one.probability:.4f}"
+    unusable = sum(one.probability is None for one in predictions)
+    if unusable:
+        raise Stop(ExitCode.BAD_DATA, f"{unusable} of {len(images)} images could not be used")

@@ -41,9 +41,7 @@ class Errands:
     def _done(self, task: asyncio.Task[None]) -> None:
         self.running.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.warning(
-                "a local model or plot could not be saved", because=str(error) or repr(error)
-            )
+            log.warning("a local model or plot could not be saved", because=str(error) or repr(error))
 
     async def finish(self) -> None:
         """Wait for all of it."""
