@@ -38,9 +38,9 @@ from fedstream.v1 import (
 
 log = structlog.get_logger()
 
-_OPTIONS = (
+OPTIONS = (
     # Clients behind NAT ping every 30 s; gRPC's own default would answer with "too many pings" and hang up.
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 20_000),
@@ -73,7 +73,7 @@ class Server:
         self.federation = Federation(config, self._state, evaluator, SystemClock())
         self._desk = Desk(self.federation)
         self._health = health.aio.HealthServicer()
-        self._public = grpc.aio.server(options=_OPTIONS)
+        self._public = grpc.aio.server(options=OPTIONS)
         self._admin = grpc.aio.server()
         self.report: Path | None = None
 
