@@ -250,11 +250,14 @@ def demo(
     backbone_weights: Annotated[
         str | None, typer.Option(help="Weights file. [default: random on the phantom, else ImageNet's by download]")
     ] = None,
-    clients: Annotated[int, typer.Option(help="Sites, each a process of its own.", min=1)] = 4,
-    rounds_: Annotated[int | None, typer.Option("--rounds", help="[default: enough for the data]")] = None,
+    clients: Annotated[
+        int | None, typer.Option(help="Sites, each a process of its own. [default: 4, on the phantom 3]", min=1)
+    ] = None,
+    rounds_: Annotated[int | None, typer.Option("--rounds", help="[default: 10, on the phantom 6]")] = None,
     division: Annotated[
-        str, typer.Option(help="How the folder is divided: even, quantity, dirichlet:ALPHA.")
-    ] = "dirichlet:0.5",
+        str | None,
+        typer.Option(help="even, quantity or dirichlet:ALPHA. [default: dirichlet:0.5, on the phantom even]"),
+    ] = None,
     strategy: Annotated[str, typer.Option(help="fedavg, uniform or rank_decay.")] = "fedavg",
     epochs: Annotated[int | None, typer.Option(help="Local epochs at most. [default: the task's]")] = None,
     task_set: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the task; repeatable.")] = None,

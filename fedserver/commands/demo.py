@@ -25,9 +25,11 @@ from fedserver.commands.status import picture
 from fedserver.exit_codes import ExitCode
 from fedserver.store.state import read_contact
 from fedstream.v1 import admin_pb2, admin_pb2_grpc
-from fedtask.brain_mri.settings import DEMO_PRESET, DemoPreset
+from fedtask.brain_mri.settings import DEMO, Preset
 
 _MARKER = "demo.json"
+_HOLDOUT_IMAGES = 300
+_CLIENTS, _DIVISION, _ROUNDS = 4, "dirichlet:0.5", 10
 _START_SECONDS = 30.0
 _LEAVE_SECONDS = 60.0
 
@@ -38,9 +40,9 @@ class DemoPlan:
 
     data: Path | None
     backbone_weights: str | None
-    clients: int
+    clients: int | None
     rounds: int | None
-    division: str
+    division: str | None
     strategy: str
     epochs: int | None
     task_settings: Mapping[str, str]
@@ -58,11 +60,11 @@ def run_demo(plan: DemoPlan) -> int:
         server = stack.enter_context(_process(_server_command(plan, data), plan.out / "logs" / "server.log"))
         contact = _await_contact(server, plan.out)
         console.print(f"server at {contact['address']}, {contact['fingerprint']}")
-        for number in range(plan.clients):
+        for number in range(_clients(plan)):
             name = f"site_{number}"
             command = _client_command(plan, data, contact, name, number)
             stack.enter_context(_process(command, plan.out / "logs" / f"{name}.log"))
-        console.print(f"{plan.clients} sites started; every process writes its log to {plan.out / 'logs'}")
+        console.print(f"{_clients(plan)} sites started; every process writes its log to {plan.out / 'logs'}")
         _show_until_over(server, contact, console)
         status = server.wait(_LEAVE_SECONDS)
         stack.pop_all().close()  # the sites have heard the outcome and leave by themselves; see `_process`
@@ -84,7 +86,8 @@ def _phantom(plan: DemoPlan, console: Console) -> Path:
     console.print("No --data was given: generating MRI phantom images. They are not patients.")
     folder = plan.out / "phantom"
     command = [sys.executable, "-m", "fedtask.brain_mri.phantom", str(folder), "--seed", str(plan.seed)]
-    command += ["--num-train", str(DEMO_PRESET.num_train), "--num-val", str(DEMO_PRESET.num_val)]
+    command += ["--num-train", DEMO.settings["phantom_images"], "--num-val", str(_HOLDOUT_IMAGES)]
+    command += ["--size", DEMO.settings["image_size"]]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return folder
 
@@ -96,24 +99,32 @@ def _require_folders(data: Path) -> None:
             raise fail(message + "as the coordinator's holdout", ExitCode.BAD_CONFIGURATION)
 
 
-def _preset(plan: DemoPlan) -> DemoPreset | None:
+def _preset(plan: DemoPlan) -> Preset | None:
     """What makes the phantom learnable from random weights; real data takes the task's own defaults."""
-    return DEMO_PRESET if plan.data is None else None
+    return DEMO if plan.data is None else None
+
+
+def _clients(plan: DemoPlan) -> int:
+    preset = _preset(plan)
+    return plan.clients or (preset.clients if preset else _CLIENTS)
+
+
+def _division(plan: DemoPlan) -> str:
+    preset = _preset(plan)
+    return plan.division or (preset.division if preset else _DIVISION)
 
 
 def _server_command(plan: DemoPlan, data: Path) -> list[str]:
     preset = _preset(plan)
-    settings = {**(preset.task_settings if preset else {}), **plan.task_settings}
-    rounds = plan.rounds or (preset.rounds if preset else 10)
+    settings = {**(preset.settings if preset else {}), **plan.task_settings}
+    rounds = plan.rounds or (preset.rounds if preset else _ROUNDS)
     weights = plan.backbone_weights or ("random" if preset else None)
     command = [sys.executable, "-m", "fedserver.cli", "run", "--listen", "127.0.0.1:0", "--name", "demo"]
-    command += ["--holdout", str(data / "val"), "--rounds", str(rounds), "--min-clients", str(plan.clients)]
+    command += ["--holdout", str(data / "val"), "--rounds", str(rounds), "--min-clients", str(_clients(plan))]
     command += ["--strategy", plan.strategy, "--seed", str(plan.seed), "--out", str(plan.out)]
     command += ["--state", str(_state(plan.out)), "--log-json"]
     command += ["--backbone-weights", weights] if weights else []
-    epochs = {"epochs": plan.epochs} if plan.epochs else {}
-    for key, value in {**(preset.plan if preset else {}), **epochs}.items():
-        command += [f"--{key.replace('_', '-')}", str(value)]
+    command += ["--epochs", str(plan.epochs)] if plan.epochs else []
     for key, value in settings.items():
         command += ["--task-set", f"{key}={value}"]
     return command
@@ -123,7 +134,7 @@ def _client_command(plan: DemoPlan, data: Path, contact: Mapping[str, str], name
     folder = plan.out / "clients" / name
     command = [sys.executable, "-m", "fedclient.cli", "run", "--server", contact["address"]]
     command += ["--fingerprint", contact["fingerprint"], "--name", name, "--data", str(data)]
-    command += ["--shard", f"{number}/{plan.clients}", "--division", plan.division]
+    command += ["--shard", f"{number}/{_clients(plan)}", "--division", _division(plan)]
     command += ["--division-seed", str(plan.seed), "--out", str(folder), "--state-dir", str(folder / "state")]
     return command
 
