@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import bisect
 import mmap
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
 
 import google_crc32c
 
 from fedstream import limits
 from fedstream.errors import BodyTooLong, ChecksumMismatch, ChunkTooLarge, WrongOffset
 from fedstream.manifest import Manifest
-from fedstream.weights_file import FileSpan
+from fedstream.weights_file import FileSpan, WeightsFileError
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,9 @@ class BodyReader:
 
     Args:
         spans: where the pieces are, in body order.
+
+    Raises:
+        WeightsFileError: at opening, when a file is empty that should not be.
     """
 
     def __init__(self, spans: Sequence[FileSpan]) -> None:
@@ -93,14 +99,14 @@ class BodyReader:
             mapped.close()
         self._maps.clear()
 
-    def __enter__(self) -> BodyReader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
 
     def read(self, offset: int, length: int) -> bytes:
-        """Up to `length` bytes from `offset` on; fewer only at the end of the body."""
+        """Up to `length` bytes from `offset` on; fewer only at the end of the body, or where a file was cut short."""
         end = min(offset + length, self.size_bytes)
         pieces: list[bytes] = []
         index = bisect.bisect_right(self._starts, offset) - 1
@@ -108,18 +114,29 @@ class BodyReader:
             span, start = self._spans[index], self._starts[index]
             stop = min(end, self._starts[index + 1])
             place = span.offset + offset - start
-            pieces.append(self._maps[span.path][place : place + stop - offset])
+            piece = self._maps[span.path][place : place + stop - offset]
+            pieces.append(piece)
+            if len(piece) < stop - offset:  # what follows must not move into the gap
+                break
             offset, index = stop, index + 1
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def chunks(self, offset: int = 0, chunk_bytes: int = limits.DEFAULT_CHUNK_BYTES) -> Iterator[Chunk]:
-        """The body from `offset` on, in chunks of `chunk_bytes`, the last one shorter."""
+        """The body from `offset` on, in chunks of `chunk_bytes`, the last one shorter.
+
+        Raises:
+            WeightsFileError: a file is shorter than its spans say.
+        """
         while offset < self.size_bytes:
             data = self.read(offset, chunk_bytes)
+            if not data:
+                raise WeightsFileError(f"the body ends at {offset} of {self.size_bytes} bytes: a file was cut short")
             yield make_chunk(offset, data)
             offset += len(data)
 
 
-def _map(path: object) -> mmap.mmap:
-    with open(path, "rb") as file:  # type: ignore[call-overload]
+def _map(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            raise WeightsFileError(f"{path} is empty")  # which cannot be mapped
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -59,7 +59,7 @@ class RealFileSystem:
         os.close(descriptor)
 
     def rename(self, source: Path, target: Path) -> None:
-        os.replace(source, target)
+        source.replace(target)
 
     def sync_folder(self, folder: Path) -> None:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -75,9 +75,9 @@ class RealFileSystem:
 def write_durably(files: FileSystem, path: Path, parts: Iterable[bytes | memoryview]) -> None:
     """Make `path` hold `parts`, whole or not at all; when this returns, a power cut cannot undo it."""
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    files.remove(temporary)  # a leftover of an interrupted write may be longer than what comes now
     descriptor = files.open(temporary)
     try:
-        os.ftruncate(descriptor, 0)  # a leftover of an interrupted write may be longer than what comes now
         offset = 0
         for part in parts:
             files.write_at(descriptor, offset, part)

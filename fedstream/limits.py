@@ -33,10 +33,12 @@ MAX_CLASS_NAMES = 1_000
 MAX_CLASS_NAME_BYTES = 128
 MAX_PREPROCESSING_BYTES = 1_024
 MAX_PLAN_SETTINGS = 64
+MAX_PLAN_SETTING_BYTES = 256
 MAX_SHOWN_DIFFERENCES = 20
 
 _CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters, and lone surrogates: Python has them for file names that are not UTF-8, UTF-8 has not."""
 
 
 def is_client_name(name: str) -> bool:
@@ -46,15 +48,15 @@ def is_client_name(name: str) -> bool:
 
 def is_tensor_name(name: str) -> bool:
     """Whether `name` may name a tensor: 1 to 256 bytes of UTF-8 without control characters."""
-    return 0 < len(name.encode()) <= MAX_TENSOR_NAME_BYTES and not _CONTROL.search(name)
+    return name != "" and is_plain_text(name, MAX_TENSOR_NAME_BYTES)
 
 
 def is_plain_text(text: str, max_bytes: int) -> bool:
     """Whether `text` is one line of at most `max_bytes` bytes of UTF-8 without control characters."""
-    return len(text.encode()) <= max_bytes and not _CONTROL.search(text)
+    return not _CONTROL.search(text) and len(text.encode()) <= max_bytes
 
 
-def clip_reason(text: str) -> str:
-    """`text` as it may stand in a reason: one line, control characters replaced, at most 1,024 bytes."""
+def clip_reason(text: str, max_bytes: int = MAX_REASON_BYTES) -> str:
+    """`text` as it may stand in a reason: one line, control characters replaced, at most `max_bytes` bytes of UTF-8."""
     line = _CONTROL.sub(" ", text).strip()
-    return line.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
+    return line.encode()[:max_bytes].decode(errors="ignore")

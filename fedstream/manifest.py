@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedstream import limits
 from fedstream.dtypes import DataType
 from fedstream.errors import InvalidManifest, SchemaMismatch
 from fedstream.schema import ModelSchema, TensorSpec
@@ -123,16 +122,18 @@ def check_entry(entry: TensorEntry) -> None:
     """Check one entry as it came from the network, before anything is allocated for it.
 
     Raises:
-        InvalidManifest: the name is malformed, there are too many axes, or the size does not fit dtype and shape.
+        InvalidManifest: the name is malformed, there are too many axes, the tensor is too large, the size does not fit
+            dtype and shape, or the sha256 has not 32 bytes.
     """
-    if not limits.is_tensor_name(entry.name):
-        shown = entry.name[:80]
-        raise InvalidManifest(f"tensor name {shown!r} is empty, too long or has control characters", tensor=shown)
     spec = TensorSpec(entry.name, entry.dtype, entry.shape)
-    if len(entry.shape) > limits.MAX_AXES:
-        raise InvalidManifest(f"tensor {entry.name} has {len(entry.shape)} axes; at most {limits.MAX_AXES} are allowed")
-    if spec.size_bytes != entry.size_bytes or len(entry.digest.sha256) != 32:
+    flaw = spec.flaw()
+    if flaw is not None:
+        raise InvalidManifest(flaw, tensor=entry.name[:80])
+    if spec.size_bytes != entry.size_bytes:
         message = f"tensor {entry.name} declares {entry.size_bytes} bytes, its dtype and shape make {spec.size_bytes}"
+        raise InvalidManifest(message, tensor=entry.name)
+    if len(entry.digest.sha256) != 32:
+        message = f"tensor {entry.name} has a sha256 of {len(entry.digest.sha256)} bytes instead of 32"
         raise InvalidManifest(message, tensor=entry.name)
 
 
@@ -158,7 +159,8 @@ def require_names(schema: ModelSchema, names: Iterable[str]) -> None:
     """Check that `names` are those of the schema, each once.
 
     Raises:
-        SchemaMismatch: one is missing, unknown or stands twice.
+        SchemaMismatch: one is missing or unknown.
+        InvalidManifest: one stands twice.
     """
     given = list(names)
     unknown = [name for name in given if name not in schema]
@@ -178,7 +180,10 @@ def parse_canonical(text: bytes) -> Manifest:
     Raises:
         InvalidManifest: `text` is no canonical description.
     """
-    header, *lines = text.decode().split("\n")
+    try:
+        header, *lines = text.decode().split("\n")
+    except UnicodeDecodeError as error:
+        raise InvalidManifest("this is no canonical description of a model: it is not UTF-8") from error
     if header != "fedstream model v1" or not lines or lines.pop() != "":
         raise InvalidManifest("this is no canonical description of a model")
     return Manifest(tuple(_parse_line(line) for line in lines))
@@ -189,6 +194,10 @@ def _parse_line(line: str) -> TensorEntry:
         name, dtype_name, shape_text, sha256_hex = line.split("\t")
         shape = tuple(int(length) for length in shape_text.split(",")) if shape_text else ()
         spec = TensorSpec(name, DataType(dtype_name), shape)
-        return TensorEntry(name, spec.dtype, shape, Digest(bytes.fromhex(sha256_hex), spec.size_bytes))
+        entry = TensorEntry(name, spec.dtype, shape, Digest(bytes.fromhex(sha256_hex), spec.size_bytes))
     except ValueError as error:
         raise InvalidManifest(f"line {line[:80]!r} is not of a canonical description") from error
+    check_entry(entry)
+    if entry.canonical_line() != f"{line}\n".encode():  # such as a length written 007, which Python reads as well
+        raise InvalidManifest(f"line {line[:80]!r} is not in canonical form")
+    return entry

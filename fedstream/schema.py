@@ -8,7 +8,11 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from fedstream import limits
 from fedstream.dtypes import DataType
+
+RESERVED_NAME = "__metadata__"
+"""The safetensors format keeps notes about the file under this name."""
 
 
 class TensorRole(enum.Enum):
@@ -42,6 +46,21 @@ class TensorSpec:
         """Bytes of the tensor's values, unencoded."""
         return self.num_elements * self.dtype.itemsize
 
+    def flaw(self) -> str | None:
+        """Why no tensor may be like this, for people; `None` if one may."""
+        if not limits.is_tensor_name(self.name):
+            return f"tensor name {self.name[:80]!r} is empty, too long or has control characters"
+        if self.name == RESERVED_NAME:
+            return f"a tensor cannot be called {RESERVED_NAME}: the safetensors format keeps that name for itself"
+        if len(self.shape) > limits.MAX_AXES:
+            return f"tensor {self.name} has {len(self.shape)} axes; at most {limits.MAX_AXES} are allowed"
+        if any(length < 0 for length in self.shape):
+            return f"tensor {self.name} has an axis of negative length"
+        # An axis of length 0 does not excuse the others: numpy cannot make an array of shape (2**63, 0).
+        if math.prod(length or 1 for length in self.shape) * self.dtype.itemsize > limits.MAX_MODEL_BYTES:
+            return f"tensor {self.name} is larger than the {limits.MAX_MODEL_BYTES} bytes that a model may have"
+        return None
+
     def describe(self) -> str:
         """`block_3_expand/kernel float32 (1, 1, 24, 144) trainable`, as messages to people show it."""
         kind = "trainable" if self.trainable else "frozen"
@@ -66,7 +85,11 @@ class TensorDifference:
 
 @dataclass(frozen=True, slots=True)
 class ModelSchema:
-    """The tensors of a model, in order. The order is part of the schema."""
+    """The tensors of a model, in order. The order is part of the schema.
+
+    Raises:
+        ValueError: a name stands twice, a tensor has a flaw (see `TensorSpec.flaw`), or there is too much of them all.
+    """
 
     tensors: tuple[TensorSpec, ...]
     _by_name: dict[str, TensorSpec] = field(init=False, repr=False, compare=False)
@@ -77,6 +100,12 @@ class ModelSchema:
             seen: set[str] = set()
             twice = next(spec.name for spec in self.tensors if spec.name in seen or seen.add(spec.name))  # type: ignore[func-returns-value]
             raise ValueError(f"tensor name {twice!r} stands twice in the schema; names must be unique")
+        flaw = next((flaw for spec in self.tensors if (flaw := spec.flaw())), None)
+        if flaw is not None:
+            raise ValueError(flaw)
+        if len(self) > limits.MAX_TENSORS or self.size_bytes > limits.MAX_MODEL_BYTES:
+            bounds = f"at most {limits.MAX_TENSORS} and {limits.MAX_MODEL_BYTES}"
+            raise ValueError(f"a model of {len(self)} tensors and {self.size_bytes} bytes is too large: {bounds}")
         object.__setattr__(self, "_by_name", by_name)
 
     def __iter__(self) -> Iterator[TensorSpec]:

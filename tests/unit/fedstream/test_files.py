@@ -1,0 +1,119 @@
+"""Durable writes: whatever the step at which the power goes, the old content or the new one is there. A moment."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedstream.files import RealFileSystem, publish, write_durably
+from fedstream.manifest import raw_bytes
+from tests.support.crashing_files import CrashingFileSystem, PowerCut, Survival
+
+pytestmark = pytest.mark.numpy_task
+
+PATH = Path("/state/models/a.safetensors")
+LEFTOVER = Path("/state/models/a.safetensors.partial")
+OLD, NEW = b"the old content", [b"the ", memoryview(b"new"), b""]
+STEPS = ["remove", "open", "write_at", "write_at", "write_at", "sync", "rename", "sync_folder"]
+
+
+def test_durable_write_takes_these_steps_in_this_order() -> None:
+    files = CrashingFileSystem({PATH: OLD})
+    write_durably(files, PATH, NEW)
+    assert files.steps == STEPS
+
+
+@pytest.mark.parametrize("survival", Survival)
+def test_durable_write_that_returned_outlasts_a_power_cut(survival: Survival) -> None:
+    files = CrashingFileSystem({PATH: OLD})
+    write_durably(files, PATH, NEW)
+    assert files.after_power_cut(survival) == {PATH: b"the new"}
+
+
+@pytest.mark.parametrize("survival", Survival)
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("step", range(len(STEPS)), ids=[f"{number}-{name}" for number, name in enumerate(STEPS)])
+def test_durable_write_cut_at_any_step_leaves_the_old_content_or_the_new_one(
+    step: int, after: bool, survival: Survival
+) -> None:
+    files = CrashingFileSystem({PATH: OLD}, step, after=after)
+    with pytest.raises(PowerCut):
+        write_durably(files, PATH, NEW)
+    content = files.after_power_cut(survival)[PATH]
+    assert content in (OLD, b"the new")
+    renamed = (step, after) > (STEPS.index("rename"), False)
+    if not renamed:
+        assert content == OLD
+    elif survival is not Survival.SYNCED_ONLY:
+        assert content == b"the new"
+
+
+@pytest.mark.parametrize("survival", Survival)
+def test_durable_write_after_an_interrupted_longer_one_holds_nothing_of_it(survival: Survival) -> None:
+    files = CrashingFileSystem({PATH: OLD, LEFTOVER: b"something much longer than what comes now"})
+    write_durably(files, PATH, NEW)
+    assert files.after_power_cut(survival) == {PATH: b"the new"}
+
+
+def test_power_cut_double_forgets_what_was_not_synced() -> None:
+    files = CrashingFileSystem({})
+    descriptor = files.open(PATH)
+    files.write_at(descriptor, 2, b"xy")
+    assert files.after_power_cut(Survival.SYNCED_ONLY) == {}
+    assert files.after_power_cut(Survival.NAMES_BUT_NOT_CONTENTS) == {PATH: b""}
+    assert files.after_power_cut(Survival.EVERYTHING) == {PATH: b"\x00\x00xy"}
+    files.sync(descriptor)
+    assert files.after_power_cut(Survival.NAMES_BUT_NOT_CONTENTS) == {PATH: b"\x00\x00xy"}
+    publish(files, PATH, LEFTOVER)
+    assert files.after_power_cut(Survival.SYNCED_ONLY) == {LEFTOVER: b"\x00\x00xy"}
+
+
+# The real one.
+
+
+def test_durable_write_on_disk_replaces_the_file_and_lets_only_its_owner_read_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(OLD)
+    (tmp_path / "a.bin.partial").write_bytes(b"something much longer than what comes now")
+    values = np.arange(3, dtype=np.int16)
+    write_durably(RealFileSystem(), path, [b"", raw_bytes(values), raw_bytes(np.zeros(0)), b"end"])
+    assert path.read_bytes() == bytes.fromhex("000001000200") + b"end"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_durable_write_whose_parts_fail_leaves_the_old_content(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(OLD)
+    with pytest.raises(ZeroDivisionError):
+        write_durably(RealFileSystem(), path, (bytes([1 // part]) for part in (1, 0)))
+    assert path.read_bytes() == OLD
+
+
+def test_write_at_goes_on_where_the_system_wrote_less_than_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda descriptor, data, offset: real(descriptor, data[:3], offset))
+    files = RealFileSystem()
+    descriptor = files.open(tmp_path / "a")
+    files.write_at(descriptor, 1, b"0123456789")
+    files.close(descriptor)
+    assert (tmp_path / "a").read_bytes() == b"\x000123456789"
+
+
+def test_opening_a_file_keeps_what_is_in_it_and_removing_is_safe_twice(tmp_path: Path) -> None:
+    files, path = RealFileSystem(), tmp_path / "a"
+    path.write_bytes(b"abc")
+    descriptor = files.open(path)
+    files.write_at(descriptor, 1, b"X")
+    files.sync(descriptor)
+    files.close(descriptor)
+    assert path.read_bytes() == b"aXc"
+    files.remove(path)
+    files.remove(path)
+    assert not path.exists()
