@@ -8,6 +8,8 @@ from typing import TextIO
 
 import structlog
 
+LEVELS = ("debug", "info", "warning", "error")
+
 
 def configure_logs(as_json: bool | None = None, level: str = "info", stream: TextIO | None = None) -> None:
     """Set up logging for this process, once, at start.
@@ -16,7 +18,12 @@ def configure_logs(as_json: bool | None = None, level: str = "info", stream: Tex
         as_json: one JSON object a line; by default where the stream is no terminal.
         level: `debug`, `info`, `warning` or `error`.
         stream: where to; standard error by default.
+
+    Raises:
+        ValueError: `level` is none of these.
     """
+    if level.lower() not in LEVELS:
+        raise ValueError(f"{level!r} is no log level; use one of {', '.join(LEVELS)}")
     target = stream or sys.stderr
     use_json = not target.isatty() if as_json is None else as_json
     timestamps = structlog.processors.TimeStamper(fmt="iso" if use_json else "%H:%M:%S", utc=use_json)

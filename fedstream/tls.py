@@ -13,7 +13,7 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import grpc
@@ -39,7 +39,7 @@ class FingerprintMismatch(FedstreamError):
 class Identity:
     """A private key and its certificate, both PEM."""
 
-    key: bytes
+    key: bytes = field(repr=False)  # what is printed or logged may be read by anybody
     certificate: bytes
 
 
@@ -90,6 +90,7 @@ def fetch_certificate(address: str, expected: str) -> bytes:
     Raises:
         TransportError: nothing answers at the address, or not with TLS.
         FingerprintMismatch: it is another certificate.
+        ValueError: `address` is none.
     """
     host, port = split_address(address)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -105,10 +106,10 @@ def fetch_certificate(address: str, expected: str) -> bytes:
             der = secured.getpeercert(binary_form=True) or b""
     except ssl.SSLError as error:
         raise TransportError(f"{address} does not speak TLS ({error.reason}); is it the right port?") from error
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for a host that no name can be
         raise TransportError(f"cannot reach {address} ({error}); is the server running and the port open?") from error
     actual = _fingerprint_of_der(der)
-    if not hmac.compare_digest(actual, expected.lower()):
+    if not hmac.compare_digest(actual.encode(), expected.strip().lower().encode()):
         message = (
             f"the server at {address} has the certificate {actual}, not {expected}: it is another server, or somebody "
             "is in between. Ask the coordinator for the current join command."

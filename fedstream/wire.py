@@ -89,6 +89,8 @@ def read_meaning(message: common_pb2.TaskMeaning) -> TaskMeaning:
     names = list(message.class_names)
     if len(names) > limits.MAX_CLASS_NAMES:
         raise InvalidRequest(f"{len(names)} class names; at most {limits.MAX_CLASS_NAMES}", field="class_names")
+    if "" in names:
+        raise InvalidRequest("a class name is empty", field="class_names")
     for name in [*names, message.positive_class]:
         if not limits.is_plain_text(name, limits.MAX_CLASS_NAME_BYTES):
             raise InvalidRequest("a class name is too long or has control characters", field="class_names")
@@ -115,6 +117,9 @@ def read_plan(message: common_pb2.Plan) -> Plan:
         raise InvalidRequest("a plan needs at least one epoch, a batch size and a finite learning rate", field="plan")
     if len(message.settings) > limits.MAX_PLAN_SETTINGS:
         raise InvalidRequest(f"a plan has at most {limits.MAX_PLAN_SETTINGS} settings", field="settings")
+    for text in (*message.settings.keys(), *message.settings.values()):
+        if len(text.encode()) > limits.MAX_PLAN_SETTING_BYTES:
+            raise InvalidRequest(f"a plan's setting has over {limits.MAX_PLAN_SETTING_BYTES} bytes", field="settings")
     return Plan(
         epochs=message.epochs,
         batch_size=message.batch_size,
