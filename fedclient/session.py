@@ -56,7 +56,7 @@ _PERIOD_SECONDS = 5.0
 """How often progress that changed is told, where the lease is not shorter."""
 
 _PAUSE_SECONDS = 1.0
-"""Least time between two signs of progress."""
+"""How long to let news gather before it is told."""
 
 _LAST_WORDS_SECONDS = 3.0
 
@@ -82,6 +82,11 @@ class Lease:
     def period(self) -> float:
         """Seconds between two looks at the progress."""
         return min(_PERIOD_SECONDS, self.seconds * _LEASE_SHARE)
+
+    @property
+    def pause(self) -> float:
+        """Least seconds between two signs of progress."""
+        return min(_PAUSE_SECONDS, self.period / 2)
 
     def is_due(self, progress: Progress, now: float) -> bool:
         """Whether to tell: it is news, or the next look would come too late for the lease."""
@@ -136,7 +141,9 @@ class Session:
         keeper = asyncio.create_task(self._keep_lease())
         try:
             await asyncio.wait({listener, keeper}, return_when=asyncio.FIRST_COMPLETED)
-            if not listener.done() and isinstance(keeper.exception(), TransportError):
+            if keeper.done() and isinstance(keeper.exception(), Stop):
+                return await keeper
+            if not listener.done():
                 # The listener hears why the stream ended, the keeper only that it did.
                 await asyncio.wait({listener}, timeout=_LAST_WORDS_SECONDS)
             return await (listener if listener.done() else keeper)
@@ -224,14 +231,13 @@ class Session:
     async def _keep_lease(self) -> FederationOutcome:
         """Tell how the agreed work goes, whenever it got on, and often enough to keep the lease. Never returns."""
         while True:
-            period = self._lease.period if self._lease is not None else _PERIOD_SECONDS
-            pause = min(_PAUSE_SECONDS, period / 2)
+            wait = _PERIOD_SECONDS if self._lease is None else self._lease.period - self._lease.pause
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), period - pause)
+                await asyncio.wait_for(self._news.wait(), wait)
             self._news.clear()
             await self._tell_progress()
             self._bench.check_health()
-            await asyncio.sleep(pause)
+            await asyncio.sleep(0 if self._lease is None else self._lease.pause)
 
     async def _tell_progress(self) -> None:
         lease, job = self._lease, self._bench.job

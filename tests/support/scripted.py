@@ -26,9 +26,9 @@ from fedstream.errors import (
     BodyIncomplete,
     DigestMismatch,
     ManifestRequired,
+    PermissionDenied,
     ProtocolError,
     UnknownModel,
-    UnknownUpload,
 )
 from fedstream.manifest import Digest, Manifest, manifest_of, raw_bytes
 from fedstream.plan import Plan
@@ -314,6 +314,9 @@ class Negotiation(negotiation_pb2_grpc.NegotiationServiceServicer):
         )
 
     async def Negotiate(self, requests: Any, context: Any) -> None:
+        if not self.scripts:
+            self.failures.append(AssertionError("the client came once more than the test has scripts"))
+            await refuse(context, PermissionDenied("the play is over"))
         script = self.scripts.pop(0)
         try:
             await script(Talk(requests, context))
@@ -377,7 +380,3 @@ def seconds(value: float) -> Duration:
     duration = Duration()
     duration.FromNanoseconds(int(value * 1e9))
     return duration
-
-
-def unknown_upload() -> UnknownUpload:
-    return UnknownUpload("wait for the next offer")

@@ -1,0 +1,462 @@
+"""Whole clients against a server that follows a script: every turn a negotiation may take."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from structlog.testing import capture_logs
+from structlog.typing import EventDict
+
+from fedclient.calls import Patience
+from fedclient.client import Client
+from fedclient.config import ClientConfig
+from fedclient.display import LogDisplay
+from fedclient.exit_codes import ExitCode, Stop
+from fedstream import wire
+from fedstream.errors import InvalidRequest, PermissionDenied, Superseded
+from fedstream.v1 import common_pb2, negotiation_pb2
+from tests.support.scripted import SETTINGS, Scripted, Talk, scripted, seconds
+
+pytestmark = pytest.mark.numpy_task
+
+SLOW = {**SETTINGS, "seconds": "0.6"}
+
+
+def count(logs: list[EventDict], event: str) -> int:
+    return sum(entry["event"] == event for entry in logs)
+
+
+async def until(condition: Any, within: float = 15.0) -> None:
+    async with asyncio.timeout(within):
+        while not condition():  # noqa: ASYNC110 - what is waited for knows of no event
+            await asyncio.sleep(0.01)
+
+
+async def run(client: Client) -> tuple[str, list[EventDict]]:
+    with capture_logs() as logs:
+        async with asyncio.timeout(40):
+            return await client.run(), logs
+
+
+async def stopped(client: Client) -> Stop:
+    with pytest.raises(Stop) as caught:
+        await run(client)
+    return caught.value
+
+
+async def deliver(talk: Talk, server: Scripted, number: int = 1) -> None:
+    """A round in which the client does its part."""
+    await talk.agree(server.base, number)
+    await until(lambda: f"upload-{number}" in server.transfer.uploads and finished(server, number))
+
+
+def finished(server: Scripted, number: int = 1) -> bool:
+    return server.transfer.uploads[f"upload-{number}"].finished
+
+
+async def test_session_of_one_round_trains_uploads_and_saves_everything(tmp_path: Path) -> None:
+    here: list[Scripted] = []
+
+    async def script(talk: Talk) -> None:
+        hello = await talk.welcome()
+        assert (hello.client_name, hello.num_examples) == ("site", 170)
+        assert hello.schema_sha256 == here[0].schema.digest()
+        assert (hello.limits.max_epochs, hello.limits.max_training_time.seconds) == (5, 7200)
+        await deliver(talk, here[0])
+        await talk.end(here[0].base)
+
+    async with scripted(script) as server:
+        here.append(server)
+        text, logs = await run(server.client(tmp_path, max_epochs=5, max_hours=2))
+
+    out = tmp_path / "out"
+    assert text.splitlines()[0] == "federation finished: all rounds done"
+    assert sorted(path.name for path in out.iterdir()) == [
+        "GLOBAL_MODEL.safetensors",
+        "client_site_model.safetensors",
+        "client_site_training_history.csv",
+        "client_site_training_history.png",
+    ]
+    lines = (out / "client_site_training_history.csv").read_text().splitlines()
+    assert (lines[0].split(",")[:2], len(lines)) == (["round", "epoch"], 3)
+    assert count(logs, "trained") == 1
+    assert sorted(path.name for path in (tmp_path / "state").rglob("*") if path.is_file()) == ["lock", "memory.json"]
+
+
+async def test_session_cut_while_training_goes_on_and_does_not_train_again(tmp_path: Path) -> None:
+    here: list[Scripted] = []
+
+    async def first(talk: Talk) -> None:
+        await talk.welcome()
+        await talk.agree(here[0].base)
+        await talk.hear("progress")
+        await talk.cut()
+
+    async def second(talk: Talk) -> None:
+        await talk.welcome()
+        await deliver(talk, here[0])
+        await talk.end(here[0].base)
+
+    async with scripted(first, second, settings=SLOW) as server:
+        here.append(server)
+        _, logs = await run(server.client(tmp_path))
+
+        assert server.transfer.calls.count("FinishUpload") == 1
+    assert count(logs, "training") > 0
+    assert count(logs, "trained") == 1
+    assert count(logs, "resuming") == 1
+
+
+async def test_session_after_client_restart_sends_the_kept_update_without_training(tmp_path: Path) -> None:
+    here: list[Scripted] = []
+
+    async def first(talk: Talk) -> None:
+        await talk.welcome()
+        await talk.agree(here[0].base)
+        await asyncio.sleep(60)
+
+    async def second(talk: Talk) -> None:
+        await talk.welcome()
+        await deliver(talk, here[0])
+        await talk.end(here[0].base)
+
+    async with scripted(first, second) as server:
+        here.append(server)
+        server.transfer.cuts = [5000] * 10_000
+        with capture_logs() as before:
+            work = asyncio.create_task(server.client(tmp_path).run())
+            await until(lambda: count(before, "resuming the upload"))
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+        server.transfer.cuts = []
+        _, after = await run(server.client(tmp_path))
+
+    assert (count(before, "trained"), count(after, "trained")) == (1, 0)
+    assert count(after, "this round is trained already; sending what was kept") == 1
+
+
+async def test_session_with_kept_update_damaged_trains_again(tmp_path: Path) -> None:
+    here: list[Scripted] = []
+
+    async def first(talk: Talk) -> None:
+        await talk.welcome()
+        await talk.agree(here[0].base)
+        await asyncio.sleep(60)
+
+    async def second(talk: Talk) -> None:
+        await talk.welcome()
+        await deliver(talk, here[0])
+        await talk.end(here[0].base)
+
+    async with scripted(first, second) as server:
+        here.append(server)
+        server.transfer.cuts = [5000] * 10_000
+        with capture_logs() as before:
+            work = asyncio.create_task(server.client(tmp_path).run())
+            await until(lambda: count(before, "resuming the upload"))
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+        server.transfer.cuts = []
+        kept = next((tmp_path / "state" / "updates").glob("*.safetensors"))
+        data = bytearray(kept.read_bytes())
+        data[-1] ^= 1
+        kept.write_bytes(data)
+        server.transfer.uploads.clear()
+        _, after = await run(server.client(tmp_path))
+
+    assert count(after, "the update kept on disk is damaged and will be trained again") == 1
+    assert count(after, "trained") == 1
+
+
+async def test_session_cancelled_by_server_stops_training_promptly_and_stays(tmp_path: Path) -> None:
+    here: list[Scripted] = []
+
+    async def script(talk: Talk) -> None:
+        await talk.welcome()
+        await talk.agree(here[0].base, epochs=500)
+        await talk.hear("progress")
+        await talk.say(cancel=negotiation_pb2.Cancellation(offer_id="offer-1", reason="round 1 closed: goal reached"))
+        started = asyncio.get_running_loop().time()
+        await deliver(talk, here[0], number=2)
+        assert asyncio.get_running_loop().time() - started < 5
+        await talk.end(here[0].base)
+
+    async with scripted(script, settings=SLOW) as server:
+        here.append(server)
+        _, logs = await run(server.client(tmp_path))
+
+        assert list(server.transfer.uploads) == ["upload-2"]
+    assert count(logs, "the server does not want this round's update") == 1
+
+
+async def test_session_keeps_its_lease_through_a_silent_epoch(tmp_path: Path) -> None:
+    lease = 0.9
+    here: list[Scripted] = []
+
+    async def listening(talk: Talk) -> None:
+        await talk.welcome()
+        await talk.agree(here[0].base, epochs=3, lease=lease)
+        heard = [asyncio.get_running_loop().time()]
+        while len(heard) < 6:
+            await talk.hear("progress")
+            heard.append(asyncio.get_running_loop().time())
+        assert max(np.diff(heard)) <= lease / 3 + 0.25, heard  # a quarter of a second for a busy machine
+        await until(lambda: "upload-1" in here[0].transfer.uploads and finished(here[0]))
+        await talk.end(here[0].base)
+
+    async with scripted(listening, settings={**SETTINGS, "seconds": "1.0"}) as server:
+        here.append(server)
+        await run(server.client(tmp_path))
+
+
+async def test_session_with_site_limit_counters_with_fewer_epochs_and_trains_those(tmp_path: Path) -> None:
+    here: list[Scripted] = []
+
+    async def script(talk: Talk) -> None:
+        await talk.welcome()
+        await talk.offer(here[0].base, epochs=8)
+        counter = await talk.hear("counter_offer")
+        assert (counter.offer_id, counter.epochs, counter.HasField("time_needed")) == ("offer-1", 3, False)
+        assert counter.reason == "this site allows at most 3 epochs a round"
+        await talk.confirm(epochs=3)
+        await until(lambda: "upload-1" in here[0].transfer.uploads and finished(here[0]))
+        await talk.end(here[0].base)
+
+    async with scripted(script) as server:
+        here.append(server)
+        await run(server.client(tmp_path, max_epochs=3))
+
+        assert server.transfer.uploads["upload-1"].header.epochs == 3
+
+
+async def test_session_of_slow_site_asks_for_more_time_by_what_it_measured(tmp_path: Path) -> None:
+    here: list[Scripted] = []
+
+    async def script(talk: Talk) -> None:
+        await talk.welcome()
+        await deliver(talk, here[0])
+        await talk.offer(here[0].base, number=2, epochs=20, remaining=5.0)
+        counter = await talk.hear("counter_offer")
+        needed = counter.time_needed.seconds + counter.time_needed.nanos / 1e9
+        assert counter.epochs == 0
+        assert 20 * 0.6 * 1.2 <= needed <= 3 * 20 * 0.6
+        await talk.say(withdraw=negotiation_pb2.Withdrawal(offer_id="offer-2", reason="too long"))
+        await talk.offer(here[0].base, number=3, epochs=20, remaining=5.0)
+        counter = await talk.hear("counter_offer")
+        assert 1 <= counter.epochs <= 6
+        assert not counter.HasField("time_needed")
+        await talk.end(here[0].base)
+
+    async with scripted(script, settings=SLOW) as server:
+        here.append(server)
+        await run(server.client(tmp_path))
+
+
+async def test_session_declined_for_meaning_shows_both_lists_and_the_option_that_mends_it(tmp_path: Path) -> None:
+    async def script(talk: Talk) -> None:
+        hello = await talk.hear("hello")
+        ours = common_pb2.TaskMeaning(class_names=["healthy", "tumour"], positive_class="tumour", preprocessing="none")
+        declined = negotiation_pb2.Declined(
+            reason=negotiation_pb2.DECLINE_REASON_MEANING,
+            message="class names differ",
+            server_meaning=ours,
+            client_meaning=hello.meaning,
+        )
+        await talk.say(declined=declined)
+
+    async with scripted(script) as server:
+        stop = await stopped(server.client(tmp_path))
+
+    assert stop.code is ExitCode.DECLINED
+    assert stop.message.splitlines() == [
+        "the server declined this client: class names differ",
+        "",
+        "                     this client             the federation",
+        "  classes, in order  no, yes                 healthy, tumour",
+        "  positive class     yes                     tumour",
+        "  preprocessing      10 numbers as they are  none",
+        "",
+        "If only the folders here have other names, add:  --classes healthy=no,tumour=yes",
+    ]
+
+
+async def test_session_asked_for_its_schema_sends_all_of_it_in_order(tmp_path: Path) -> None:
+    here: list[Scripted] = []
+
+    async def script(talk: Talk) -> None:
+        await talk.hear("hello")
+        await talk.say(schema_query=negotiation_pb2.SchemaQuery())
+        part = await talk.hear("schema_part")
+        assert part.last
+        assert tuple(wire.read_spec(spec) for spec in part.tensors) == here[0].schema.tensors
+        spec = part.tensors[1]
+        theirs = common_pb2.TensorSpec(name="bias", dtype=common_pb2.DATA_TYPE_FLOAT32, shape=[4], trainable=True)
+        difference = negotiation_pb2.TensorDifference(server=theirs, client=spec)
+        declined = negotiation_pb2.Declined(
+            reason=negotiation_pb2.DECLINE_REASON_SCHEMA,
+            message="2 differ",
+            differences=[difference],
+            more_differences=1,
+        )
+        await talk.say(declined=declined)
+
+    async with scripted(script) as server:
+        here.append(server)
+        stop = await stopped(server.client(tmp_path))
+
+    assert stop.message == (
+        "the server declined this client: 2 differ\n\n"
+        "  tensor  this client           the federation\n"
+        "  bias    float32 () trainable  float32 (4,) trainable\n"
+        "... and 1 more"
+    )
+
+
+async def test_session_superseded_twice_ends_because_another_process_has_the_name(tmp_path: Path) -> None:
+    async def script(talk: Talk) -> None:
+        await talk.welcome()
+        await talk.refuse(Superseded("a newer stream took over"))
+
+    async with scripted(script, script) as server:
+        stop = await stopped(server.client(tmp_path))
+
+    assert stop.code is ExitCode.REPLACED
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(PermissionDenied("revoked"), ExitCode.UNTRUSTED), (InvalidRequest("bad name", field="x"), ExitCode.DEFECT)],
+)
+async def test_session_refused_by_a_rule_is_not_tried_again(tmp_path: Path, error: Any, code: ExitCode) -> None:
+    async def script(talk: Talk) -> None:
+        await talk.hear("hello")
+        await talk.refuse(error)
+
+    async with scripted(script) as server:
+        stop = await stopped(server.client(tmp_path))
+
+        assert server.negotiation.scripts == []
+    assert stop.code is code
+    assert error.message in stop.message
+
+
+async def test_session_with_server_s_own_class_needs_the_operator_s_word(tmp_path: Path) -> None:
+    async with scripted() as server:
+        server.negotiation.task = "tests.support.tasks:Shapes"
+        stop = await stopped(server.client(tmp_path))
+
+    assert stop.code is ExitCode.DECLINED
+    assert "--task tests.support.tasks:Shapes" in stop.message
+
+
+async def test_session_that_leaves_says_so_and_the_server_hears_why(tmp_path: Path) -> None:
+    heard: list[str] = []
+
+    async def script(talk: Talk) -> None:
+        await talk.welcome()
+        heard.append((await talk.hear("leave")).reason)
+
+    async with scripted(script) as server:
+        client = server.client(tmp_path)
+        with capture_logs() as logs:
+            work = asyncio.create_task(client.run())
+            await until(lambda: count(logs, "welcome"))
+            await client.leave("stopped by its operator")
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+
+    assert heard == ["stopped by its operator"]
+
+
+async def test_session_whose_training_fails_tells_no_file_name_and_ends_after_three(tmp_path: Path) -> None:
+    reasons: list[str] = []
+    here: list[Scripted] = []
+
+    async def script(talk: Talk) -> None:
+        await talk.welcome()
+        for number in (1, 2, 3):
+            await talk.agree(here[0].base, number)
+            reasons.append((await talk.hear("failure")).reason)
+
+    async with scripted(script) as server:
+        here.append(server)
+        # A limit of time that no fine-tune can keep.
+        stop = await stopped(server.client(tmp_path, max_hours=1e-9))
+
+    assert reasons == ["the site's limit on training time was reached"] * 3
+    assert stop.code is ExitCode.TRAINING_FAILED
+
+
+async def test_session_told_things_it_does_not_know_goes_on(tmp_path: Path) -> None:
+    here: list[Scripted] = []
+
+    async def script(talk: Talk) -> None:
+        await talk.welcome()
+        await talk.say()
+        outcome = negotiation_pb2.RoundOutcome(round=1, reason="?")
+        outcome.ParseFromString(outcome.SerializeToString() + b"\x20\x63")  # outcome = 99
+        await talk.say(round_outcome=outcome)
+        await talk.say(lease_renewal=negotiation_pb2.LeaseRenewal(offer_id="none", lease=seconds(1)))
+        await talk.say(cancel=negotiation_pb2.Cancellation(offer_id="none"))
+        await talk.say(withdraw=negotiation_pb2.Withdrawal(offer_id="none"))
+        await deliver(talk, here[0])
+        await talk.end(here[0].base)
+
+    async with scripted(script) as server:
+        here.append(server)
+        _, logs = await run(server.client(tmp_path))
+
+    assert count(logs, "update delivered") == 1
+
+
+async def test_session_of_second_client_in_same_state_folder_is_refused(tmp_path: Path) -> None:
+    async def script(talk: Talk) -> None:
+        await talk.welcome()
+        await asyncio.sleep(30)
+
+    async with scripted(script) as server:
+        with capture_logs() as logs:
+            first = asyncio.create_task(server.client(tmp_path).run())
+            await until(lambda: count(logs, "welcome"))
+            stop = await stopped(server.client(tmp_path, name="other"))
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+
+    assert stop.code is ExitCode.BAD_CONFIGURATION
+
+
+async def test_session_with_no_server_gives_up_when_it_was_told_to(tmp_path: Path) -> None:
+    config = ClientConfig(
+        server="127.0.0.1:1", plaintext=True, data=None, state_dir=tmp_path, out=tmp_path, give_up_after=0.3
+    )
+    stop = await stopped(Client(config, LogDisplay(), Patience(0.05, 0.1, give_up_after_seconds=0.3)))
+
+    assert stop.code is ExitCode.UNREACHABLE
+    assert "127.0.0.1:1" in stop.message
+
+
+async def test_memory_of_a_session_keeps_history_and_measured_time(tmp_path: Path) -> None:
+    here: list[Scripted] = []
+
+    async def script(talk: Talk) -> None:
+        await talk.welcome()
+        await deliver(talk, here[0])
+        await talk.end(here[0].base)
+
+    async def again(talk: Talk) -> None:
+        hello = await talk.welcome()
+        assert 0 < hello.epoch_duration.nanos < 10**9
+        await talk.end(here[0].base)
+
+    async with scripted(script, again) as server:
+        here.append(server)
+        await run(server.client(tmp_path))
+        await run(server.client(tmp_path))
+
+    memory = json.loads((tmp_path / "state" / "memory.json").read_text())
+    assert [(row["round"], row["epoch"]) for row in memory["rows"]] == [(1, 1), (1, 2)]
