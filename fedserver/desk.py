@@ -161,6 +161,7 @@ class Desk:
             async with opened.writer:
                 self._require_complete(opened.upload)
                 part = round_.begin_finish(upload_id)
+                log.debug("upload is checked", client=part.client)
                 reason = await self._take(part, opened.upload)
         except DigestMismatch:
             self._open.pop(upload_id).upload.drop()
@@ -196,6 +197,7 @@ class Desk:
             log.info("update in", client=part.client, bytes=upload.size_bytes, examples=facts.num_examples)
             round_.complete(upload_id, facts.num_examples, facts.metrics, now)
         await self._write(settling(upload_id, state, reason), participation(round_, part, now))
+        log.debug("upload is settled", client=part.client)
         self._finished[upload_id] = UploadStatus(upload.size_bytes, upload.size_bytes, state, reason)
         del self._open[upload_id]
         self._federation.touch()

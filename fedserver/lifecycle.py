@@ -173,6 +173,7 @@ async def say_farewell(federation: Federation, reason: str) -> None:
     best, last = _best_model(federation), federation.model
     if best is None or last is None:
         return
+    log.debug("phase", name="farewell")
     outcome = TellFederationOutcome("", reason, ref_of(last), ref_of(best), federation.metrics_of_best())
     federation.outcome = outcome
     federation.sessions.say(

@@ -189,7 +189,9 @@ async def run_round(federation: Federation, number: int, revived: Round | None =
     with structlog.contextvars.bound_contextvars(round=number):
         for phase in phases:
             federation.phase = phase.__name__
+            log.debug("phase", name=phase.__name__)
             await phase(federation, work)
+        log.debug("phase", name="conclude")
         await conclude(federation, work)
     return work
 

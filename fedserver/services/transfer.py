@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+import structlog
+
 from fedserver.desk import Desk, OpenUpload, UploadStatus
 from fedserver.federation import Federation
 from fedserver.services.calls import Context, give_way, translates_errors
@@ -14,6 +16,8 @@ from fedstream.body import admit_chunk
 from fedstream.errors import InvalidManifest, InvalidRequest, Superseded, WrongOffset
 from fedstream.manifest import Manifest, TensorEntry, check_manifest
 from fedstream.v1 import transfer_pb2, transfer_pb2_grpc
+
+log = structlog.get_logger()
 
 _STATES = {state: transfer_pb2.UploadState.Value(f"UPLOAD_STATE_{state.name}") for state in UploadState}
 
@@ -166,6 +170,10 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
                 message = f"the body has {body.size_bytes} bytes; reading cannot start at {request.read_offset}"
                 raise WrongOffset(message, committed_size=body.size_bytes)
             chunks = body.chunks(request.read_offset, chunk_bytes)
-            while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
-                await context.write(transfer_pb2.ReadChunksResponse(chunk=wire.write_chunk(chunk)))
-                self._federation.bytes_sent += len(chunk.data)
+            log.debug("download begins", bytes=body.size_bytes - request.read_offset)
+            try:
+                while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+                    await context.write(transfer_pb2.ReadChunksResponse(chunk=wire.write_chunk(chunk)))
+                    self._federation.bytes_sent += len(chunk.data)
+            finally:
+                log.debug("download ends")
