@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedserver.exit_codes import ExitCode
+from fedserver.exit_codes import ExitCode, fail
 
 app = typer.Typer(
     name="fedserver",
@@ -20,12 +20,6 @@ app = typer.Typer(
 
 State = Annotated[Path, typer.Option(help="State directory of the server.", show_default=True)]
 DEFAULT_STATE = Path("runs/server/state")
-
-
-def fail(message: str, code: ExitCode) -> typer.Exit:
-    """Say what is wrong, and leave with the status that means it."""
-    typer.echo(f"fedserver: {message}", err=True)
-    return typer.Exit(code)
 
 
 def pairs(values: list[str] | None, option: str) -> dict[str, str] | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import enum
 
+import typer
+
 
 class ExitCode(enum.IntEnum):
     """Exit status of every `fedserver` command."""
@@ -22,3 +24,9 @@ class ExitCode(enum.IntEnum):
 
     NO_SERVER = 4
     """No server answers for the state directory given."""
+
+
+def fail(message: str, code: ExitCode) -> typer.Exit:
+    """Say what is wrong, and leave with the status that means it: `raise fail(...)`."""
+    typer.echo(f"fedserver: {message}", err=True)
+    return typer.Exit(code)

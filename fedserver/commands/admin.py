@@ -18,8 +18,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fedserver.cli import fail
-from fedserver.exit_codes import ExitCode
+from fedserver.exit_codes import ExitCode, fail
 from fedserver.store import State, StateError
 from fedserver.store.state import read_contact
 from fedstream.errors import ProtocolError

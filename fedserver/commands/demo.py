@@ -19,10 +19,9 @@ import grpc
 from rich.console import Console
 from rich.live import Live
 
-from fedserver.cli import fail
 from fedserver.commands.admin import CALL_SECONDS
 from fedserver.commands.status import picture
-from fedserver.exit_codes import ExitCode
+from fedserver.exit_codes import ExitCode, fail
 from fedserver.store.state import read_contact
 from fedstream.v1 import admin_pb2, admin_pb2_grpc
 from fedtask.brain_mri.settings import DEMO, Preset

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import typer
 
-from fedserver.cli import fail
-from fedserver.exit_codes import ExitCode
+from fedserver.exit_codes import ExitCode, fail
 from fedserver.store.database import Database
 from fedserver.store.models import ModelStore, StoredModel
 from fedstream.errors import UnknownModel

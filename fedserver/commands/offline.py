@@ -14,9 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fedserver.aggregation import AggregationError, aggregate_all, strategy_named
-from fedserver.cli import fail
 from fedserver.config import folder_of
-from fedserver.exit_codes import ExitCode
+from fedserver.exit_codes import ExitCode, fail
 from fedstream.files import RealFileSystem, write_durably
 from fedstream.manifest import manifest_of
 from fedstream.schema import ModelSchema

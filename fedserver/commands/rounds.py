@@ -8,7 +8,6 @@ from pathlib import Path
 
 from rich.table import Table
 
-from fedserver.cli import fail
 from fedserver.commands.admin import (
     CALL_SECONDS,
     administration,
@@ -20,7 +19,7 @@ from fedserver.commands.admin import (
     span,
     stored_rounds,
 )
-from fedserver.exit_codes import ExitCode
+from fedserver.exit_codes import ExitCode, fail
 from fedserver.services.admin import write_detail, write_record
 from fedstream.v1 import admin_pb2, negotiation_pb2
 
