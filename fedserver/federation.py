@@ -219,7 +219,6 @@ class Federation:
         assert self.model is not None, "a round is at work when there is a model"
         assert self.schema is not None, "a round is at work when there is a schema"
         self.round, self.intake = round_, Intake(self.schema, self.model, self.strategy, round_)
-        self.bytes_sent = self.bytes_received = 0
         return round_
 
     async def keep(self, part: Participation) -> None:

@@ -200,6 +200,7 @@ async def conclude(federation: Federation, work: RoundWork) -> None:
     """Keep the round's record and tell everyone how it ended."""
     round_ = work.opened
     record = round_record(federation, round_, work.evaluation, work.evaluation_reason)
+    federation.bytes_sent = federation.bytes_received = 0  # from here on they are the next round's
     sha256 = work.model.digest.sha256 if work.model is not None else None
     await federation.state.journal.write(*rounds.concluding(record, sha256))
     federation.history.append(record)
