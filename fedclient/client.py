@@ -148,6 +148,7 @@ class Client:
             site_limits=self._config.site_limits,
             epoch_seconds=place.shop.memory.experience.epoch_seconds,
             software=f"fedstream {metadata.version('fedstream')}",
+            synthetic_data=site.summary.synthetic,
         )
 
     # Preparing.

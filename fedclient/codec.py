@@ -136,6 +136,7 @@ def write_hello(
     site_limits: SiteLimits,
     epoch_seconds: float | None,
     software: str,
+    synthetic_data: bool,
 ) -> negotiation_pb2.NegotiateRequest:
     """The first message of a stream."""
     longest = site_limits.max_training_seconds
@@ -153,6 +154,7 @@ def write_hello(
             max_epochs=site_limits.max_epochs, max_training_time=None if longest is None else _duration(longest)
         ),
         software=software,
+        synthetic_data=synthetic_data,
     )
     return negotiation_pb2.NegotiateRequest(hello=hello)
 
