@@ -71,7 +71,7 @@ def _batch_norms(layer: Any) -> Iterator[Any]:
 
 def read_weights(model: Any) -> dict[str, np.ndarray]:
     """Copies of the model's weights, by schema name, in order."""
-    return {variable.path: np.array(variable) for variable in model.weights}
+    return {variable.path: np.array(variable.value.numpy()) for variable in model.weights}
 
 
 def assign_weights(model: Any, weights: Weights) -> None:

@@ -67,7 +67,7 @@ class Trainer:
         self._loss = loss
         self._optimizer = make_optimizer(1e-3)
         self._optimizer.build(model.trainable_variables)
-        self._fresh = [np.array(variable) for variable in self._optimizer.variables]
+        self._fresh = [np.array(variable.value.numpy()) for variable in self._optimizer.variables]
         self._moving = _moving_variables(model)
         # XLA made training seven to eight times slower on a CPU. The batch axis is left open: one trace serves all.
         inputs = tf.TensorSpec([None, *model.inputs[0].shape[1:]], tf.float32)
@@ -176,7 +176,7 @@ class _Best:
         # The first epoch is taken whatever its loss: a loss that is not a number compares as better than nothing.
         if self._loss is None or (loss is not None and loss < self._loss):
             self.epoch, self._loss = epoch, loss
-            self._values = [np.array(variable) for variable in variables]
+            self._values = [np.array(variable.value.numpy()) for variable in variables]
 
     def restore(self, variables: Sequence[Any]) -> int:
         """Put the kept values back and return their epoch; 0, and nothing happens, if none were offered."""

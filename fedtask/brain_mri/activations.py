@@ -180,10 +180,11 @@ class FeatureExamples:
 
     def training_batch(self, indices: Indices, rng: np.random.Generator) -> Any:
         variants = rng.integers(self._num_variants, size=len(indices))
-        return self._activations.batch(self._images, list(zip(indices.tolist(), variants.tolist(), strict=True)))
+        chosen = list(zip(indices.tolist(), variants.tolist(), strict=True))
+        return self._activations.batch(self._images, chosen).astype(np.float32)
 
     def plain_batch(self, indices: Indices) -> Any:
-        return self._activations.batch(self._images, [(index, 0) for index in indices.tolist()])
+        return self._activations.batch(self._images, [(index, 0) for index in indices.tolist()]).astype(np.float32)
 
 
 class ImageExamples:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,13 @@ import keras
 import numpy as np
 
 from fedtask.brain_mri.model import OUTPUT, Network, build_network
-from fedtask.brain_mri.settings import BrainMriSettings
+from fedtask.brain_mri.phantom_slice import draw_slice
+from fedtask.brain_mri.settings import ALL, BrainMriSettings
 from fedtask.keras_model import read_weights
 from fedtask.task import TaskError, Weights
 
 RANDOM = "random"
+_MEASURED_SLICES = 32
 _DOWNLOAD_TIMEOUT_SECONDS = 10.0
 """Without a word from the other side. A download that goes on may take longer."""
 
@@ -30,12 +34,27 @@ def initial_weights(settings: BrainMriSettings, seed: int, source: str | None) -
     Raises:
         TaskError: the download failed, or the file does not fit; the message names what else can be done.
     """
+    if source == RANDOM:
+        return _random_weights(settings, seed)
     network = build_network(settings, seed)
     weights = read_weights(network.full)
-    if source == RANDOM:
-        return weights
     backbone = _downloaded(settings) if source is None else _from_file(settings, Path(source))
     return _with_backbone(network, weights, backbone)
+
+
+def _random_weights(settings: BrainMriSettings, seed: int) -> Weights:
+    """Random weights, with the statistics of every BatchNorm measured on generated slices.
+
+    Fresh statistics (mean 0, variance 1) are so far from what goes through random weights that signal and gradient
+    vanish in inference mode: a network with frozen BatchNorm then learns nothing at all, and one with moving
+    statistics spends its first rounds on catching up. As in D. Mishkin, J. Matas, "All you need is a good init",
+    ICLR 2016, the first batch puts that right.
+    """
+    measuring = replace(settings, fine_tune=ALL, batch_norm="train", batch_norm_momentum=0.0)
+    network = build_network(measuring, seed)
+    slices = [draw_slice((seed, 0, i), bool(i % 2), 0.0, settings.image_size) for i in range(_MEASURED_SLICES)]
+    network.full(np.repeat(np.array(slices, np.float32)[..., None], 3, axis=-1), training=True)
+    return read_weights(network.full)
 
 
 def _with_backbone(network: Network, weights: dict[str, np.ndarray], backbone: Any) -> Weights:
@@ -73,7 +92,12 @@ def _from_file(settings: BrainMriSettings, path: Path) -> Any:
 
 def _backbone(settings: BrainMriSettings, weights: str) -> Any:
     shape = (settings.image_size, settings.image_size, 3)
-    return keras.applications.MobileNetV2(input_shape=shape, alpha=settings.alpha, include_top=False, weights=weights)
+    with warnings.catch_warnings():
+        # Of files by other versions of Keras, and of image sizes that have no weights of their own: both are fine.
+        warnings.simplefilter("ignore")
+        return keras.applications.MobileNetV2(
+            input_shape=shape, alpha=settings.alpha, include_top=False, weights=weights
+        )
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from fedtask.settings import option, read_settings
 
@@ -96,3 +97,33 @@ def read_brain_mri_settings(settings: Mapping[str, str]) -> BrainMriSettings:
             f"setting positive_class is one of the classes {', '.join(names)}, not {chosen.positive_class!r}"
         )
     return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """Settings of the task with the number of rounds they were chosen for."""
+
+    settings: Mapping[str, str]
+    rounds: int
+    clients: int
+    division: str
+
+
+DEMO = Preset(
+    settings=MappingProxyType(
+        {
+            "alpha": "0.35",
+            "image_size": "96",
+            "fine_tune": "all",
+            "batch_norm": "train",
+            "learning_rate": "0.002",
+            "epochs": "3",
+            "patience": "0",
+            "phantom_images": "900",
+        }
+    ),
+    rounds=6,
+    clients=3,
+    division="even",
+)
+"""The demonstration: a small network learns the phantom from random weights within minutes on two cores."""

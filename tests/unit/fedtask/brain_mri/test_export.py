@@ -1,0 +1,138 @@
+"""Model files: written, loaded without this project, read again, used. Takes about 20 seconds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedtask.brain_mri.export import predict
+from fedtask.brain_mri.task import BrainMri
+from fedtask.images.site import open_holdout
+from fedtask.task import TaskError
+from tests.support.brain_mri import SMALL, differing
+
+PLAIN_KERAS = """
+import sys, keras, numpy as np
+model = keras.models.load_model(sys.argv[1], compile=False)
+assert not [name for name in sys.modules if name.startswith(("fedtask", "fedstream"))]
+np.save(sys.argv[3], model.predict(np.load(sys.argv[2]), verbose=0))
+"""
+
+
+@pytest.fixture(scope="module")
+def weights(upper_task):
+    return upper_task.initial_weights(3, "random")
+
+
+@pytest.fixture(scope="module")
+def exported(upper_task, weights, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    paths = upper_task.export(weights, folder, "GLOBAL_MODEL_MOB")
+    assert paths == [folder / "GLOBAL_MODEL_MOB.keras", folder / "GLOBAL_MODEL_MOB.h5"]
+    assert sorted(folder.iterdir()) == sorted(paths)
+    return folder
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_exported_model_takes_plain_images_in_plain_keras(exported, phantom, suffix, tmp_path):
+    images = open_holdout(phantom / "val", {}, ("no", "yes"), 64)[0].load(range(12))
+    np.save(tmp_path / "images.npy", images)
+    command = [sys.executable, "-c", PLAIN_KERAS, str(exported / f"GLOBAL_MODEL_MOB{suffix}")]
+    subprocess.run([*command, str(tmp_path / "images.npy"), str(tmp_path / "out.npy")], check=True, cwd=tmp_path)
+    by_hand = keras.models.load_model(exported / "GLOBAL_MODEL_MOB.keras", compile=False)
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), by_hand(images.astype(np.float32)), atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_exported_model_read_again_is_the_same_bit_for_bit(upper_task, weights, exported, suffix):
+    again = upper_task.read_model(exported / f"GLOBAL_MODEL_MOB{suffix}")
+    assert list(again) == list(weights)
+    assert differing(weights, again) == []
+
+
+def test_weights_file_of_the_same_network_is_read(upper_task, weights, exported, tmp_path):
+    keras.models.load_model(exported / "GLOBAL_MODEL_MOB.keras").save_weights(tmp_path / "some.weights.h5")
+    assert differing(weights, upper_task.read_model(tmp_path / "some.weights.h5")) == []
+
+
+def test_same_network_with_other_layer_names_is_read_from_h5(upper_task, tmp_path):
+    images = keras.Input((64, 64, 3))
+    backbone = keras.applications.MobileNetV2(
+        input_tensor=images, input_shape=(64, 64, 3), alpha=0.35, include_top=False, weights=None
+    )
+    pooled = keras.layers.GlobalAveragePooling2D()(backbone.output)
+    model = keras.Model(images, keras.layers.Dense(1, "sigmoid", name="somebody_elses_output")(pooled))
+    model.save(tmp_path / "other.h5")
+    read = upper_task.read_model(tmp_path / "other.h5")
+    assert read["head/kernel"].tobytes() == model.layers[-1].kernel.numpy().tobytes()
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5", ".weights.h5"])
+def test_another_network_is_refused(suffix, exported, tmp_path):
+    wide = BrainMri({**SMALL, "alpha": "0.5"})
+    path = exported / f"GLOBAL_MODEL_MOB{suffix}"
+    if suffix == ".weights.h5":
+        path = tmp_path / "some.weights.h5"
+        keras.models.load_model(exported / "GLOBAL_MODEL_MOB.keras").save_weights(path)
+    with pytest.raises(TaskError, match=r"(holds another|does not hold this) model") as error:
+        wide.read_model(path)
+    if suffix == ".h5":
+        assert "Conv1/kernel is float32 [3, 3, 3, 16] there and float32 [3, 3, 3, 16] here" not in str(error.value)
+        assert "there and float32" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.keras", b"not a zip", "does not hold this model"),
+        ("model.h5", b"not hdf5", "does not hold this model"),
+        ("model.weights.h5", b"", "does not hold this model"),
+        ("model.pkl", b"", "neither a .keras nor a .h5"),
+    ],
+)
+def test_file_that_is_no_model_is_refused(upper_task, tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(TaskError, match=message):
+        upper_task.read_model(tmp_path / name)
+
+
+def test_archive_without_weights_is_refused(upper_task, tmp_path):
+    with zipfile.ZipFile(tmp_path / "model.keras", "w") as archive:
+        archive.writestr("config.json", "{}")
+    with pytest.raises(TaskError, match=r"model\.weights\.h5"):
+        upper_task.read_model(tmp_path / "model.keras")
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_predict_gives_class_and_probability_per_image_and_names_what_it_cannot_use(
+    upper_task, weights, exported, phantom, tmp_path, suffix
+):
+    paths = sorted((phantom / "val").rglob("*.png"))
+    (tmp_path / "broken.png").write_bytes(b"nothing")
+    predictions = predict(exported / f"GLOBAL_MODEL_MOB{suffix}", [*paths[:5], tmp_path / "broken.png", *paths[5:]])
+    usable = predictions[:5] + predictions[6:]
+    assert [prediction.path for prediction in usable] == paths
+    assert predictions[5].class_name is None
+    assert predictions[5].problem == "not an image: its first bytes are of no image format"
+    confusion = upper_task.evaluate(weights).confusion
+    of_yes = sum(prediction.class_name == "yes" for prediction in usable)
+    assert of_yes == confusion[0][1] + confusion[1][1]
+    assert all(0.5 <= prediction.probability <= 1 for prediction in usable)
+
+
+def test_predict_reads_any_size_of_image(exported, tmp_path):
+    Image.new("L", (300, 200), 90).save(tmp_path / "large.png")
+    [prediction] = predict(exported / "GLOBAL_MODEL_MOB.keras", [tmp_path / "large.png"])
+    assert prediction.class_name in {"no", "yes"}
+
+
+def test_predict_with_somebody_elses_model_says_so(tmp_path):
+    keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)], name="other").save(tmp_path / "other.keras")
+    with pytest.raises(TaskError, match="the model 'other', which is none that the brain MRI task exported"):
+        predict(tmp_path / "other.keras", [])
