@@ -72,7 +72,10 @@ class Population:
         return self._record(introduction, ClientState.CONNECTED, "", now)
 
     def decline(self, introduction: Introduction, reason: str, now: float) -> Client:
-        """A client cannot take part."""
+        """A client cannot take part. One that is connected under the same name stays as it is."""
+        known = self._clients.get(introduction.name)
+        if known is not None and known.state is ClientState.CONNECTED:
+            return known
         return self._record(introduction, ClientState.DECLINED, reason, now)
 
     def disconnect(self, name: str, state: ClientState, reason: str, now: float) -> None:

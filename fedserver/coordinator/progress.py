@@ -41,6 +41,10 @@ class Progress:
 
 
 def score_of(metrics: Mapping[str, float | None]) -> Score:
-    """What models are compared by, the larger the better."""
-    accuracy, loss = metrics.get("accuracy"), metrics.get("loss")
-    return (accuracy if accuracy is not None else -math.inf, -loss if loss is not None else -math.inf)
+    """What models are compared by, the larger the better. A value that is missing or NaN is worse than any other."""
+    return _rank(metrics.get("accuracy"), sign=1), _rank(metrics.get("loss"), sign=-1)
+
+
+def _rank(value: float | None, sign: int) -> float:
+    # Every comparison with NaN is false: a diverged model that came first would stay the best for ever.
+    return -math.inf if value is None or math.isnan(value) else sign * value

@@ -7,6 +7,7 @@ change nothing: they were on their way when the decision fell.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -123,10 +124,14 @@ class Round:
             raise UnknownUpload("no upload of that id is expected; wait for the next offer") from None
 
     def next_event(self) -> float:
-        """The next instant at which `tick` may have something to do."""
-        times = [part.deadline for part in self._participations if part.is_outstanding]
-        times += [part.lease_until for part in self._participations if part.stage in (Stage.OFFERED, Stage.WORKING)]
-        return min(times, default=self.opened)
+        """The next instant at which `tick` may have something to do; infinite if nobody is outstanding.
+
+        An update that is being verified counts by its lease alone: the deadline cannot end it, but should the
+        verification fail, its client is at work again.
+        """
+        times = [part.lease_until for part in self._participations if part.is_outstanding]
+        times += [part.deadline for part in self._participations if part.stage in (Stage.OFFERED, Stage.WORKING)]
+        return min(times, default=math.inf)
 
     def offer_of(self, participation: Participation) -> MakeOffer:
         """The offer, to be sent at first or again."""
@@ -146,7 +151,7 @@ class Round:
 
     def decline(self, client: str, offer_id: str, reason: str, now: float) -> list[Effect]:
         """A client turns its offer down."""
-        part = self._standing(client, offer_id)
+        part = self._interruptible(client, offer_id)
         if part is not None:
             part.end(Outcome.DECLINED, reason or "no reason given", now)
         return []
@@ -157,11 +162,12 @@ class Round:
         """A client would take part with fewer epochs, or with more time from now on.
 
         Fewer epochs are always fine, more time as far as the round's longest span goes; else the offer is withdrawn.
+        A client that lost its memory is offered the same again, and may counter again.
         """
-        part = self._standing(client, offer_id)
-        if part is None or part.stage is not Stage.OFFERED:
-            return [Withdraw(client, offer_id, "the offer no longer stands")]
-        limit = self.opened + self.rules.longest_seconds
+        part = self._interruptible(client, offer_id)
+        if part is None:
+            return self.accept(client, offer_id, now)
+        limit = max(part.deadline, self.opened + self.rules.longest_seconds)
         if seconds_needed is not None and now + seconds_needed > limit:
             refusal = f"needs {seconds_needed:.0f} s, but this round is over in {limit - now:.0f} s at the latest"
             part.end(Outcome.WITHDRAWN, f"{refusal} ({reason})" if reason else refusal, now)
@@ -183,13 +189,13 @@ class Round:
 
     def fail(self, client: str, offer_id: str, reason: str, now: float) -> list[Effect]:
         """A client could not do what it had agreed to."""
-        part = self._standing(client, offer_id)
+        part = self._interruptible(client, offer_id)
         if part is not None:
             part.end(Outcome.FAILED, reason or "no reason given", now)
         return []
 
     def leave(self, client: str, reason: str, now: float) -> list[Effect]:
-        """A client leaves the federation; what it had promised counts as failed."""
+        """A client leaves the federation; what it had promised and not sent counts as failed."""
         part = self._by_client.get(client)
         return self.fail(client, part.offer_id, f"left: {reason}" if reason else "left", now) if part else []
 
@@ -202,11 +208,7 @@ class Round:
             UnknownUpload: no upload of this round has that id.
             RoundClosed: its part in the round is over.
         """
-        part = self.of_upload(upload_id)
-        if part.stage not in (Stage.WORKING, Stage.FINISHING):
-            why = part.reason or "the offer was not accepted"
-            raise RoundClosed(f"round {self.number} does not wait for this update: {why}", round=self.number)
-        return part
+        return self._in_hand(upload_id, Stage.WORKING, Stage.FINISHING)
 
     def upload_progress(self, upload_id: str, committed_size: int, body_size_bytes: int, now: float) -> None:
         """Bytes of an update became durable."""
@@ -225,18 +227,32 @@ class Round:
     def abandon_finish(self, upload_id: str, now: float) -> None:
         """Verification found that bytes must be sent again."""
         part = self.of_upload(upload_id)
-        part.stage = Stage.WORKING
-        self._seen(part, now)
+        if part.stage is Stage.FINISHING:
+            part.stage = Stage.WORKING
+            self._seen(part, now)
 
     def complete(self, upload_id: str, num_examples: int, metrics: Mapping[str, float | None], now: float) -> None:
-        """An update is stored and in the aggregate."""
-        part = self.of_upload(upload_id)
+        """An update is stored and in the aggregate.
+
+        Raises:
+            UnknownUpload: no upload of this round has that id.
+            RoundClosed: the round was closed while the update was being verified.
+        """
+        part = self._in_hand(upload_id, Stage.FINISHING)
         part.num_examples, part.metrics = num_examples, metrics
         part.end(Outcome.COMPLETED, "", now)
 
     def quarantine(self, upload_id: str, reason: str, now: float) -> None:
-        """An update is kept aside, at once or by the checks against the cohort."""
-        self.of_upload(upload_id).end(Outcome.QUARANTINED, reason, now)
+        """An update is kept aside, at once or by the checks against the cohort.
+
+        Raises:
+            UnknownUpload: no upload of this round has that id.
+            RoundClosed: as `complete`.
+        """
+        part = self.of_upload(upload_id)
+        if part.outcome is not Outcome.COMPLETED:
+            part = self._in_hand(upload_id, Stage.FINISHING)
+        part.end(Outcome.QUARANTINED, reason, now)
 
     # What time does.
 
@@ -282,6 +298,18 @@ class Round:
     def _standing(self, client: str, offer_id: str) -> Participation | None:
         part = self._by_client.get(client)
         return part if part is not None and part.offer_id == offer_id and part.is_outstanding else None
+
+    def _interruptible(self, client: str, offer_id: str) -> Participation | None:
+        # Once its update is whole with the server, the verification decides, not what the client says meanwhile.
+        part = self._standing(client, offer_id)
+        return part if part is not None and part.stage is not Stage.FINISHING else None
+
+    def _in_hand(self, upload_id: str, *stages: Stage) -> Participation:
+        part = self.of_upload(upload_id)
+        if part.stage not in stages:
+            why = part.reason or ("the offer was not accepted" if part.stage is Stage.OFFERED else "it is in already")
+            raise RoundClosed(f"round {self.number} does not wait for this update: {why}", round=self.number)
+        return part
 
     def _why_over(self, client: str, offer_id: str) -> str:
         part = self._by_client.get(client)

@@ -1,0 +1,177 @@
+"""Who may join, who is picked, and when it no longer gets better. A moment."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from fedserver.coordinator.effects import ModelRef
+from fedserver.coordinator.population import Client, ClientState, Introduction, Population, select_cohort
+from fedserver.coordinator.progress import Progress, score_of
+from fedstream.manifest import Digest
+
+pytestmark = pytest.mark.numpy_task
+
+
+def hello(name: str, num_examples: int = 10) -> Introduction:
+    return Introduction(name, num_examples, "fedstream 0.1.0")
+
+
+def facts(client: Client) -> tuple[ClientState, str, float, float]:
+    return client.state, client.reason, client.first_seen, client.last_seen
+
+
+def test_client_that_comes_goes_and_comes_again_keeps_its_record() -> None:
+    population = Population()
+    first = population.connect(hello("a"), 1.0)
+    first.rounds_completed = 3
+    population.disconnect("a", ClientState.DISCONNECTED, "the connection was lost", 2.0)
+    assert facts(population["a"]) == (ClientState.DISCONNECTED, "the connection was lost", 1.0, 2.0)
+    again = population.connect(hello("a", 20), 5.0)
+    assert facts(again) == (ClientState.CONNECTED, "", 1.0, 5.0)
+    assert (again.rounds_completed, again.introduction.num_examples, again.name) == (3, 20, "a")
+    assert ("a" in population, "b" in population) == (True, False)
+
+
+def test_client_that_left_or_was_declined_may_come_again() -> None:
+    population = Population()
+    population.connect(hello("a"), 1.0)
+    population.disconnect("a", ClientState.LEFT, "done", 2.0)
+    population.decline(hello("b"), "no examples", 3.0)
+    assert [facts(client) for client in population] == [
+        (ClientState.LEFT, "done", 1.0, 2.0),
+        (ClientState.DECLINED, "no examples", 3.0, 3.0),
+    ]
+    population.decline(hello("a"), "other model", 4.0)
+    assert facts(population["a"]) == (ClientState.DECLINED, "other model", 1.0, 4.0)
+    for name in "ab":
+        population.connect(hello(name), 5.0)
+    assert [client.name for client in population.connected] == ["a", "b"]
+
+
+def test_client_declined_under_the_name_of_a_connected_one_does_not_push_it_out() -> None:
+    population = Population()
+    population.connect(hello("a", 40), 1.0)
+    population.decline(hello("a", 1), "other model", 2.0)
+    assert facts(population["a"]) == (ClientState.CONNECTED, "", 1.0, 1.0)
+    assert population["a"].introduction == hello("a", 40)
+
+
+def test_stream_that_ends_after_a_newer_one_took_over_or_the_client_left_changes_nothing() -> None:
+    population = Population()
+    population.connect(hello("a"), 1.0)
+    population.disconnect("a", ClientState.LEFT, "done", 2.0)
+    population.disconnect("a", ClientState.DISCONNECTED, "the connection was lost", 3.0)
+    assert facts(population["a"]) == (ClientState.LEFT, "done", 1.0, 2.0)
+
+
+def test_sign_of_life_is_noted() -> None:
+    population = Population()
+    population.connect(hello("a"), 1.0)
+    population.seen("a", 9.0)
+    assert population["a"].last_seen == 9.0
+
+
+def test_population_is_listed_by_name_and_only_the_connected_can_be_picked() -> None:
+    population = Population()
+    for name in ("c", "a", "d", "b"):
+        population.connect(hello(name), 1.0)
+    population.disconnect("b", ClientState.LEFT, "", 2.0)
+    population.disconnect("c", ClientState.DISCONNECTED, "", 2.0)
+    assert [client.name for client in population] == ["a", "b", "c", "d"]
+    assert [client.name for client in population.connected] == ["a", "d"]
+
+
+# The cohort.
+
+
+def clients(names: str) -> list[Client]:
+    return [Client(hello(name), ClientState.CONNECTED, 0.0, 0.0) for name in names]
+
+
+def picked(names: str, size: int, seed: int, round_number: int) -> str:
+    return "".join(client.name for client in select_cohort(clients(names), size, seed, round_number))
+
+
+@pytest.mark.parametrize("size", [0, 5, 6])
+def test_cohort_that_takes_all_is_everyone_by_name(size: int) -> None:
+    assert picked("ecabd", size, 1, 1) == "abcde"
+
+
+def test_cohort_is_the_same_whatever_the_order_in_which_clients_came_and_in_every_version() -> None:
+    expected = ["acfg", "acfg", "befh", "begh", "cdeg"]
+    assert [picked("abcdefgh", 4, 17, number) for number in range(1, 6)] == expected
+    assert [picked("hgfedcba", 4, 17, number) for number in range(1, 6)] == expected
+
+
+def test_cohort_changes_with_the_seed_and_the_round_and_is_always_by_name() -> None:
+    cohorts = {picked("abcdefgh", 4, seed, number) for seed in range(5) for number in range(5)}
+    assert len(cohorts) > 15
+    assert all(list(cohort) == sorted(cohort) and len(set(cohort)) == 4 for cohort in cohorts)
+
+
+def test_cohort_over_many_rounds_picks_everyone_about_as_often() -> None:
+    times = "".join(picked("abcdefgh", 4, 0, number) for number in range(400))
+    assert all(150 < times.count(name) < 250 for name in "abcdefgh")
+
+
+def test_cohort_does_not_touch_the_list_it_was_given() -> None:
+    given = clients("cba")
+    select_cohort(given, 2, 0, 1)
+    assert [client.name for client in given] == ["c", "b", "a"]
+
+
+# Progress.
+
+
+def ref(version: int) -> ModelRef:
+    return ModelRef(version, Digest(bytes([version]) * 32, 1))
+
+
+def course(patience: int, *scores: tuple[float | None, float | None]) -> Progress:
+    progress = Progress(patience)
+    for version, (accuracy, loss) in enumerate(scores, start=1):
+        progress.record(ref(version), {"accuracy": accuracy, "loss": loss})
+    return progress
+
+
+def test_progress_before_any_score_has_no_best_and_goes_on() -> None:
+    progress = Progress(1)
+    assert (progress.best, progress.best_metrics, progress.why_stopping()) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ([(0.5, 0.7), (0.6, 0.9)], 2),  # accuracy counts first
+        ([(0.6, 0.7), (0.6, 0.6)], 2),  # then loss
+        ([(0.6, 0.6), (0.6, 0.6)], 1),  # the first of equals
+        ([(0.6, 0.6), (0.5, 0.1)], 1),
+        ([(None, 0.6), (None, 0.5), (None, 0.7)], 2),  # a task without accuracy
+        ([(None, None), (None, 0.5)], 2),
+        ([(0.5, math.nan), (0.5, 9.0), (0.5, math.nan)], 2),  # a diverged model is never the best
+        ([(None, math.nan), (None, 9.0)], 2),
+        ([(None, math.inf), (None, math.nan), (None, 9.0)], 3),
+    ],
+)
+def test_best_model_is_the_first_of_the_highest_accuracy_then_lowest_loss(
+    scores: list[tuple[float | None, float | None]], best: int
+) -> None:
+    progress = course(0, *scores)
+    accuracy, loss = scores[best - 1]
+    assert progress.best == ref(best)
+    assert (progress.best_metrics, progress.why_stopping()) == ({"accuracy": accuracy, "loss": loss}, None)
+
+
+def test_score_of_no_metrics_is_below_every_other() -> None:
+    assert score_of({}) == (-math.inf, -math.inf) < score_of({"loss": 1e300}) < score_of({"accuracy": 0.0})
+
+
+def test_progress_stops_after_patience_rounds_without_better_and_names_the_best() -> None:
+    worse = (0.5, 0.6)
+    assert course(2, (0.9, 0.1), worse).why_stopping() is None
+    stopping = "early stopping: no better holdout score for 2 rounds; the best was round 1"
+    assert course(2, (0.9, 0.1), worse, worse).why_stopping() == stopping
+    assert course(2, (0.9, 0.1), worse, (0.95, 0.1), worse).why_stopping() is None
+    assert course(0, (0.9, 0.1), *[worse] * 50).why_stopping() is None
