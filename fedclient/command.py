@@ -82,6 +82,8 @@ def predict_images(model: Path, images: Sequence[Path]) -> Iterator[str]:
     Raises:
         Stop: with `BAD_DATA`, before the first line if the model cannot be read, after the last if an image could not.
     """
+    if not model.is_file():  # said at once, and not after the seconds that tensorflow takes
+        raise Stop(ExitCode.BAD_DATA, f"there is no model file {model}")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # what tensorflow says of itself is not for this command's users
     from fedtask.brain_mri.export import predict
 

@@ -44,7 +44,9 @@ def _meaning_table(server: TaskMeaning, client: TaskMeaning) -> str:
     table = _table(rows)
     if client.class_names == server.class_names or len(client.class_names) != len(server.class_names):
         return table
-    pairs = zip(server.class_names, client.class_names, strict=True)
+    pairs = list(zip(server.class_names, client.class_names, strict=True))
+    if any(ours != theirs and ours in server.class_names for theirs, ours in pairs):
+        return table  # with a name that means another class there, the option would flip labels
     option = ",".join(f"{theirs}={ours}" for theirs, ours in pairs)
     return f"{table}\n\nIf only the folders here have other names, add:  --classes {option}"
 

@@ -89,6 +89,7 @@ class Job:
         if self.state is JobState.OFFERED:
             self.state = JobState.WORKING
             self._task = asyncio.create_task(self._run(plan, terms), name=f"round {self.offer.round}")
+            self._task.add_done_callback(self._check_end)
 
     def drop(self, reason: str) -> None:
         """Stop: the server does not want it any more. A job that has ended stays as it is."""
@@ -102,6 +103,12 @@ class Job:
         if self._task is not None:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
+
+    def _check_end(self, task: asyncio.Task[None]) -> None:
+        """See to it that no job is taken to be at work, and its lease kept, after its task has died of a defect."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a defect ended the work on this round", round=self.offer.round, exc_info=error)
+            self._end(JobState.FAILED, "the client had an unexpected error")
 
     def _end(self, state: JobState, reason: str = "") -> None:
         self.state, self.reason = state, reason

@@ -110,7 +110,8 @@ class Workplace:
         return cls(task, shop, Workbench(shop, config.site_limits), errands)
 
     async def settle(self) -> None:
-        """Wait for what goes on beside the rounds."""
+        """End what is still being done for a round, and wait for what goes on beside the rounds."""
+        await self.bench.close()
         await self.errands.finish()
 
     def forget_weights(self) -> None:

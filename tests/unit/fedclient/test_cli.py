@@ -1,0 +1,180 @@
+"""The `fedclient` command as a person or a service meets it: help, speed, exit codes, signals."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from fedclient.config import ClientConfig
+from fedclient.exit_codes import ExitCode
+from tests.support.brain_mri import SMALL
+from tests.support.scripted import Talk, scripted
+from tests.support.serving import serving
+
+pytestmark = pytest.mark.numpy_task
+
+COMMAND = [sys.executable, "-m", "fedclient.cli"]
+
+
+def call(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], check=False, capture_output=True, text=True, cwd=cwd, timeout=60)
+
+
+async def begin(*arguments: str) -> asyncio.subprocess.Process:
+    pipe = asyncio.subprocess.PIPE
+    return await asyncio.create_subprocess_exec(*COMMAND, *arguments, stdout=pipe, stderr=pipe)
+
+
+def at(server: str, folder: Path, *more: str) -> Sequence[str]:
+    return (
+        "run",
+        "--server",
+        server,
+        "--data",
+        "phantom",
+        "--out",
+        f"{folder}/out",
+        "--state-dir",
+        f"{folder}/st",
+        *more,
+    )
+
+
+def test_help_names_every_setting_every_exit_code_and_an_example() -> None:
+    text = " ".join(call("run", "--help").stdout.split())
+
+    assert "Example: fedclient run --server fl.example.org:8443 --fingerprint sha256:4f0c" in text
+    assert [name for name in ClientConfig.model_fields if f"--{name.replace('_', '-')} " not in text] == []
+    assert [code for code in ExitCode if f"{code.value} {code.meaning}" not in text] == []
+
+
+def test_help_lists_the_commands() -> None:
+    lines = call("--help").stdout.splitlines()
+    commands = lines[lines.index("Commands:") + 1 :]
+
+    assert [line.split()[0] for line in commands if re.match(r"  \S", line)] == ["run", "predict"]
+
+
+def test_help_is_quick_because_nothing_heavy_is_loaded() -> None:
+    started = time.monotonic()
+    call("--help")
+    seconds = time.monotonic() - started
+    code = (
+        "import sys, fedclient.cli;"
+        "print(*sorted({'grpc', 'numpy', 'pydantic', 'tensorflow', 'rich', 'structlog'} & set(sys.modules)))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+    assert loaded == ""
+    assert seconds < 1.5  # 0.15 s alone on the machine; with other tests beside it several times that
+
+
+def test_version_is_that_of_the_package() -> None:
+    assert re.fullmatch(r"fedclient \d+\.\d+\.\d+\S*\n", call("--version").stdout)
+
+
+def test_run_without_settings_says_what_is_missing_and_exits_2() -> None:
+    result = call("run")
+
+    assert (result.returncode, result.stdout) == (ExitCode.BAD_CONFIGURATION, "")
+    assert result.stderr.startswith("fedclient: name the server with --server HOST:PORT\n")
+
+
+async def test_run_with_wrong_fingerprint_exits_6_at_once(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (_, listening):
+        process = await begin(*at(listening.address, tmp_path, "--fingerprint", "sha256:" + "0" * 64))
+        _, errors = await asyncio.wait_for(process.communicate(), 20)
+
+    assert process.returncode == ExitCode.UNTRUSTED
+    assert b"it is another server, or somebody is in between" in errors
+
+
+async def test_run_with_unusable_data_exits_3_and_names_the_folder(tmp_path: Path) -> None:
+    async with scripted() as server:
+        arguments = at(server.address, tmp_path, "--plaintext", "--data", f"{tmp_path}/none")
+        process = await begin(*arguments)
+        _, errors = await asyncio.wait_for(process.communicate(), 20)
+
+    assert process.returncode == ExitCode.BAD_DATA
+    assert f"{tmp_path}/none" in errors.decode()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, ExitCode.INTERRUPTED), (signal.SIGTERM, ExitCode.TERMINATED)]
+)
+async def test_run_stopped_by_a_signal_leaves_cleanly(tmp_path: Path, number: signal.Signals, code: ExitCode) -> None:
+    left: list[str] = []
+    training = asyncio.Event()
+
+    async def script(talk: Talk) -> None:
+        await talk.welcome()
+        await talk.agree(base[0], epochs=1000)
+        await talk.hear("progress")
+        training.set()
+        left.append((await talk.hear("leave")).reason)
+
+    base = []
+    async with scripted(script) as server:
+        base.append(server.base)
+        process = await begin(*at(server.address, tmp_path, "--plaintext", "--name", "site"))
+        await asyncio.wait_for(training.wait(), 20)
+        process.send_signal(number)
+        _, errors = await asyncio.wait_for(process.communicate(), 20)
+
+    assert (process.returncode, left) == (code, ["stopped by its operator"])
+    assert b"Traceback" not in errors
+    assert code.meaning in errors.decode()
+
+
+async def test_run_of_two_clients_over_tls_ends_with_the_same_model_and_exit_code_0(tmp_path: Path) -> None:
+    async with serving(tmp_path / "server", rounds=2, holdout="phantom") as (_, listening):
+        assert listening.fingerprint is not None
+        processes = [
+            await begin(
+                *at(listening.address, tmp_path / name, "--fingerprint", listening.fingerprint),
+                *("--name", name, "--shard", shard, "--log-json"),
+            )
+            for name, shard in (("a", "0/2"), ("b", "1/2"))
+        ]
+        outputs = await asyncio.wait_for(asyncio.gather(*(process.communicate() for process in processes)), 60)
+
+    assert [process.returncode for process in processes] == [ExitCode.FINISHED] * 2, outputs
+    assert all(output.startswith(b"federation finished: all 2 rounds done\n") for output, _ in outputs)
+    models = [(tmp_path / name / "out" / "GLOBAL_MODEL.safetensors").read_bytes() for name in ("a", "b")]
+    assert models[0] == models[1]
+    assert (tmp_path / "a" / "out" / "client_a_training_history.png").stat().st_size > 0
+
+
+def test_predict_with_no_such_model_exits_3(tmp_path: Path) -> None:
+    result = call("predict", str(tmp_path / "none.keras"), str(tmp_path / "scan.png"))
+
+    assert (result.returncode, result.stdout) == (ExitCode.BAD_DATA, "")
+    assert result.stderr == f"fedclient: there is no model file {tmp_path}/none.keras\n"
+
+
+@pytest.mark.slow
+def test_predict_prints_a_line_per_image_and_names_those_it_cannot_use(tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow")
+    from PIL import Image
+
+    from fedtask.brain_mri.task import BrainMri
+
+    task = BrainMri(SMALL)
+    (model,) = [path for path in task.export(task.initial_weights(0, "random"), tmp_path, "m") if path.suffix == ".h5"]
+    Image.new("L", (80, 60), 90).save(tmp_path / "scan.png")
+    (tmp_path / "notes.png").write_text("no image")
+    result = call("predict", str(model), f"{tmp_path}/scan.png", f"{tmp_path}/notes.png")
+    first, second = result.stdout.splitlines()
+
+    assert re.fullmatch(rf"{re.escape(str(tmp_path))}/scan\.png: (no|yes) (0\.[5-9]\d{{3}}|1\.0000)", first)
+    assert second.startswith(f"{tmp_path}/notes.png: unusable: ")
+    assert result.returncode == ExitCode.BAD_DATA
+    assert result.stderr.splitlines()[-1] == "fedclient: 1 of 2 images could not be used"
