@@ -23,13 +23,16 @@ class DeclineReason(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Decline:
-    """Why a client cannot take part. `message` is for people and says what to do."""
+    """Why a client cannot take part. `message` is for people and says what to do.
+
+    `meanings` are the federation's and the client's, where these differ.
+    """
 
     reason: DeclineReason
     message: str
     differences: Sequence[TensorDifference] = ()
     more_differences: int = 0
-    client_meaning: TaskMeaning | None = None
+    meanings: tuple[TaskMeaning, TaskMeaning] | None = None
 
 
 def check_introduction(introduction: Introduction, protocol_min: int, protocol_max: int) -> Decline | None:
@@ -55,22 +58,39 @@ def check_meaning(server: TaskMeaning, client: TaskMeaning) -> Decline | None:
     """Check class names, their order, the positive class and the preprocessing."""
     if client == server:
         return None
-    return Decline(DeclineReason.MEANING, _meaning_message(server, client), client_meaning=client)
+    return Decline(DeclineReason.MEANING, _meaning_message(server, client), meanings=(server, client))
 
 
 def _meaning_message(server: TaskMeaning, client: TaskMeaning) -> str:
     if server.class_names != client.class_names:
         ours, theirs = ", ".join(server.class_names), ", ".join(client.class_names)
-        pairs = ",".join(f"{mine}={yours}" for mine, yours in zip(server.class_names, client.class_names, strict=False))
-        return (
-            f"this federation's classes are {ours}, in that order; the client's are {theirs}. If its folders only have "
-            f"other names, start it with --classes {pairs} (each class of the federation = the client's folder for it)"
-        )
+        lists = f"this federation's classes are {ours}, in that order; the client's are {theirs}"
+        return f"{lists}. {_advice_on_classes(server.class_names, client.class_names)}"
     if server.positive_class != client.positive_class:
         ours, theirs = server.positive_class, client.positive_class
         return f"the positive class is {ours} here and {theirs} at the client: set the client's task to {ours}"
     ours, theirs = server.preprocessing, client.preprocessing
     return f"preprocessing differs: here `{ours}`, at the client `{theirs}`; use the same task version and settings"
+
+
+def _advice_on_classes(server: Sequence[str], client: Sequence[str]) -> str:
+    if not _are_renamed(server, client):
+        return "A class would be taken for another one: use the same task, version and settings on both sides"
+    pairs = ",".join(f"{mine}={yours}" for mine, yours in zip(server, client, strict=True))
+    return (
+        f"If its folders only have other names, start it with --classes {pairs} "
+        "(each class of the federation = the client's folder for it)"
+    )
+
+
+def _are_renamed(server: Sequence[str], client: Sequence[str]) -> bool:
+    """Whether the client's classes may be the federation's under other names, in the same order.
+
+    Not if one of its names means another class to the federation: `--classes no=yes,yes=no` would flip every label.
+    """
+    if len(server) != len(client):
+        return False
+    return all(mine == yours or yours not in server for mine, yours in zip(server, client, strict=True))
 
 
 def compare_schemas(server: ModelSchema, client: ModelSchema) -> Decline:

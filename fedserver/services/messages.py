@@ -28,7 +28,6 @@ from fedserver.coordinator.population import Introduction
 from fedserver.handshake import Decline
 from fedstream import limits, wire
 from fedstream.errors import InvalidRequest
-from fedstream.schema import TaskMeaning
 from fedstream.v1 import common_pb2, negotiation_pb2
 
 OUTCOMES: Mapping[Outcome, negotiation_pb2.Outcome.ValueType] = {
@@ -70,7 +69,7 @@ def write_model(model: ModelRef) -> common_pb2.ModelRef:
     return common_pb2.ModelRef(version=model.version, model_digest=wire.write_digest(model.digest))
 
 
-def write_decline(decline: Decline, meaning: TaskMeaning) -> negotiation_pb2.NegotiateResponse:
+def write_decline(decline: Decline) -> negotiation_pb2.NegotiateResponse:
     """Why a client cannot take part."""
     declined = negotiation_pb2.Declined(
         reason=negotiation_pb2.DeclineReason.Value(f"DECLINE_REASON_{decline.reason.name}"),
@@ -82,9 +81,10 @@ def write_decline(decline: Decline, meaning: TaskMeaning) -> negotiation_pb2.Neg
             server=wire.write_spec(difference.mine) if difference.mine else None,
             client=wire.write_spec(difference.yours) if difference.yours else None,
         )
-    if decline.client_meaning is not None:
-        declined.server_meaning.CopyFrom(wire.write_meaning(meaning))
-        declined.client_meaning.CopyFrom(wire.write_meaning(decline.client_meaning))
+    if decline.meanings is not None:
+        ours, theirs = decline.meanings
+        declined.server_meaning.CopyFrom(wire.write_meaning(ours))
+        declined.client_meaning.CopyFrom(wire.write_meaning(theirs))
     return negotiation_pb2.NegotiateResponse(declined=declined)
 
 

@@ -89,7 +89,7 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
             # A malformed name is not kept: nothing is ever listed or logged under it.
             if limits.is_client_name(introduction.name):
                 self._federation.turn_away(introduction, decline)
-            await context.write(messages.write_decline(decline, self._federation.meaning))
+            await context.write(messages.write_decline(decline))
             return None
         await context.write(self._welcome(hello))
         return introduction
