@@ -173,7 +173,8 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
             log.debug("download begins", bytes=body.size_bytes - request.read_offset)
             try:
                 while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
-                    await context.write(transfer_pb2.ReadChunksResponse(chunk=wire.write_chunk(chunk)))
+                    # Counted first: a client that has all it wants hangs up, and this handler ends within the write.
                     self._federation.bytes_sent += len(chunk.data)
+                    await context.write(transfer_pb2.ReadChunksResponse(chunk=wire.write_chunk(chunk)))
             finally:
                 log.debug("download ends")
