@@ -9,11 +9,22 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from fedserver.aggregation import strategy_named
 from fedstream.errors import FedstreamError
 from fedstream.tls import is_loopback, split_address
 
 GENERATED = "phantom"
 """Given instead of a folder: use the task's generated data."""
+
+
+_MOST = 1_000_000
+_LONGEST_SECONDS = 10 * 366 * 86_400.0
+"""Bounds that nobody needs to exceed, and below which every sum fits its field on the wire."""
+
+Count = Annotated[int, Field(ge=0, le=_MOST)]
+PositiveCount = Annotated[int, Field(ge=1, le=_MOST)]
+Span = Annotated[float, Field(ge=0, le=_LONGEST_SECONDS)]
+PositiveSpan = Annotated[float, Field(gt=0, le=_LONGEST_SECONDS)]
 
 
 class ConfigError(FedstreamError):
@@ -23,18 +34,18 @@ class ConfigError(FedstreamError):
 class PlanSettings(BaseModel):
     """Hyper-parameters offered to clients; what is left out is the task's default."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    epochs: Annotated[int, Field(ge=1)] | None = None
-    batch_size: Annotated[int, Field(ge=1)] | None = None
+    epochs: PositiveCount | None = None
+    batch_size: PositiveCount | None = None
     learning_rate: Annotated[float, Field(gt=0)] | None = None
-    early_stopping_patience: Annotated[int, Field(ge=0)] | None = None
+    early_stopping_patience: Count | None = None
 
 
 class ServerConfig(BaseModel):
     """Everything `fedserver run` can be told. Spans in seconds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str = "federation"
     listen: str = "127.0.0.1:8443"
@@ -43,24 +54,24 @@ class ServerConfig(BaseModel):
     task: str = "brain_mri"
     task_settings: dict[str, str] = {}
     plan: PlanSettings = PlanSettings()
-    rounds: Annotated[int, Field(ge=1)] = 10
-    min_clients: Annotated[int, Field(ge=1)] = 2
-    cohort_size: Annotated[int, Field(ge=0)] = 0
-    reporting_goal: Annotated[int, Field(ge=0)] = 0
-    round_timeout_seconds: Annotated[float, Field(gt=0)] = 3600.0
-    longest_round_seconds: Annotated[float, Field(ge=0)] = 0.0
-    lease_seconds: Annotated[float, Field(gt=0)] = 60.0
-    join_timeout_seconds: Annotated[float, Field(gt=0)] = 86_400.0
-    retry_delay_seconds: Annotated[float, Field(ge=0)] = 5.0
+    rounds: PositiveCount = 10
+    min_clients: PositiveCount = 2
+    cohort_size: Count = 0
+    reporting_goal: Count = 0
+    round_timeout_seconds: PositiveSpan = 3600.0
+    longest_round_seconds: Span = 0.0
+    lease_seconds: PositiveSpan = 60.0
+    join_timeout_seconds: PositiveSpan = 86_400.0
+    retry_delay_seconds: Span = 5.0
     keep_rounds: Annotated[int, Field(ge=0)] = 10
     strategy: str = "fedavg"
-    early_stopping_rounds: Annotated[int, Field(ge=0)] = 0
+    early_stopping_rounds: Count = 0
     holdout: str | None = None
     test: str | None = None
     classes: dict[str, str] = {}
     initial_model: Path | None = None
     backbone_weights: str | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     state: Path = Path("runs/server/state")
     out: Path = Path("runs/server")
 
@@ -68,6 +79,12 @@ class ServerConfig(BaseModel):
     @classmethod
     def _listen_is_an_address(cls, value: str) -> str:
         split_address(value)
+        return value
+
+    @field_validator("strategy")
+    @classmethod
+    def _strategy_is_known(cls, value: str) -> str:
+        strategy_named(value)
         return value
 
     @field_validator("task_settings", mode="before")
@@ -101,9 +118,10 @@ def load_config(path: Path | None, flags: Mapping[str, Any]) -> ServerConfig:
     """
     settings = _read_toml(path) if path is not None else {}
     for key, value in flags.items():
-        if isinstance(value, Mapping):
-            settings[key] = {**settings.get(key, {}), **{k: v for k, v in value.items() if v is not None}}
-        elif value is not None:
+        known = settings.get(key, {})
+        if isinstance(value, Mapping) and isinstance(known, Mapping):
+            settings[key] = {**known, **{name: given for name, given in value.items() if given is not None}}
+        elif value is not None and not isinstance(value, Mapping):
             settings[key] = value
     try:
         return ServerConfig.model_validate(settings)
@@ -121,10 +139,10 @@ def _problem(item: Any) -> str:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
 
 
