@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,13 @@ def prepare_devices() -> None:
             tf.config.experimental.set_memory_growth(gpu, True)
         except RuntimeError:
             return  # already in use by this process; nothing can be changed any more
+
+
+def build_repeatably(build: Callable[[], Any], seed: int) -> Any:
+    """What `build` gives, with weights by `seed`, and layer names that do not count on from models built before."""
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(seed % 2**32)
+    return build()
 
 
 def schema_of(model: Any) -> ModelSchema:

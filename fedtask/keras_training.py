@@ -6,6 +6,7 @@ the caller as it was raised, a compiled step serves every round, and the order o
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,8 +17,9 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from fedstream.plan import Plan
+from fedtask.keras_model import read_weights, schema_of
 from fedtask.progress import Progress
-from fedtask.task import Metrics
+from fedtask.task import FineTuned, Metrics, Weights
 
 Indices = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.int64]
@@ -162,6 +164,35 @@ class Trainer:
 
     def _predict_batch(self, inputs: Any) -> Any:
         return self._model(inputs, training=False)
+
+
+def fine_tune(
+    trainer: Trainer,
+    model: Any,
+    base: Weights,
+    train: Examples,
+    val: Examples,
+    plan: Plan,
+    label_weights: Floats | None,
+    progress: Progress,
+) -> FineTuned:
+    """A whole fine-tune from `base`, as `fedtask.task.Task` wants it.
+
+    `model` is the one that `trainer` trains, or one that holds it as a part. Its weights are `base` already.
+    """
+    base_scores = trainer.scores(val, "base_")
+    started = time.monotonic()
+    trained = trainer.train(train, val, plan, label_weights, progress)
+    images = len(trained.history) * len(train.labels)
+    metrics = {
+        **trained.best_metrics,
+        **base_scores,
+        "images_per_second": images / (time.monotonic() - started),
+    }
+    values = read_weights(model)
+    # Frozen tensors are handed back as they came: their bytes, and so their digests, are the base's.
+    weights = {spec.name: values[spec.name] if spec.trainable else base[spec.name] for spec in schema_of(model)}
+    return FineTuned(weights, len(train.labels), metrics, trained.history)
 
 
 class _Best:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from pathlib import Path
 
 import keras
@@ -20,8 +19,8 @@ from fedtask.brain_mri.model import build_network
 from fedtask.brain_mri.settings import BrainMriSettings
 from fedtask.images.image_set import ImageSet
 from fedtask.images.site import Site
-from fedtask.keras_model import assign_weights, load_file, prepare_devices, read_weights, save_model
-from fedtask.keras_training import Examples, Floats, Trainer, balanced_weights
+from fedtask.keras_model import assign_weights, load_file, prepare_devices, save_model
+from fedtask.keras_training import Examples, Floats, Trainer, balanced_weights, fine_tune
 from fedtask.progress import Progress
 from fedtask.task import FineTuned, Report, Weights
 
@@ -44,18 +43,9 @@ class Training:
         """See `fedtask.task.Task.fine_tune`. Features are kept in `cache_folder`, or in memory if that is `None`."""
         assign_weights(self.network.full, base)
         progress, train, val = self._prepare(site, base, plan, report, cache_folder)
-        base_scores = self._trainer.scores(val, "base_")
         balanced = self._settings.class_weights == "balanced"
         label_weights = balanced_weights(train.labels, num_classes=2) if balanced else None
-        started = time.monotonic()
-        trained = self._trainer.train(train, val, plan, label_weights, progress)
-        seconds = time.monotonic() - started
-        metrics = {
-            **trained.best_metrics,
-            **base_scores,
-            "images_per_second": len(trained.history) * len(train.labels) / seconds,
-        }
-        return FineTuned(self._weights(base), len(train.labels), metrics, trained.history)
+        return fine_tune(self._trainer, self.network.full, base, train, val, plan, label_weights, progress)
 
     def predict(self, images: ImageSet, weights: Weights) -> Floats:
         """Probabilities of class 1, `float32 [n]`."""
@@ -97,8 +87,3 @@ class Training:
         activations = self._activations[cache_folder]
         activations.use(weights)
         return FeatureExamples(images, activations, self._settings.num_variants)
-
-    def _weights(self, base: Weights) -> Weights:
-        # Frozen tensors are handed back as they came: their bytes, and so their digests, are the base's.
-        trained = read_weights(self.network.full)
-        return {spec.name: trained[spec.name] if spec.trainable else base[spec.name] for spec in self.network.schema}
