@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from pathlib import Path
 
 import structlog
@@ -13,9 +14,14 @@ from fedserver.desk import Desk
 from fedserver.federation import Federation, FederationState, ref_of
 from fedserver.phases import Stopped, run_round
 from fedserver.records import describe_file, federation_record
+from fedserver.store import StateError
+from fedserver.store.disk import trouble_of
 from fedserver.store.models import StoredModel
+from fedserver.store.retention import SCRATCH_MODEL
 from fedserver.store.rounds import unfinished
+from fedserver.store.state import KEEP_ROUNDS_FACT
 from fedstream.errors import FedstreamError, UnknownModel
+from fedstream.manifest import manifest_of
 from fedstream.weights_file import WeightsFile
 from fedtask.report import ModelFile
 from fedtask.task import Evaluation, TaskError
@@ -23,7 +29,7 @@ from fedtask.worker import WorkerCrashed
 
 log = structlog.get_logger()
 
-_FAREWELL_SECONDS = 10.0
+_FAREWELL_SECONDS = 65.0
 _STEMS = {"brain_mri": "GLOBAL_MODEL_MOB"}
 """What the exported model is called, where its users know it by a name; else GLOBAL_MODEL."""
 
@@ -37,12 +43,17 @@ async def prepare(federation: Federation) -> None:
 
     Raises:
         FederationFailed: the task, its initial model or the holdout cannot be had.
+        StateError, DamagedFile: what is stored is not what it was.
     """
+    state = federation.state
     try:
+        await asyncio.to_thread(state.sweep)
+        await asyncio.to_thread(state.remember, KEEP_ROUNDS_FACT, str(federation.config.keep_rounds))
         federation.description = await federation.evaluator.describe()
         federation.schema = federation.description.schema
-        federation.history = federation.state.rounds()
+        federation.history = state.rounds()
         federation.model = _current_model(federation) or await _initial_model(federation)
+        await asyncio.to_thread(federation.model.check)
         if federation.model.manifest.by_name().keys() != {spec.name for spec in federation.schema}:
             raise FederationFailed(
                 f"the state directory {federation.state.folder} holds another model than this task's; "
@@ -55,6 +66,10 @@ async def prepare(federation: Federation) -> None:
                 federation.progress.record(ref, record.evaluation.metrics)
     except (TaskError, WorkerCrashed) as error:
         raise FederationFailed(str(error)) from error
+    except OSError as error:
+        trouble = trouble_of(error)
+        words = f"the disk of {state.folder} {trouble.value}" if trouble is not None else "a file cannot be used"
+        raise FederationFailed(f"{words} ({error}); nothing that was committed is lost: start again then") from error
     federation.ready.set()
     log.info("ready", model=str(federation.model.digest), tensors=len(federation.schema))
 
@@ -70,11 +85,13 @@ def _current_model(federation: Federation) -> StoredModel | None:
 
 async def _initial_model(federation: Federation) -> StoredModel:
     config, state = federation.config, federation.state
-    scratch = state.folder / "initial.safetensors"
+    scratch = state.folder / SCRATCH_MODEL
     await federation.evaluator.initial_model(config.seed, config.backbone_weights, config.initial_model, scratch)
     assert federation.schema is not None, "the schema is learned before the model is made"
     try:
-        return state.models.add(0, federation.schema, WeightsFile(scratch).weights())
+        weights = WeightsFile(scratch).weights()
+        manifest = manifest_of(federation.schema, weights)
+        return await asyncio.to_thread(state.models.add, 0, manifest, weights)
     finally:
         scratch.unlink()
 
@@ -90,7 +107,7 @@ async def run_rounds(federation: Federation, desk: Desk) -> str:
             return str(stopped)
         revived = None
         desk.clear()
-        await collect_garbage(federation, number)
+        await collect_garbage(federation)
         if federation.stop_requested.is_set():
             return "stopped by the coordinator"
         stopping = federation.progress.why_stopping()
@@ -103,10 +120,17 @@ async def run_rounds(federation: Federation, desk: Desk) -> str:
 
 
 async def revive(federation: Federation, desk: Desk) -> Round | None:
-    """Take up the round that an earlier process left at work, with its uploads and what was in."""
+    """Take up the round that an earlier process left at work, with its uploads and what was in.
+
+    Raises:
+        StateError: it started from another model than the last one there is.
+    """
     left = unfinished(federation.state.database)
     if left is None or federation.model is None:
         return None
+    if left.row.base_sha256_hex != federation.model.digest.hex:
+        message = f"round {left.row.number} started from model {left.row.base_sha256_hex[:12]}, but the last one stored is"
+        raise StateError(f"{message} {federation.model.digest}; restore a backup (`fedserver restore`)")
     round_ = federation.take_up(left.revive(ref_of(federation.model), federation.now))
     await desk.restore()
     log.info("going on", round=round_.number, updates_in=len(round_.completed))
@@ -116,11 +140,17 @@ async def revive(federation: Federation, desk: Desk) -> Round | None:
     return round_
 
 
-async def collect_garbage(federation: Federation, number: int) -> None:
-    """Throw away the updates of the round that falls out of the retention."""
-    oldest = number - federation.config.keep_rounds
-    if oldest > 0:
-        await asyncio.to_thread(federation.state.uploads.remove_all_of, oldest)
+async def collect_garbage(federation: Federation) -> None:
+    """Throw away what falls out of the retention. Where the disk refuses, it is left for the next time."""
+    state, best = federation.state, federation.progress.best
+    try:
+        expired = await asyncio.to_thread(state.collect, federation.config.keep_rounds, best.version if best else 0)
+    except (OSError, sqlite3.Error) as error:
+        if federation.disk.note(error) is None:
+            raise
+        return
+    if expired.rounds or expired.models:
+        log.debug("collected", rounds=expired.rounds, models=len(expired.models))
 
 
 async def finish(federation: Federation, reason: str) -> Path:
