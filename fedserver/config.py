@@ -63,7 +63,8 @@ class ServerConfig(BaseModel):
     lease_seconds: PositiveSpan = 60.0
     join_timeout_seconds: PositiveSpan = 86_400.0
     retry_delay_seconds: Span = 5.0
-    keep_rounds: Annotated[int, Field(ge=0)] = 10
+    keep_rounds: Count = 10
+    min_free_bytes: Annotated[int, Field(ge=0, lt=1 << 60)] = 256 << 20
     strategy: str = "fedavg"
     early_stopping_rounds: Count = 0
     holdout: str | None = None

@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
 
 import structlog
 
-from fedserver.coordinator.participation import Outcome, Participation, Stage
+from fedserver.aggregation import QuarantineReason
+from fedserver.coordinator.participation import Outcome, Participation
 from fedserver.coordinator.round import Round
 from fedserver.federation import Federation
+from fedserver.store import DamagedFile
 from fedserver.store.journal import Statement
-from fedserver.store.rounds import participation
-from fedserver.store.uploads import UpdateFacts, Upload, UploadState, beginning, committing, forgetting, settling
-from fedstream.errors import BodyIncomplete, DigestMismatch, ManifestConflict, ManifestRequired, UnknownUpload
+from fedserver.store.rounds import ParticipationRow, being_late, opening, part_of_upload, participation
+from fedserver.store.uploads import (
+    StoredUpload,
+    UpdateFacts,
+    Upload,
+    UploadState,
+    beginning,
+    committing,
+    forgetting,
+    resetting,
+    settled,
+    settling,
+)
+from fedstream.errors import (
+    BodyIncomplete,
+    DigestMismatch,
+    ManifestConflict,
+    ManifestRequired,
+    RoundClosed,
+    UnknownUpload,
+)
 from fedstream.manifest import Manifest
 
 log = structlog.get_logger()
@@ -48,6 +69,9 @@ class OpenUpload:
 class Desk:
     """Used from the event loop; the disk is used in threads.
 
+    Nothing is true here before it is durable: a step whose recording the disk refuses has not happened, and may be
+    repeated.
+
     Args:
         federation: whose round decides which uploads may go on.
     """
@@ -55,8 +79,10 @@ class Desk:
     def __init__(self, federation: Federation) -> None:
         self._federation = federation
         self._open: dict[str, OpenUpload] = {}
+        self._beginning: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._finished: dict[str, UploadStatus] = {}
         self._finished_before: dict[str, UploadStatus] = {}
+        self._known_late: set[str] = set()
 
     async def begin(self, upload_id: str, manifest: Manifest, facts: UpdateFacts) -> OpenUpload:
         """Take a manifest durably, or the same one again.
@@ -66,31 +92,49 @@ class Desk:
             RoundClosed: the update is no longer waited for.
             ManifestConflict: another manifest was given before.
         """
-        part = self._round.require_open(upload_id)
-        known = self._open.get(upload_id)
-        if known is not None:
+        await self.require(upload_id)
+        # As a task of its own: a caller that goes away must not leave an open file behind that nobody knows.
+        return await asyncio.shield(asyncio.create_task(self._begin(upload_id, manifest, facts)))
+
+    async def _begin(self, upload_id: str, manifest: Manifest, facts: UpdateFacts) -> OpenUpload:
+        async with self._beginning[upload_id]:
+            known = self._open.get(upload_id)
+            if known is None:
+                return await self._begin_anew(upload_id, manifest, facts)
             if known.upload.manifest != manifest:
                 raise ManifestConflict("another manifest was given for this upload; send that one")
             return known
-        assert self._federation.model is not None, "a round is open only when there is a model"
-        missing = manifest.indexes_changed_from(self._federation.model.manifest)
-        opened = OpenUpload(self._federation.state.uploads.begin(upload_id, manifest, missing, facts))
-        self._open[upload_id] = opened
-        log.debug("upload begins", client=part.client, bytes=opened.upload.size_bytes)
-        self._note_progress(upload_id, opened.upload)
-        await self._write(beginning(upload_id, self._round.number, opened.upload))
-        return opened
 
-    def require(self, upload_id: str) -> None:
-        """Check that an update may come.
+    async def _begin_anew(self, upload_id: str, manifest: Manifest, facts: UpdateFacts) -> OpenUpload:
+        federation, round_ = self._federation, self._round
+        assert federation.model is not None, "a round is open only when there is a model"
+        missing = manifest.indexes_changed_from(federation.model.manifest)
+        upload = await asyncio.to_thread(federation.state.uploads.begin, upload_id, manifest, missing, facts)
+        try:
+            await self._write(beginning(upload_id, round_.number, upload))
+            round_.require_open(upload_id)
+        except BaseException:
+            upload.drop()
+            raise
+        log.debug("upload begins", client=round_.of_upload(upload_id).client, bytes=upload.size_bytes)
+        self._open[upload_id] = OpenUpload(upload)
+        self._note_progress(upload_id, upload)
+        return self._open[upload_id]
+
+    async def require(self, upload_id: str) -> None:
+        """Check that an update may come. That one came too late is taken note of.
 
         Raises:
             UnknownUpload: it is none that the server waits for.
             RoundClosed: the update is no longer waited for.
         """
-        self._round.require_open(upload_id)
+        try:
+            self._round.require_open(upload_id)
+        except (RoundClosed, UnknownUpload):
+            await self._note_late(upload_id)
+            raise
 
-    def at_work(self, upload_id: str) -> OpenUpload:
+    async def at_work(self, upload_id: str) -> OpenUpload:
         """The upload that chunks are to go to.
 
         Raises:
@@ -98,7 +142,7 @@ class Desk:
             RoundClosed: the update is no longer waited for.
             ManifestRequired: the manifest is missing.
         """
-        self._round.require_open(upload_id)
+        await self.require(upload_id)
         known = self._open.get(upload_id)
         if known is None:
             raise ManifestRequired("put the manifest of this upload first")
@@ -112,12 +156,13 @@ class Desk:
         """
         self._round.require_open(upload_id)
         before = upload.committed_size
-        committed = await asyncio.to_thread(upload.commit)
-        if committed > before:
-            await self._write(committing(upload_id, committed))
-        self._federation.bytes_received += committed - before
+        if upload.received_size > before:
+            synced = await asyncio.to_thread(upload.sync)
+            await self._write(committing(upload_id, synced))
+            upload.committed(synced)
+        self._federation.bytes_received += upload.committed_size - before
         self._note_progress(upload_id, upload)
-        return committed
+        return upload.committed_size
 
     def status(self, upload_id: str) -> UploadStatus:
         """How far an upload is.
@@ -138,7 +183,8 @@ class Desk:
     async def finish(self, upload_id: str) -> UploadStatus:
         """Verify and store an upload, and fold it; a second time, say the same again.
 
-        Once begun it goes on to its end, also when the caller goes away.
+        Once begun it goes on to its end, also when the caller goes away. An update that is whole, and whose part in the
+        round at work has ended meanwhile, is kept aside as late.
 
         Raises:
             UnknownUpload: it is none that the server waits or waited for.
@@ -150,9 +196,12 @@ class Desk:
         finished = self._finished_status(upload_id)
         if finished is not None:
             return finished
-        known = self.at_work(upload_id)
+        known = self._open.get(upload_id)
+        if known is None or not self._is_whole_and_late(upload_id, known.upload):
+            known = await self.at_work(upload_id)
         if known.finishing is None:
-            known.finishing = asyncio.create_task(self._finish(upload_id, known))
+            late = self._is_whole_and_late(upload_id, known.upload)
+            known.finishing = asyncio.create_task((self._keep_late if late else self._finish)(upload_id, known))
         return await asyncio.shield(known.finishing)
 
     async def _finish(self, upload_id: str, opened: OpenUpload) -> UploadStatus:
@@ -163,6 +212,7 @@ class Desk:
                 part = round_.begin_finish(upload_id)
                 log.debug("upload is checked", client=part.client)
                 reason = await self._take(part, opened.upload)
+                return await self._settle(round_, part, opened.upload, reason)
         except DigestMismatch:
             self._open.pop(upload_id).upload.drop()
             round_.abandon_finish(upload_id, self._federation.now)
@@ -170,10 +220,8 @@ class Desk:
             raise
         except BaseException:
             opened.finishing = None
-            if round_.of_upload(upload_id).stage is Stage.FINISHING:
-                round_.abandon_finish(upload_id, self._federation.now)
+            round_.abandon_finish(upload_id, self._federation.now)
             raise
-        return await self._settle(round_, part, opened.upload, reason)
 
     def _require_complete(self, upload: Upload) -> None:
         committed, size = upload.committed_size, upload.size_bytes
@@ -190,33 +238,113 @@ class Desk:
     async def _settle(self, round_: Round, part: Participation, upload: Upload, reason: str) -> UploadStatus:
         upload_id, now, facts = part.upload_id, self._federation.now, upload.facts
         state = UploadState.QUARANTINED if reason else UploadState.ADMITTED
+        ended = replace(part, num_examples=part.num_examples if reason else facts.num_examples)
+        ended.metrics = part.metrics if reason else facts.metrics
+        ended.end(Outcome.QUARANTINED if reason else Outcome.COMPLETED, reason, now)
+        # Durable first: should the disk refuse, the client is told to come back, and the round still waits for it.
+        await self._write(settling(upload_id, state, reason), participation(round_, ended, now))
         if reason:
             log.warning("quarantined", client=part.client, reason=reason)
             round_.quarantine(upload_id, reason, now)
         else:
             log.info("update in", client=part.client, bytes=upload.size_bytes, examples=facts.num_examples)
             round_.complete(upload_id, facts.num_examples, facts.metrics, now)
-        await self._write(settling(upload_id, state, reason), participation(round_, part, now))
         log.debug("upload is settled", client=part.client)
-        self._finished[upload_id] = UploadStatus(upload.size_bytes, upload.size_bytes, state, reason)
-        del self._open[upload_id]
         self._federation.touch()
+        return self._finished_now(upload_id, upload, state, reason)
+
+    def _finished_now(self, upload_id: str, upload: Upload, state: UploadState, reason: str) -> UploadStatus:
+        self._finished[upload_id] = UploadStatus(upload.size_bytes, upload.size_bytes, state, reason)
+        self._open.pop(upload_id, None)
         return self._finished[upload_id]
 
+    # Updates that come too late. Their part in the round keeps its outcome, and they are listed beside it.
+
+    def _is_whole_and_late(self, upload_id: str, upload: Upload) -> bool:
+        ended = not self._round.of_upload(upload_id).is_outstanding
+        return ended and upload.committed_size == upload.size_bytes
+
+    async def _keep_late(self, upload_id: str, opened: OpenUpload) -> UploadStatus:
+        round_ = self._round
+        part = round_.of_upload(upload_id)
+        reason = f"{_late_reason(round_.number, part.outcome, part.reason)}; it was kept aside"
+        try:
+            async with opened.writer:
+                await asyncio.to_thread(opened.upload.verify)
+                await asyncio.to_thread(opened.upload.seal)
+                kept = settled(upload_id, round_.number, opened.upload, UploadState.QUARANTINED, reason)
+                await self._write(kept, being_late(round_.number, part.rank, reason))
+        except DigestMismatch as error:
+            self._open.pop(upload_id).upload.drop()
+            raise RoundClosed(f"round {round_.number} does not wait for this update", round=round_.number) from error
+        except BaseException:
+            opened.finishing = None
+            raise
+        log.warning("update came too late", client=part.client, reason=reason)
+        return self._finished_now(upload_id, opened.upload, UploadState.QUARANTINED, reason)
+
+    async def _note_late(self, upload_id: str) -> None:
+        """Take note, once, that an update was offered whose part in a round had ended; nothing of it is taken.
+
+        Raises:
+            RoundClosed: it is of an earlier round.
+        """
+        known = self._part_of(upload_id)
+        if known is None:
+            return
+        number, part = known
+        is_over = part.outcome not in (None, Outcome.COMPLETED, Outcome.QUARANTINED)
+        if is_over and upload_id not in self._known_late and self._finished_status(upload_id) is None:
+            reason = f"{_late_reason(number, part.outcome, part.reason)}; nothing of it was taken"
+            log.warning("update came too late", client=part.client, reason=reason)
+            await self._write(being_late(number, part.rank, reason))
+            self._known_late.add(upload_id)
+        if self._federation.round is None or number != self._federation.round.number:
+            raise RoundClosed(f"round {number} is over", round=number)
+
+    def _part_of(self, upload_id: str) -> tuple[int, Participation | ParticipationRow] | None:
+        """The round and the part in it that an upload belongs to: of the round at work, or of one that is over."""
+        round_ = self._federation.round
+        if round_ is not None and (found := round_.find_upload(upload_id)) is not None:
+            return round_.number, found
+        return part_of_upload(self._federation.state.database, upload_id)
+
+    # Between processes and between rounds.
+
     async def restore(self) -> None:
-        """Take up the uploads of a round that an earlier process left, and fold again what was in."""
-        round_, intake = self._round, self._federation.intake
-        assert intake is not None, "a revived round has its intake"
-        for stored in self._federation.state.uploads.of_round(round_.number):
-            part = round_.of_upload(stored.upload_id)
+        """Take up the uploads of a round that an earlier process left, and fold again what was in.
+
+        A stored update that is no longer what it was is asked for again, and said loudly.
+        """
+        for stored in self._federation.state.uploads.of_round(self._round.number):
             if stored.state is UploadState.OPEN:
                 self._open[stored.upload_id] = OpenUpload(stored.upload)
+                if stored.upload.committed_size < stored.committed_size:
+                    await self._write(resetting(stored.upload_id, stored.upload.committed_size))
+                self._note_progress(stored.upload_id, stored.upload)
                 continue
-            size = stored.upload.size_bytes
-            self._finished[stored.upload_id] = UploadStatus(size, size, stored.state, stored.reason)
-            if part.outcome is Outcome.COMPLETED:
-                refused = await intake.admit(part, stored.upload.update())
-                assert not refused, f"an update that was in is refused now: {refused}"
+            try:
+                await self._fold_again(stored)
+            except DamagedFile as error:
+                log.error("a stored update is damaged and is asked for again", error=str(error))
+                await self._ask_again(stored)
+
+    async def _fold_again(self, stored: StoredUpload) -> None:
+        intake, part = self._federation.intake, self._round.of_upload(stored.upload_id)
+        assert intake is not None, "a revived round has its intake"
+        update = stored.upload.update()
+        if part.outcome is Outcome.COMPLETED:
+            await asyncio.to_thread(update.check)
+            refused = await intake.admit(part, update)
+            assert not refused, f"an update that was in is refused now: {refused}"
+        size = stored.upload.size_bytes
+        self._finished[stored.upload_id] = UploadStatus(size, size, stored.state, stored.reason)
+
+    async def _ask_again(self, stored: StoredUpload) -> None:
+        round_, now = self._round, self._federation.now
+        round_.reopen(stored.upload_id, now)
+        await self._write(forgetting(stored.upload_id), *opening(round_, now))
+        stored.upload.drop()
 
     def clear(self) -> None:
         """The round is over: throw away what did not finish.
@@ -225,8 +353,11 @@ class Desk:
         """
         for opened in self._open.values():
             opened.superseded.set()
-            opened.upload.drop()
+            if opened.finishing is None or opened.finishing.done():  # one that is late may still be on its way in
+                opened.upload.drop()
         self._finished_before, self._finished, self._open = self._finished, {}, {}
+        self._beginning.clear()
+        self._known_late.clear()
 
     async def _write(self, *statements: Statement) -> None:
         await self._federation.state.journal.write(*statements)
@@ -242,3 +373,8 @@ class Desk:
 
     def _note_progress(self, upload_id: str, upload: Upload) -> None:
         self._round.upload_progress(upload_id, upload.committed_size, upload.size_bytes, self._federation.now)
+
+
+def _late_reason(number: int, outcome: Outcome | None, reason: str) -> str:
+    ended = f"{outcome.value}: {reason}" if outcome is not None else reason
+    return f"{QuarantineReason.STALE_ROUND.value}: an update came after its part in round {number} had ended ({ended})"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import enum
 import secrets
-from collections.abc import Mapping
+import sqlite3
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import structlog
 
@@ -18,6 +20,7 @@ from fedserver.coordinator.participation import Participation
 from fedserver.coordinator.population import Client, ClientState, Introduction, Population
 from fedserver.coordinator.progress import Progress
 from fedserver.coordinator.round import Invitation, Round, RoundRules
+from fedserver.disk import DiskRefuses, DiskWatch
 from fedserver.evaluation import Evaluator
 from fedserver.handshake import Decline
 from fedserver.intake import Intake
@@ -31,6 +34,7 @@ from fedtask.messages import TaskDescription
 from fedtask.report import RoundRecord
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 
 class FederationState(enum.Enum):
@@ -67,19 +71,24 @@ class Federation:
         state: the state directory.
         evaluator: the worker that builds, evaluates and exports.
         clock: for all rules that depend on time.
+        disk: watches over the disk of the state directory; by default as the configuration says.
     """
 
-    def __init__(self, config: ServerConfig, state: State, evaluator: Evaluator, clock: Clock) -> None:
+    def __init__(
+        self, config: ServerConfig, state: State, evaluator: Evaluator, clock: Clock, disk: DiskWatch | None = None
+    ) -> None:
         self.config = config
         self.state = state
         self.evaluator = evaluator
         self.clock = clock
+        self.disk = disk or DiskWatch(state, config.min_free_bytes, config.retry_delay_seconds)
         self.strategy = strategy_named(config.strategy)
         self.sessions = Sessions()
         self.population = Population()
         self.progress = Progress(config.early_stopping_rounds)
         self.standing = Standing(FederationState.PREPARING, "the initial model is being made", clock.monotonic())
         self.started = clock.wall()
+        self.began = clock.monotonic()
         self.description: TaskDescription | None = None
         self.schema: ModelSchema | None = None
         self.model: StoredModel | None = None
@@ -208,23 +217,59 @@ class Federation:
 
     # Rounds.
 
-    def open_round(self, number: int, cohort: list[Client]) -> Round:
-        """A new round for a cohort, with its intake; offers are not made yet."""
+    def draw_up(self, number: int, cohort: list[Client]) -> Round:
+        """A new round for a cohort. Nobody knows of it before it is durable, and then taken up."""
         assert self.model is not None, "a round is opened when there is a model"
         rules, invitations = self._rules(len(cohort)), self._invite(number, cohort)
-        return self.take_up(Round.open(number, ref_of(self.model), rules, invitations, self.now))
+        return Round.open(number, ref_of(self.model), rules, invitations, self.now)
 
     def take_up(self, round_: Round) -> Round:
-        """Make a round, new or of an earlier process, the one at work."""
+        """Make a round, new or of an earlier process, the one at work.
+
+        Raises:
+            DamagedFile: its base model cannot be used.
+        """
         assert self.model is not None, "a round is at work when there is a model"
         assert self.schema is not None, "a round is at work when there is a schema"
-        self.round, self.intake = round_, Intake(self.schema, self.model, self.strategy, round_)
+        self.intake = Intake(self.schema, self.model, self.strategy, round_)
+        self.round = round_
+        self.bytes_sent = self.bytes_received = 0
         return round_
 
     async def keep(self, part: Participation) -> None:
         """Make the state of one client's part durable, before anyone is told of it."""
         assert self.round is not None, "only parts of the round at work change"
         await self.state.journal.write(rounds.participation(self.round, part, self.now))
+
+    async def durably(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Do a step that needs the disk; while the disk refuses, say so, wait, and do it again.
+
+        Raises:
+            DiskRefuses: the federation is to stop, and the disk still refuses.
+        """
+        while True:
+            try:
+                return await step()
+            except (OSError, sqlite3.Error) as error:
+                if self.disk.note(error) is None:
+                    raise
+                if self.stop_requested.is_set():
+                    raise DiskRefuses(f"{self.disk.words()}. What was committed is kept: start again then") from error
+            await self.outlast_disk_trouble()
+
+    async def outlast_disk_trouble(self) -> None:
+        """Wait until the disk takes writes again, or the federation is to stop.
+
+        The time is given back to everybody who is at work: they could not have been served.
+        """
+        before, since = self.standing, self.now
+        while not self.stop_requested.is_set() and not await self.disk.is_well_again():
+            self.stand(FederationState.WAITING, f"for the disk: {self.disk.words()}")
+            await self.change(self.disk.retry_seconds)
+        if self.round is not None:
+            self.round.postpone(self.now - since)
+        if self.standing.state is FederationState.WAITING:
+            self.stand(before.state, before.reason)
 
     @property
     def now(self) -> float:

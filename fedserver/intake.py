@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+
+import numpy as np
 
 from fedserver.aggregation import (
     Accumulator,
@@ -18,10 +20,13 @@ from fedserver.aggregation import (
 )
 from fedserver.coordinator.participation import Participation
 from fedserver.coordinator.round import Round
-from fedserver.store import ModelStore
+from fedserver.store import DamagedFile, ModelStore
+from fedserver.store.models import WAY_OUT as MODEL_WAY_OUT
 from fedserver.store.models import StoredModel
-from fedserver.store.uploads import Update
+from fedserver.store.uploads import WAY_OUT, Update
+from fedstream.manifest import Digest, Manifest, manifest_of, raw_bytes
 from fedstream.schema import ModelSchema
+from fedtask.task import Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +45,26 @@ class Intake:
         strategy: what each update weighs.
         round_: whose cohort bounds the weights.
         threads: to fold one update with.
+
+    Raises:
+        DamagedFile: the base model's file cannot be used.
     """
 
     def __init__(
         self, schema: ModelSchema, base: StoredModel, strategy: Strategy, round_: Round, threads: int = 2
     ) -> None:
-        self._schema = schema
+        self._schema, self._base_model, self._threads = schema, base, threads
         self._base = base.weights()
         self._strategy = strategy
         self._limits = ExampleLimits()
         self._taken: dict[int, _Taken] = {}
         self._lock = asyncio.Lock()  # guards the accumulator, which takes one caller at a time
         claims = {part.rank: part.claimed_examples for part in round_.participations}
-        weights = weight_limits(strategy, claims, self._limits)
-        self._accumulator = Accumulator(schema, self._base, weights, threads=threads)
+        self.weight_limits: Mapping[int, float] = weight_limits(strategy, claims, self._limits)
+        self._accumulator = self._new_accumulator()
+
+    def _new_accumulator(self) -> Accumulator:
+        return Accumulator(self._schema, self._base, self.weight_limits, threads=self._threads)
 
     async def admit(self, part: Participation, update: Update) -> str:
         """Check a stored update by itself and fold it. Returns why it is kept aside, or nothing if it is in.
@@ -77,26 +88,67 @@ class Intake:
         self._accumulator.fold(part.rank, weight, tensors, facts)
         return _Taken(update, weight, facts.norm)
 
-    async def screen(self) -> Mapping[int, str]:
-        """Check the updates against each other and take out those that do not fit, exactly. Rank to reason."""
-        norms = {str(rank): taken.norm for rank, taken in self._taken.items()}
-        unfit = {int(rank): found for rank, found in check_cohort(norms).items()}
+    async def screen(self, completed: Collection[int]) -> Mapping[int, str]:
+        """Keep just the updates of `completed` ranks, check them against each other, take out what does not fit.
+
+        Taking out is exact. An update that is in and not completed is one whose admission could not be recorded.
+
+        Returns:
+            Rank to reason, of those that were completed and do not fit.
+
+        Raises:
+            DamagedFile: an update that is needed for it has changed since it was folded.
+        """
         async with self._lock:
-            for rank in unfit:
-                taken = self._taken.pop(rank)
-                await asyncio.to_thread(self._accumulator.remove, rank, taken.update.tensors())
+            strays = [rank for rank in self._taken if rank not in completed]
+            norms = {str(rank): taken.norm for rank, taken in self._taken.items() if rank in completed}
+            unfit = {int(rank): found for rank, found in check_cohort(norms).items()}
+            for rank in [*strays, *unfit]:
+                await asyncio.to_thread(self._take_out, rank)
         return {rank: f"{found.reason.value}: {found.message}" for rank, found in unfit.items()}
+
+    def _take_out(self, rank: int) -> None:
+        taken = self._taken[rank]
+        taken.update.check()  # what is subtracted must be what was added
+        self._accumulator.remove(rank, taken.update.tensors())
+        del self._taken[rank]
 
     def shares(self) -> Mapping[int, float]:
         """Each update's share of the aggregate by rank; they add up to 1."""
         total = sum(taken.weight for taken in self._taken.values())
         return {rank: taken.weight / total for rank, taken in self._taken.items()}
 
+    @property
+    def weights(self) -> Mapping[int, float]:
+        """What each update that is in weighs, by rank, as the strategy gives it."""
+        return {rank: taken.weight for rank, taken in self._taken.items()}
+
     async def publish(self, models: ModelStore, version: int) -> StoredModel:
-        """Make the new global model of what is in, and store it."""
+        """Make the new global model of what is in, and store it. Safe to repeat.
+
+        Raises:
+            DamagedFile: the base, or an update that must be read again, is not what it was.
+        """
         async with self._lock:
             return await asyncio.to_thread(self._publish, models, version)
 
     def _publish(self, models: ModelStore, version: int) -> StoredModel:
-        result = self._accumulator.result(lambda rank, name: self._taken[rank].update.tensors()[name])
-        return models.add(version, self._schema, result)
+        result = self._accumulator.result(self._reread)
+        manifest = manifest_of(self._schema, result)
+        self._check_untouched(result, manifest)
+        return models.add(version, manifest, result)
+
+    def _reread(self, rank: int, name: str) -> np.ndarray:
+        update = self._taken[rank].update
+        values = update.tensors()[name]
+        if Digest.of(raw_bytes(values)) != update.manifest.by_name()[name].digest:
+            raise DamagedFile(update.path, f"is damaged: tensor {name} does not match its digest", WAY_OUT, name)
+        return values
+
+    def _check_untouched(self, result: Weights, manifest: Manifest) -> None:
+        """What passes through from the base is hashed for the new manifest anyway: see that it still is the base."""
+        known = self._base_model.manifest.by_name()
+        for entry in manifest:
+            if result[entry.name] is self._base[entry.name] and entry != known[entry.name]:
+                problem = f"is damaged: tensor {entry.name} does not match its digest"
+                raise DamagedFile(self._base_model.path, problem, MODEL_WAY_OUT, entry.name)

@@ -129,7 +129,9 @@ async def revive(federation: Federation, desk: Desk) -> Round | None:
     if left is None or federation.model is None:
         return None
     if left.row.base_sha256_hex != federation.model.digest.hex:
-        message = f"round {left.row.number} started from model {left.row.base_sha256_hex[:12]}, but the last one stored is"
+        message = (
+            f"round {left.row.number} started from model {left.row.base_sha256_hex[:12]}, but the last one stored is"
+        )
         raise StateError(f"{message} {federation.model.digest}; restore a backup (`fedserver restore`)")
     round_ = federation.take_up(left.revive(ref_of(federation.model), federation.now))
     await desk.restore()

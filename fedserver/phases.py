@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -14,9 +15,12 @@ from fedserver.coordinator.population import Client, select_cohort
 from fedserver.coordinator.round import Round
 from fedserver.federation import Federation, FederationState, ref_of
 from fedserver.intake import Intake
+from fedserver.ledger import ledger_fields
 from fedserver.records import round_record
-from fedserver.store import rounds
+from fedserver.store import UploadState, rounds
+from fedserver.store.ledger import appending, last_hash
 from fedserver.store.models import StoredModel
+from fedserver.store.uploads import settling
 from fedtask.task import Evaluation, TaskError
 from fedtask.worker import WorkerCrashed
 
@@ -68,22 +72,42 @@ async def select(federation: Federation, work: RoundWork) -> None:
         missing = needed - len(federation.idle)
         if federation.paused:
             federation.stand(FederationState.PAUSED, "paused by the coordinator; `fedserver resume` goes on")
-        elif missing <= 0:
-            break
-        else:
+        elif missing > 0:
             federation.stand(FederationState.WAITING, f"for {missing} more client{'s' if missing > 1 else ''}")
-        if federation.now >= give_up:
-            raise Stopped(f"{needed} clients did not join within {federation.config.join_timeout_seconds:.0f} s")
-        await federation.change(give_up - federation.now)
+            if federation.now >= give_up:
+                raise Stopped(f"{needed} clients did not join within {federation.config.join_timeout_seconds:.0f} s")
+            await federation.change(give_up - federation.now)
+            continue
+        elif await _has_disk_space(federation, work):
+            return
+        # A pause and a full disk are not the clients' doing: from here on they have all their time to join.
+        await federation.change(federation.disk.retry_seconds)
+        give_up = federation.now + federation.config.join_timeout_seconds
+
+
+async def _has_disk_space(federation: Federation, work: RoundWork) -> bool:
+    """Pick the cohort, if the disk is well and has room for what the round may need."""
     config = federation.config
+    if federation.disk.trouble is not None:
+        await federation.outlast_disk_trouble()
+    assert federation.model is not None, "a cohort is picked when there is a model"
     work.cohort = select_cohort(federation.idle, config.cohort_size, config.seed, work.number)
+    shortage = federation.disk.shortage(len(work.cohort), federation.model.manifest.size_bytes)
+    if shortage:
+        federation.stand(FederationState.WAITING, shortage)
+    return not shortage
 
 
 async def offer(federation: Federation, work: RoundWork) -> None:
     """Open the round, durably, and make every member of the cohort its offer."""
-    work.round = federation.open_round(work.number, work.cohort)
+
+    async def open_round() -> Round:
+        round_ = federation.draw_up(work.number, work.cohort)
+        await federation.state.journal.write(*rounds.opening(round_, federation.now))
+        return round_
+
+    work.round = federation.take_up(await federation.durably(open_round))
     work.intake = federation.intake
-    await federation.state.journal.write(*rounds.opening(work.round, federation.now))
     names = ", ".join(client.name for client in work.cohort)
     federation.stand(FederationState.RUNNING, f"round {work.number}: offered to {names}")
     federation.sessions.say(work.round.offer_of(part) for part in work.round.participations)
@@ -93,24 +117,28 @@ async def collect(federation: Federation, work: RoundWork) -> None:
     """Let the clients work until the round closes."""
     round_ = work.opened
     while round_.closed is None:
+        if federation.disk.trouble is not None:
+            await federation.outlast_disk_trouble()
         expired = round_.tick(federation.now)
         reason = _why_closing(federation, round_)
         if reason is not None:
             cancelled = round_.close(reason, federation.now)
-            await federation.state.journal.write(*rounds.closing(round_, federation.now))
+            await federation.durably(partial(_keep_round, federation, round_))
             federation.sessions.say([*expired, *cancelled])
             return
-        for effect in expired:
-            part = round_.of_client(effect.client)
-            assert part is not None, "only parts of this round expire"
-            await federation.keep(part)
+        if expired:
+            await federation.durably(partial(_keep_round, federation, round_))
         federation.sessions.say(expired)
         federation.stand(FederationState.RUNNING, waiting_for(round_))
         await federation.change(round_.next_event() - federation.now)
 
 
+async def _keep_round(federation: Federation, round_: Round) -> None:
+    await federation.state.journal.write(*rounds.closing(round_, federation.now))
+
+
 def _why_closing(federation: Federation, round_: Round) -> str | None:
-    if federation.stop_requested.is_set() and not federation.finish_round_first:
+    if federation.stop_requested.is_set() and not federation.finish_round_first and not round_.is_verifying:
         return "stopped by the coordinator"
     return round_.why_closing()
 
@@ -127,7 +155,8 @@ async def aggregate(federation: Federation, work: RoundWork) -> None:
     """Screen the updates against each other and fix each one's share."""
     assert work.intake is not None, "this phase comes after `offer`"
     round_ = work.opened
-    for rank, reason in (await work.intake.screen()).items():
+    completed = {part.rank for part in round_.completed}
+    for rank, reason in (await work.intake.screen(completed)).items():
         log.warning("quarantined", client=round_.participations[rank].client, reason=reason)
         part = round_.participations[rank]
         # Not kept before the round's record is: a screening that a crash ends must begin anew with all updates.
@@ -142,7 +171,7 @@ async def publish(federation: Federation, work: RoundWork) -> None:
         return
     assert work.intake is not None, "this phase comes after `offer`"
     federation.stand(FederationState.RUNNING, f"round {work.number}: making the new global model")
-    work.model = await work.intake.publish(federation.state.models, work.number)
+    work.model = await federation.durably(partial(work.intake.publish, federation.state.models, work.number))
     federation.model = work.model
     for part in work.opened.completed:
         federation.population[part.client].rounds_completed += 1
@@ -197,16 +226,25 @@ async def run_round(federation: Federation, number: int, revived: Round | None =
 
 
 async def conclude(federation: Federation, work: RoundWork) -> None:
-    """Keep the round's record and tell everyone how it ended."""
+    """Keep the round's record and its entry in the ledger, in one step, and tell everyone how it ended."""
     round_ = work.opened
     record = round_record(federation, round_, work.evaluation, work.evaluation_reason)
-    federation.bytes_sent = federation.bytes_received = 0  # from here on they are the next round's
     sha256 = work.model.digest.sha256 if work.model is not None else None
-    await federation.state.journal.write(*rounds.concluding(record, sha256))
+    text = rounds.text_of(record)
+    assert work.intake is not None, "this phase comes after `offer`"
+    entry = appending(record.number, ledger_fields(federation, round_, work.intake, work.model, record, text))
+    set_aside = [
+        settling(part.upload_id, UploadState.QUARANTINED, part.reason)
+        for part in round_.participations
+        if part.outcome is Outcome.QUARANTINED
+    ]
+    statements = [*set_aside, *rounds.concluding(text, record.number, sha256), entry]
+    await federation.durably(partial(federation.state.journal.write, *statements))
     federation.history.append(record)
     outcomes = [_outcome_for(federation, work, record.reason, client) for client in federation.sessions.clients]
     federation.sessions.say(outcomes)
     log.info("round over", succeeded=record.succeeded, reason=record.reason, **record.counts)
+    log.info("ledger", hash=last_hash(federation.state.database))
 
 
 def _outcome_for(federation: Federation, work: RoundWork, reason: str, client: str) -> TellRoundOutcome:

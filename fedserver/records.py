@@ -84,7 +84,7 @@ def federation_record(
         plan=PlanRecord.of(federation.plan),
         started=datetime.fromtimestamp(federation.started, UTC),
         ended=datetime.fromtimestamp(federation.clock.wall(), UTC),
-        duration_seconds=federation.clock.wall() - federation.started,
+        duration_seconds=federation.now - federation.began,  # not by the wall clock, which may be set back
         outcome=_outcome_word(federation),
         outcome_reason=reason,
         rounds_planned=config.rounds,

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import sqlite3
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,15 +18,19 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from fedserver import lifecycle
-from fedserver.clock import SystemClock
+from fedserver.clock import Clock, SystemClock
 from fedserver.config import ServerConfig
 from fedserver.desk import Desk
+from fedserver.disk import DiskRefuses, DiskWatch
 from fedserver.evaluation import Evaluator
 from fedserver.federation import Federation, FederationState
 from fedserver.services.admin import AdminServicer
 from fedserver.services.negotiation import NegotiationServicer
 from fedserver.services.transfer import TransferServicer
-from fedserver.store import State
+from fedserver.store import DamagedFile, State, StateError
+from fedserver.store.database import RESTORE
+from fedserver.store.disk import FreeBytes, free_bytes
+from fedstream.files import FileSystem
 from fedstream.tls import fingerprint, server_credentials, split_address
 from fedstream.v1 import (
     admin_pb2,
@@ -64,13 +69,26 @@ class Server:
 
     Args:
         config: what the coordinator set.
+        files: the file system of the state directory.
+        clock: for all rules that depend on time.
+        free: how much space is free where the state directory is.
+
+    Raises:
+        StateError: the state directory cannot be used.
     """
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        files: FileSystem | None = None,
+        clock: Clock | None = None,
+        free: FreeBytes = free_bytes,
+    ) -> None:
         self._config = config
-        self._state = State(config.state)
+        self._state = State(config.state, files)
         evaluator = Evaluator(config.task, config.task_settings, config.holdout, config.classes)
-        self.federation = Federation(config, self._state, evaluator, SystemClock())
+        disk = DiskWatch(self._state, config.min_free_bytes, config.retry_delay_seconds, free)
+        self.federation = Federation(config, self._state, evaluator, clock or SystemClock(), disk)
         self._desk = Desk(self.federation)
         self._health = health.aio.HealthServicer()
         self._public = grpc.aio.server(options=OPTIONS)
@@ -136,13 +154,22 @@ class Server:
 
         Raises:
             FederationFailed: it could not be prepared.
+            StateError, DamagedFile: what is stored is not what it was.
+            DiskRefuses: the federation was to stop, and the disk took no more writes.
         """
-        federation = self.federation
         try:
-            await lifecycle.prepare(federation)
-        except lifecycle.FederationFailed as error:
-            federation.stand(FederationState.FAILED, str(error))
+            return await self._live()
+        except (lifecycle.FederationFailed, StateError, DamagedFile, DiskRefuses) as error:
+            self.federation.stand(FederationState.FAILED, str(error))
             raise
+        except sqlite3.DatabaseError as error:
+            message = f"the database in {self._state.folder} fails ({error}); {RESTORE}"
+            self.federation.stand(FederationState.FAILED, message)
+            raise StateError(message) from error
+
+    async def _live(self) -> str:
+        federation = self.federation
+        await lifecycle.prepare(federation)
         reason = await lifecycle.run_rounds(federation, self._desk)
         self.report = await lifecycle.finish(federation, reason)
         await lifecycle.say_farewell(federation, reason)

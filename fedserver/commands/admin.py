@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fedserver.exit_codes import ExitCode, fail
-from fedserver.store import State, StateError
+from fedserver.store import DamagedFile, StateError, StateReader
+from fedserver.store.rounds import records
 from fedserver.store.state import read_contact
 from fedstream.errors import ProtocolError
 from fedstream.status import from_rpc_error
@@ -60,16 +61,21 @@ def is_running(state: Path) -> bool:
 
 def stored_rounds(state: Path) -> list[RoundRecord]:
     """The rounds that a state directory without a running server holds."""
-    if not (state / "state.db").exists():
-        raise fail(f"{state} is no state directory of a server; give its --state", ExitCode.BAD_STATE)
+    with reading(state) as reader:
+        return records(reader.database)
+
+
+@contextmanager
+def reading(state: Path) -> Iterator[StateReader]:
+    """A state directory to look at; one that cannot be read ends the command with a plain sentence."""
     try:
-        opened = State(state)
-    except StateError as error:
+        reader = StateReader(state)
+        try:
+            yield reader
+        finally:
+            reader.close()
+    except (StateError, DamagedFile) as error:
         raise fail(str(error), ExitCode.BAD_STATE) from error
-    try:
-        return opened.rounds()
-    finally:
-        opened.close()
 
 
 def console() -> Console:

@@ -38,14 +38,16 @@ async def _export(model: StoredModel, out: Path, stem: str, task: str, settings:
 
 
 def _find(state: Path, number: int | None) -> StoredModel:
-    if not (state / "state.db").exists():
-        raise fail(f"{state} is no state directory of a server; give its --state", ExitCode.BAD_STATE)
-    # SQLite lets this process read beside a running server; nothing is written.
-    models = ModelStore((state / "models").resolve(), Database(state / "state.db"), RealFileSystem())
-    try:
-        found = models.latest() if number is None else models.of_version(number)
-    except UnknownModel as error:
-        raise fail(error.message, ExitCode.BAD_CONFIGURATION) from error
-    if found is None:
-        raise fail(f"{state} holds no model yet", ExitCode.BAD_STATE)
-    return found
+    with reading(state) as reader:
+        models = reader.models()
+        try:
+            found = models.latest() if number is None else models.of_version(number)
+        except UnknownModel as error:
+            raise fail(error.message, ExitCode.BAD_CONFIGURATION) from error
+        if found is None:
+            raise fail(f"{state} holds no model yet", ExitCode.BAD_STATE)
+        if not found.kept:
+            message = f"the model of round {number} is no longer kept (see keep_rounds); its digest was {found.digest.hex}"
+            raise fail(message, ExitCode.BAD_CONFIGURATION)
+        found.check()
+        return found

@@ -9,10 +9,12 @@ import structlog
 from rich.console import Console
 
 from fedserver.config import ServerConfig
+from fedserver.disk import DiskRefuses
 from fedserver.exit_codes import ExitCode
 from fedserver.lifecycle import FederationFailed
 from fedserver.server import Listening, Server, own_addresses
-from fedserver.store import StateError
+from fedserver.store import DamagedFile, StateError
+from fedserver.store.disk import trouble_of
 from fedstream.logs import configure_logs
 from fedstream.tls import is_loopback, split_address
 
@@ -36,12 +38,14 @@ async def run_server(config: ServerConfig, log_json: bool | None, log_level: str
             listening = await server.start()
         except OSError as error:
             log.error("cannot start", error=str(error))
-            return ExitCode.BAD_CONFIGURATION
+            return ExitCode.BAD_CONFIGURATION if trouble_of(error) is None else ExitCode.BAD_STATE
         server.stop_on_signals()
         announce(config, listening)
         try:
             reason = await server.run()
-        except FederationFailed:
+        except (StateError, DamagedFile):
+            return ExitCode.BAD_STATE
+        except (FederationFailed, DiskRefuses):
             return ExitCode.FAILED
         log.info("finished", reason=reason, report=str(server.report))
         return ExitCode.FINISHED

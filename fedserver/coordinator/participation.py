@@ -17,6 +17,7 @@ class Stage(enum.Enum):
     WORKING -> FINISHING | ENDED
     FINISHING -> WORKING (the upload must be repeated) | ENDED
     ENDED (completed) -> ENDED (quarantined), by the checks against the cohort when the round closes
+    ENDED (completed) -> WORKING, when its stored update is found damaged at start-up
     """
 
     OFFERED = "offered"

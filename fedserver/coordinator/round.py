@@ -108,6 +108,11 @@ class Round:
         """Whether there are enough updates for a new global model."""
         return len(self.completed) >= self.rules.min_clients
 
+    @property
+    def is_verifying(self) -> bool:
+        """Whether an update is being verified; meanwhile the round must not close."""
+        return any(part.stage is Stage.FINISHING for part in self._participations)
+
     def of_client(self, client: str) -> Participation | None:
         """The client's part in this round, if it has one."""
         return self._by_client.get(client)
@@ -118,10 +123,14 @@ class Round:
         Raises:
             UnknownUpload: no upload of this round has that id.
         """
-        try:
-            return self._by_upload[upload_id]
-        except KeyError:
-            raise UnknownUpload("no upload of that id is expected; wait for the next offer") from None
+        found = self.find_upload(upload_id)
+        if found is None:
+            raise UnknownUpload("no upload of that id is expected; wait for the next offer")
+        return found
+
+    def find_upload(self, upload_id: str) -> Participation | None:
+        """Whose upload it is; `None` if it is none of this round."""
+        return self._by_upload.get(upload_id)
 
     def next_event(self) -> float:
         """The next instant at which `tick` may have something to do; infinite if nobody is outstanding.
@@ -254,7 +263,22 @@ class Round:
             part = self._in_hand(upload_id, Stage.FINISHING)
         part.end(Outcome.QUARANTINED, reason, now)
 
+    def reopen(self, upload_id: str, now: float) -> None:
+        """A stored update was found damaged: its client is asked for it again, also where the round had closed."""
+        part = self.of_upload(upload_id)
+        part.stage, part.outcome, part.reason, part.ended_at = Stage.WORKING, None, "", None
+        part.deadline = max(part.deadline, now + self.rules.timeout_seconds)
+        self._seen(part, now)
+        self.closed, self.reason = None, ""
+
     # What time does.
+
+    def postpone(self, seconds: float) -> None:
+        """Give everybody who is outstanding so much more time: the server could not have taken an update meanwhile."""
+        for part in self._participations:
+            if part.is_outstanding:
+                part.deadline += seconds
+                part.lease_until += seconds
 
     def tick(self, now: float) -> list[Effect]:
         """Give up on clients whose lease or deadline has passed."""
@@ -273,7 +297,7 @@ class Round:
         """Why the round should close now, or `None` if it should go on."""
         counts = self.counts
         done = counts[Outcome.COMPLETED]
-        if any(part.stage is Stage.FINISHING for part in self._participations):
+        if self.is_verifying:
             return None
         if done >= self.rules.reporting_goal:
             return f"reporting goal of {self.rules.reporting_goal} reached"

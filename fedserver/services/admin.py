@@ -25,12 +25,12 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     """Looks at a federation and steers it."""
 
     def __init__(self, federation: Federation) -> None:
-        self._federation = federation
+        self.federation = federation
 
     @translates_errors
     async def GetState(self, _request: admin_pb2.GetStateRequest, _context: Context) -> admin_pb2.GetStateResponse:
         """The federation's state and what it waits for."""
-        federation, standing = self._federation, self._federation.standing
+        federation, standing = self.federation, self.federation.standing
         best = federation.progress.best
         response = admin_pb2.GetStateResponse(
             federation_name=federation.config.name,
@@ -54,11 +54,11 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         live = self._live()
         if live is not None:
             return self._write_live(live)
-        return write_record(self._federation.history[-1]) if self._federation.history else None
+        return write_record(self.federation.history[-1]) if self.federation.history else None
 
     def _live(self) -> Round | None:
         """The round at work, until its record is kept."""
-        round_, history = self._federation.round, self._federation.history
+        round_, history = self.federation.round, self.federation.history
         over = round_ is None or (bool(history) and history[-1].number >= round_.number)
         return None if over else round_
 
@@ -67,8 +67,8 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         """All rounds, in pages."""
         start = _read_token(request.page_token)
         size = min(request.page_size or _PAGE_SIZE, _MAX_PAGE_SIZE)
-        rounds = [write_record(record) for record in self._federation.history[start : start + size]]
-        more = start + size < len(self._federation.history)
+        rounds = [write_record(record) for record in self.federation.history[start : start + size]]
+        more = start + size < len(self.federation.history)
         live = self._live()
         if live is not None and not more:
             rounds.append(self._write_live(live))
@@ -81,7 +81,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         if live is not None and request.number in (0, live.number):
             parts = [self._write_participation(part) for part in live.participations]
             return admin_pb2.GetRoundResponse(round=self._write_live(live), participations=parts)
-        for record in reversed(self._federation.history):
+        for record in reversed(self.federation.history):
             if request.number in (0, record.number):
                 return write_detail(record)
         raise UnknownRound(f"there is no round {request.number or 'yet'}", round=request.number)
@@ -91,43 +91,43 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self, _request: admin_pb2.ListClientsRequest, _context: Context
     ) -> admin_pb2.ListClientsResponse:
         """Every client the server has met."""
-        return admin_pb2.ListClientsResponse(clients=[self._write_client(one) for one in self._federation.population])
+        return admin_pb2.ListClientsResponse(clients=[self._write_client(one) for one in self.federation.population])
 
     @translates_errors
     async def Pause(self, _request: admin_pb2.PauseRequest, _context: Context) -> admin_pb2.PauseResponse:
         """Opens no further round."""
-        self._federation.pause()
+        self.federation.pause()
         return admin_pb2.PauseResponse()
 
     @translates_errors
     async def Resume(self, _request: admin_pb2.ResumeRequest, _context: Context) -> admin_pb2.ResumeResponse:
         """Takes a pause back."""
-        self._federation.resume()
+        self.federation.resume()
         return admin_pb2.ResumeResponse()
 
     @translates_errors
     async def Stop(self, request: admin_pb2.StopRequest, _context: Context) -> admin_pb2.StopResponse:
         """Ends the federation."""
-        self._federation.stop(finish_round=request.finish_round)
+        self.federation.stop(finish_round=request.finish_round)
         return admin_pb2.StopResponse()
 
     def _write_live(self, round_: Round) -> admin_pb2.Round:
-        clock = self._federation.clock
+        clock = self.federation.clock
         return admin_pb2.Round(
             number=round_.number,
-            phase=admin_pb2.RoundPhase.Value(f"ROUND_PHASE_{self._federation.phase.upper()}"),
+            phase=admin_pb2.RoundPhase.Value(f"ROUND_PHASE_{self.federation.phase.upper()}"),
             succeeded=round_.closed is not None and round_.succeeded,
-            reason=self._federation.standing.reason,
+            reason=self.federation.standing.reason,
             opened=messages.write_instant(clock, round_.opened),
             deadline=messages.write_instant(clock, round_.deadline),
             base_model=messages.write_model(round_.base),
             counts=write_counts(round_.counts),
-            bytes_received=self._federation.bytes_received,
-            bytes_sent=self._federation.bytes_sent,
+            bytes_received=self.federation.bytes_received,
+            bytes_sent=self.federation.bytes_sent,
         )
 
     def _write_participation(self, part: Participation) -> admin_pb2.Participation:
-        clock = self._federation.clock
+        clock = self.federation.clock
         return admin_pb2.Participation(
             client_name=part.client,
             rank=part.rank,

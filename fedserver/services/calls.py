@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import sqlite3
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ import grpc
 import structlog
 from grpc_status import rpc_status
 
+from fedserver.disk import DiskWatch
 from fedstream.errors import ProtocolError, Superseded
 from fedstream.status import to_status
 
@@ -21,6 +23,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 def translates_errors(handler: Callable[..., Awaitable[Any]]) -> Any:
     """End a call whose domain method raised `ProtocolError` with that error's status and `ErrorInfo`.
+
+    When the disk refuses, the client is told when to come back. Anything else that is raised is a defect or a damaged
+    file: it is logged in full, and the call ends with INTERNAL and no `ErrorInfo`, since it was no decision.
 
     Returns `Any` because the generated base classes type streaming methods as generators only, while grpc.aio
     also takes coroutines that write to the context.
@@ -33,8 +38,23 @@ def translates_errors(handler: Callable[..., Awaitable[Any]]) -> Any:
         except ProtocolError as error:
             log.info("refused", call=handler.__name__, reason=error.reason, said=error.message)
             await _abort(context, error)
+        except grpc.aio.AbortError:
+            raise
+        except (OSError, sqlite3.Error) as error:
+            disk: DiskWatch = servicer.federation.disk
+            if disk.note(error) is None:
+                await _fail(context, handler.__name__, error)
+            else:
+                await _abort(context, disk.refusal())
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not end in silence
+            await _fail(context, handler.__name__, error)
 
     return call
+
+
+async def _fail(context: Context, call: str, error: Exception) -> None:
+    log.error("call failed", call=call, error=str(error), exc_info=error)
+    await context.abort(grpc.StatusCode.INTERNAL, "the server failed; its log says how")
 
 
 async def _abort(context: Context, error: ProtocolError) -> None:

@@ -21,6 +21,9 @@ from fedstream.v1 import common_pb2, negotiation_pb2, negotiation_pb2_grpc
 
 log = structlog.get_logger()
 
+_FAREWELL_SECONDS = 60.0
+"""How long a client that has heard the outcome may take to fetch the final models."""
+
 Requests = AsyncIterator[negotiation_pb2.NegotiateRequest]
 
 
@@ -28,14 +31,14 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
     """Says what the federation learns, and holds clients' sessions."""
 
     def __init__(self, federation: Federation) -> None:
-        self._federation = federation
+        self.federation = federation
 
     @translates_errors
     async def DescribeTask(
         self, _request: negotiation_pb2.DescribeTaskRequest, _context: Context
     ) -> negotiation_pb2.DescribeTaskResponse:
         """Says which task this federation learns."""
-        federation = self._federation
+        federation = self.federation
         response = negotiation_pb2.DescribeTaskResponse(
             protocol=common_pb2.ProtocolRange(min=limits.PROTOCOL_VERSION, max=limits.PROTOCOL_VERSION),
             federation_name=federation.config.name,
@@ -57,20 +60,20 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
         introduction = await self._handshake(requests, context)
         if introduction is None:
             return
-        session = self._federation.sessions.open(introduction.name)
+        session = self.federation.sessions.open(introduction.name)
         state, reason = ClientState.DISCONNECTED, "the connection was lost"
         try:
             with structlog.contextvars.bound_contextvars(client=introduction.name):
-                self._federation.sessions.say(self._federation.welcome(introduction))
+                self.federation.sessions.say(self.federation.welcome(introduction))
                 message = "a newer stream of this client took over"
                 left = await give_way(self._converse(session, requests, context), session.superseded, message)
                 if left is not None:
                     state, reason = ClientState.LEFT, left
-                elif self._federation.outcome is not None:
+                elif self.federation.outcome is not None:
                     reason = "heard how the federation ended"
         finally:
-            if self._federation.sessions.close(session):
-                self._federation.gone(introduction.name, state, reason)
+            if self.federation.sessions.close(session):
+                self.federation.gone(introduction.name, state, reason)
 
     # The handshake.
 
@@ -88,28 +91,28 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
         if decline is not None:
             # A malformed name is not kept: nothing is ever listed or logged under it.
             if limits.is_client_name(introduction.name):
-                self._federation.turn_away(introduction, decline)
+                self.federation.turn_away(introduction, decline)
             await context.write(messages.write_decline(decline))
             return None
         await context.write(self._welcome(hello))
         return introduction
 
     async def _until_ready(self, client: str, context: Context) -> None:
-        if not self._federation.ready.is_set():
-            notice = self._federation.waiting_notice(client)
-            await context.write(messages.write_effect(notice, self._federation.clock))
-            await self._federation.ready.wait()
+        if not self.federation.ready.is_set():
+            notice = self.federation.waiting_notice(client)
+            await context.write(messages.write_effect(notice, self.federation.clock))
+            await self.federation.ready.wait()
 
     async def _check_task(self, hello: negotiation_pb2.Hello, requests: Requests, context: Context) -> Decline | None:
-        decline = check_meaning(self._federation.meaning, wire.read_meaning(hello.meaning))
+        decline = check_meaning(self.federation.meaning, wire.read_meaning(hello.meaning))
         if decline is not None:
             return decline
-        assert self._federation.schema is not None, "a ready federation has its schema"
-        if hello.schema_sha256 == self._federation.schema.digest():
+        assert self.federation.schema is not None, "a ready federation has its schema"
+        if hello.schema_sha256 == self.federation.schema.digest():
             return None
         query = negotiation_pb2.NegotiateResponse(schema_query=negotiation_pb2.SchemaQuery())
         await context.write(query)
-        return compare_schemas(self._federation.schema, await self._read_schema(requests))
+        return compare_schemas(self.federation.schema, await self._read_schema(requests))
 
     async def _read_schema(self, requests: Requests) -> ModelSchema:
         tensors: list[TensorSpec] = []
@@ -133,7 +136,7 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
             max_chunk_bytes=min(theirs, limits.MAX_CHUNK_BYTES),
             encodings=[common_pb2.ENCODING_RAW],
             window_bytes=limits.WINDOW_BYTES,
-            rounds=self._federation.config.rounds,
+            rounds=self.federation.config.rounds,
             client_name=hello.client_name,
         )
         return negotiation_pb2.NegotiateResponse(welcome=welcome)
@@ -146,10 +149,11 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
         listening = asyncio.ensure_future(self._listen(session.client, requests))
         try:
             await asyncio.wait({speaking, listening}, return_when=asyncio.FIRST_COMPLETED)
-            if listening.done():
-                return listening.result()
-            speaking.result()
-            return None
+            if speaking.done():
+                speaking.result()
+                # The last word is said. The client fetches the final models before it closes its side.
+                await asyncio.wait({listening}, timeout=_FAREWELL_SECONDS)
+            return listening.result() if listening.done() else None
         finally:
             for task in (speaking, listening):
                 task.cancel()
@@ -158,21 +162,21 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
     async def _speak(self, session: Session, context: Context) -> None:
         while True:
             effect = await session.outbox.get()
-            await context.write(messages.write_effect(effect, self._federation.clock))
+            await context.write(messages.write_effect(effect, self.federation.clock))
             if isinstance(effect, TellFederationOutcome):
                 return
 
     async def _listen(self, client: str, requests: Requests) -> str | None:
         async for request in requests:
             kind = request.WhichOneof("kind")
-            self._federation.population.seen(client, self._federation.clock.wall())
+            self.federation.population.seen(client, self.federation.clock.wall())
             if kind == "leave":
                 return messages.read_reason(request.leave.reason) or "no reason given"
             await self._hear(client, kind, request)
         return None
 
     async def _hear(self, client: str, kind: str | None, request: negotiation_pb2.NegotiateRequest) -> None:
-        round_, now = self._federation.round, self._federation.now
+        round_, now = self.federation.round, self.federation.now
         if kind in ("hello", "schema_part"):
             raise UnexpectedMessage(f"{kind} belongs to the handshake, which is over")
         if round_ is None or kind is None:  # a kind of a newer version, or about a round of an earlier life
@@ -198,9 +202,9 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
                 return
         log.debug("heard", client=client, kind=kind)
         if kind == "progress":
-            self._federation.sessions.say(effects)
+            self.federation.sessions.say(effects)
             return
         part = round_.of_client(client)
         if part is not None:
-            await self._federation.keep(part)
-        self._federation.apply(effects)
+            await self.federation.keep(part)
+        self.federation.apply(effects)

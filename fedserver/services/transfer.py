@@ -29,7 +29,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
     """Uploads of updates and downloads of models."""
 
     def __init__(self, federation: Federation, desk: Desk) -> None:
-        self._federation = federation
+        self.federation = federation
         self._desk = desk
 
     @translates_errors
@@ -52,7 +52,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
         entries: list[TensorEntry] = []
         async for request in requests:
             if header is None:
-                header = self._check_header(request)
+                header = await self._check_header(request)
                 continue
             entries += wire.read_part(request.part)
             if len(entries) > header.num_tensors:
@@ -61,16 +61,16 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
             raise InvalidRequest("the first message must have the header", field="header")
         if len(entries) != header.num_tensors:
             raise InvalidManifest(f"{header.num_tensors} tensors were declared, {len(entries)} came")
-        assert self._federation.schema is not None, "an upload id is told only when there is a schema"
-        manifest = check_manifest(entries, self._federation.schema)
+        assert self.federation.schema is not None, "an upload id is told only when there is a schema"
+        manifest = check_manifest(entries, self.federation.schema)
         if manifest.model_digest() != wire.read_digest(header.model_digest):
             raise InvalidManifest("model_digest is not the digest of the manifest's canonical description")
         return header, manifest
 
-    def _check_header(self, request: transfer_pb2.PutManifestRequest) -> transfer_pb2.UpdateHeader:
+    async def _check_header(self, request: transfer_pb2.PutManifestRequest) -> transfer_pb2.UpdateHeader:
         if request.WhichOneof("kind") != "header":
             raise InvalidRequest("the first message must have the header", field="header")
-        self._desk.require(request.header.upload_id)  # before anything is read for it
+        await self._desk.require(request.header.upload_id)  # before anything is read for it
         if request.header.num_tensors > limits.MAX_TENSORS:
             raise InvalidManifest(f"{request.header.num_tensors} tensors; at most {limits.MAX_TENSORS} are allowed")
         return request.header
@@ -82,13 +82,13 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
         if first is None:
             return
         upload_id = first.upload_id
-        opened = self._desk.at_work(upload_id)
+        opened = await self._desk.at_work(upload_id)
         superseded = opened.take_over()
         try:
             message = "a newer stream of this upload took over"
             await give_way(self._write(upload_id, opened, first, requests, context), superseded, message)
         except Superseded:
-            self._desk.at_work(upload_id)  # a closed round is the better reason
+            await self._desk.at_work(upload_id)  # a closed round is the better reason
             raise
 
     async def _write(
@@ -115,9 +115,10 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
 
     async def _take(self, upload: Upload, request: transfer_pb2.WriteChunksRequest) -> None:
         chunk = wire.read_chunk(request.chunk)
-        data = admit_chunk(chunk, upload.received_size, upload.size_bytes, limits.MAX_CHUNK_BYTES)
+        received = upload.received_size
+        data = admit_chunk(chunk, received, upload.size_bytes, limits.MAX_CHUNK_BYTES)
         if data:
-            await asyncio.to_thread(upload.write, data)
+            await asyncio.to_thread(upload.write, received, data)
 
     async def _commit_if_due(self, upload_id: str, upload: Upload, context: Context) -> None:
         if upload.wants_commit():
@@ -149,7 +150,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
         context: Context,
     ) -> None:
         """Gives the manifest of a published model."""
-        model = self._federation.state.models.get(request.model_sha256)
+        model = self.federation.state.models.get(request.model_sha256)
         num_tensors = len(model.manifest)
         for part in wire.manifest_parts(model.manifest):
             await context.write(transfer_pb2.GetManifestResponse(num_tensors=num_tensors, part=part))
@@ -162,7 +163,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
         context: Context,
     ) -> None:
         """Gives the body of a published model from an offset on."""
-        model = self._federation.state.models.get(request.model_sha256)
+        model = self.federation.state.models.get(request.model_sha256)
         wanted = wire.read_indexes(request.tensors, len(model.manifest)) or range(len(model.manifest))
         chunk_bytes = min(request.max_chunk_bytes or limits.DEFAULT_CHUNK_BYTES, limits.MAX_CHUNK_BYTES)
         with model.body(wanted) as body:
@@ -174,7 +175,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
             try:
                 while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
                     # Counted first: a client that has all it wants hangs up, and this handler ends within the write.
-                    self._federation.bytes_sent += len(chunk.data)
+                    self.federation.bytes_sent += len(chunk.data)
                     await context.write(transfer_pb2.ReadChunksResponse(chunk=wire.write_chunk(chunk)))
             finally:
                 log.debug("download ends")

@@ -2,38 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from fedserver.store.blobs import check_file
 from fedserver.store.database import Database
+from fedserver.store.errors import DamagedFile
 from fedstream.body import BodyReader
 from fedstream.errors import UnknownModel
 from fedstream.files import FileSystem, write_durably
-from fedstream.manifest import Digest, Manifest, entry_of, parse_canonical
-from fedstream.schema import ModelSchema
-from fedstream.weights_file import WeightsFile, file_parts
+from fedstream.manifest import Digest, Manifest, parse_canonical
+from fedstream.weights_file import WeightsFile, WeightsFileError, file_parts
+
+WAY_OUT = "restore a backup (`fedserver restore`); `fedserver verify` says what else is damaged"
 
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
-    """A published model on disk."""
+    """A published model. `kept` says whether its file is still there, or only its manifest."""
 
     version: int
     digest: Digest
     manifest: Manifest
     path: Path
+    kept: bool = True
 
     def weights(self) -> dict[str, np.ndarray]:
-        """Its tensors, as read-only views of the mapped file."""
-        return WeightsFile(self.path).weights()
+        """Its tensors, as read-only views of the mapped file.
+
+        Raises:
+            DamagedFile: the file is missing or no longer a weights file.
+        """
+        return self._file().weights()
 
     def body(self, indexes: Iterable[int]) -> BodyReader:
-        """A reader of the body that holds the tensors at `indexes`; to be closed."""
-        file = WeightsFile(self.path)
+        """A reader of the body that holds the tensors at `indexes`; to be closed.
+
+        Raises:
+            DamagedFile: as `weights`.
+        """
+        file = self._file()
         return BodyReader([file.span(self.manifest.entries[index].name) for index in indexes])
+
+    def check(self) -> None:
+        """Compare every byte of the file with the manifest.
+
+        Raises:
+            DamagedFile: names the tensor.
+        """
+        check_file(self.path, self.manifest.entries, WAY_OUT)
+
+    def _file(self) -> WeightsFile:
+        try:
+            file = WeightsFile(self.path)
+        except (WeightsFileError, OSError) as error:
+            raise DamagedFile(self.path, f"cannot be used ({error})", WAY_OUT) from error
+        if file.names != [entry.name for entry in self.manifest]:
+            raise DamagedFile(self.path, "is damaged: it holds other tensors than its manifest", WAY_OUT)
+        return file
 
 
 class ModelStore:
@@ -48,34 +78,37 @@ class ModelStore:
     def __init__(self, folder: Path, database: Database, files: FileSystem) -> None:
         folder.mkdir(exist_ok=True, mode=0o700)
         self._folder, self._database, self._files = folder, database, files
+        # Guards the files against being collected while the same model is being stored again.
+        self._lock = threading.Lock()
 
-    def add(self, version: int, schema: ModelSchema, weights: Mapping[str, np.ndarray]) -> StoredModel:
+    def add(self, version: int, manifest: Manifest, weights: Mapping[str, np.ndarray]) -> StoredModel:
         """Store a model durably; storing the same one again is safe. One tensor is held in memory at a time.
 
         Args:
             version: number of the round that made it.
-            schema: its tensors, in order.
+            manifest: its tensors, in order, with the digests of just these values.
             weights: their values.
         """
-        manifest = Manifest(tuple(entry_of(spec, weights[spec.name]) for spec in schema))
-        stored = self._stored(version, manifest)
-        if not stored.path.exists():
-            write_durably(self._files, stored.path, file_parts(manifest, weights))
-        sha256 = stored.digest.sha256
-        with self._database.transaction() as cursor:
-            cursor.execute("INSERT OR IGNORE INTO models VALUES (?, ?)", (sha256, manifest.canonical_bytes()))
-            cursor.execute("INSERT OR REPLACE INTO versions VALUES (?, ?)", (version, sha256))
+        stored = self._stored(version, manifest, kept=True)
+        with self._lock:
+            if not stored.path.exists():
+                write_durably(self._files, stored.path, file_parts(manifest, weights))
+            sha256 = stored.digest.sha256
+            keep = "INSERT INTO models VALUES (?, ?, 1) ON CONFLICT (sha256) DO UPDATE SET kept = 1"
+            with self._database.transaction() as cursor:
+                cursor.execute(keep, (sha256, manifest.canonical_bytes()))
+                cursor.execute("INSERT OR REPLACE INTO versions VALUES (?, ?)", (version, sha256))
         return stored
 
     def get(self, sha256: bytes) -> StoredModel:
         """The model of that digest, as the latest version that has it.
 
         Raises:
-            UnknownModel: none was published.
+            UnknownModel: none was published, or it is no longer kept.
         """
         found = self._find("sha256 = ?", sha256)
-        if found is None:
-            raise UnknownModel("no published model has that digest; use the base model of the current offer")
+        if found is None or not found.kept:
+            raise UnknownModel("no model of that digest is published now; use the base model of the current offer")
         return found
 
     def latest(self) -> StoredModel | None:
@@ -83,7 +116,7 @@ class ModelStore:
         return self._find("true")
 
     def of_version(self, version: int) -> StoredModel:
-        """The model that round `version` made; 0 for the initial one.
+        """The model that round `version` made; 0 for the initial one. It may be no longer kept.
 
         Raises:
             UnknownModel: that round made none.
@@ -93,11 +126,22 @@ class ModelStore:
             raise UnknownModel(f"no global model came out of round {version}")
         return found
 
-    def _find(self, condition: str, *values: object) -> StoredModel | None:
-        sql = "SELECT version, manifest FROM versions JOIN models USING (sha256) WHERE "
-        rows = self._database.query(f"{sql}{condition} ORDER BY version DESC LIMIT 1", *values)
-        return self._stored(rows[0][0], parse_canonical(rows[0][1])) if rows else None
+    def collect(self, digests: Collection[bytes]) -> None:
+        """Remove the files of these models, rows first: a file that no row claims is litter, one missing a loss."""
+        with self._lock:
+            with self._database.transaction() as cursor:
+                cursor.executemany("UPDATE models SET kept = 0 WHERE sha256 = ?", [(sha256,) for sha256 in digests])
+            for sha256 in digests:
+                self._files.remove(self._path(sha256))
 
-    def _stored(self, version: int, manifest: Manifest) -> StoredModel:
+    def _find(self, condition: str, *values: object) -> StoredModel | None:
+        sql = "SELECT version, manifest, kept FROM versions JOIN models USING (sha256) WHERE "
+        rows = self._database.query(f"{sql}{condition} ORDER BY version DESC LIMIT 1", *values)
+        return self._stored(rows[0][0], parse_canonical(rows[0][1]), kept=bool(rows[0][2])) if rows else None
+
+    def _stored(self, version: int, manifest: Manifest, *, kept: bool) -> StoredModel:
         digest = manifest.model_digest()
-        return StoredModel(version, digest, manifest, self._folder / f"{digest.hex}.safetensors")
+        return StoredModel(version, digest, manifest, self._path(digest.sha256), kept)
+
+    def _path(self, sha256: bytes) -> Path:
+        return self._folder / f"{sha256.hex()}.safetensors"

@@ -15,8 +15,10 @@ from pydantic import TypeAdapter
 from fedserver.coordinator.effects import ModelRef
 from fedserver.coordinator.participation import Outcome, Participation, Stage
 from fedserver.coordinator.round import Round, RoundRules
-from fedserver.store.database import Database
+from fedserver.store.database import RESTORE, Database
+from fedserver.store.errors import StateError
 from fedserver.store.journal import Statement
+from fedserver.store.uploads import UploadState
 from fedstream.plan import Plan
 from fedtask.report import RoundRecord
 
@@ -94,14 +96,29 @@ def closing(round_: Round, now: float) -> list[Statement]:
     return opening(round_, now)
 
 
-def concluding(record: RoundRecord, model_sha256: bytes | None) -> list[Statement]:
-    """What makes a round's record durable; with it, the round is over."""
+def concluding(record_text: str, number: int, model_sha256: bytes | None) -> list[Statement]:
+    """What makes a round's record durable; with it, the round is over, and what did not finish uploading is void."""
+    unfinished = (number, UploadState.OPEN.value)
     return [
-        Statement(
-            "INSERT OR REPLACE INTO rounds VALUES (?, ?, ?)", (record.number, model_sha256, _text(_RECORD, record))
-        ),
-        Statement("DELETE FROM open_rounds WHERE number = ?", (record.number,)),
+        Statement("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?)", (number, model_sha256, record_text)),
+        Statement("DELETE FROM open_rounds WHERE number = ?", (number,)),
+        Statement("DELETE FROM uploads WHERE round = ? AND state = ?", unfinished),
     ]
+
+
+def text_of(record: RoundRecord) -> str:
+    """A round's record as it is stored."""
+    return _text(_RECORD, record)
+
+
+def being_late(number: int, rank: int, reason: str) -> Statement:
+    """What makes durable that an update came after its part in a round had ended; the last word counts."""
+    return Statement("INSERT OR REPLACE INTO late_updates VALUES (?, ?, ?)", (number, rank, reason))
+
+
+def late_updates(database: Database, number: int) -> dict[int, str]:
+    """What became of updates that came after their part in a round had ended, by rank."""
+    return dict(database.query("SELECT rank, reason FROM late_updates WHERE round = ? ORDER BY rank", number))
 
 
 def _round_statement(round_: Round, now: float) -> Statement:
@@ -161,16 +178,40 @@ def _revived(row: ParticipationRow, rules: RoundRules, now: float) -> Participat
 
 
 def unfinished(database: Database) -> UnfinishedRound | None:
-    """The round that an earlier process left at work, if any."""
+    """The round that an earlier process left at work, if any.
+
+    Raises:
+        StateError: a row is damaged.
+    """
     rows = database.query("SELECT number, row FROM open_rounds ORDER BY number DESC LIMIT 1")
     if not rows:
         return None
     number, text = rows[0]
     sql = "SELECT row FROM participations WHERE round = ? ORDER BY rank"
-    parts = [_PARTICIPATION.validate_json(part) for (part,) in database.query(sql, number)]
-    return UnfinishedRound(_ROUND.validate_json(text), parts)
+    parts: list[ParticipationRow] = [
+        _read(_PARTICIPATION, part, "participations") for (part,) in database.query(sql, number)
+    ]
+    return UnfinishedRound(_read(_ROUND, text, "open_rounds"), parts)
+
+
+def part_of_upload(database: Database, upload_id: str) -> tuple[int, ParticipationRow] | None:
+    """The round and the part in it that an upload belongs to, as last recorded; `None` if none is known."""
+    rows = database.query("SELECT round, row FROM participations WHERE upload_id = ?", upload_id)
+    return (rows[0][0], _read(_PARTICIPATION, rows[0][1], "participations")) if rows else None
 
 
 def records(database: Database) -> list[RoundRecord]:
-    """All rounds that are over, oldest first."""
-    return [_RECORD.validate_json(text) for (text,) in database.query("SELECT record FROM rounds ORDER BY number")]
+    """All rounds that are over, oldest first.
+
+    Raises:
+        StateError: a row is damaged.
+    """
+    texts = database.query("SELECT record FROM rounds ORDER BY number")
+    return [_read(_RECORD, text, "rounds") for (text,) in texts]
+
+
+def _read(adapter: TypeAdapter[Any], text: str, table: str) -> Any:
+    try:
+        return adapter.validate_json(text)
+    except ValueError as error:
+        raise StateError(f"a row of table {table} in the state database is damaged ({error}); {RESTORE}") from error

@@ -9,32 +9,41 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import structlog
 from filelock import FileLock, Timeout
 
-from fedserver.store.database import Database
+from fedserver.store import retention
+from fedserver.store.database import RESTORE, Database
+from fedserver.store.disk import WAYS_OUT, require_writable, trouble_of
+from fedserver.store.errors import StateError
 from fedserver.store.journal import Journal
 from fedserver.store.models import ModelStore
 from fedserver.store.rounds import records
 from fedserver.store.uploads import UploadStore
-from fedstream.errors import FedstreamError
 from fedstream.files import FileSystem, RealFileSystem, write_durably
 from fedstream.tls import Identity, make_self_signed
 from fedtask.report import RoundRecord
 
+log = structlog.get_logger()
 
-class StateError(FedstreamError):
-    """The state directory cannot be used. The message says why and what to do."""
+DATABASE = "state.db"
+MODELS, UPDATES = "models", "updates"
+KEY, CERTIFICATE = "server.key", "server.crt"
+COLLECTION_LOCK = "collection.lock"
+"""Held while files are collected, and while a backup copies them."""
+
+KEEP_ROUNDS_FACT = "keep_rounds"
 
 
 class State:
-    """Opens a state directory, made if need be, for one server process.
+    """Opens a state directory, made if need be, for one process that writes: a server, or `fedserver gc`.
 
     Args:
         folder: the directory.
         files: the file system; the real one by default.
 
     Raises:
-        StateError: another server uses it, it cannot be written, or its database is damaged.
+        StateError: another server uses it, it cannot be written, or its database is damaged, gone or newer.
     """
 
     def __init__(self, folder: Path, files: FileSystem | None = None) -> None:
@@ -44,22 +53,34 @@ class State:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = FileLock(folder / "server.lock", blocking=False)
             self._lock.acquire()
-            self.database = Database(folder / "state.db")
         except Timeout:
             pid = read_contact(folder).get("pid", "unknown")
             message = f"{folder} is in use by another fedserver (pid {pid}); stop that one or give another --state"
             raise StateError(message) from None
-        except sqlite3.DatabaseError as error:
-            raise StateError(f"{folder}/state.db cannot be read ({error}); restore a backup of {folder}") from error
         except OSError as error:
-            raise StateError(f"{folder} cannot be used ({error}); give another --state") from error
-        self.models = ModelStore(folder / "models", self.database, self.files)
-        self.uploads = UploadStore(folder / "updates", self.database, self.files)
+            raise _refused(folder, error) from error
+        try:
+            self._open()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open(self) -> None:
+        folder = self.folder
+        try:
+            require_writable(folder, self.files)
+            require_database(folder)
+            self.database = Database(folder / DATABASE)
+            self.models = ModelStore(folder / MODELS, self.database, self.files)
+            self.uploads = UploadStore(folder / UPDATES, self.database, self.files)
+        except (OSError, sqlite3.OperationalError) as error:
+            raise _refused(folder, error) from error
         self.journal = Journal(self.database)
+        self._collecting = FileLock(folder / COLLECTION_LOCK, blocking=False)
 
     def identity(self, hosts: Sequence[str]) -> Identity:
         """The server's key and certificate, made at the first start and kept."""
-        key_path, certificate_path = self.folder / "server.key", self.folder / "server.crt"
+        key_path, certificate_path = self.folder / KEY, self.folder / CERTIFICATE
         if not (key_path.exists() and certificate_path.exists()):
             made = make_self_signed(hosts)
             write_durably(self.files, key_path, [made.key])
@@ -79,6 +100,37 @@ class State:
         """Keep a fact."""
         self.database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", key, value)
 
+    def require_writable(self) -> None:
+        """Make a file and a row durable, for the sake of knowing that it works.
+
+        Raises:
+            OSError, sqlite3.Error: the disk refuses.
+        """
+        require_writable(self.folder, self.files)
+        self.remember("last_probe", "written")
+
+    def collect(self, keep_rounds: int, best_version: int) -> retention.Expired:
+        """Throw away what falls out of the retention; returns what that was. Nothing while a backup is being made."""
+        try:
+            with self._collecting:
+                expired = retention.expired(self.database, keep_rounds, best_version)
+                if expired.rounds:
+                    self.uploads.collect(expired.rounds)
+                if expired.models:
+                    self.models.collect(expired.models)
+                return expired
+        except Timeout:
+            log.info("nothing is collected while a backup is being made")
+            return retention.Expired((), ())
+
+    def sweep(self) -> list[Path]:
+        """Remove files that no row claims; returns which. Only before anything is on its way: at start-up."""
+        found = retention.orphans(self.database, self.folder)
+        for path in found:
+            log.info("removing what an interrupted step left", file=str(path))
+            self.files.remove(path)
+        return found
+
     def write_contact(self, contact: dict[str, Any]) -> None:
         """Say how local commands reach this server: its pid, address and administration socket."""
         text = json.dumps({"pid": os.getpid(), **contact}, indent=2).encode()
@@ -90,10 +142,31 @@ class State:
         self._lock.release()
 
 
+def require_database(folder: Path) -> None:
+    """Check that a directory that was in use still has its database: an empty one would begin anew without a word.
+
+    Raises:
+        StateError: models are there, and no database that could say what they are.
+    """
+    database = folder / DATABASE
+    if database.exists() and database.stat().st_size:
+        return
+    if any((folder / MODELS).glob("*.safetensors")):
+        state = "is empty" if database.exists() else "is missing"
+        raise StateError(f"{database} {state}, though {folder / MODELS} holds models; {RESTORE}")
+
+
+def _refused(folder: Path, error: OSError | sqlite3.Error) -> StateError:
+    trouble = trouble_of(error)
+    if trouble is None:
+        return StateError(f"{folder} cannot be used ({error}); give another --state")
+    return StateError(f"the disk of {folder} {trouble.value} ({error}); {WAYS_OUT[trouble].split(';')[0]}")
+
+
 def read_contact(folder: Path) -> dict[str, Any]:
     """What the server of a state directory said of itself; empty if there is none."""
     try:
-        contact: dict[str, Any] = json.loads((folder / "server.json").read_text())
-        return contact
+        contact: Any = json.loads((folder / "server.json").read_text())
     except (OSError, ValueError):
         return {}
+    return contact if isinstance(contact, dict) else {}

@@ -1,0 +1,92 @@
+"""A watch over the disk of the state directory: what it refused, whether it is well again, and whether it will last."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from datetime import timedelta
+
+import structlog
+
+from fedserver.store import State
+from fedserver.store.disk import WAYS_OUT, DiskTrouble, FreeBytes, free_bytes, trouble_of
+from fedstream.errors import FedstreamError, LimitExceeded
+
+log = structlog.get_logger()
+
+_NEXT_TO_NOTHING_BYTES = 1 << 20
+"""SQLite reports some failures of a full disk as errors of the medium; with less than this free, they are of that
+kind."""
+
+
+class DiskRefuses(FedstreamError):
+    """A durable step cannot be done and can no longer be waited for. The message says why and what to do."""
+
+
+class DiskWatch:
+    """Knows whether the disk is in trouble. Used from the event loop.
+
+    Args:
+        state: the state directory.
+        min_free_bytes: margin that a round leaves free.
+        retry_seconds: when it is worth trying again.
+        free: how much is free; of the machine by default.
+    """
+
+    def __init__(self, state: State, min_free_bytes: int, retry_seconds: float, free: FreeBytes = free_bytes) -> None:
+        self._state, self._min_free_bytes, self._free = state, min_free_bytes, free
+        self.retry_seconds = max(retry_seconds, 0.01)
+        self.trouble: DiskTrouble | None = None
+
+    def note(self, error: BaseException) -> DiskTrouble | None:
+        """Take in an error of a durable step; returns the trouble it means, `None` if it is not about the disk."""
+        trouble = trouble_of(error)
+        if trouble is DiskTrouble.FAILING and self._free(self._state.folder) < _NEXT_TO_NOTHING_BYTES:
+            trouble = DiskTrouble.FULL
+        if trouble is not None and trouble is not self.trouble:
+            self.trouble = trouble
+            log.error("disk trouble", words=self.words(), error=str(error))
+        return trouble
+
+    def words(self) -> str:
+        """What is wrong and what mends it, for people; empty where nothing is."""
+        if self.trouble is None:
+            return ""
+        return f"the disk of {self._state.folder} {self.trouble.value}: {WAYS_OUT[self.trouble]}"
+
+    def refusal(self) -> LimitExceeded:
+        """What a client hears whose call the disk did not allow. It names no path: clients have no business there."""
+        assert self.trouble is not None, "refused only when there is trouble"
+        message = f"the server's disk {self.trouble.value}; nothing that was committed is lost, come back later"
+        return LimitExceeded(message, timedelta(seconds=self.retry_seconds), limit="disk")
+
+    async def is_well_again(self) -> bool:
+        """Try a small durable write; whether there is no trouble any more."""
+        if self.trouble is None:
+            return True
+        try:
+            await asyncio.to_thread(self._state.require_writable)
+        except (OSError, sqlite3.Error) as error:
+            self.note(error)
+            return False
+        log.info("the disk is well again")
+        self.trouble = None
+        return True
+
+    def shortage(self, cohort_size: int, model_bytes: int) -> str:
+        """Why there is too little space for a round of that size, for people; empty if there is enough.
+
+        A round may need an update of the model's size from each of its cohort, and the new model.
+        """
+        needed = (cohort_size + 1) * model_bytes + self._min_free_bytes
+        free = self._free(self._state.folder)
+        if free >= needed:
+            return ""
+        return (
+            f"for disk space: {_megabytes(free)} are free where {self._state.folder} is, a round with {cohort_size} "
+            f"sites may need {_megabytes(needed)} (min_free_bytes included)"
+        )
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"

@@ -1,0 +1,26 @@
+"""What can be wrong with what is stored.
+
+FedstreamError
+├── StateError      the state directory as a whole cannot be used: in use, not writable, damaged, of a newer version
+└── DamagedFile     one stored file is not what it was: names the file, and the tensor where it is one
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedstream.errors import FedstreamError
+
+
+class StateError(FedstreamError):
+    """The state directory cannot be used. The message says why and what to do."""
+
+
+class DamagedFile(FedstreamError):
+    """A stored file does not hold what it held when it was stored. `tensor` is empty where no single one is meant."""
+
+    def __init__(self, path: Path, problem: str, way_out: str, tensor: str = "") -> None:
+        super().__init__(f"{path} {problem}; {way_out}")
+        self.path = path
+        self.problem = problem
+        self.tensor = tensor

@@ -1,0 +1,38 @@
+"""A state directory as it can be looked at without being its server, or beside one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedserver.store.database import Database
+from fedserver.store.errors import StateError
+from fedserver.store.models import ModelStore
+from fedserver.store.state import DATABASE, MODELS, UPDATES, require_database
+from fedstream.files import RealFileSystem
+
+
+class StateReader:
+    """Opens a state directory for reading only. A server may run on it meanwhile; nothing is written.
+
+    Args:
+        folder: the directory.
+
+    Raises:
+        StateError: it is no state directory, or its database is damaged, gone or of another version.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        require_database(self.folder)
+        if not (self.folder / DATABASE).exists():
+            raise StateError(f"{folder} is no state directory of a server; give its --state")
+        self.database = Database(self.folder / DATABASE, read_only=True)
+        self.models_folder, self.updates_folder = self.folder / MODELS, self.folder / UPDATES
+
+    def models(self) -> ModelStore:
+        """Its models, to be looked up."""
+        return ModelStore(self.models_folder, self.database, RealFileSystem())
+
+    def close(self) -> None:
+        """Close the database."""
+        self.database.close()
