@@ -8,11 +8,10 @@ from pathlib import Path
 
 import typer
 
+from fedserver.commands.admin import reading
 from fedserver.exit_codes import ExitCode, fail
-from fedserver.store.database import Database
-from fedserver.store.models import ModelStore, StoredModel
+from fedserver.store.models import StoredModel
 from fedstream.errors import UnknownModel
-from fedstream.files import RealFileSystem
 from fedtask.task import TaskError
 from fedtask.worker import TaskWorker, WorkerCrashed
 
@@ -47,7 +46,7 @@ def _find(state: Path, number: int | None) -> StoredModel:
         if found is None:
             raise fail(f"{state} holds no model yet", ExitCode.BAD_STATE)
         if not found.kept:
-            message = f"the model of round {number} is no longer kept (see keep_rounds); its digest was {found.digest.hex}"
-            raise fail(message, ExitCode.BAD_CONFIGURATION)
+            words = f"the model of round {number} is no longer kept (see keep_rounds); it was {found.digest.hex}"
+            raise fail(words, ExitCode.BAD_CONFIGURATION)
         found.check()
         return found

@@ -2,8 +2,9 @@
 
 An entry is canonical JSON: UTF-8 without white space between tokens, the keys of every object in the order of their
 code points, no character escaped that JSON allows as it is, integers in decimal, every other number as the shortest
-decimal that reads back as the same float64 (as Python's `repr` writes it), and neither NaN nor infinity. Its hash is the
-sha256 of these bytes. `previous` in it is the hash of the entry before in lower-case hexadecimal, 64 zeros in the first.
+decimal that reads back as the same float64 (as Python's `repr` writes it), and neither NaN nor infinity. Its hash is
+the sha256 of these bytes. `previous` in it is the hash of the entry before, in lower-case hexadecimal; 64 zeros in the
+first.
 
 The chain shows any change to those who know the hash of the last entry: whoever can write the file can also make the
 whole chain anew. `fedserver verify` prints that hash, and the server logs it after every round.
