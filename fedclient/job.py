@@ -25,6 +25,7 @@ from fedclient.events import Offer, Phase, Progress
 from fedclient.global_models import GlobalModels
 from fedclient.memory import SiteMemory
 from fedclient.models import LocalModel, ModelStore
+from fedclient.pace import Pace
 from fedclient.training import Site, Trainer, TrainingFailed
 from fedclient.updates import FinishedUpdate, UpdateStore
 from fedclient.upload import Delivery, Parcel, Terms, UpdateUnwanted, Upload
@@ -74,6 +75,7 @@ class Job:
     reason: str = ""
     training_failed: bool = False
     progress: Progress = field(default_factory=lambda: Progress(Phase.DOWNLOADING))
+    _pace: Pace = field(default_factory=Pace, repr=False)
     _task: asyncio.Task[None] | None = field(default=None, repr=False)
 
     async def is_trained(self) -> bool:
@@ -111,6 +113,10 @@ class Job:
             self._end(JobState.FAILED, "the client had an unexpected error")
 
     def _end(self, state: JobState, reason: str = "") -> None:
+        if self._pace.epoch_seconds is not None:
+            # Stopped in training. The next offer, which may come at once, is answered by what this one taught, such as
+            # that ten epochs take too long here.
+            self._learn(epoch_seconds=self._pace.epoch_seconds)
         self.state, self.reason = state, reason
         self.workshop.on_news()
 
@@ -179,23 +185,15 @@ class Job:
         return finished
 
     async def _fine_tune(self, base: LocalModel, plan: Plan, out: Path) -> LocalUpdate:
-        started = time.monotonic()
-        epoch_seconds = 0.0
-
         def on_report(report: EpochReport) -> None:
-            nonlocal epoch_seconds
-            if report.fraction > 0 and report.epochs:
-                epoch_seconds = (time.monotonic() - started) / report.fraction / report.epochs
             phase = Phase.PREPARING if report.phase.startswith("prepar") else Phase.TRAINING
+            if phase is Phase.TRAINING:
+                self._pace.note(report, time.monotonic())
             self._show(Progress(phase, report.epoch, report.epochs, report.fraction, dict(report.metrics)))
 
-        try:
-            update = await self.workshop.trainer.fine_tune(base.path, plan, out, on_report)
-        except TrainingFailed:
-            # The next offer is answered by what this one taught, such as that ten epochs take too long here.
-            if epoch_seconds:
-                self._learn(epoch_seconds=epoch_seconds)
-            raise
+        self._pace = Pace()
+        update = await self.workshop.trainer.fine_tune(base.path, plan, out, on_report)
+        self._pace = Pace()  # the whole is the better measure than any part of it
         self._learn(epoch_seconds=update.training_seconds / max(update.epochs, 1))
         return update
 
