@@ -111,8 +111,8 @@ class Evaluation:
 
     `metrics` has at least `loss` and, for a classifier, `accuracy`. `undefined` gives the reason for each metric that
     is `None`. `curves` holds what plots need, as plain lists of numbers, by name: for a binary task `roc_fpr`,
-    `roc_tpr`, `calibration_predicted`, `calibration_observed`, `calibration_count`. `confusion[i][j]` counts examples of
-    class i that were predicted as class j.
+    `roc_tpr`, `calibration_predicted`, `calibration_observed`, `calibration_count`. `confusion[i][j]` counts examples
+    of class i that were predicted as class j.
     """
 
     metrics: Metrics

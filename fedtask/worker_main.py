@@ -1,7 +1,7 @@
 """The worker process: holds one task, does one thing at a time, and dies with the process that started it.
 
-Requests come as JSON lines on standard input, answers and progress go as JSON lines to what was standard output when the
-process began. Whatever libraries print goes to standard error, so that it cannot spoil an answer.
+Requests come as JSON lines on standard input, answers and progress go as JSON lines to what was standard output when
+the process began. Whatever libraries print goes to standard error, so that it cannot spoil an answer.
 """
 
 from __future__ import annotations
