@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import signal
 from collections.abc import Iterator
@@ -31,12 +30,6 @@ PNG = b"\x89PNG\r\n\x1a\n"
 def counts(**ended: int) -> dict[str, int]:
     """What a round's record says of its offers; the offers made are the sum, as in any round that is over."""
     return {"offered": sum(ended.values()), **{outcome: ended.get(outcome, 0) for outcome in OUTCOMES}}
-
-
-def history(folder: Path, name: str) -> list[dict[str, str]]:
-    """The rows of a client's training history."""
-    with (folder / f"client_{name}_training_history.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +106,7 @@ def test_report_and_models_are_where_they_are_promised(finished: Federation) -> 
 @pytest.mark.parametrize("name", SITES)
 def test_client_leaves_its_model_its_history_and_the_final_model(finished: Federation, name: str) -> None:
     folder = finished.scene.folder / name
-    rows = history(folder, name)
+    rows = finished.scene.history(name)
     places = [(row["round"], row["epoch"]) for row in rows]
     assert places == [(str(r), str(e)) for r in range(1, ROUNDS + 1) for e in range(1, EPOCHS + 1)]
     assert {"loss", "accuracy", "val_loss", "val_accuracy"} <= set(rows[0])
@@ -179,7 +172,7 @@ def test_server_killed_in_mid_round_goes_on_where_it_was_to_the_same_model(finis
     assert (second.out / last).read_bytes() == (finished.server.out / last).read_bytes()
     for name, client in clients.items():
         assert [line["round"] for line in client.said("trained")] == [1, 2, 3, 4]
-        assert len(history(scene.folder / name, name)) == ROUNDS * EPOCHS
+        assert len(scene.history(name)) == ROUNDS * EPOCHS
 
 
 @dataclass(frozen=True, slots=True)

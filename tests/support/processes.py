@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import csv
 import json
 import os
 import signal
@@ -221,15 +222,27 @@ class Stage:
         return RunningServer(started.process, started.log, listening, state, out)
 
     def client(
-        self, name: str, listening: Listening, *options: str, python_path: Path | None = None, shard: str = "0/1"
+        self,
+        name: str,
+        listening: Listening,
+        *options: str,
+        python_path: Path | None = None,
+        shard: str = "0/1",
+        home: str = "",
     ) -> Running:
-        """Start a client on generated data; what it makes is in the folder of its name."""
+        """Start a client on generated data; what it makes is in the folder `home`, which is called as it is itself."""
         assert listening.fingerprint is not None
-        folder = self.folder / name
+        folder = self.folder / (home or name)
         command = ["fedclient.cli", "run", "--server", listening.address, "--fingerprint", listening.fingerprint]
         command += ["--name", name, "--data", "phantom", "--shard", shard]
         command += ["--out", str(folder), "--state-dir", str(folder / "state")]
-        return self.start(name, [*command, *options], python_path)
+        return self.start(folder.name, [*command, *options], python_path)
+
+    def history(self, name: str) -> list[dict[str, str]]:
+        """The rows of a client's training history."""
+        path = self.folder / name / f"client_{name}_training_history.csv"
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
 
     def command(self, *words: str) -> Said:
         """Run a command to its end; `words` begin with `fedserver` or `fedclient`."""
