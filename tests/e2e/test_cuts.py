@@ -1,0 +1,93 @@
+"""The connection breaks in mid-training and in mid-upload: the client comes back by itself, and trains once."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedclient.exit_codes import ExitCode
+from fedserver.coordinator.participation import Phase
+from fedserver.federation import Federation
+from fedstream import limits
+from tests.support.processes import Stage, soon
+from tests.support.proxy import proxied
+from tests.support.serving import serving
+
+pytestmark = [pytest.mark.e2e, pytest.mark.numpy_task, pytest.mark.timeout(240)]
+
+MIB = 1 << 20
+BODY_MIB = 12
+
+
+def is_at(federation: Federation, phase: Phase) -> bool:
+    """Whether the only client of the round at work is in a phase."""
+    round_ = federation.round
+    return round_ is not None and round_.participations[0].progress.phase is phase
+
+
+async def test_client_cut_off_in_training_and_in_its_upload_comes_back_and_trains_once(scene: Stage) -> None:
+    task = {"tensors": str(BODY_MIB), "tensor_kib": "1024", "seconds": "1"}
+    async with (
+        serving(scene.folder, min_clients=1, rounds=1, task_settings=task) as (server, listening),
+        proxied(listening) as (proxy, near),
+    ):
+        federation = server.federation
+        client = scene.client("alpha", near)
+        await soon("training", lambda: is_at(federation, Phase.TRAINING))
+        proxy.cut()
+        await soon("the client to be missed", lambda: not federation.idle)
+        await soon("the client to come back", lambda: federation.idle)
+        assert is_at(federation, Phase.TRAINING)
+        before = proxy.bytes_up
+        proxy.cut_after(5 * MIB)
+        assert await client.ended() == 0
+
+        (record,) = federation.history
+        (part,) = record.contributions
+        assert (proxy.cuts, part.outcome, part.reason, record.reason) == (
+            2,
+            "completed",
+            "",
+            "reporting goal of 1 reached",
+        )
+        assert part.upload_bytes == BODY_MIB * MIB + 44
+        # What is sent again after one cut is at most the window; what else goes up is framing and a few small calls.
+        assert BODY_MIB * MIB < proxy.bytes_up - before < BODY_MIB * MIB + limits.WINDOW_BYTES + MIB
+        assert len(client.said("trained")) == 1
+        (resumed,) = client.said("resuming the upload")
+        assert 0 < resumed["committed"] <= 5 * MIB
+        rows = [(row["round"], row["epoch"]) for row in scene.history("alpha")]
+        assert rows == [("1", "1"), ("1", "2"), ("1", "3")]
+        assert federation.population["alpha"].rounds_completed == 1
+
+
+async def test_client_waits_for_a_server_that_is_not_there_yet(scene: Stage) -> None:
+    async with (
+        serving(scene.folder, min_clients=1, rounds=1) as (server, listening),
+        proxied(listening) as (proxy, near),
+    ):
+        proxy.refusing = True
+        client = scene.client("alpha", near)
+        await soon("two tries", lambda: len(client.said("trying again")) >= 2)
+        assert client.said("trying again")[0]["doing"] == "talking to the server"
+        proxy.refusing = False
+        assert await client.ended() == 0
+        assert [record.succeeded for record in server.federation.history] == [True]
+
+
+async def test_client_that_may_give_up_says_whom_it_could_not_reach(scene: Stage) -> None:
+    async with serving(scene.folder, min_clients=1) as (_, listening), proxied(listening) as (proxy, near):
+        proxy.refusing = True
+        client = scene.client("alpha", near, "--give-up-after", "1")
+        assert await client.ended() == ExitCode.UNREACHABLE
+        assert f"fedclient: no contact to {near.address} for 1.0 s: " in client.text
+
+
+async def test_client_refuses_a_server_with_another_fingerprint(scene: Stage) -> None:
+    async with serving(scene.folder, min_clients=1) as (server, listening):
+        wrong = "sha256:" + "0" * 64
+        client = scene.client("alpha", listening, "--fingerprint", wrong)
+        assert await client.ended() == ExitCode.UNTRUSTED
+        assert (
+            f"the server at {listening.address} has the certificate {listening.fingerprint}, not {wrong}" in client.text
+        )
+        assert list(server.federation.population) == []

@@ -1,0 +1,85 @@
+"""A TCP relay between clients and a server, which cuts what it carries: on command, or after so many bytes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+from fedserver.server import Listening
+from fedstream.tls import split_address
+
+_PIECE_BYTES = 1 << 14  # small beside what tests count, so that a cut comes within so much of the byte asked for
+
+
+class Proxy:
+    """Relays every connection to one server.
+
+    `bytes_up` counts what went from clients to the server, TLS and all; `cuts` the times that it cut. While it is
+    `refusing`, a connection is ended as soon as it is made, as if nobody were there.
+    """
+
+    def __init__(self, target: str) -> None:
+        self._target = split_address(target)
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._cut_at: int | None = None
+        self.bytes_up = 0
+        self.cuts = 0
+        self.refusing = False
+
+    def cut(self) -> None:
+        """End all connections at once, without a word to either side. New ones are taken as before."""
+        self.cuts += 1
+        for writer in self._writers:
+            writer.transport.abort()
+
+    def cut_after(self, num_bytes: int) -> None:
+        """Cut, once, when so many more bytes have come from clients; the last of them do not arrive."""
+        self._cut_at = self.bytes_up + num_bytes
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Relay one connection to its end."""
+        if self.refusing:
+            writer.transport.abort()
+            return
+        try:
+            far_reader, far_writer = await asyncio.open_connection(*self._target)
+        except OSError:
+            writer.transport.abort()
+            return
+        pair = {writer, far_writer}
+        self._writers |= pair
+        try:
+            await asyncio.gather(self._relay(reader, far_writer, up=True), self._relay(far_reader, writer, up=False))
+        finally:
+            self._writers -= pair
+            for end in pair:
+                end.close()
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, up: bool) -> None:
+        try:
+            while piece := await reader.read(_PIECE_BYTES):
+                self.bytes_up += len(piece) if up else 0
+                if self._cut_at is not None and self.bytes_up >= self._cut_at:
+                    self._cut_at = None
+                    self.cut()
+                    return
+                writer.write(piece)
+                await writer.drain()
+            writer.close()
+        except OSError:
+            return  # cut, from here or from one of the ends
+
+
+@asynccontextmanager
+async def proxied(listening: Listening) -> AsyncIterator[tuple[Proxy, Listening]]:
+    """A proxy before a server, and how clients reach the server through it."""
+    proxy = Proxy(listening.address)
+    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()[:2]
+    try:
+        yield proxy, replace(listening, address=f"{host}:{port}")
+    finally:
+        server.close()
+        proxy.cut()
