@@ -60,6 +60,12 @@ def run(
     join_timeout_seconds: Annotated[
         float | None, typer.Option(help="How long to wait for enough clients. [default: 86400]")
     ] = None,
+    keep_rounds: Annotated[
+        int | None, typer.Option(help="Rounds whose updates and models are kept. [default: 10]")
+    ] = None,
+    min_free_bytes: Annotated[
+        int | None, typer.Option(help="Disk space that no round may need. [default: 268435456]")
+    ] = None,
     strategy: Annotated[str | None, typer.Option(help="fedavg, uniform or rank_decay. [default: fedavg]")] = None,
     epochs: Annotated[int | None, typer.Option(help="Local epochs at most. [default: the task's]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="[default: the task's]")] = None,
@@ -117,6 +123,8 @@ _RUN_SETTINGS = frozenset(
         "longest_round_seconds",
         "lease_seconds",
         "join_timeout_seconds",
+        "keep_rounds",
+        "min_free_bytes",
         "strategy",
         "early_stopping_rounds",
         "holdout",
@@ -180,6 +188,67 @@ def stop(
     from fedserver.commands import steer
 
     steer.stop(state, finish_round=finish_round)
+
+
+@app.command()
+def verify(
+    number: Annotated[int | None, typer.Option("--round", help="This round and the chain only.")] = None,
+    state: State = DEFAULT_STATE,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Check what is stored: the ledger's chain, every file, and every aggregate by making it again.
+
+    Works beside a running server and without one. Exit status 1 says that something differs, and the output says what.
+    """
+    from fedserver.commands import verify as command
+
+    raise typer.Exit(command.show_verdict(state, number, as_json=as_json))
+
+
+@app.command()
+def gc(
+    state: State = DEFAULT_STATE,
+    keep_rounds: Annotated[
+        int | None,
+        typer.Option(help="Rounds whose updates and models stay. [default: as the server ran]", min=0),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")] = False,
+) -> None:
+    """Remove updates and models that fall out of the retention, and files that nothing refers to.
+
+    A running server does this by itself after every round; then this command is refused.
+    """
+    from fedserver.commands import gc as command
+
+    command.collect(state, keep_rounds, dry_run=dry_run)
+
+
+@app.command()
+def backup(
+    out: Annotated[Path, typer.Option(help="Folder or .tar file to make; it must not be there yet.")],
+    state: State = DEFAULT_STATE,
+) -> None:
+    """Copy the state directory, as it is at one instant, also while a server runs on it.
+
+    Example: fedserver backup --state runs/server/state --out backups/monday.tar
+    """
+    from fedserver.commands import backup as command
+
+    command.make_backup(state, out)
+
+
+@app.command()
+def restore(
+    source: Annotated[Path, typer.Argument(help="What `fedserver backup` made.", metavar="BACKUP")],
+    state: State = DEFAULT_STATE,
+) -> None:
+    """Make a state directory of a backup, after checking every byte. Nothing is ever overwritten.
+
+    Example: fedserver restore backups/monday.tar --state runs/server/state
+    """
+    from fedserver.commands import backup as command
+
+    command.restore_backup(source, state)
 
 
 @app.command()

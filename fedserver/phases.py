@@ -15,7 +15,7 @@ from fedserver.coordinator.population import Client, select_cohort
 from fedserver.coordinator.round import Round
 from fedserver.federation import Federation, FederationState, ref_of
 from fedserver.intake import Intake
-from fedserver.ledger import ledger_fields
+from fedserver.ledger import ledger_entry
 from fedserver.records import round_record
 from fedserver.store import UploadState, rounds
 from fedserver.store.ledger import appending, last_hash
@@ -232,7 +232,7 @@ async def conclude(federation: Federation, work: RoundWork) -> None:
     sha256 = work.model.digest.sha256 if work.model is not None else None
     text = rounds.text_of(record)
     assert work.intake is not None, "this phase comes after `offer`"
-    entry = appending(record.number, ledger_fields(federation, round_, work.intake, work.model, record, text))
+    entry = appending(ledger_entry(federation, round_, work.intake, work.model, record, text))
     set_aside = [
         settling(part.upload_id, UploadState.QUARANTINED, part.reason)
         for part in round_.participations

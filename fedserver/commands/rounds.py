@@ -14,6 +14,7 @@ from fedserver.commands.admin import (
     compact_table,
     console,
     is_running,
+    reading,
     seconds_since,
     show_json,
     span,
@@ -21,6 +22,7 @@ from fedserver.commands.admin import (
 )
 from fedserver.exit_codes import ExitCode, fail
 from fedserver.services.admin import write_detail, write_record
+from fedserver.store.rounds import late_updates, records
 from fedstream.v1 import admin_pb2, negotiation_pb2
 
 _OUTCOMES = ("completed", "quarantined", "declined", "withdrawn", "failed", "expired", "cancelled")
@@ -55,9 +57,10 @@ def _detail(state: Path, number: int) -> admin_pb2.GetRoundResponse:
     if is_running(state):
         with administration(state) as stub:
             return stub.GetRound(admin_pb2.GetRoundRequest(number=number), timeout=CALL_SECONDS)
-    for record in stored_rounds(state):
-        if record.number == number:
-            return write_detail(record)
+    with reading(state) as reader:
+        for record in records(reader.database):
+            if record.number == number:
+                return write_detail(record, late_updates(reader.database, number))
     raise fail(f"there is no round {number} in {state}", ExitCode.FAILED)
 
 
@@ -104,7 +107,7 @@ def participation_table(detail: admin_pb2.GetRoundResponse, now: float) -> Table
             f"{part.weight:.3f}" if part.weight else "",
             span(part.duration.ToTimedelta().total_seconds()),
             f"{seconds_since(part.last_seen, now)} ago" if part.HasField("last_seen") else "",
-            "" if at_work else part.reason,
+            "; ".join(filter(None, ("" if at_work else part.reason, part.late_update))),
         )
     return table
 

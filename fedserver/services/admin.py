@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from google.protobuf.duration_pb2 import Duration
 
 from fedserver.coordinator.participation import OutcomeCounts, Participation
@@ -10,6 +12,7 @@ from fedserver.coordinator.round import Round
 from fedserver.federation import Federation, FederationState
 from fedserver.services import messages
 from fedserver.services.calls import Context, translates_errors
+from fedserver.store.rounds import late_updates
 from fedstream import wire
 from fedstream.errors import InvalidRequest, UnknownRound
 from fedstream.v1 import admin_pb2, admin_pb2_grpc, negotiation_pb2
@@ -78,12 +81,16 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     async def GetRound(self, request: admin_pb2.GetRoundRequest, _context: Context) -> admin_pb2.GetRoundResponse:
         """One round and its clients."""
         live = self._live()
+        database = self.federation.state.database
         if live is not None and request.number in (0, live.number):
+            late = late_updates(database, live.number)
             parts = [self._write_participation(part) for part in live.participations]
+            for part, message in zip(live.participations, parts, strict=True):
+                message.late_update = late.get(part.rank, "")
             return admin_pb2.GetRoundResponse(round=self._write_live(live), participations=parts)
         for record in reversed(self.federation.history):
             if request.number in (0, record.number):
-                return write_detail(record)
+                return write_detail(record, late_updates(database, record.number))
         raise UnknownRound(f"there is no round {request.number or 'yet'}", round=request.number)
 
     @translates_errors
@@ -204,13 +211,13 @@ def write_record(record: RoundRecord) -> admin_pb2.Round:
     return message
 
 
-def write_detail(record: RoundRecord) -> admin_pb2.GetRoundResponse:
-    """A round that is over, and its clients."""
-    parts = [_write_contribution(one) for one in record.contributions]
+def write_detail(record: RoundRecord, late: Mapping[int, str]) -> admin_pb2.GetRoundResponse:
+    """A round that is over, and its clients; `late` says by rank what became of updates that came too late."""
+    parts = [_write_contribution(one, late.get(one.rank, "")) for one in record.contributions]
     return admin_pb2.GetRoundResponse(round=write_record(record), participations=parts)
 
 
-def _write_contribution(one: Contribution) -> admin_pb2.Participation:
+def _write_contribution(one: Contribution, late_update: str) -> admin_pb2.Participation:
     return admin_pb2.Participation(
         client_name=one.client_name,
         rank=one.rank,
@@ -223,4 +230,5 @@ def _write_contribution(one: Contribution) -> admin_pb2.Participation:
         weight=one.weight or 0.0,
         metrics=wire.write_metrics(one.metrics),
         duration=_span(one.seconds or 0.0),
+        late_update=late_update,
     )

@@ -3,8 +3,7 @@
 An entry is canonical JSON: UTF-8 without white space between tokens, the keys of every object in the order of their
 code points, no character escaped that JSON allows as it is, integers in decimal, every other number as the shortest
 decimal that reads back as the same float64 (as Python's `repr` writes it), and neither NaN nor infinity. Its hash is
-the sha256 of these bytes. `previous` in it is the hash of the entry before, in lower-case hexadecimal; 64 zeros in the
-first.
+the sha256 of these bytes. Its fields are those of `Entry`.
 
 The chain shows any change to those who know the hash of the last entry: whoever can write the file can also make the
 whole chain anew. `fedserver verify` prints that hash, and the server logs it after every round.
@@ -12,37 +11,160 @@ whole chain anew. `fedserver verify` prints that hash, and the server logs it af
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import StringConstraints, TypeAdapter
 
 from fedserver.store.database import Database
 from fedserver.store.journal import Statement
 
-FORMAT = "fedstream ledger v1"
+FORMAT: Literal["fedstream ledger v1"] = "fedstream ledger v1"
 FIRST_PREVIOUS = "0" * 64
+
+Hex = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+"""A sha256 in lower-case hexadecimal."""
+
+Metrics = Mapping[str, float | None]
+"""Metric name to value; one that is undefined, NaN or infinite is null."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelName:
+    """A global model: the round that made it, 0 for the initial one, and its model digest."""
+
+    version: int
+    model_digest: Hex
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateEntry:
+    """A received update.
+
+    `model_digest` is of its manifest; `num_examples` and `metrics` are what its client says. `weight` is what the
+    strategy gives it, before normalising, null if it is not in the aggregate. `admission` is `admitted` or
+    `quarantined`, the latter for `reason`.
+    """
+
+    model_digest: Hex
+    num_examples: int
+    weight: float | None
+    admission: Literal["admitted", "quarantined"]
+    reason: str
+    metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One client of the cohort, and what became of its offer.
+
+    `weight_limit` is the most that its update could weigh; together the limits fix the grid that the round was summed
+    on. `epochs` and `seed` are what its plan had beyond the common one. `update` is null if none was received whole.
+    """
+
+    rank: int
+    client: str
+    claimed_examples: int
+    weight_limit: float
+    epochs: int
+    seed: int
+    outcome: str
+    reason: str
+    update: UpdateEntry | None
+
+
+@dataclass(frozen=True, slots=True)
+class LateUpdate:
+    """An update that came after its part in the round had ended."""
+
+    rank: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The new model's scores on the holdout."""
+
+    num_examples: int
+    metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class CommonPlan:
+    """The hyper-parameters offered to everybody, before each client's seed."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    early_stopping_patience: int
+    settings: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the ledger says of a round.
+
+    `previous` is the hash of the entry before; 64 zeros in the first. `closed` is by the server's wall clock, ISO 8601,
+    for people only. `aggregate` is null if the round made no model. `cohort` is by rank. `late` has what was known when
+    the round ended. `code` has the versions of fedstream, numpy and Python. `configuration_sha256` is of the canonical
+    JSON of the settings without those that belong to the machine: `listen`, `advertise`, `state` and `out`.
+    `record_sha256` is of the round's record as table `rounds` has it.
+    """
+
+    format: Literal["fedstream ledger v1"]
+    round: int
+    previous: Hex
+    succeeded: bool
+    reason: str
+    closed: str | None
+    base: ModelName
+    aggregate: ModelName | None
+    strategy: str
+    plan: CommonPlan
+    min_clients: int
+    reporting_goal: int
+    cohort: Sequence[Member]
+    late: Sequence[LateUpdate]
+    evaluation: Scores | None
+    evaluation_reason: str
+    schema_sha256: Hex
+    meaning_sha256: Hex
+    code: Mapping[str, str]
+    configuration_sha256: Hex
+    record_sha256: Hex
+
+    @property
+    def admitted(self) -> list[tuple[Member, UpdateEntry, float]]:
+        """Whose update is in the aggregate, with that update and its weight, by rank."""
+        return [
+            (member, member.update, member.update.weight)
+            for member in self.cohort
+            if member.update is not None and member.update.weight is not None
+        ]
+
+
+_ENTRY = TypeAdapter(Entry)
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerRow:
-    """An entry as it is stored. `entry` is its canonical JSON; `hash` was its sha256 when it was written."""
+    """An entry as it is stored. `text` is its canonical JSON; `hash` was its sha256 when it was written."""
 
     number: int
-    entry: str
+    text: str
     hash: bytes
 
-    def fields(self) -> dict[str, Any]:
-        """The entry's fields.
+    def entry(self) -> Entry:
+        """The entry.
 
         Raises:
-            ValueError: it is no JSON object.
+            ValueError: it is none; the message says where.
         """
-        fields = json.loads(self.entry)
-        if not isinstance(fields, dict):
-            raise ValueError("the entry is no JSON object")
-        return fields
+        return _ENTRY.validate_json(self.text)
 
 
 def canonical_json(fields: Mapping[str, Any]) -> str:
@@ -54,15 +176,15 @@ def canonical_json(fields: Mapping[str, Any]) -> str:
     return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def hash_of(entry: str) -> bytes:
+def hash_of(text: str) -> bytes:
     """sha256 of an entry's bytes."""
-    return hashlib.sha256(entry.encode()).digest()
+    return hashlib.sha256(text.encode()).digest()
 
 
-def appending(number: int, fields: Mapping[str, Any]) -> Statement:
+def appending(entry: Entry) -> Statement:
     """What makes an entry durable."""
-    entry = canonical_json(fields)
-    return Statement("INSERT OR REPLACE INTO ledger VALUES (?, ?, ?)", (number, entry, hash_of(entry)))
+    text = canonical_json(dataclasses.asdict(entry))
+    return Statement("INSERT OR REPLACE INTO ledger VALUES (?, ?, ?)", (entry.round, text, hash_of(text)))
 
 
 def last_hash(database: Database) -> str:

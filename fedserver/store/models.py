@@ -106,9 +106,21 @@ class ModelStore:
         Raises:
             UnknownModel: none was published, or it is no longer kept.
         """
+        found = self.of_digest(sha256)
+        if not found.kept:
+            raise _unknown()
+        return found
+
+    def of_digest(self, sha256: bytes) -> StoredModel:
+        """The model of that digest, as the latest version that has it. It may be no longer kept.
+
+        Raises:
+            UnknownModel: none was published.
+            InvalidManifest: its manifest is damaged.
+        """
         found = self._find("sha256 = ?", sha256)
-        if found is None or not found.kept:
-            raise UnknownModel("no model of that digest is published now; use the base model of the current offer")
+        if found is None or found.digest.sha256 != sha256:
+            raise _unknown()
         return found
 
     def latest(self) -> StoredModel | None:
@@ -145,3 +157,7 @@ class ModelStore:
 
     def _path(self, sha256: bytes) -> Path:
         return self._folder / f"{sha256.hex()}.safetensors"
+
+
+def _unknown() -> UnknownModel:
+    return UnknownModel("no model of that digest is published now; use the base model of the current offer")

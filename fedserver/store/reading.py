@@ -7,7 +7,7 @@ from pathlib import Path
 from fedserver.store.database import Database
 from fedserver.store.errors import StateError
 from fedserver.store.models import ModelStore
-from fedserver.store.state import DATABASE, MODELS, UPDATES, require_database
+from fedserver.store.state import DATABASE, MODELS, UPDATES, is_state_directory, require_database
 from fedstream.files import RealFileSystem
 
 
@@ -24,7 +24,7 @@ class StateReader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
         require_database(self.folder)
-        if not (self.folder / DATABASE).exists():
+        if not is_state_directory(self.folder):
             raise StateError(f"{folder} is no state directory of a server; give its --state")
         self.database = Database(self.folder / DATABASE, read_only=True)
         self.models_folder, self.updates_folder = self.folder / MODELS, self.folder / UPDATES

@@ -142,6 +142,11 @@ class State:
         self._lock.release()
 
 
+def is_state_directory(folder: Path) -> bool:
+    """Whether a server has ever run here."""
+    return (folder / DATABASE).exists()
+
+
 def require_database(folder: Path) -> None:
     """Check that a directory that was in use still has its database: an empty one would begin anew without a word.
 

@@ -121,6 +121,7 @@ class Upload:
         self._sealed = path.exists()
         self._descriptor: int | None = None if self._sealed else files.open(self._partial)
         self.received_size = self.committed_size = self._kept(committed_size)
+        self._name_is_durable = self.committed_size > 0
 
     def _kept(self, committed_size: int) -> int:
         if self._sealed:
@@ -161,6 +162,9 @@ class Upload:
                 return self.size_bytes
             try:
                 self._files.sync(self._opened())
+                if not self._name_is_durable:
+                    self._files.sync_folder(self.path.parent)  # or a power cut may take the name, and with it the bytes
+                    self._name_is_durable = True
             except OSError:
                 self.received_size = self.committed_size
                 raise
@@ -351,6 +355,12 @@ def collected_up_to(database: Database) -> int:
     """The last round whose updates have been collected by the retention; 0 for none."""
     rows = database.query("SELECT value FROM facts WHERE key = ?", _COLLECTED_FACT)
     return int(rows[0][0]) if rows else 0
+
+
+def entries_of(manifest: bytes, missing: str) -> list[TensorEntry]:
+    """What an upload's file holds, in order, from the columns of its row."""
+    parsed = parse_canonical(manifest)
+    return [parsed.entries[index] for index in json.loads(missing)]
 
 
 def file_of(folder: Path, upload_id: str) -> Path:

@@ -34,7 +34,7 @@ class _FederationStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Feder
     FEDERATION_STATE_PREPARING: _FederationState.ValueType  # 1
     """The initial model is being built or read."""
     FEDERATION_STATE_WAITING: _FederationState.ValueType  # 2
-    """Waiting for clients."""
+    """Waiting for clients, or for whatever else the reason names, such as disk space; it goes on by itself."""
     FEDERATION_STATE_RUNNING: _FederationState.ValueType  # 3
     """A round is at work."""
     FEDERATION_STATE_PAUSED: _FederationState.ValueType  # 4
@@ -54,7 +54,7 @@ FEDERATION_STATE_UNSPECIFIED: FederationState.ValueType  # 0
 FEDERATION_STATE_PREPARING: FederationState.ValueType  # 1
 """The initial model is being built or read."""
 FEDERATION_STATE_WAITING: FederationState.ValueType  # 2
-"""Waiting for clients."""
+"""Waiting for clients, or for whatever else the reason names, such as disk space; it goes on by itself."""
 FEDERATION_STATE_RUNNING: FederationState.ValueType  # 3
 """A round is at work."""
 FEDERATION_STATE_PAUSED: FederationState.ValueType  # 4
@@ -393,6 +393,7 @@ class Participation(_message.Message):
     WEIGHT_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     DURATION_FIELD_NUMBER: _builtins.int
+    LATE_UPDATE_FIELD_NUMBER: _builtins.int
     client_name: _builtins.str
     """The client."""
     rank: _builtins.int
@@ -417,6 +418,10 @@ class Participation(_message.Message):
     """Training examples of the update."""
     weight: _builtins.float
     """The client's share of the aggregate, 0 to 1."""
+    late_update: _builtins.str
+    """What became of an update that came after `outcome` had been settled, beginning with the word `stale_round`; empty if
+    none came.
+    """
     @_builtins.property
     def last_seen(self) -> _timestamp_pb2.Timestamp:
         """Last sign of life for this offer."""
@@ -447,10 +452,11 @@ class Participation(_message.Message):
         weight: _builtins.float = ...,
         metrics: _abc.Iterable[_common_pb2.Metric] | None = ...,
         duration: _duration_pb2.Duration | None = ...,
+        late_update: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "last_seen", b"last_seen"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body_size_bytes", b"body_size_bytes", "client_name", b"client_name", "committed_size", b"committed_size", "duration", b"duration", "epoch", b"epoch", "epochs", b"epochs", "fraction", b"fraction", "last_seen", b"last_seen", "metrics", b"metrics", "num_examples", b"num_examples", "outcome", b"outcome", "phase", b"phase", "rank", b"rank", "reason", b"reason", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body_size_bytes", b"body_size_bytes", "client_name", b"client_name", "committed_size", b"committed_size", "duration", b"duration", "epoch", b"epoch", "epochs", b"epochs", "fraction", b"fraction", "last_seen", b"last_seen", "late_update", b"late_update", "metrics", b"metrics", "num_examples", b"num_examples", "outcome", b"outcome", "phase", b"phase", "rank", b"rank", "reason", b"reason", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

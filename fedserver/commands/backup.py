@@ -1,0 +1,42 @@
+"""`fedserver backup` and `fedserver restore`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from fedserver.exit_codes import ExitCode, fail
+from fedserver.store import DamagedFile, StateError
+from fedserver.store.backup import BackupError, Contents, back_up
+from fedserver.store.restore import restore
+
+_KEY_NOTE = "It holds the server's private key: whoever has it can pass for this server. Keep it readable by you only."
+
+
+def make_backup(state: Path, out: Path) -> None:
+    """Copy a state directory, also one that a server is at work on."""
+    try:
+        contents = back_up(state, out)
+    except (StateError, DamagedFile) as error:
+        raise fail(str(error), ExitCode.BAD_STATE) from error
+    except BackupError as error:
+        raise fail(str(error), ExitCode.FAILED) from error
+    typer.echo(f"backed up {_size(contents)} to {out}")
+    if contents.has_key:
+        typer.echo(_KEY_NOTE)
+
+
+def restore_backup(backup: Path, state: Path) -> None:
+    """Make a state directory of a backup."""
+    try:
+        contents = restore(backup, state)
+    except BackupError as error:
+        raise fail(str(error), ExitCode.FAILED) from error
+    typer.echo(f"restored {_size(contents)} to {state}, every byte checked; go on with `fedserver run --state {state}`")
+    if contents.has_key:
+        typer.echo("The server's private key is among them, so sites know it by the same fingerprint.")
+
+
+def _size(contents: Contents) -> str:
+    return f"{len(contents.files)} files ({contents.size_bytes / 1e6:,.1f} MB)"

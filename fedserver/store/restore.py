@@ -1,0 +1,121 @@
+"""A state directory made of a backup, after every byte of it was checked."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedserver.store.backup import (
+    CONTENTS,
+    FORMAT,
+    BackupError,
+    Contents,
+    FolderSink,
+    HashingSource,
+    Source,
+    named_files,
+)
+from fedserver.store.database import Database
+from fedserver.store.errors import DamagedFile, StateError
+from fedserver.store.state import CERTIFICATE, DATABASE, KEY, MODELS, UPDATES
+from fedstream.files import TEMPORARY_SUFFIX, RealFileSystem, publish
+
+_NAME = re.compile(
+    rf"{re.escape(DATABASE)}|{re.escape(KEY)}|{re.escape(CERTIFICATE)}|{MODELS}/[0-9a-f]{{64}}\.safetensors"
+    rf"|{UPDATES}/[0-9a-f]{{32}}\.safetensors({re.escape(TEMPORARY_SUFFIX)})?"
+)
+"""What a backup may hold. Nothing else is ever written."""
+
+_MAX_CONTENTS_BYTES = 64 << 20
+
+
+def restore(backup: Path, state: Path) -> Contents:
+    """Make a state directory of a backup.
+
+    Raises:
+        BackupError: `state` is not empty, or the backup is incomplete or damaged; then nothing is left of the try.
+    """
+    if state.exists() and (not state.is_dir() or any(state.iterdir())):
+        raise BackupError(f"{state} is not empty, and nothing is overwritten: give another --state, or move it away")
+    unfinished = state.with_name(f"{state.name}{TEMPORARY_SUFFIX}")
+    if unfinished.exists():
+        raise BackupError(f"{unfinished} is there: another restore is at work, or one broke off; remove it first")
+    try:
+        unfinished.mkdir(mode=0o700, parents=True)
+        contents = _unpack(backup, unfinished)
+        _check_restored(unfinished)
+        if state.exists():
+            state.rmdir()
+        for folder in {path.parent for path in unfinished.rglob("*")}:
+            RealFileSystem().sync_folder(folder)
+        publish(RealFileSystem(), unfinished, state)
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise BackupError(f"{backup} cannot be restored ({error})") from error
+    except (StateError, DamagedFile) as error:
+        raise BackupError(f"{backup} is damaged: {str(error).replace(str(unfinished), str(backup))}") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return contents
+
+
+def _unpack(backup: Path, folder: Path) -> Contents:
+    files: dict[str, tuple[str, int]] = {}
+    stated: Mapping[str, Any] | None = None
+    for name, source, size_bytes in _members(backup):
+        if name == CONTENTS:
+            stated = _read_contents(backup, source)
+            continue
+        if not _NAME.fullmatch(name) or name in files:
+            raise BackupError(f"{backup} holds {name!r}, which no backup has: `fedserver backup` did not make it")
+        hashing = HashingSource(source)
+        FolderSink(folder).add(name, hashing, size_bytes)
+        files[name] = (hashing.sha256.hexdigest(), size_bytes)
+    if stated is None:
+        raise BackupError(f"{backup} has no {CONTENTS}: it is incomplete, or no backup")
+    for name in sorted(stated.keys() | files.keys()):
+        if name not in files or stated.get(name) != [*files[name]]:
+            problem = "is missing" if name not in files else "is not what was backed up"
+            raise BackupError(f"{backup} is damaged: {name} {problem}")
+    return Contents(files)
+
+
+def _read_contents(backup: Path, source: Source) -> Mapping[str, Any]:
+    try:
+        fields = json.loads(source.read(_MAX_CONTENTS_BYTES))
+        if fields["format"] != FORMAT:
+            raise BackupError(f"{backup} is of format {fields['format']!r}, this program knows {FORMAT!r}")
+        return dict(fields["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BackupError(f"{backup} is damaged: {CONTENTS} cannot be read ({error})") from error
+
+
+def _members(backup: Path) -> Iterator[tuple[str, Source, int]]:
+    """Name, bytes and size of everything in a backup. Links and devices in a tar file are refused."""
+    if backup.is_dir():
+        for path in sorted(path for path in backup.rglob("*") if not path.is_dir()):
+            with path.open("rb") as file:
+                yield str(path.relative_to(backup)), file, path.stat().st_size
+        return
+    with tarfile.open(backup) as tar:
+        for member in tar:
+            source = tar.extractfile(member) if member.isreg() else None
+            if source is None:
+                raise BackupError(f"{backup} holds {member.name!r}, which is no file")
+            yield member.name, source, member.size
+
+
+def _check_restored(folder: Path) -> None:
+    """See that the database can be used, and that every file its rows name is there and right."""
+    if not (folder / DATABASE).exists():
+        raise StateError(f"{folder / DATABASE} is missing")
+    database = Database(folder / DATABASE)
+    try:
+        for _ in named_files(database, folder):
+            pass
+    finally:
+        database.close()
