@@ -18,8 +18,8 @@ from fedstream.weights_file import FileSpan
 pytestmark = pytest.mark.numpy_task
 
 
-@given(st.data(), st.binary(max_size=200))
-@settings(max_examples=150, deadline=None)
+@given(st.data(), st.binary(max_size=120))
+@settings(max_examples=80, deadline=None)
 def test_body_cut_and_resumed_anyhow_arrives_whole(data: st.DataObject, body: bytes) -> None:
     received = b""
     while len(received) < len(body):

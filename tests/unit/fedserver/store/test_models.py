@@ -1,0 +1,97 @@
+"""Published models: stored once under their digest, found by digest and by version. A moment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedserver.store import State
+from fedserver.store.models import ModelStore, StoredModel
+from fedstream.errors import UnknownModel
+from fedstream.manifest import manifest_of, raw_bytes
+from tests.unit.fedstream.examples import AWKWARD, random_weights, same_bits
+
+pytestmark = pytest.mark.numpy_task
+
+
+def add(models: ModelStore, version: int, weights: Mapping[str, np.ndarray]) -> StoredModel:
+    return models.add(version, manifest_of(AWKWARD, weights), weights)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[State]:
+    opened = State(tmp_path / "state")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def models(state: State) -> ModelStore:
+    return state.models
+
+
+def test_model_stored_is_named_by_its_digest_and_comes_back_bit_for_bit(models: ModelStore) -> None:
+    weights = random_weights()
+    manifest = manifest_of(AWKWARD, weights)
+    stored = add(models, 3, weights)
+    assert (stored.version, stored.digest, stored.manifest) == (3, manifest.model_digest(), manifest)
+    assert stored.path.name == f"{manifest.model_digest().hex}.safetensors"
+    assert same_bits(stored.weights(), weights)
+    assert models.get(manifest.model_digest().sha256) == stored == models.latest() == models.of_version(3)
+
+
+def test_model_body_holds_the_tensors_asked_for_in_order(models: ModelStore) -> None:
+    weights = random_weights()
+    stored = add(models, 1, weights)
+    with stored.body([0, 2, 15]) as body:
+        names = [stored.manifest.entries[index].name for index in (0, 2, 15)]
+        assert body.read(0, 10_000) == b"".join(bytes(raw_bytes(weights[name])) for name in names)
+
+
+def test_models_are_found_by_version_and_the_latest_is_the_highest(models: ModelStore) -> None:
+    made = {version: add(models, version, random_weights(seed=version)) for version in (0, 5, 2)}
+    assert {version: models.of_version(version) for version in made} == made
+    assert models.latest() == made[5]
+
+
+def test_model_made_again_by_a_later_round_is_both_rounds_model(models: ModelStore, tmp_path: Path) -> None:
+    weights = random_weights()
+    first, again = add(models, 1, weights), add(models, 2, weights)
+    assert (models.of_version(1), models.of_version(2)) == (first, again)
+    assert (first.digest, first.path) == (again.digest, again.path)
+    assert models.get(first.digest.sha256).version == 2
+    assert len(list((tmp_path / "state" / "models").iterdir())) == 1
+
+
+def test_model_stored_twice_for_the_same_round_is_there_once(models: ModelStore) -> None:
+    assert add(models, 1, random_weights()) == add(models, 1, random_weights()) == models.latest()
+
+
+def test_store_without_models_has_no_latest(models: ModelStore) -> None:
+    assert models.latest() is None
+
+
+@pytest.mark.parametrize("sha256", [b"", b"\x00" * 32, b"../../../etc/passwd", b"' OR 1=1 --"])
+def test_model_that_was_not_published_is_unknown(models: ModelStore, sha256: bytes) -> None:
+    add(models, 1, random_weights())
+    with pytest.raises(UnknownModel, match="use the base model of the current offer"):
+        models.get(sha256)
+
+
+def test_model_of_a_round_that_made_none_is_unknown_by_its_number(models: ModelStore) -> None:
+    with pytest.raises(UnknownModel, match="no global model came out of round 7"):
+        models.of_version(7)
+
+
+def test_models_are_there_for_the_next_process(models: ModelStore, state: State, tmp_path: Path) -> None:
+    stored = add(models, 4, random_weights())
+    state.close()
+    reopened = State(tmp_path / "state")
+    try:
+        assert reopened.models.latest() == stored
+        assert same_bits(stored.weights(), random_weights())
+    finally:
+        reopened.close()

@@ -1,0 +1,273 @@
+"""Updates on their way in: written, made durable, verified, sealed, dropped, and taken up again. A moment."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from fedserver.store.uploads import UpdateFacts, Upload
+from fedstream import limits
+from fedstream.body import BodyReader
+from fedstream.errors import DigestMismatch, RoundClosed, WrongOffset
+from fedstream.files import RealFileSystem
+from fedstream.manifest import Digest, Manifest, manifest_of, raw_bytes
+from tests.unit.fedstream.examples import AWKWARD, entry, random_weights, same_bits
+
+pytestmark = pytest.mark.numpy_task
+
+WEIGHTS = random_weights()
+MANIFEST = manifest_of(AWKWARD, WEIGHTS)
+MISSING = [0, 3, 5, 12, 14, 15, 16]
+"""Indexes; among them the tensor without elements, the scalar and types of every width."""
+BODY = b"".join(bytes(raw_bytes(WEIGHTS[MANIFEST.entries[index].name])) for index in MISSING)
+FACTS = UpdateFacts(10, {"loss": 0.5})
+
+Begin = Callable[..., Upload]
+
+
+@pytest.fixture
+def begin(tmp_path: Path) -> Begin:
+    """Makes the upload, as often as a process starts."""
+
+    def make(committed_size: int = 0, manifest: Manifest = MANIFEST, files: RealFileSystem | None = None) -> Upload:
+        path = tmp_path / "u.safetensors"
+        return Upload(path, manifest, MISSING, FACTS, files or RealFileSystem(), committed_size)
+
+    return make
+
+
+def receive(upload: Upload, body: bytes = BODY, chunk_bytes: int = 7) -> None:
+    for offset in range(upload.received_size, len(body), chunk_bytes):
+        upload.write(offset, body[offset : offset + chunk_bytes])
+
+
+def finish(upload: Upload) -> dict[str, np.ndarray]:
+    upload.verify()
+    upload.seal()
+    return upload.update().tensors()
+
+
+def expected() -> dict[str, np.ndarray]:
+    return {MANIFEST.entries[index].name: WEIGHTS[MANIFEST.entries[index].name] for index in MISSING}
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("chunk_bytes", [*range(1, 20), 1_000])
+def test_upload_in_chunks_of_every_size_becomes_a_file_of_the_missing_tensors(
+    begin: Begin, tmp_path: Path, chunk_bytes: int
+) -> None:
+    upload = begin()
+    assert (upload.size_bytes, upload.received_size, upload.committed_size) == (len(BODY), 0, 0)
+    receive(upload, chunk_bytes=chunk_bytes)
+    assert upload.sync() == len(BODY)
+    assert same_bits(finish(upload), expected())
+    assert names_in(tmp_path) == ["u.safetensors"]
+    theirs = safetensors.numpy.load_file(tmp_path / "u.safetensors")
+    assert same_bits({name: theirs[name] for name in expected()}, expected())
+
+
+def test_upload_of_what_is_there_already_adds_only_what_is_new(begin: Begin) -> None:
+    upload = begin()
+    upload.write(0, BODY[:10])
+    upload.write(4, BODY[4:8])
+    assert upload.received_size == 10
+    upload.write(3, BODY[3:])
+    assert upload.received_size == len(BODY)
+    assert same_bits(finish(upload), expected())
+
+
+def test_upload_with_a_gap_is_refused_with_where_to_resume(begin: Begin) -> None:
+    upload = begin()
+    upload.write(0, BODY[:10])
+    upload.committed(upload.sync())
+    upload.write(10, BODY[10:15])
+    with pytest.raises(WrongOffset) as caught:
+        upload.write(16, BODY[16:20])
+    assert caught.value.metadata == {"committed_size": "10"}
+    assert upload.received_size == 15
+
+
+def test_committed_size_never_decreases(begin: Begin) -> None:
+    upload = begin()
+    upload.write(0, BODY[:20])
+    for size, known in ((5, 5), (20, 20), (7, 20)):
+        upload.committed(size)
+        assert upload.committed_size == known
+
+
+def test_upload_wants_a_commit_at_half_a_window_and_at_the_end(begin: Begin, tmp_path: Path) -> None:
+    half = limits.WINDOW_BYTES // 2
+    size = 2 * half + 10
+    large = Manifest((entry("large", shape=(size // 4,), size_bytes=size // 4 * 4),))
+    upload = Upload(tmp_path / "l.safetensors", large, [0], FACTS, RealFileSystem())
+    wanted = []
+    for length in (half - 1, 1, upload.size_bytes - half - 1, 1):
+        upload.write(upload.received_size, bytes(length))
+        wanted.append(upload.wants_commit())
+        if wanted[-1]:
+            upload.committed(upload.sync())
+            assert not upload.wants_commit()
+    assert wanted == [False, True, True, True]
+    upload.drop()
+
+
+def test_upload_of_nothing_is_complete_at_once(tmp_path: Path) -> None:
+    upload = Upload(tmp_path / "n.safetensors", MANIFEST, [], FACTS, RealFileSystem())
+    assert (upload.size_bytes, upload.wants_commit()) == (0, False)
+    assert finish(upload) == {}
+
+
+# What is not as its digest says.
+
+
+@pytest.mark.parametrize("place", [0, 2, 3, 40, len(BODY) - 1])
+def test_upload_with_one_bit_flipped_is_found_by_its_tensor(begin: Begin, tmp_path: Path, place: int) -> None:
+    body = bytearray(BODY)
+    body[place] ^= 0x10
+    upload = begin()
+    receive(upload, bytes(body))
+    ends = np.cumsum([MANIFEST.entries[index].size_bytes for index in MISSING])
+    name = MANIFEST.entries[MISSING[int(np.searchsorted(ends, place, side="right"))]].name
+    with pytest.raises(DigestMismatch) as caught:
+        upload.verify()
+    assert caught.value.metadata == {"tensor": name}
+    assert caught.value.message == (f"tensor {name} does not match its digest; put the manifest again and start at 0")
+    upload.drop()
+    again = begin()
+    receive(again)
+    assert same_bits(finish(again), expected())
+
+
+def test_upload_cut_short_does_not_verify(begin: Begin) -> None:
+    upload = begin()
+    receive(upload, BODY[:-1])
+    with pytest.raises(DigestMismatch):
+        upload.verify()
+
+
+def test_upload_of_a_manifest_that_lies_about_an_empty_tensor_does_not_verify(begin: Begin) -> None:
+    place = MISSING.index(next(index for index in MISSING if MANIFEST.entries[index].size_bytes == 0))
+    index = MISSING[place]
+    lie = replace(MANIFEST.entries[index], digest=Digest(b"\x01" * 32, 0))
+    upload = begin(manifest=Manifest((*MANIFEST.entries[:index], lie, *MANIFEST.entries[index + 1 :])))
+    receive(upload)
+    with pytest.raises(DigestMismatch):
+        upload.verify()
+
+
+# Dropped.
+
+
+def test_upload_dropped_leaves_nothing_and_takes_nothing_more(begin: Begin, tmp_path: Path) -> None:
+    upload = begin()
+    upload.write(0, BODY[:10])
+    upload.drop()
+    upload.drop()
+    assert names_in(tmp_path) == []
+    with pytest.raises(RoundClosed, match="this upload was dropped or is finished"):
+        upload.write(10, BODY[10:])
+    assert names_in(tmp_path) == []
+
+
+def test_upload_sealed_takes_nothing_more_and_sealing_again_changes_nothing(begin: Begin, tmp_path: Path) -> None:
+    upload = begin()
+    receive(upload)
+    finish(upload)
+    content = (tmp_path / "u.safetensors").read_bytes()
+    upload.seal()
+    with pytest.raises(RoundClosed):
+        upload.write(len(BODY), b"more")
+    assert (tmp_path / "u.safetensors").read_bytes() == content
+
+
+def test_upload_sealed_and_dropped_leaves_nothing(begin: Begin, tmp_path: Path) -> None:
+    upload = begin()
+    receive(upload)
+    finish(upload)
+    upload.drop()
+    assert names_in(tmp_path) == []
+
+
+# Taken up by another process.
+
+
+@pytest.mark.parametrize("committed", range(0, len(BODY) + 1, 9))
+def test_upload_taken_up_again_goes_on_at_what_was_committed(begin: Begin, committed: int) -> None:
+    earlier = begin()
+    receive(earlier, BODY[: committed + 5])
+    earlier.sync()
+    upload = begin(committed_size=committed)
+    assert (upload.received_size, upload.committed_size) == (committed, committed)
+    receive(upload)
+    assert same_bits(finish(upload), expected())
+
+
+def test_upload_taken_up_again_whose_file_lost_what_was_committed_begins_anew(begin: Begin, tmp_path: Path) -> None:
+    earlier = begin()
+    receive(earlier, BODY[:30])
+    partial = next(tmp_path.iterdir())
+    with partial.open("r+b") as file:
+        file.truncate(partial.stat().st_size - 1)
+    upload = begin(committed_size=30)
+    assert (upload.received_size, upload.committed_size) == (0, 0)
+    receive(upload)
+    assert same_bits(finish(upload), expected())
+
+
+def test_upload_taken_up_again_after_it_was_sealed_is_complete(begin: Begin) -> None:
+    earlier = begin()
+    receive(earlier)
+    finish(earlier)
+    upload = begin(committed_size=10)
+    assert (upload.received_size, upload.committed_size) == (len(BODY), len(BODY))
+    assert same_bits(finish(upload), expected())
+
+
+class FailingSync(RealFileSystem):
+    """A disk that refuses to sync as often as told."""
+
+    failures = 1
+
+    def sync(self, descriptor: int) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise OSError(errno.EIO, "Input/output error")
+        super().sync(descriptor)
+
+
+def test_upload_whose_sync_failed_asks_again_for_what_was_not_committed(begin: Begin) -> None:
+    files = FailingSync()
+    files.failures = 0
+    upload = begin(files=files)
+    upload.write(0, BODY[:10])
+    upload.committed(upload.sync())
+    upload.write(10, BODY[10:20])
+    files.failures = 1
+    with pytest.raises(OSError, match="Input/output"):
+        upload.sync()
+    assert (upload.received_size, upload.committed_size) == (10, 10)
+    with pytest.raises(WrongOffset):
+        upload.write(20, BODY[20:])
+    receive(upload)
+    assert upload.sync() == len(BODY)
+    assert same_bits(finish(upload), expected())
+
+
+def test_body_read_back_from_a_sealed_update_is_what_was_sent(begin: Begin, tmp_path: Path) -> None:
+    from fedstream.weights_file import WeightsFile
+
+    upload = begin()
+    receive(upload)
+    finish(upload)
+    file = WeightsFile(tmp_path / "u.safetensors")
+    with BodyReader([file.span(name) for name in file.names]) as body:
+        assert b"".join(chunk.data for chunk in body.chunks(0, 13)) == BODY
