@@ -1,0 +1,197 @@
+"""What the disk refuses: named, waited for, and nothing lost, at every step that writes. 15 s."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import sqlite3
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from fedserver.disk import DiskRefuses
+from fedserver.federation import FederationState
+from fedserver.store import StateReader, retention
+from fedserver.store.disk import DiskTrouble, trouble_of
+from fedserver.verification import verify
+from tests.support.bench import SCHEMA, Bench
+from tests.support.full_disk import FullDisk
+from tests.support.tasks import random_weights
+
+pytestmark = pytest.mark.numpy_task
+
+T = TypeVar("T")
+
+
+def sqlite_error(code: int) -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError("made up")
+    error.sqlite_errorcode = code
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "trouble"),
+    [
+        (OSError(errno.ENOSPC, ""), DiskTrouble.FULL),
+        (OSError(errno.EDQUOT, ""), DiskTrouble.FULL),
+        (OSError(errno.EROFS, ""), DiskTrouble.READ_ONLY),
+        (OSError(errno.EIO, ""), DiskTrouble.FAILING),
+        (sqlite_error(sqlite3.SQLITE_FULL), DiskTrouble.FULL),
+        (sqlite_error(sqlite3.SQLITE_READONLY_DBMOVED), DiskTrouble.READ_ONLY),
+        (sqlite_error(sqlite3.SQLITE_IOERR_FSYNC), DiskTrouble.FAILING),
+        (sqlite_error(sqlite3.SQLITE_BUSY), None),
+        (OSError(errno.ECONNRESET, ""), None),
+        (OSError("without a number"), None),
+        (ValueError("no space left on device"), None),
+    ],
+)
+def test_error_means_disk_trouble_only_if_it_is_about_the_disk(error: Exception, trouble: DiskTrouble | None) -> None:
+    assert trouble_of(error) is trouble
+
+
+async def patiently(step: Callable[[], Awaitable[T]]) -> T:
+    """What a client does that is told to come back: it does the same again."""
+    while True:
+        try:
+            return await step()
+        except (OSError, sqlite3.Error) as error:
+            if trouble_of(error) is None:
+                raise
+            await asyncio.sleep(0.002)
+
+
+async def one_round(folder: Path, disk: FullDisk, fail_at: int | None, failures: int) -> tuple[str, int]:
+    """A round of two clients, the disk refusing `failures` steps from `fail_at` on; its model and the steps it took."""
+    async with Bench.running(folder, "ab", files=disk, min_clients=2, keep_rounds=3) as bench:
+        disk.join(bench.state.database)
+        disk.steps = 0
+        if fail_at is not None:
+            disk.fill(failures, start=fail_at)
+        running = await bench.open_round()
+        for name, seed in (("a", 1), ("b", 2)):
+            weights = random_weights(SCHEMA, seed)
+            upload_id = await patiently(lambda name=name, weights=weights: bench.begin(name, weights))  # type: ignore[misc]
+            await patiently(lambda id_=upload_id, weights=weights: bench.write(id_, weights))  # type: ignore[misc]
+            await patiently(lambda id_=upload_id: bench.desk.finish(id_))  # type: ignore[misc]
+        work = await bench.end_round(running)
+        steps = disk.steps
+        disk.free()
+        assert work.model is not None
+        assert len(work.opened.completed) == 2
+        assert retention.orphans(bench.state.database, folder) == []
+    reader = StateReader(folder)
+    verdict = verify(reader)
+    reader.close()
+    assert verdict.agrees, verdict
+    return work.model.digest.hex, steps
+
+
+async def test_disk_full_at_every_step_of_a_round_costs_nothing_but_time(tmp_path: Path) -> None:
+    expected, steps = await one_round(tmp_path / "undisturbed", FullDisk(), None, 0)
+    assert steps > 20
+    for step in range(1, steps + 1):
+        model, taken = await one_round(tmp_path / str(step), FullDisk(), step, failures=1 + step % 3)
+        assert model == expected, f"refused at step {step}"
+        assert taken > steps, f"step {step} was not refused"
+
+
+async def test_round_waits_while_the_disk_is_full_and_the_time_is_given_back(tmp_path: Path) -> None:
+    disk = FullDisk()
+    async with Bench.running(tmp_path, "a", files=disk) as bench:
+        disk.join(bench.state.database)
+        running = await bench.open_round()
+        deadline = bench.part("a").deadline
+        weights = random_weights(SCHEMA, 1)
+        upload_id = await bench.begin("a", weights)
+        disk.fill()
+        with pytest.raises(OSError, match="No space left"):
+            await bench.write(upload_id, weights)
+        bench.federation.disk.note(OSError(errno.ENOSPC, ""))  # as the servicer does
+        bench.federation.touch()
+        await asyncio.sleep(0.2)
+        assert bench.federation.standing.state is FederationState.WAITING
+        assert bench.federation.standing.reason == (
+            f"for the disk: the disk of {tmp_path} is full: make space; the server goes on by itself"
+        )
+        disk.free()
+        await asyncio.sleep(0.2)
+        assert bench.federation.disk.trouble is None
+        assert bench.part("a").deadline >= deadline + 0.15
+        assert bench.federation.standing.reason.startswith("round 1: 0 of 1 updates in")
+        await bench.write(upload_id, weights)
+        await bench.desk.finish(upload_id)
+        assert (await bench.end_round(running)).model is not None
+
+
+async def test_stop_while_the_disk_is_full_ends_with_what_to_do(tmp_path: Path) -> None:
+    disk = FullDisk()
+    async with Bench.running(tmp_path, "a", files=disk) as bench:
+        disk.join(bench.state.database)
+        running = await bench.open_round()
+        disk.fill()
+        bench.federation.stop(finish_round=False)
+        with pytest.raises(DiskRefuses, match="start again then"):
+            await asyncio.wait_for(running, 20)
+
+
+class Space:
+    def __init__(self, free: int) -> None:
+        self.free = free
+
+    def __call__(self, _folder: Path) -> int:
+        return self.free
+
+
+async def test_round_is_not_offered_before_there_is_space_for_it(tmp_path: Path) -> None:
+    size = SCHEMA.size_bytes
+    space = Space(3 * size + 999)
+    async with Bench.running(tmp_path, "ab", free=space, min_clients=2, min_free_bytes=1000) as bench:
+        running = asyncio.create_task(bench.play(1, 2))
+        await asyncio.sleep(0.1)
+        assert bench.federation.round is None
+        standing = bench.federation.standing
+        assert standing.state is FederationState.WAITING
+        assert standing.reason.startswith("for disk space: 0 MB are free where ")
+        assert "a round with 2 sites may need 0 MB" in standing.reason
+        space.free += 1
+        assert (await asyncio.wait_for(running, 20)).model is not None
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
+async def test_failed_sync_takes_back_what_was_not_committed(tmp_path: Path, error: int) -> None:
+    disk = FullDisk(error)
+    async with Bench.running(tmp_path, "a", files=disk, keep_rounds=3) as bench:
+        running = await bench.open_round()
+        weights = random_weights(SCHEMA, 1)
+        upload_id = await bench.begin("a", weights)
+        await bench.write(upload_id, weights, stop=100)
+        upload = (await bench.desk.at_work(upload_id)).upload
+        disk.fill(1, start=disk.steps + 2)  # the write is taken, its fsync is not
+        with pytest.raises(OSError, match=os.strerror(error)):
+            await bench.write(upload_id, weights, stop=300)
+        assert (upload.received_size, upload.committed_size) == (100, 100)
+        assert bench.desk.status(upload_id).committed_size == 100
+        await bench.write(upload_id, weights)
+        await bench.desk.finish(upload_id)
+        await bench.end_round(running)
+
+
+async def test_commit_that_cannot_be_recorded_is_told_to_nobody(tmp_path: Path) -> None:
+    disk = FullDisk()
+    async with Bench.running(tmp_path, "a", files=disk) as bench:
+        disk.join(bench.state.database)
+        running = await bench.open_round()
+        weights = random_weights(SCHEMA, 1)
+        upload_id = await bench.begin("a", weights)
+        disk.fill(1, start=disk.steps + 4)  # write and both fsyncs are taken, the row is not
+        with pytest.raises(sqlite3.OperationalError):
+            await bench.write(upload_id, weights, stop=200)
+        assert bench.desk.status(upload_id).committed_size == 0
+        await bench.write(upload_id, weights, stop=200)  # nothing new, but the row is still owed
+        assert bench.desk.status(upload_id).committed_size == 200
+        rows: Any = bench.state.database.query("SELECT committed_size FROM uploads")
+        assert rows == [(200,)]
+        running.cancel()
