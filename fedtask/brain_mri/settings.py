@@ -30,7 +30,9 @@ class BrainMriSettings:
     alpha: float = option(1.0, "width of MobileNetV2", low=0.1, high=2.0)
     image_size: int = option(224, "side in pixels of what the network sees", low=32, high=1024)
     fine_tune: str = option(
-        UPPER, f"what is trained: from {UPPER_LAYER} on, or from the block named", choices=(HEAD, UPPER, ALL, *CUTS)
+        UPPER,
+        f"what is trained: the head alone, the upper part (behind {UPPER_LAYER}), all, or what is behind a block's end",
+        choices=(HEAD, UPPER, ALL, *CUTS),
     )
     batch_norm: str = option(
         "frozen",
@@ -113,16 +115,17 @@ DEMO = Preset(
     settings=MappingProxyType(
         {
             "alpha": "0.35",
-            "image_size": "96",
+            "image_size": "64",
             "fine_tune": "all",
             "batch_norm": "train",
+            "augmentation": "0.4",
             "learning_rate": "0.002",
-            "epochs": "3",
+            "epochs": "5",
             "patience": "0",
             "phantom_images": "900",
         }
     ),
-    rounds=6,
+    rounds=5,
     clients=3,
     division="even",
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from fedstream.plan import Plan
@@ -9,6 +11,8 @@ from fedstream.schema import TaskMeaning
 from fedtask.brain_mri.settings import DEMO, BrainMriSettings, read_brain_mri_settings
 from fedtask.brain_mri.task import BrainMri
 from fedtask.settings import describe_settings
+
+DOCUMENT = Path(__file__).resolve().parents[4] / "docs" / "brain_mri.md"
 
 
 def test_default_settings_are_those_users_know():
@@ -46,3 +50,14 @@ def test_every_setting_is_documented():
 def test_preset_of_the_demonstration_is_made_of_valid_settings():
     assert read_brain_mri_settings(DEMO.settings).batch_norm in {"frozen", "train"}
     assert DEMO.rounds >= 1
+
+
+def test_table_of_the_document_is_that_of_the_code():
+    rows = ["| setting | default | allowed | what it is |", "|---|---|---|---|"]
+    for info in describe_settings(BrainMriSettings):
+        allowed = info.allowed()
+        if info.name == "fine_tune":
+            allowed = "head, upper, all, or the end of a block, such as block_14_add or block_13_project_BN"
+        rows.append(f"| `{info.name}` | {info.default} | {allowed} | {info.meaning} |")
+    expected = "\n".join(rows)
+    assert expected in DOCUMENT.read_text("utf-8"), f"{DOCUMENT.name} should have:\n{expected}"
