@@ -14,7 +14,6 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from fedclient.exit_codes import ExitCode
-from fedserver.coordinator.participation import Phase
 from fedserver.server import Server
 from fedstream.body import Chunk
 from fedstream.errors import ProtocolError
@@ -22,6 +21,7 @@ from fedstream.manifest import manifest_of
 from fedstream.schema import ModelSchema
 from fedstream.status import from_rpc_error
 from fedstream.v1 import negotiation_pb2, transfer_pb2
+from tests.support.negotiating import everybody, in_training, parts_of
 from tests.support.processes import Stage, soon
 from tests.support.serving import BareSite, body_of, cut, serving
 from tests.support.tasks import random_weights
@@ -60,12 +60,6 @@ async def round_outcome(site: BareSite) -> negotiation_pb2.RoundOutcome:
     message = await site.hear()
     assert message.WhichOneof("kind") == "round_outcome", message
     return message.round_outcome
-
-
-def parts_of(server: Server, number: int) -> dict[str, tuple[str, str]]:
-    """How each offer of a round that is over ended, and why."""
-    record = server.federation.history[number - 1]
-    return {one.client_name: (one.outcome, one.reason) for one in record.contributions}
 
 
 def seconds(count: float) -> Duration:
@@ -237,23 +231,6 @@ async def test_client_with_a_limit_takes_part_with_one_epoch_beside_one_that_run
         assert rows["free"] == [(r, e) for r in ("1", "2") for e in ("1", "2", "3")]
         countered = limited.said("counter-offer")
         assert [line["because"] for line in countered] == ["this site allows at most 1 epochs a round"] * 2
-
-
-async def in_training(server: Server, client: str, number: int) -> None:
-    """Wait until a client is in the fine-tune of a round."""
-
-    def is_training() -> bool:
-        round_ = server.federation.round
-        part = round_.of_client(client) if round_ is not None and round_.number == number else None
-        return part is not None and part.progress.phase is Phase.TRAINING
-
-    await soon(f"{client} in training for round {number}", is_training)
-
-
-async def everybody(server: Server, *names: str) -> None:
-    """Wait until all are here, then let the first round open."""
-    await soon(f"{names} to join", lambda: {client.name for client in server.federation.idle} >= set(names))
-    server.federation.resume()
 
 
 @asynccontextmanager
