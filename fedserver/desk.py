@@ -83,6 +83,9 @@ class Desk:
         self._finished: dict[str, UploadStatus] = {}
         self._finished_before: dict[str, UploadStatus] = {}
         self._known_late: set[str] = set()
+        # Set once all is known that an earlier process left. Until then nobody may be told how far an upload is, or
+        # begin one: it may be one of those.
+        self._restored = asyncio.Event()
 
     async def begin(self, upload_id: str, manifest: Manifest, facts: UpdateFacts) -> OpenUpload:
         """Take a manifest durably, or the same one again.
@@ -128,6 +131,7 @@ class Desk:
             UnknownUpload: it is none that the server waits for.
             RoundClosed: the update is no longer waited for.
         """
+        await self.opened()
         try:
             self._round.require_open(upload_id)
         except (RoundClosed, UnknownUpload):
@@ -165,7 +169,7 @@ class Desk:
         return upload.committed_size
 
     def status(self, upload_id: str) -> UploadStatus:
-        """How far an upload is.
+        """How far an upload is; to be asked once the desk is `opened`.
 
         Raises:
             UnknownUpload: it is none that the server waits or waited for.
@@ -193,6 +197,7 @@ class Desk:
             BodyIncomplete: bytes are missing.
             DigestMismatch: a tensor is not what its digest says; the upload starts again.
         """
+        await self.opened()
         finished = self._finished_status(upload_id)
         if finished is not None:
             return finished
@@ -310,6 +315,14 @@ class Desk:
         return part_of_upload(self._federation.state.database, upload_id)
 
     # Between processes and between rounds.
+
+    def open(self) -> None:
+        """Answer the calls that waited until everything was restored that an earlier process left."""
+        self._restored.set()
+
+    async def opened(self) -> None:
+        """Return once the desk is open."""
+        await self._restored.wait()
 
     async def restore(self) -> None:
         """Take up the uploads of a round that an earlier process left, and fold again what was in.

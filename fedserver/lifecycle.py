@@ -127,6 +127,7 @@ async def revive(federation: Federation, desk: Desk) -> Round | None:
     """
     left = unfinished(federation.state.database)
     if left is None or federation.model is None:
+        desk.open()
         return None
     if left.row.base_sha256_hex != federation.model.digest.hex:
         message = (
@@ -135,6 +136,7 @@ async def revive(federation: Federation, desk: Desk) -> Round | None:
         raise StateError(f"{message} {federation.model.digest}; restore a backup (`fedserver restore`)")
     round_ = federation.take_up(left.revive(ref_of(federation.model), federation.now))
     await desk.restore()
+    desk.open()
     log.info("going on", round=round_.number, updates_in=len(round_.completed))
     for part in round_.participations:
         if part.is_outstanding:

@@ -130,6 +130,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
         self, request: transfer_pb2.GetUploadStatusRequest, _context: Context
     ) -> transfer_pb2.GetUploadStatusResponse:
         """Says how far an upload is."""
+        await self._desk.opened()
         status = self._desk.status(request.upload_id)
         return transfer_pb2.GetUploadStatusResponse(
             committed_size=status.committed_size, body_size_bytes=status.size_bytes, state=_STATES[status.state]

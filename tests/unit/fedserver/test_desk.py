@@ -1,0 +1,56 @@
+"""The upload desk of a server that was started again."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from fedserver import lifecycle
+from fedserver.store import UpdateFacts
+from fedstream.errors import UnknownUpload
+from fedstream.manifest import manifest_of
+from tests.support.bench import SCHEMA, Bench
+from tests.support.tasks import random_weights
+
+pytestmark = pytest.mark.numpy_task
+
+WEIGHTS = random_weights(SCHEMA, 1)
+
+
+async def leave_half_an_upload(folder: Path) -> str:
+    """A server that was killed after 100 bytes of an upload were committed."""
+    async with Bench.running(folder, "a") as bench:
+        running = await bench.open_round()
+        upload_id = await bench.begin("a", WEIGHTS)
+        await bench.write(upload_id, WEIGHTS, stop=100)
+        running.cancel()
+    return upload_id
+
+
+async def test_calls_about_an_upload_that_come_while_it_is_restored_wait_for_it(tmp_path: Path) -> None:
+    upload_id = await leave_half_an_upload(tmp_path)
+    bench = Bench(tmp_path)
+    try:
+        await lifecycle.prepare(bench.federation)
+        asked = asyncio.create_task(bench.desk.opened())
+        facts, manifest = UpdateFacts(10), manifest_of(SCHEMA, WEIGHTS)
+        begun = asyncio.create_task(bench.desk.begin(upload_id, manifest, facts))
+        finished = asyncio.create_task(bench.desk.finish("unknown"))
+        await asyncio.sleep(0.05)
+        assert [task.done() for task in (asked, begun, finished)] == [False, False, False]
+
+        await lifecycle.revive(bench.federation, bench.desk)
+
+        assert (await begun).upload.committed_size == 100
+        assert bench.desk.status(upload_id).committed_size == 100
+        with pytest.raises(UnknownUpload):
+            await finished
+    finally:
+        bench.state.close()
+
+
+async def test_desk_of_a_server_without_a_past_is_open_at_once(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path) as bench:
+        await asyncio.wait_for(bench.desk.opened(), 1.0)
