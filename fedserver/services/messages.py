@@ -188,8 +188,13 @@ def read_introduction(hello: negotiation_pb2.Hello) -> Introduction:
 
 
 def _seconds(message: Any, field: str) -> float | None:
-    seconds: float = getattr(message, field).ToTimedelta().total_seconds()
-    return seconds if message.HasField(field) else None
+    if not message.HasField(field):
+        return None
+    try:
+        seconds: float = getattr(message, field).ToTimedelta().total_seconds()
+    except (OverflowError, ValueError) as error:
+        raise InvalidRequest(f"{field} is longer than a span can be", field=field) from error
+    return seconds
 
 
 def read_progress(progress: negotiation_pb2.Progress) -> ProgressReport:
