@@ -72,15 +72,20 @@ class Database:
         self._lock = threading.RLock()  # guards the connection; nothing else is called under it
         try:
             self._connection = _connect_reading(path) if read_only else _connect_writing(path)
-            version = self._require_known_version()
-            if read_only and version < len(MIGRATIONS):
-                raise StateError(
-                    f"{path} is of an earlier version: start `fedserver run` on it once, which converts it"
-                )
-            self._migrate(version)
-            self._check()
+            try:
+                self._prepare(read_only=read_only)
+            except BaseException:
+                self._connection.close()  # also lets go of a conversion that broke off
+                raise
         except sqlite3.DatabaseError as error:
             raise StateError(f"{path} cannot be read ({error}); {RESTORE}") from error
+
+    def _prepare(self, *, read_only: bool) -> None:
+        version = self._require_known_version()
+        if read_only and version < len(MIGRATIONS):
+            raise StateError(f"{self.path} is of an earlier version: start `fedserver run` on it once, to convert it")
+        self._migrate(version)
+        self._check()
 
     def _require_known_version(self) -> int:
         version: int = self.query("PRAGMA user_version")[0][0]

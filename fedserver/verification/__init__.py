@@ -6,6 +6,6 @@ Works on a state directory with or without a server on it, and never writes. `ve
 """
 
 from fedserver.verification.findings import Difference, RoundCheck, Verdict
-from fedserver.verification.verify import UnknownRoundNumber, verify
+from fedserver.verification.verification import UnknownRoundNumber, verify
 
 __all__ = ["Difference", "RoundCheck", "UnknownRoundNumber", "Verdict", "verify"]
