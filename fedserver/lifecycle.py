@@ -16,6 +16,7 @@ from fedserver.phases import Stopped, run_round
 from fedserver.records import describe_file, federation_record
 from fedserver.store import StateError
 from fedserver.store.disk import trouble_of
+from fedserver.store.errors import BackupAtWork
 from fedserver.store.models import StoredModel
 from fedserver.store.retention import SCRATCH_MODEL
 from fedserver.store.rounds import unfinished
@@ -47,7 +48,8 @@ async def prepare(federation: Federation) -> None:
     """
     state = federation.state
     try:
-        await asyncio.to_thread(state.sweep)
+        for path in await asyncio.to_thread(state.sweep):
+            log.info("removed what an interrupted step left", file=str(path))
         await asyncio.to_thread(state.remember, KEEP_ROUNDS_FACT, str(federation.config.keep_rounds))
         federation.description = await federation.evaluator.describe()
         federation.schema = federation.description.schema
@@ -149,6 +151,9 @@ async def collect_garbage(federation: Federation) -> None:
     state, best = federation.state, federation.progress.best
     try:
         expired = await asyncio.to_thread(state.collect, federation.config.keep_rounds, best.version if best else 0)
+    except BackupAtWork as error:
+        log.info("nothing is collected now", because=str(error))
+        return
     except (OSError, sqlite3.Error) as error:
         if federation.disk.note(error) is None:
             raise

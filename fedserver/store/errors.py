@@ -2,6 +2,7 @@
 
 FedstreamError
 ├── StateError      the state directory as a whole cannot be used: in use, not writable, damaged, of a newer version
+│   └── BackupAtWork    files cannot be collected while a backup copies them
 └── DamagedFile     one stored file is not what it was: names the file, and the tensor where it is one
 """
 
@@ -14,6 +15,10 @@ from fedstream.errors import FedstreamError
 
 class StateError(FedstreamError):
     """The state directory cannot be used. The message says why and what to do."""
+
+
+class BackupAtWork(StateError):
+    """Files cannot be collected while a backup copies them."""
 
 
 class DamagedFile(FedstreamError):

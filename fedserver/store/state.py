@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import structlog
 from filelock import FileLock, Timeout
 
 from fedserver.store import retention
 from fedserver.store.database import RESTORE, Database
 from fedserver.store.disk import WAYS_OUT, require_writable, trouble_of
-from fedserver.store.errors import StateError
+from fedserver.store.errors import BackupAtWork, StateError
 from fedserver.store.journal import Journal
 from fedserver.store.models import ModelStore
 from fedserver.store.rounds import records
@@ -23,8 +22,6 @@ from fedserver.store.uploads import UploadStore
 from fedstream.files import FileSystem, RealFileSystem, write_durably
 from fedstream.tls import Identity, make_self_signed
 from fedtask.report import RoundRecord
-
-log = structlog.get_logger()
 
 DATABASE = "state.db"
 MODELS, UPDATES = "models", "updates"
@@ -110,7 +107,11 @@ class State:
         self.remember("last_probe", "written")
 
     def collect(self, keep_rounds: int, best_version: int) -> retention.Expired:
-        """Throw away what falls out of the retention; returns what that was. Nothing while a backup is being made."""
+        """Throw away what falls out of the retention; returns what that was.
+
+        Raises:
+            BackupAtWork: a backup is being made of what is here.
+        """
         try:
             with self._collecting:
                 expired = retention.expired(self.database, keep_rounds, best_version)
@@ -120,14 +121,12 @@ class State:
                     self.models.collect(expired.models)
                 return expired
         except Timeout:
-            log.info("nothing is collected while a backup is being made")
-            return retention.Expired((), ())
+            raise BackupAtWork(f"a backup of {self.folder} is being made; collect when it is done") from None
 
     def sweep(self) -> list[Path]:
         """Remove files that no row claims; returns which. Only before anything is on its way: at start-up."""
         found = retention.orphans(self.database, self.folder)
         for path in found:
-            log.info("removing what an interrupted step left", file=str(path))
             self.files.remove(path)
         return found
 
