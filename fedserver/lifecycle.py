@@ -9,6 +9,7 @@ from pathlib import Path
 import structlog
 
 from fedserver.coordinator.effects import TellFederationOutcome
+from fedserver.coordinator.participation import Outcome
 from fedserver.coordinator.round import Round
 from fedserver.desk import Desk
 from fedserver.federation import Federation, FederationState, ref_of
@@ -63,6 +64,9 @@ async def prepare(federation: Federation) -> None:
             )
         await federation.evaluator.open()
         for record in federation.history:
+            for one in record.contributions:
+                if one.outcome == Outcome.COMPLETED.value:
+                    federation.population.credit(one.client_name)
             if record.evaluation is not None:
                 ref = ref_of(federation.state.models.of_version(record.number))
                 federation.progress.record(ref, record.evaluation.metrics)

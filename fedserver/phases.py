@@ -174,7 +174,7 @@ async def publish(federation: Federation, work: RoundWork) -> None:
     work.model = await federation.durably(partial(work.intake.publish, federation.state.models, work.number))
     federation.model = work.model
     for part in work.opened.completed:
-        federation.population[part.client].rounds_completed += 1
+        federation.population.credit(part.client)
     log.info("published", round=work.number, model=str(work.model.digest))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -57,6 +58,7 @@ class Population:
 
     def __init__(self) -> None:
         self._clients: dict[str, Client] = {}
+        self._completed: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[Client]:
         return iter(sorted(self._clients.values(), key=lambda client: client.name))
@@ -84,6 +86,12 @@ class Population:
         if client.state is ClientState.CONNECTED:
             client.state, client.reason, client.last_seen = state, reason, now
 
+    def credit(self, name: str) -> None:
+        """An update of this client is in a global model. After a restart the client may not be back yet."""
+        self._completed[name] += 1
+        if name in self._clients:
+            self._clients[name].rounds_completed = self._completed[name]
+
     def seen(self, name: str, now: float) -> None:
         """A client gave a sign of life."""
         self._clients[name].last_seen = now
@@ -96,7 +104,8 @@ class Population:
     def _record(self, introduction: Introduction, state: ClientState, reason: str, now: float) -> Client:
         known = self._clients.get(introduction.name)
         if known is None:
-            known = Client(introduction, state, first_seen=now, last_seen=now)
+            completed = self._completed[introduction.name]
+            known = Client(introduction, state, first_seen=now, last_seen=now, rounds_completed=completed)
             self._clients[introduction.name] = known
         known.introduction, known.state, known.reason, known.last_seen = introduction, state, reason, now
         return known

@@ -214,4 +214,5 @@ def _read(adapter: TypeAdapter[Any], text: str, table: str) -> Any:
     try:
         return adapter.validate_json(text)
     except ValueError as error:
-        raise StateError(f"a row of table {table} in the state database is damaged ({error}); {RESTORE}") from error
+        why = " ".join(str(error).split())[:200]
+        raise StateError(f"a row of table {table} in the state database is damaged ({why}); {RESTORE}") from error
