@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +21,12 @@ from fedstream.manifest import manifest_of
 from fedstream.schema import ModelSchema
 from fedstream.status import from_rpc_error
 from fedstream.v1 import negotiation_pb2, transfer_pb2
-from tests.support.negotiating import everybody, in_training, parts_of
+from tests.support.negotiating import everybody, in_training, members, parts_of
 from tests.support.processes import Stage, soon
 from tests.support.serving import BareSite, body_of, cut, serving
 from tests.support.tasks import random_weights
 
 pytestmark = [pytest.mark.e2e, pytest.mark.numpy_task, pytest.mark.timeout(240)]
-
-
-@asynccontextmanager
-async def members(folder: Path, names: Sequence[str], **settings: Any) -> AsyncIterator[tuple[Any, ...]]:
-    """A server, where it listens, and a site for each of `names`, all of which the first round is offered to."""
-    settings = {"rounds": 2, "min_clients": 1, "retry_delay_seconds": 0.0, **settings}
-    async with AsyncExitStack() as stack:
-        server, listening = await stack.enter_async_context(serving(folder, **settings))
-        server.federation.pause()  # nobody is offered anything before everybody is here
-        sites = [await stack.enter_async_context(BareSite.dial(listening)) for _ in names]
-        for name, site in zip(names, sites, strict=True):
-            await site.join(name, server)
-        server.federation.resume()
-        yield (server, listening, *sites)
 
 
 def schema_of(server: Server) -> ModelSchema:

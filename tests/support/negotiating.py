@@ -1,10 +1,30 @@
-"""Waiting for what happens in a server of this process, and reading what came of it."""
+"""A server of this process with sites at its round: who is there, what they are at, and what came of it."""
 
 from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 from fedserver.coordinator.participation import Phase
 from fedserver.server import Server
 from tests.support.processes import soon
+from tests.support.serving import BareSite, serving
+
+
+@asynccontextmanager
+async def members(folder: Path, names: Sequence[str], **settings: Any) -> AsyncIterator[tuple[Any, ...]]:
+    """A server, where it listens, and a site for each of `names`, all of which the first round is offered to."""
+    settings = {"rounds": 2, "min_clients": 1, "retry_delay_seconds": 0.0, **settings}
+    async with AsyncExitStack() as stack:
+        server, listening = await stack.enter_async_context(serving(folder, **settings))
+        server.federation.pause()  # nobody is offered anything before everybody is here
+        sites = [await stack.enter_async_context(BareSite.dial(listening)) for _ in names]
+        for name, site in zip(names, sites, strict=True):
+            await site.join(name, server)
+        server.federation.resume()
+        yield (server, listening, *sites)
 
 
 async def everybody(server: Server, *names: str) -> None:
