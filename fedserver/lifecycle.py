@@ -8,6 +8,7 @@ from pathlib import Path
 
 import structlog
 
+from fedserver.config import folder_of
 from fedserver.coordinator.effects import TellFederationOutcome
 from fedserver.coordinator.participation import Outcome
 from fedserver.coordinator.round import Round
@@ -63,6 +64,7 @@ async def prepare(federation: Federation) -> None:
                 "give another --state, or the settings it was begun with"
             )
         await federation.evaluator.open()
+        _require_test_set(federation.config.test)
         for record in federation.history:
             for one in record.contributions:
                 if one.outcome == Outcome.COMPLETED.value:
@@ -78,6 +80,13 @@ async def prepare(federation: Federation) -> None:
         raise FederationFailed(f"{words} ({error}); nothing that was committed is lost: start again then") from error
     federation.ready.set()
     log.info("ready", model=str(federation.model.digest), tensors=len(federation.schema))
+
+
+def _require_test_set(test: str | None) -> None:
+    """Look whether the test set is there, not what is in it: to miss it only after the last round would be late."""
+    folder = folder_of(test)
+    if folder is not None and not folder.is_dir():
+        raise FederationFailed(f"--test {folder} is no folder; it is looked at once, at the end, but must be there now")
 
 
 def _current_model(federation: Federation) -> StoredModel | None:

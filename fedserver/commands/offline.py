@@ -26,18 +26,6 @@ from fedtask.worker import TaskWorker, WorkerCrashed
 
 T = TypeVar("T")
 
-_SHOWN = (
-    "loss",
-    "accuracy",
-    "balanced_accuracy",
-    "sensitivity",
-    "specificity",
-    "precision",
-    "f1",
-    "auc",
-    "brier",
-)
-
 
 def evaluate_file(
     model: Path,
@@ -155,8 +143,8 @@ def show_evaluation(evaluation: Evaluation, summary: SiteSummary) -> None:
     table = Table(title=f"{evaluation.num_examples} examples", title_justify="left")
     for column in ("metric", "value", "95% interval"):
         table.add_column(column)
-    for name in _SHOWN:
-        value, interval = evaluation.metrics.get(name), evaluation.intervals.get(name)
+    for name, value in evaluation.metrics.items():
+        interval = evaluation.intervals.get(name)
         shown = f"{value:.4f}" if value is not None else f"undefined: {evaluation.undefined.get(name, '')}"
         table.add_row(name, shown, f"{interval.low:.4f} to {interval.high:.4f}" if interval is not None else "")
     console.print(table)
