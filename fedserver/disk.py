@@ -10,6 +10,7 @@ import structlog
 
 from fedserver.store import State
 from fedserver.store.disk import WAYS_OUT, DiskTrouble, FreeBytes, free_bytes, trouble_of
+from fedstream import limits
 from fedstream.errors import FedstreamError, LimitExceeded
 
 log = structlog.get_logger()
@@ -35,6 +36,7 @@ class DiskWatch:
 
     def __init__(self, state: State, min_free_bytes: int, retry_seconds: float, free: FreeBytes = free_bytes) -> None:
         self._state, self._min_free_bytes, self._free = state, min_free_bytes, free
+        self._enough_bytes = min(min_free_bytes, limits.WINDOW_BYTES)
         self.retry_seconds = max(retry_seconds, 0.01)
         self.trouble: DiskTrouble | None = None
 
@@ -49,10 +51,12 @@ class DiskWatch:
         return trouble
 
     def words(self) -> str:
-        """What is wrong and what mends it, for people; empty where nothing is."""
-        if self.trouble is None:
-            return ""
-        return f"the disk of {self._state.folder} {self.trouble.value}: {WAYS_OUT[self.trouble]}"
+        """What is wrong, for people; empty where nothing is."""
+        return f"the disk of {self._state.folder} {self.trouble.value}" if self.trouble is not None else ""
+
+    def ways_out(self) -> str:
+        """What mends it, for people; empty where nothing is wrong."""
+        return WAYS_OUT[self.trouble] if self.trouble is not None else ""
 
     def refusal(self) -> LimitExceeded:
         """What a client hears whose call the disk did not allow. It names no path: clients have no business there."""
@@ -61,9 +65,14 @@ class DiskWatch:
         return LimitExceeded(message, timedelta(seconds=self.retry_seconds), limit="disk")
 
     async def is_well_again(self) -> bool:
-        """Try a small durable write; whether there is no trouble any more."""
+        """Try a small durable write; whether there is no trouble any more.
+
+        On a disk that was full, a few free kilobytes are no end of it: an upload must be able to go on.
+        """
         if self.trouble is None:
             return True
+        if self.trouble is DiskTrouble.FULL and self._free(self._state.folder) < self._enough_bytes:
+            return False
         try:
             await asyncio.to_thread(self._state.require_writable)
         except (OSError, sqlite3.Error) as error:

@@ -254,7 +254,8 @@ class Federation:
                 if self.disk.note(error) is None:
                     raise
                 if self.stop_requested.is_set():
-                    raise DiskRefuses(f"{self.disk.words()}. What was committed is kept: start again then") from error
+                    words = f"{self.disk.words()}: {self.disk.ways_out()}, then start again; what was committed is kept"
+                    raise DiskRefuses(words) from error
             await self.outlast_disk_trouble()
 
     async def outlast_disk_trouble(self) -> None:
@@ -264,7 +265,8 @@ class Federation:
         """
         before, since = self.standing, self.now
         while not self.stop_requested.is_set() and not await self.disk.is_well_again():
-            self.stand(FederationState.WAITING, f"for the disk: {self.disk.words()}")
+            words = f"{self.disk.words()}; {self.disk.ways_out()}, and the server goes on by itself"
+            self.stand(FederationState.WAITING, f"for the disk: {words}")
             await self.change(self.disk.retry_seconds)
         if self.round is not None:
             self.round.postpone(self.now - since)

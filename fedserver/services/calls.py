@@ -12,7 +12,7 @@ import grpc
 import structlog
 from grpc_status import rpc_status
 
-from fedserver.disk import DiskWatch
+from fedserver.federation import Federation
 from fedstream.errors import ProtocolError, Superseded
 from fedstream.status import to_status
 
@@ -41,11 +41,12 @@ def translates_errors(handler: Callable[..., Awaitable[Any]]) -> Any:
         except grpc.aio.AbortError:
             raise
         except (OSError, sqlite3.Error) as error:
-            disk: DiskWatch = servicer.federation.disk
-            if disk.note(error) is None:
+            federation: Federation = servicer.federation
+            if federation.disk.note(error) is None:
                 await _fail(context, handler.__name__, error)
             else:
-                await _abort(context, disk.refusal())
+                federation.touch()  # so that the round waits, and says for what
+                await _abort(context, federation.disk.refusal())
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not end in silence
             await _fail(context, handler.__name__, error)
 

@@ -41,9 +41,9 @@ _BY_SQLITE_CODE = {
 }
 
 WAYS_OUT = {
-    DiskTrouble.FULL: "make space; the server goes on by itself",
-    DiskTrouble.READ_ONLY: "make it writable again; the server goes on by itself",
-    DiskTrouble.FAILING: "look at the system's log, and back up with `fedserver backup`; the server keeps trying",
+    DiskTrouble.FULL: "make space",
+    DiskTrouble.READ_ONLY: "make it writable again",
+    DiskTrouble.FAILING: "look at the system's log, and make a copy with `fedserver backup`",
 }
 
 

@@ -164,7 +164,7 @@ def _refused(folder: Path, error: OSError | sqlite3.Error) -> StateError:
     trouble = trouble_of(error)
     if trouble is None:
         return StateError(f"{folder} cannot be used ({error}); give another --state")
-    return StateError(f"the disk of {folder} {trouble.value} ({error}); {WAYS_OUT[trouble].split(';')[0]}")
+    return StateError(f"the disk of {folder} {trouble.value} ({error}); {WAYS_OUT[trouble]}")
 
 
 def read_contact(folder: Path) -> dict[str, Any]:

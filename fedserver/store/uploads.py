@@ -186,7 +186,9 @@ class Upload:
             DigestMismatch: one differs; the upload is to be dropped and started again.
         """
         with (self._partial if self._partial.exists() else self.path).open("rb") as file:
-            file.seek(len(self._header))
+            if file.read(len(self._header)) != self._header:  # the server's own bytes: the disk has changed them
+                message = "the file of this upload is damaged in its header; put the manifest again and start at 0"
+                raise DigestMismatch(message)
             for entry in (self.manifest.entries[index] for index in self.missing):
                 if sha256_of_next(file, entry.size_bytes) != entry.digest.sha256:
                     message = f"tensor {entry.name} does not match its digest; put the manifest again and start at 0"

@@ -114,7 +114,7 @@ async def test_round_waits_while_the_disk_is_full_and_the_time_is_given_back(tmp
         await asyncio.sleep(0.2)
         assert bench.federation.standing.state is FederationState.WAITING
         assert bench.federation.standing.reason == (
-            f"for the disk: the disk of {tmp_path} is full: make space; the server goes on by itself"
+            f"for the disk: the disk of {tmp_path} is full; make space, and the server goes on by itself"
         )
         disk.free()
         await asyncio.sleep(0.2)
@@ -133,7 +133,7 @@ async def test_stop_while_the_disk_is_full_ends_with_what_to_do(tmp_path: Path) 
         running = await bench.open_round()
         disk.fill()
         bench.federation.stop(finish_round=False)
-        with pytest.raises(DiskRefuses, match="start again then"):
+        with pytest.raises(DiskRefuses, match="is full: make space, then start again; what was committed is kept"):
             await asyncio.wait_for(running, 20)
 
 

@@ -1,0 +1,243 @@
+"""A server whose disk is full, read-only or damaged: what its sites, its operator and its exit status say. 8 s."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import structlog
+
+from fedserver.config import ServerConfig
+from fedserver.exit_codes import ExitCode
+from fedserver.server import Listening, Server
+from fedserver.store import State, StateError, StateReader
+from fedserver.verification import verify
+from fedstream.errors import LimitExceeded, TransportError
+from fedstream.manifest import manifest_of
+from fedstream.status import from_rpc_error
+from fedstream.v1 import admin_pb2, transfer_pb2
+from tests.support.full_disk import FullDisk
+from tests.support.serving import BareSite, administration, body_of, cut
+from tests.support.tasks import Shapes, random_weights
+
+pytestmark = [pytest.mark.e2e, pytest.mark.numpy_task]
+
+ROOT = Path(__file__).resolve().parents[2]
+SHAPES = "tests.support.tasks:Shapes"
+
+
+@asynccontextmanager
+async def serving(
+    state: Path, files: FullDisk | None = None, **settings: Any
+) -> AsyncIterator[tuple[Server, Listening]]:
+    """As `tests.support.serving.serving`, on a disk that can be filled, for rounds of one site."""
+    defaults = {"listen": "127.0.0.1:0", "plaintext": True, "task": SHAPES, "min_clients": 1, "rounds": 3}
+    settings = {**defaults, "retry_delay_seconds": 0.05, "state": state, "out": state.parent / "out", **settings}
+    server = Server(ServerConfig.model_validate(settings), files)
+    listening = await server.start()
+    life = asyncio.create_task(server.run())
+    try:
+        await asyncio.wait_for(server.federation.ready.wait(), 30)
+        yield server, listening
+    finally:
+        server.federation.stop(finish_round=False)
+        await asyncio.wait_for(asyncio.wait([life]), 30)
+        await server.close()
+
+
+async def refusal(awaitable: Any) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await awaitable
+    return caught.value
+
+
+async def status_of(listening: Listening) -> tuple[str, str]:
+    await asyncio.sleep(0.1)  # the driver hears of trouble after the site does
+    channel, admin = administration(listening)
+    async with channel:
+        state = await admin.GetState(admin_pb2.GetStateRequest())
+    return admin_pb2.FederationState.Name(state.state), state.reason
+
+
+async def assert_told_to_come_back(awaitable: Any) -> None:
+    error = await refusal(awaitable)
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    decided = from_rpc_error(error)
+    assert isinstance(decided, LimitExceeded)
+    assert decided.metadata == {"limit": "disk"}
+    assert decided.retry_after == timedelta(seconds=0.05)
+    assert decided.message == "the server's disk is full; nothing that was committed is lost, come back later"
+
+
+async def test_site_is_told_to_come_back_at_every_call_while_the_disk_is_full_and_goes_on_after(tmp_path: Path) -> None:
+    disk = FullDisk()
+    async with serving(tmp_path / "state", disk) as (server, listening), BareSite.dial(listening) as site:
+        disk.join(server.federation.state.database)
+        await site.join("alpha", server)
+        upload_id = (await site.agree()).upload_id
+        schema, weights = Shapes({}).schema(), random_weights(Shapes({}).schema(), 1)
+        manifest = manifest_of(schema, weights)
+        disk.fill()
+        await assert_told_to_come_back(site.put_manifest(upload_id, manifest))
+        assert await status_of(listening) == (
+            "FEDERATION_STATE_WAITING",
+            f"for the disk: the disk of {tmp_path / 'state'} is full; make space, and the server goes on by itself",
+        )
+        disk.free()
+        missing = (await site.put_manifest(upload_id, manifest)).missing_tensors
+        body = body_of(manifest, weights, missing)
+        assert await site.write(upload_id, cut(body[:500], 100)) == 500
+        disk.fill()
+        await assert_told_to_come_back(site.write(upload_id, cut(body, 100, start=500)))
+        assert (await site.status(upload_id)).committed_size == 500
+        disk.free()
+        assert await site.write(upload_id, cut(body, 100, start=500)) == len(body)
+        disk.fill()
+        await assert_told_to_come_back(site.finish(upload_id))
+        await asyncio.sleep(0.2)
+        disk.free()
+        assert (await site.finish(upload_id)).state == transfer_pb2.UPLOAD_STATE_ADMITTED
+        assert (await site.hear()).round_outcome.succeeded
+        offer = await site.agree()  # and the next round opens
+        assert offer.round == 2
+        assert (await status_of(listening))[0] == "FEDERATION_STATE_RUNNING"
+
+
+async def test_failure_that_nobody_foresaw_is_logged_in_full_and_is_no_decision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(tmp_path / "state") as (server, listening), BareSite.dial(listening) as site:
+
+        def explode(_upload_id: str) -> None:
+            raise ZeroDivisionError("a defect")
+
+        monkeypatch.setattr(server._desk, "status", explode)
+        with structlog.testing.capture_logs() as logs:
+            error = await refusal(site.status("some upload"))
+        assert (error.code(), error.details()) == (grpc.StatusCode.INTERNAL, "the server failed; its log says how")
+        assert isinstance(from_rpc_error(error), TransportError)  # so a client comes back, and resumes
+        (entry,) = [log for log in logs if log["event"] == "call failed"]
+        assert (entry["log_level"], entry["call"], entry["error"]) == ("error", "GetUploadStatus", "a defect")
+        assert isinstance(entry["exc_info"], ZeroDivisionError)
+
+
+async def test_damaged_model_that_is_asked_for_is_named_in_the_log(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state") as (server, listening), BareSite.dial(listening) as site:
+        model = server.federation.model
+        assert model is not None
+        model.path.write_bytes(b"no weights")
+        with structlog.testing.capture_logs() as logs:
+            error = await refusal(site.download(model.digest.sha256))
+        assert error.code() is grpc.StatusCode.INTERNAL
+        (entry,) = [log for log in logs if log["event"] == "call failed"]
+        assert entry["error"].startswith(f"{model.path} cannot be used (")
+        assert entry["error"].endswith(
+            "restore a backup (`fedserver restore`); `fedserver verify` says what else is damaged"
+        )
+
+
+async def test_run_on_a_damaged_model_ends_with_the_status_for_a_bad_state(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state") as (server, _):
+        model = server.federation.model
+        assert model is not None
+    data = bytearray(model.path.read_bytes())
+    data[-1] ^= 1
+    model.path.write_bytes(data)
+    command = [sys.executable, "-m", "fedserver.cli", "run", "--listen", "127.0.0.1:0", "--plaintext"]
+    command += ["--task", SHAPES, "--state", str(tmp_path / "state"), "--out", str(tmp_path / "out")]
+    run = await asyncio.to_thread(subprocess.run, command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == ExitCode.BAD_STATE
+    assert f"{model.path} is damaged: tensor large does not match its digest; restore a backup" in run.stderr
+
+
+def test_read_only_disk_is_refused_at_start_by_its_name(tmp_path: Path) -> None:
+    disk = FullDisk(errno.EROFS)
+    disk.fill()
+    with pytest.raises(
+        StateError, match=f"the disk of {tmp_path} cannot be written: it is mounted read-only"
+    ) as caught:
+        State(tmp_path, disk)
+    assert str(caught.value).endswith("; make it writable again")
+
+
+# On a real file system of a few megabytes, where the machine lets a test have one.
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if made.returncode:
+        pytest.skip(f"this machine lets no test mount a small file system: {made.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(folder: Path, leave_bytes: int) -> Path:
+    ballast = folder / "ballast"
+    room = os.statvfs(folder)
+    with ballast.open("wb") as file:
+        file.write(b"x" * max(0, room.f_bavail * room.f_frsize - leave_bytes))
+    return ballast
+
+
+async def test_small_disk_that_fills_up_delays_a_federation_and_loses_nothing(small_disk: Path) -> None:
+    settings = {"task_settings": {"large_mib": "0.5"}, "min_free_bytes": 500_000, "keep_rounds": 1, "rounds": 2}
+    schema = Shapes({"large_mib": "0.5"}).schema()
+    async with serving(small_disk / "state", **settings) as (server, listening), BareSite.dial(listening) as site:
+        ballast = fill(small_disk, 1_000_000)
+        await site.join("alpha", server)
+        state, reason = await status_of(listening)
+        assert (state, reason.startswith("for disk space: 1 MB are free where ")) == ("FEDERATION_STATE_WAITING", True)
+        ballast.unlink()
+        upload_id = (await site.agree()).upload_id
+        weights = random_weights(schema, 1)
+        manifest = manifest_of(schema, weights)
+        missing = (await site.put_manifest(upload_id, manifest)).missing_tensors
+        body = body_of(manifest, weights, missing)
+        ballast = fill(small_disk, 150_000)
+        error = from_rpc_error(await refusal(site.write(upload_id, cut(body, 50_000))))
+        assert (error.reason, error.metadata) == ("LIMIT_EXCEEDED", {"limit": "disk"})  # type: ignore[attr-defined]
+        assert (await status_of(listening))[1].endswith(" is full; make space, and the server goes on by itself")
+        committed = (await site.status(upload_id)).committed_size
+        ballast.unlink()
+        assert await site.write(upload_id, cut(body, 50_000, start=committed)) == len(body)
+        ballast = fill(small_disk, 0)  # no room for the row, and none for the model that is made of the update
+        with pytest.raises(grpc.aio.AioRpcError):
+            await site.finish(upload_id)
+        ballast.unlink()
+        assert (await site.finish(upload_id)).state == transfer_pb2.UPLOAD_STATE_ADMITTED
+        outcome = (await site.hear()).round_outcome
+        assert outcome.succeeded
+        upload_id = (await site.agree()).upload_id
+        await site.upload(upload_id, schema, random_weights(schema, 2))
+        assert (await site.hear()).round_outcome.succeeded
+    reader = StateReader(small_disk / "state")
+    verdict = verify(reader)
+    reader.close()
+    assert verdict.agrees
+    assert verdict.rounds[-1].recomputed
+
+
+async def test_state_on_a_read_only_file_system_can_be_looked_at_and_not_served(small_disk: Path) -> None:
+    async with serving(small_disk / "state"):
+        pass
+    await asyncio.to_thread(subprocess.run, ["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(StateError, match="cannot be written: it is mounted read-only"):
+        State(small_disk / "state")
+    reader = StateReader(small_disk / "state")
+    assert verify(reader).agrees
+    reader.close()
