@@ -147,6 +147,17 @@ def test_upload_with_one_bit_flipped_is_found_by_its_tensor(begin: Begin, tmp_pa
     assert same_bits(finish(again), expected())
 
 
+def test_upload_with_one_bit_of_its_header_flipped_does_not_verify(begin: Begin, tmp_path: Path) -> None:
+    upload = begin()
+    receive(upload)
+    (partial,) = tmp_path.rglob("*.partial")
+    data = bytearray(partial.read_bytes())
+    data[20] ^= 0x10
+    partial.write_bytes(data)
+    with pytest.raises(DigestMismatch, match="damaged in its header"):
+        upload.verify()
+
+
 def test_upload_cut_short_does_not_verify(begin: Begin) -> None:
     upload = begin()
     receive(upload, BODY[:-1])
