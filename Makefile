@@ -20,7 +20,7 @@ PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run-server run-client demo test check check-style check-types check-imports check-protos \
+.PHONY: help setup run-server run-client demo test faults check check-style check-types check-imports check-protos \
         check-stubs format protos protos-release clean
 
 ##@ Start here
@@ -63,6 +63,12 @@ run-client: $(INSTALLED) ## Start a client beside its data.
 test: $(INSTALLED) ## Run the tests.
 #: ARGS='-k upload'        any options of pytest
 	$(PYTEST) $(ARGS)
+
+faults: $(INSTALLED) ## Break things on purpose (kill, cut, part, lose power) and print what survived, in about ten minutes.
+#: ONLY='kill_server'      one or several of the lines that docs/reliability.md names (default: all)
+#: COUNT=300 SEED=0        how much each line does, in its own unit, and the seed of all that is drawn at random
+#: ARGS='--full'           as much as docs/reliability.md shows, in some hours
+	$(BIN)/python -m tests.faults $(call option,--count,COUNT) $(call option,--seed,SEED) $(ARGS) $(ONLY)
 
 # In this order: what is quickest to say no comes first, and the last line is the summary of the tests.
 check: check-style check-types check-imports check-protos check-stubs ## Everything that CI asks for, tests included.

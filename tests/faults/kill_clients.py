@@ -95,15 +95,17 @@ async def run_federation(folder: Path, aims: dict[int, Aim]) -> Ended:
 
 async def _site(folder: Path, port: int, fingerprint: str, index: int, aim: Aim | None, endings: list[Ending]) -> int:
     config = client_config(folder, f"127.0.0.1:{port}", fingerprint, index, NUM_CLIENTS)
-    command = [sys.executable, "-m", "tests.faults.site_main", json.dumps(_settings(config))]
-    return await run_guarded("client", command, folder / f"{config.name}.log", [aim] if aim else [], endings)
+    return await run_guarded(
+        "client", site_command(config), folder / f"{config.name}.log", [aim] if aim else [], endings
+    )
 
 
-def _settings(config: ClientConfig) -> dict[str, object]:
+def site_command(config: ClientConfig) -> list[str]:
+    """The command of a client with a process of its own."""
     shard, num_shards = config.shard
     chosen: dict[str, object] = config.model_dump(mode="json", include={"server", "fingerprint", "name", "out"})
     chosen |= {"state_dir": str(config.state_dir), "data": "phantom", "shard": f"{shard}/{num_shards}"}
-    return chosen
+    return [sys.executable, "-m", "tests.faults.site_main", json.dumps(chosen)]
 
 
 def _read_log(client: str, log: Path, ended: Ended) -> None:

@@ -99,6 +99,9 @@ class Tally:
         self.seconds.append(federation.seconds)
         where = " and ".join(phase.value for phase in kills) or "never"
         self.problems += [f"{federation.folder.name}, killed in {where}: {one}" for one in federation.problems]
+        trained, needed = sum(federation.log.count("trained").values()), NUM_CLIENTS * NUM_ROUNDS
+        if trained != needed and not federation.problems:
+            self.problems.append(f"{federation.folder.name}, killed in {where}: {trained} fine-tunes, not {needed}")
         if federation.models != self.reference:
             self.problems.append(f"{federation.folder.name}, killed in {where}: another model: {federation.models}")
 

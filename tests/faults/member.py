@@ -37,7 +37,7 @@ async def server_process(
     folder: Path, settings: Mapping[str, Any], task: Mapping[str, str]
 ) -> AsyncIterator[Listening]:
     """A `fedserver run` with these settings of its TOML file, ended with the block."""
-    config = _write_config(folder, settings, task)
+    config = server_settings(folder, settings, task)
     with (folder / "server.log").open("ab") as log:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", "from fedserver.cli import main; main()", "run"),
@@ -55,7 +55,8 @@ async def server_process(
         await process.wait()
 
 
-def _write_config(folder: Path, settings: Mapping[str, Any], task: Mapping[str, str]) -> Path:
+def server_settings(folder: Path, settings: Mapping[str, Any], task: Mapping[str, str]) -> Path:
+    """The TOML file of a server whose state and output lie in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     given = {"task": "linear", "listen": "127.0.0.1:0", "state": str(folder / "state"), "out": str(folder / "out")}
     lines = [f"{key} = {json.dumps(value)}" for key, value in (given | dict(settings)).items()]

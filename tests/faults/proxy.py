@@ -82,6 +82,7 @@ class FaultProxy:
         self._target = target
         self._random = random.Random(seed)
         self._open: set[Connection] = set()
+        self._serving: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._cut_after: int | None = None
         self._corrupt_after: int | None = None
@@ -96,13 +97,16 @@ class FaultProxy:
     ) -> AsyncIterator[FaultProxy]:
         """A proxy that listens as long as the block runs."""
         proxy = cls(target, weather, seed)
-        proxy._server = await asyncio.start_server(proxy._serve, "127.0.0.1", 0)
+        proxy._server = await asyncio.start_server(proxy._take, "127.0.0.1", 0)
         try:
             yield proxy
         finally:
             proxy._server.close()
-            proxy.cut()
-            proxy.heal()
+            for connection in list(proxy._open):
+                connection.reset()
+            for task in proxy._serving:
+                task.cancel()
+            await asyncio.gather(*proxy._serving, return_exceptions=True)
 
     @property
     def address(self) -> str:
@@ -154,6 +158,11 @@ class FaultProxy:
 
     # What goes on inside.
 
+    def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.traffic.connections += 1
         await self._reachable.wait()
@@ -162,6 +171,7 @@ class FaultProxy:
         except OSError:
             writer.transport.abort()
             return
+        await self._reachable.wait()  # it may have been parted meanwhile
         connection = Connection((writer, far_writer))
         up = asyncio.create_task(self._carry(connection, reader, far_writer, up=True))
         down = asyncio.create_task(self._carry(connection, far_reader, writer, up=False))
