@@ -171,17 +171,22 @@ class Job:
         """Fine-tune, or take what was trained for this offer before; then see to what is kept of it for people."""
         shop, offer = self.workshop, self.offer
         finished = await asyncio.to_thread(self._load_finished)
-        if finished is not None:
+        if finished is None:
+            finished = await self._train_anew(base, plan)
+        else:
             log.info("this round is trained already; sending what was kept")
-            return finished
+        # After a restart as well: the process that trained may have ended before it came to this.
+        shop.memory.add_history(offer.round, finished.update.history)
+        shop.keep(asyncio.create_task(self._keep_for_people(base, finished)))
+        return finished
+
+    async def _train_anew(self, base: LocalModel, plan: Plan) -> FinishedUpdate:
+        shop, offer = self.workshop, self.offer
         self._show(Progress(Phase.PREPARING, epochs=plan.epochs))
         log.info("training", epochs=plan.epochs, batch_size=plan.batch_size, learning_rate=plan.learning_rate)
-        out = shop.updates.weights_path(offer.offer_id)
-        update = await self._fine_tune(base, plan, out)
+        update = await self._fine_tune(base, plan, shop.updates.weights_path(offer.offer_id))
         finished = await asyncio.to_thread(shop.updates.record, offer.offer_id, offer.round, base.digest, update)
-        shop.memory.add_history(offer.round, update.history)
         log.info("trained", epochs=update.epochs, seconds=round(update.training_seconds, 1), **_shown(update.metrics))
-        shop.keep(asyncio.create_task(self._keep_for_people(base, finished)))
         return finished
 
     async def _fine_tune(self, base: LocalModel, plan: Plan, out: Path) -> LocalUpdate:

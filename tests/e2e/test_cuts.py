@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from fedclient.exit_codes import ExitCode
 from fedserver.coordinator.participation import Phase
 from fedserver.federation import Federation
 from fedstream import limits
+from tests.support.negotiating import parts_of
 from tests.support.processes import Stage, soon
 from tests.support.proxy import proxied
 from tests.support.serving import serving
@@ -91,3 +94,27 @@ async def test_client_refuses_a_server_with_another_fingerprint(scene: Stage) ->
             f"the server at {listening.address} has the certificate {listening.fingerprint}, not {wrong}" in client.text
         )
         assert list(server.federation.population) == []
+
+
+async def test_client_killed_in_its_upload_does_not_train_again_when_it_is_started_anew(scene: Stage) -> None:
+    task = {"tensors": str(BODY_MIB), "tensor_kib": "1024"}
+    async with (
+        serving(scene.folder, min_clients=1, rounds=1, task_settings=task) as (server, listening),
+        proxied(listening) as (proxy, near),
+    ):
+        federation = server.federation
+        proxy.cut_after(6 * MIB)
+        first = scene.client("alpha", near)
+        await soon("the cut", lambda: proxy.cuts == 1)
+        proxy.refusing = True
+        await soon("the client to be missed", lambda: not federation.idle)
+        first.process.kill()
+        assert await first.ended() == -signal.SIGKILL
+        proxy.refusing = False
+        second = scene.client("alpha", near)
+        assert await second.ended() == 0
+        kept = "this round is trained already; sending what was kept"
+        # Both processes write to one log.
+        assert (len(second.said("trained")), len(second.said(kept))) == (1, 1)
+        assert parts_of(server, 1) == {"alpha": ("completed", "")}
+        assert len(scene.history("alpha")) == 3
