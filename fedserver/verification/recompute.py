@@ -16,7 +16,6 @@ from fedserver.store.uploads import FinishedUpload
 from fedserver.verification.findings import Difference
 from fedstream.manifest import Digest, Manifest, raw_bytes
 from fedstream.schema import ModelSchema, TensorSpec
-from fedtask.task import Weights
 
 _THREADS = 2
 
@@ -34,14 +33,12 @@ def recompute(
         compare_values: whether its file is there and sound; else the digests of its manifest have to do.
     """
     limits = {member.rank: member.weight_limit for member in entry.cohort}
-    updates: dict[int, Weights] = {}
     try:
         accumulator = Accumulator(_schema_of(base.manifest), base.weights(), limits, threads=_THREADS)
         for member, _, weight in entry.admitted:
-            updates[member.rank] = uploads[member.rank].update.tensors()
-            accumulator.fold(member.rank, weight, updates[member.rank])
+            accumulator.fold(member.rank, weight, uploads[member.rank].update.tensors())
         stored, known = model.weights() if compare_values else {}, model.manifest.by_name()
-        for name, values in accumulator.iter_result(lambda rank, name: updates[rank][name]):
+        for name, values in accumulator.iter_result(lambda rank, name: uploads[rank].update.tensors()[name]):
             yield from _compared(name, values, stored.get(name), known[name].digest)
     except (AggregationError, ValueError, KeyError) as error:
         yield Difference("aggregate", f"it cannot be made again from what the entry says: {error}")
