@@ -367,10 +367,18 @@ class Desk:
         for opened in self._open.values():
             opened.superseded.set()
             if opened.finishing is None or opened.finishing.done():  # one that is late may still be on its way in
-                opened.upload.drop()
+                self._drop(opened.upload)
         self._finished_before, self._finished, self._open = self._finished, {}, {}
         self._beginning.clear()
         self._known_late.clear()
+
+    def _drop(self, upload: Upload) -> None:
+        try:
+            upload.drop()
+        except OSError as error:
+            if self._federation.disk.note(error) is None:
+                raise
+            # Its row is gone already: the next start removes the file.
 
     async def _write(self, *statements: Statement) -> None:
         await self._federation.state.journal.write(*statements)

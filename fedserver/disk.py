@@ -58,6 +58,10 @@ class DiskWatch:
         """What mends it, for people; empty where nothing is wrong."""
         return WAYS_OUT[self.trouble] if self.trouble is not None else ""
 
+    def final_words(self) -> DiskRefuses:
+        """Why the server ends, and what to do."""
+        return DiskRefuses(f"{self.words()}: {self.ways_out()}, then start again; what was committed is kept")
+
     def refusal(self) -> LimitExceeded:
         """What a client hears whose call the disk did not allow. It names no path: clients have no business there."""
         assert self.trouble is not None, "refused only when there is trouble"

@@ -20,7 +20,7 @@ from fedserver.coordinator.participation import Participation
 from fedserver.coordinator.population import Client, ClientState, Introduction, Population
 from fedserver.coordinator.progress import Progress
 from fedserver.coordinator.round import Invitation, Round, RoundRules
-from fedserver.disk import DiskRefuses, DiskWatch
+from fedserver.disk import DiskWatch
 from fedserver.evaluation import Evaluator
 from fedserver.handshake import Decline
 from fedserver.intake import Intake
@@ -254,8 +254,7 @@ class Federation:
                 if self.disk.note(error) is None:
                     raise
                 if self.stop_requested.is_set():
-                    words = f"{self.disk.words()}: {self.disk.ways_out()}, then start again; what was committed is kept"
-                    raise DiskRefuses(words) from error
+                    raise self.disk.final_words() from error
             await self.outlast_disk_trouble()
 
     async def outlast_disk_trouble(self) -> None:

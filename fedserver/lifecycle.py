@@ -17,7 +17,6 @@ from fedserver.federation import Federation, FederationState, ref_of
 from fedserver.phases import Stopped, run_round
 from fedserver.records import describe_file, federation_record
 from fedserver.store import StateError
-from fedserver.store.disk import trouble_of
 from fedserver.store.errors import BackupAtWork
 from fedserver.store.models import StoredModel
 from fedserver.store.retention import SCRATCH_MODEL
@@ -33,6 +32,9 @@ from fedtask.worker import WorkerCrashed
 log = structlog.get_logger()
 
 _FAREWELL_SECONDS = 65.0
+_COMING_BACK_SECONDS = 40.0
+"""Clients wait for at most 30 s and jitter between two tries to reach a server."""
+
 _STEMS = {"brain_mri": "GLOBAL_MODEL_MOB"}
 """What the exported model is called, where its users know it by a name; else GLOBAL_MODEL."""
 
@@ -74,10 +76,6 @@ async def prepare(federation: Federation) -> None:
                 federation.progress.record(ref, record.evaluation.metrics)
     except (TaskError, WorkerCrashed) as error:
         raise FederationFailed(str(error)) from error
-    except OSError as error:
-        trouble = trouble_of(error)
-        words = f"the disk of {state.folder} {trouble.value}" if trouble is not None else "a file cannot be used"
-        raise FederationFailed(f"{words} ({error}); nothing that was committed is lost: start again then") from error
     federation.ready.set()
     log.info("ready", model=str(federation.model.digest), tensors=len(federation.schema))
 
@@ -232,4 +230,22 @@ async def say_farewell(federation: Federation, reason: str) -> None:
         TellFederationOutcome(client, reason, outcome.last, outcome.best, outcome.metrics)
         for client in federation.sessions.clients
     )
+    await _let_come_back(federation)
     await federation.sessions.drained(_FAREWELL_SECONDS)
+
+
+async def _let_come_back(federation: Federation) -> None:
+    """Give the clients of the last round time to come back, if a server that was killed at the very end left them.
+
+    This process has run no round, so it does not know who has heard the outcome. Whoever connects now is told at once.
+    """
+    if federation.round is not None or not federation.history:
+        return
+    awaited = {one.client_name for one in federation.history[-1].contributions}
+    give_up = federation.now + _COMING_BACK_SECONDS
+    while federation.now < give_up and not federation.stop_requested.is_set():
+        missing = sorted(name for name in awaited if name not in federation.population)
+        if not missing:
+            return
+        federation.stand(FederationState.FINISHING, f"{', '.join(missing)} may not have heard how it ended")
+        await federation.change(give_up - federation.now)

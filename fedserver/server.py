@@ -162,10 +162,21 @@ class Server:
         except (lifecycle.FederationFailed, StateError, DamagedFile, DiskRefuses) as error:
             self.federation.stand(FederationState.FAILED, str(error))
             raise
-        except sqlite3.DatabaseError as error:
-            message = f"the database in {self._state.folder} fails ({error}); {RESTORE}"
-            self.federation.stand(FederationState.FAILED, message)
-            raise StateError(message) from error
+        except (OSError, sqlite3.Error) as error:
+            named = self._named(error)
+            if named is None:
+                raise
+            self.federation.stand(FederationState.FAILED, str(named))
+            raise named from error
+
+    def _named(self, error: Exception) -> DiskRefuses | StateError | None:
+        """What an error of the disk or the database means, with what to do; `None` if it is about something else."""
+        disk = self.federation.disk
+        if disk.note(error) is not None:
+            return disk.final_words()
+        if isinstance(error, sqlite3.DatabaseError):
+            return StateError(f"the database in {self._state.folder} fails ({error}); {RESTORE}")
+        return None
 
     async def _live(self) -> str:
         federation = self.federation

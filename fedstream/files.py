@@ -7,6 +7,7 @@ it): a test puts in a double that forgets whatever was not synced.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -76,7 +77,17 @@ def write_durably(files: FileSystem, path: Path, parts: Iterable[bytes | memoryv
     """Make `path` hold `parts`, whole or not at all; when this returns, a power cut cannot undo it."""
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     files.remove(temporary)  # a leftover of an interrupted write may be longer than what comes now
-    descriptor = files.open(temporary)
+    try:
+        _write_and_sync(files, temporary, parts)
+        publish(files, temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):  # on a full disk, what is of no use must not take what space is left
+            files.remove(temporary)
+        raise
+
+
+def _write_and_sync(files: FileSystem, path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    descriptor = files.open(path)
     try:
         offset = 0
         for part in parts:
@@ -85,7 +96,6 @@ def write_durably(files: FileSystem, path: Path, parts: Iterable[bytes | memoryv
         files.sync(descriptor)
     finally:
         files.close(descriptor)
-    publish(files, temporary, path)
 
 
 def publish(files: FileSystem, temporary: Path, path: Path) -> None:

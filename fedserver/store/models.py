@@ -91,7 +91,9 @@ class ModelStore:
         """
         stored = self._stored(version, manifest, kept=True)
         with self._lock:
-            if not stored.path.exists():
+            if stored.path.exists():
+                self._files.sync_folder(self._folder)  # an earlier try may have failed between the name and its fsync
+            else:
                 write_durably(self._files, stored.path, file_parts(manifest, weights))
             sha256 = stored.digest.sha256
             keep = "INSERT INTO models VALUES (?, ?, 1) ON CONFLICT (sha256) DO UPDATE SET kept = 1"

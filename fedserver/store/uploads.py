@@ -120,7 +120,11 @@ class Upload:
         self._header = header_of(manifest.entries[index] for index in missing)
         self._sealed = path.exists()
         self._descriptor: int | None = None if self._sealed else files.open(self._partial)
-        self.received_size = self.committed_size = self._kept(committed_size)
+        try:
+            self.received_size = self.committed_size = self._kept(committed_size)
+        except BaseException:
+            self._close()  # nobody will ever hold this object, and its file would stay open
+            raise
         self._name_is_durable = self.committed_size > 0
 
     def _kept(self, committed_size: int) -> int:

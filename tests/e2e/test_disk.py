@@ -25,7 +25,7 @@ from fedserver.verification import verify
 from fedstream.errors import LimitExceeded, TransportError
 from fedstream.manifest import manifest_of
 from fedstream.status import from_rpc_error
-from fedstream.v1 import admin_pb2, transfer_pb2
+from fedstream.v1 import admin_pb2, negotiation_pb2, transfer_pb2
 from tests.support.full_disk import FullDisk
 from tests.support.serving import BareSite, administration, body_of, cut
 from tests.support.tasks import Shapes, random_weights
@@ -111,6 +111,21 @@ async def test_site_is_told_to_come_back_at_every_call_while_the_disk_is_full_an
         offer = await site.agree()  # and the next round opens
         assert offer.round == 2
         assert (await status_of(listening))[0] == "FEDERATION_STATE_RUNNING"
+
+
+async def test_site_that_agrees_while_the_disk_is_full_is_told_to_come_back_and_offered_again(tmp_path: Path) -> None:
+    disk = FullDisk()
+    async with serving(tmp_path / "state", disk) as (server, listening), BareSite.dial(listening) as site:
+        disk.join(server.federation.state.database)
+        await site.join("alpha", server)
+        offer = (await site.hear()).offer
+        disk.fill()
+        await site.say(accept=negotiation_pb2.Acceptance(offer_id=offer.offer_id))
+        await assert_told_to_come_back(site.hear())
+        disk.free()
+        await site.join("alpha", server)
+        again = await site.agree()
+        assert (again.offer_id, again.upload_id) == (offer.offer_id, offer.upload_id)
 
 
 async def test_failure_that_nobody_foresaw_is_logged_in_full_and_is_no_decision(

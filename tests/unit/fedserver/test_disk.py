@@ -14,9 +14,10 @@ import pytest
 
 from fedserver.disk import DiskRefuses
 from fedserver.federation import FederationState
-from fedserver.store import StateReader, retention
+from fedserver.store import StateReader, UpdateFacts, retention
 from fedserver.store.disk import DiskTrouble, trouble_of
 from fedserver.verification import verify
+from fedstream.manifest import manifest_of
 from tests.support.bench import SCHEMA, Bench
 from tests.support.full_disk import FullDisk
 from tests.support.tasks import random_weights
@@ -195,3 +196,29 @@ async def test_commit_that_cannot_be_recorded_is_told_to_nobody(tmp_path: Path) 
         rows: Any = bench.state.database.query("SELECT committed_size FROM uploads")
         assert rows == [(200,)]
         running.cancel()
+
+
+async def test_disk_that_stays_full_is_not_filled_further_and_no_file_stays_open(tmp_path: Path) -> None:
+    disk = FullDisk()
+    async with Bench.running(tmp_path, "a", files=disk) as bench:
+        running = await bench.open_round()
+        weights = random_weights(SCHEMA, 1)
+        upload_id = await bench.accept("a")
+        manifest = manifest_of(SCHEMA, weights)
+        before = open_files()
+        for _ in range(20):
+            disk.fill(1, start=disk.steps + 2)  # the file can be made, its header not be written
+            with pytest.raises(OSError, match="No space left"):
+                await bench.desk.begin(upload_id, manifest, UpdateFacts(10))
+        assert open_files() == before
+        model = bench.federation.model
+        assert model is not None
+        disk.fill(1, start=disk.steps + 3)  # one tensor fits
+        with pytest.raises(OSError, match="No space left"):
+            bench.state.models.add(7, manifest, weights)
+        assert [path.name for path in (tmp_path / "models").iterdir()] == [model.path.name]
+        running.cancel()
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
