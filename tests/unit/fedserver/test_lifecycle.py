@@ -1,0 +1,58 @@
+"""The end of a federation whose server was killed at the very end."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from fedserver import lifecycle
+from fedserver.coordinator.effects import TellFederationOutcome
+from fedserver.coordinator.population import Introduction
+from tests.support.bench import Bench
+
+pytestmark = pytest.mark.numpy_task
+
+
+async def one_round(folder: Path) -> None:
+    async with Bench.running(folder, "ab", min_clients=2) as bench:
+        await bench.play(1, 2)
+
+
+async def test_farewell_of_a_server_started_again_waits_for_those_of_the_last_round(tmp_path: Path) -> None:
+    await one_round(tmp_path)
+    async with Bench.running(tmp_path, "a") as bench:
+        farewell = asyncio.create_task(lifecycle.say_farewell(bench.federation, "all rounds done"))
+        await asyncio.sleep(0.05)
+        assert not farewell.done()
+        assert bench.federation.standing.reason == "b may not have heard how it ended"
+
+        bench.join("b")
+        for name in ("a", "b"):
+            bench.federation.sessions.close(bench.federation.sessions.open(name))
+        await asyncio.wait_for(farewell, 5.0)
+
+
+async def test_client_that_comes_back_after_the_end_hears_the_outcome_at_once(tmp_path: Path) -> None:
+    await one_round(tmp_path)
+    async with Bench.running(tmp_path) as bench:
+        farewell = asyncio.create_task(lifecycle.say_farewell(bench.federation, "all rounds done"))
+        await asyncio.sleep(0.05)
+        heard = bench.federation.welcome(Introduction("a", 10, "bench"))
+        farewell.cancel()
+    assert [type(effect) for effect in heard] == [TellFederationOutcome]
+
+
+async def test_farewell_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle, "_COMING_BACK_SECONDS", 0.05)
+    await one_round(tmp_path)
+    async with Bench.running(tmp_path) as bench:
+        await asyncio.wait_for(lifecycle.say_farewell(bench.federation, "all rounds done"), 5.0)
+
+
+async def test_farewell_of_a_server_that_ran_the_rounds_waits_for_nobody_who_is_gone(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path, "a") as bench:
+        await bench.play(1)
+        bench.federation.sessions.close(bench.federation.sessions.open("a"))
+        await asyncio.wait_for(lifecycle.say_farewell(bench.federation, "all rounds done"), 5.0)
