@@ -35,9 +35,6 @@ _FAREWELL_SECONDS = 65.0
 _COMING_BACK_SECONDS = 40.0
 """Clients wait for at most 30 s and jitter between two tries to reach a server."""
 
-_COMING_BACK_SECONDS = 40.0
-"""Clients wait for at most 30 s and jitter between two tries to reach a server."""
-
 _STEMS = {"brain_mri": "GLOBAL_MODEL_MOB"}
 """What the exported model is called, where its users know it by a name; else GLOBAL_MODEL."""
 
@@ -234,25 +231,7 @@ async def say_farewell(federation: Federation, reason: str) -> None:
         for client in federation.sessions.clients
     )
     await _let_come_back(federation)
-    await _let_come_back(federation)
     await federation.sessions.drained(_FAREWELL_SECONDS)
-
-
-async def _let_come_back(federation: Federation) -> None:
-    """Give the clients of the last round time to come back, if a server that was killed at the very end left them.
-
-    This process has run no round, so it does not know who has heard the outcome. Whoever connects now is told at once.
-    """
-    if federation.round is not None or not federation.history:
-        return
-    awaited = {one.client_name for one in federation.history[-1].contributions}
-    give_up = federation.now + _COMING_BACK_SECONDS
-    while federation.now < give_up and not federation.stop_requested.is_set():
-        missing = sorted(name for name in awaited if name not in federation.population)
-        if not missing:
-            return
-        federation.stand(FederationState.FINISHING, f"{', '.join(missing)} may not have heard how it ended")
-        await federation.change(give_up - federation.now)
 
 
 async def _let_come_back(federation: Federation) -> None:
