@@ -26,6 +26,7 @@ TASK_SETTINGS = {"tensors": "8", "tensor_kib": "256", "seconds": "0.05", "epochs
 """2 MiB of weights, so that every phase takes a while, and training of a tenth of a second."""
 
 TIMEOUT_SECONDS = 180.0
+SLOW_COMING_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,10 @@ async def cancelled_at_end(*tasks: asyncio.Task[Any]) -> AsyncIterator[None]:
 
 
 async def run_federation(folder: Path, aims: Sequence[Aim] = ()) -> Federation:
-    """A federation of `NUM_CLIENTS` clients over `NUM_ROUNDS` rounds, its server killed as the aims say."""
+    """A federation of `NUM_CLIENTS` clients over `NUM_ROUNDS` rounds, its server killed as the aims say.
+
+    Where it is to be killed while it waits for clients, the last one comes late.
+    """
     _make_empty(folder)
     found, started = Federation(folder), time.monotonic()
     port = free_port()
@@ -157,7 +161,11 @@ async def run_federation(folder: Path, aims: Sequence[Aim] = ()) -> Federation:
                 client_config(folder, f"127.0.0.1:{port}", fingerprint, index, NUM_CLIENTS)
                 for index in range(NUM_CLIENTS)
             ]
-            await _to_the_end(server, start_sites(configs, found.log), found)
+            *first, last = configs
+            sites = start_sites(first, found.log)
+            if any(aim.phase is Phase.SELECT for aim in aims):
+                await asyncio.sleep(SLOW_COMING_SECONDS)
+            await _to_the_end(server, [*sites, *start_sites([last], found.log)], found)
     except TimeoutError:
         found.problems.append(f"not over after {TIMEOUT_SECONDS:.0f} s")
     except RuntimeError as error:

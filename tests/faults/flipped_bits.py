@@ -103,7 +103,7 @@ def _stored_file(originals: Originals, pattern: str) -> Trial:
             _verify(folder / "state")
         except Found as found:
             if path.stem not in str(found):
-                raise AssertionError(f"{path.name} is damaged, but what was found is: {found}") from found
+                raise Unnoticed(f"that {path.name} is damaged, but: {found}") from found
             raise
 
     return trial
@@ -122,7 +122,7 @@ def _database(originals: Originals) -> Trial:
         if after == before:
             raise Harmless
         _verify(folder / "state")
-        raise AssertionError(f"nobody notices a change of {_changed_tables(before, after or [])}")
+        raise Unnoticed(f"a change of {_changed_tables(before, after or [])}")
 
     return trial
 
@@ -130,6 +130,10 @@ def _database(originals: Originals) -> Trial:
 def _changed_tables(before: list[str], after: list[str]) -> str:
     changed = set(before) ^ set(after)
     return ", ".join(sorted({table for row in changed for table in _TABLE.findall(row)[:1]})) or "something"
+
+
+class Unnoticed(Exception):
+    """The bit changed what is stored, and nobody says so."""
 
 
 class Harmless(Exception):
@@ -272,6 +276,9 @@ async def _flips(kind: str, trial: Trial, order: Order, rng: random.Random, foun
             counts.example = str(what).replace(str(folder), "")
         except Harmless:
             counts.of["harmless"] += 1
+        except Unnoticed as error:
+            counts.of["not found"] += 1
+            found.problems.append(f"{kind}: nobody notices {error}")
         except Exception as error:  # noqa: BLE001 - an error that names nothing is a finding
             counts.of["unnamed"] += 1
             found.problems.append(f"{kind}: {error!r}"[:600])

@@ -21,7 +21,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.faults.federation import NUM_CLIENTS, NUM_ROUNDS, Aim, Federation, run_federation
+from tests.faults.federation import (
+    NUM_CLIENTS,
+    NUM_ROUNDS,
+    SLOW_COMING_SECONDS,
+    Aim,
+    Federation,
+    run_federation,
+)
 from tests.faults.phases import ClientPhase, Phase
 from tests.faults.results import Findings, Order, run_alone
 from tests.faults.sites import WorkerPool, quiet_clients, trainers
@@ -61,10 +68,9 @@ class Dealer:
         return [self._aim(first), self._aim(Phase.RECOVER)]
 
     def _aim(self, phase: Phase) -> Aim:
-        took = self.durations[phase] or [0.0]
-        # `select` waits for clients in the first round, and is over at once in the others.
-        typical = max(took) if phase is Phase.SELECT else statistics.median(took)
-        return Aim(phase, self._round(phase), self.random.random() * typical)
+        # `select` is over at once but in the first round, in which clients are slow to come: see `run_federation`.
+        usual = SLOW_COMING_SECONDS if phase is Phase.SELECT else statistics.median(self.durations[phase] or [0.0])
+        return Aim(phase, self._round(phase), self.random.random() * usual)
 
     def _round(self, phase: Phase) -> int:
         if phase in (Phase.RECOVER, Phase.REPORT, Phase.FAREWELL):
