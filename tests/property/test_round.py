@@ -93,7 +93,9 @@ class AnyRound(RuleBasedStateMachine):
         seconds=st.none() | st.floats(-10, 90) | st.sampled_from([math.inf, math.nan]),
     )
     def counter(self, client: str, epochs: int | None, seconds: float | None) -> None:
-        act = lambda: self.round.counter(client, f"offer-{client}", epochs, seconds, "slow", self.now)  # noqa: E731
+        def act() -> list[Effect]:
+            return self.round.counter(client, f"offer-{client}", epochs, seconds, "slow", self.now)
+
         self._say(act, Confirm, Withdraw)
 
     @rule(client=CLIENTS)

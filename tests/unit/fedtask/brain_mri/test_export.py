@@ -46,7 +46,8 @@ def test_exported_model_takes_plain_images_in_plain_keras(exported, phantom, suf
     command = [sys.executable, "-c", PLAIN_KERAS, str(exported / f"GLOBAL_MODEL_MOB{suffix}")]
     subprocess.run([*command, str(tmp_path / "images.npy"), str(tmp_path / "out.npy")], check=True, cwd=tmp_path)
     by_hand = keras.models.load_model(exported / "GLOBAL_MODEL_MOB.keras", compile=False)
-    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), by_hand(images.astype(np.float32)), atol=1e-6)
+    # Two processes may take different kernels: fifty layers of float32 then differ in the last bits, by up to 1e-5.
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), by_hand(images.astype(np.float32)), atol=1e-5)
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
