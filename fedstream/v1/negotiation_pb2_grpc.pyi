@@ -47,8 +47,9 @@ class NegotiationServiceStub:
       ends the stream with OK. Then, per round: `offer`, answered by `accept`, `decline` or `counter_offer`; `accept` and
       `counter_offer` are answered by `confirm` or `withdraw`. A confirmed client downloads the base model, trains,
       sends `progress` as it goes and at least once per lease, uploads with the TransferService, and hears
-      `round_outcome` when the round is over. `federation_outcome` is the last message, after which the server ends the
-      stream with OK. Being declined, withdrawn or cancelled is a normal message, never an error status.
+      `round_outcome` when the round is over. `federation_outcome` is the last message: the client then fetches the final
+      models if it wants them and closes its side, and the server, which stays for that up to 60 s, ends the stream with
+      OK. Being declined, withdrawn or cancelled is a normal message, never an error status.
     Retry: open a new stream and say hello again, with exponential back-off and jitter. The newer of two streams of one
       client takes over; the older ends with ABORTED/SUPERSEDED.
     Resume: after a reconnect the server repeats the outstanding offer with the same `offer_id` and `upload_id`; a client
@@ -77,8 +78,9 @@ class NegotiationServiceAsyncStub(NegotiationServiceStub):
       ends the stream with OK. Then, per round: `offer`, answered by `accept`, `decline` or `counter_offer`; `accept` and
       `counter_offer` are answered by `confirm` or `withdraw`. A confirmed client downloads the base model, trains,
       sends `progress` as it goes and at least once per lease, uploads with the TransferService, and hears
-      `round_outcome` when the round is over. `federation_outcome` is the last message, after which the server ends the
-      stream with OK. Being declined, withdrawn or cancelled is a normal message, never an error status.
+      `round_outcome` when the round is over. `federation_outcome` is the last message: the client then fetches the final
+      models if it wants them and closes its side, and the server, which stays for that up to 60 s, ends the stream with
+      OK. Being declined, withdrawn or cancelled is a normal message, never an error status.
     Retry: open a new stream and say hello again, with exponential back-off and jitter. The newer of two streams of one
       client takes over; the older ends with ABORTED/SUPERSEDED.
     Resume: after a reconnect the server repeats the outstanding offer with the same `offer_id` and `upload_id`; a client
@@ -116,8 +118,9 @@ class NegotiationServiceServicer(metaclass=_abc_1.ABCMeta):
           ends the stream with OK. Then, per round: `offer`, answered by `accept`, `decline` or `counter_offer`; `accept` and
           `counter_offer` are answered by `confirm` or `withdraw`. A confirmed client downloads the base model, trains,
           sends `progress` as it goes and at least once per lease, uploads with the TransferService, and hears
-          `round_outcome` when the round is over. `federation_outcome` is the last message, after which the server ends the
-          stream with OK. Being declined, withdrawn or cancelled is a normal message, never an error status.
+          `round_outcome` when the round is over. `federation_outcome` is the last message: the client then fetches the final
+          models if it wants them and closes its side, and the server, which stays for that up to 60 s, ends the stream with
+          OK. Being declined, withdrawn or cancelled is a normal message, never an error status.
         Retry: open a new stream and say hello again, with exponential back-off and jitter. The newer of two streams of one
           client takes over; the older ends with ABORTED/SUPERSEDED.
         Resume: after a reconnect the server repeats the outstanding offer with the same `offer_id` and `upload_id`; a client
