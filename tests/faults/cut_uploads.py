@@ -27,6 +27,7 @@ from fedstream.tls import split_address
 from tests.faults.member import CountingTransfer, Member, Trained, connected, server_process
 from tests.faults.proxy import FaultProxy
 from tests.faults.results import Findings, Order, run_alone
+from tests.faults.sites import quiet_clients
 
 PROMISE = "what a cut costs is at most the negotiated window"
 TASK = {"tensors": "100", "tensor_kib": "1024"}
@@ -135,8 +136,9 @@ async def run(order: Order) -> Findings:
     started = time.monotonic()
     rng = random.Random(order.seed)
     settings = {"rounds": 1_000_000, "min_clients": 1, "lease_seconds": 600.0, "keep_rounds": 1}
-    async with server_process(order.folder / "server", settings, TASK) as listening:
-        sent = await _send_all(order, listening, rng)
+    with quiet_clients():
+        async with server_process(order.folder / "server", settings, TASK) as listening:
+            sent = await _send_all(order, listening, rng)
     found = _findings(sent)
     found.seconds = time.monotonic() - started
     return found

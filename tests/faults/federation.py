@@ -164,6 +164,7 @@ async def run_federation(folder: Path, aims: Sequence[Aim] = ()) -> Federation:
             *first, last = configs
             sites = start_sites(first, found.log)
             if any(aim.phase is Phase.SELECT for aim in aims):
+                await _ready(folder)
                 await asyncio.sleep(SLOW_COMING_SECONDS)
             await _to_the_end(server, [*sites, *start_sites([last], found.log)], found)
     except TimeoutError:
@@ -175,6 +176,13 @@ async def run_federation(folder: Path, aims: Sequence[Aim] = ()) -> Federation:
         found.models = models_of(folder / "state")
     found.problems += _repeated_trainings(found.log)
     return found
+
+
+async def _ready(folder: Path) -> None:
+    """Return when the server waits for clients."""
+    log = folder / "server.log"
+    while b'"event": "ready"' not in log.read_bytes():  # noqa: ASYNC110 - another process writes it
+        await asyncio.sleep(0.01)
 
 
 async def _while_it_lives(server: asyncio.Task[int], wanted: Coroutine[Any, Any, str]) -> str:

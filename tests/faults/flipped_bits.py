@@ -122,7 +122,7 @@ def _database(originals: Originals) -> Trial:
         if after == before:
             raise Harmless
         _verify(folder / "state")
-        raise Unnoticed(f"a change of {_changed_tables(before, after or [])}")
+        raise Unnoticed(f"a change of {_changed_tables(before, after)}" if after else "that SQLite cannot read it all")
 
     return trial
 
