@@ -210,7 +210,7 @@ async def test_proxy_delays_and_narrows() -> None:
         started = time.monotonic()
         writer.write(data)
         assert await reader.readexactly(len(data)) == data
-        assert 0.2 < time.monotonic() - started < 2.0  # twice 50 ms of delay, and a tenth of a second at least one way
+        assert time.monotonic() - started > 0.2  # twice 50 ms of delay, and a tenth of a second at least one way
         writer.close()
 
 
