@@ -22,14 +22,6 @@ State = Annotated[Path, typer.Option(help="State directory of the server.", show
 DEFAULT_STATE = Path("runs/server/state")
 
 
-@app.callback()
-def prepare() -> None:
-    """Coordinate a federation: sites train one model together, and no data leaves them."""
-    from fedstream.logs import configure_logs
-
-    configure_logs(level="warning")  # commands speak for themselves; `run` sets up its own
-
-
 def pairs(values: list[str] | None, option: str) -> dict[str, str] | None:
     """`a=b` arguments as a mapping; several may stand in one, separated by commas."""
     if not values:
@@ -355,6 +347,9 @@ def demo(
 
 def main() -> None:
     """Entry point."""
+    from fedstream.logs import configure_logs
+
+    configure_logs(level="warning")  # commands speak for themselves; `run` sets up its own
     app()
 
 

@@ -57,14 +57,16 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
     @translates_errors
     async def Negotiate(self, requests: Requests, context: Context) -> None:
         """Holds one client's session."""
-        introduction = await self._handshake(requests, context)
-        if introduction is None:
+        hello = await self._hello(requests)
+        introduction = messages.read_introduction(hello)
+        if not await self._handshake(hello, introduction, requests, context):
             return
         session = self.federation.sessions.open(introduction.name)
         state, reason = ClientState.DISCONNECTED, "the connection was lost"
         try:
             with structlog.contextvars.bound_contextvars(client=introduction.name):
                 self.federation.sessions.say(self.federation.welcome(introduction))
+                await context.write(self._welcome(hello))  # said when it is true: from here on the client counts
                 message = "a newer stream of this client took over"
                 left = await give_way(self._converse(session, requests, context), session.superseded, message)
                 if left is not None:
@@ -77,13 +79,16 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
 
     # The handshake.
 
-    async def _handshake(self, requests: Requests, context: Context) -> Introduction | None:
-        """Take the hello and welcome the client, or decline it and return nothing."""
+    async def _hello(self, requests: Requests) -> negotiation_pb2.Hello:
         first = await anext(aiter(requests), None)
         if first is None or first.WhichOneof("kind") != "hello":
             raise UnexpectedMessage("the first message must be hello")
-        hello = first.hello
-        introduction = messages.read_introduction(hello)
+        return first.hello
+
+    async def _handshake(
+        self, hello: negotiation_pb2.Hello, introduction: Introduction, requests: Requests, context: Context
+    ) -> bool:
+        """Whether the client may take part; if not, it has been told why."""
         decline = check_introduction(introduction, hello.protocol.min, hello.protocol.max)
         if decline is None:
             await self._until_ready(introduction.name, context)
@@ -93,9 +98,7 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
             if limits.is_client_name(introduction.name):
                 self.federation.turn_away(introduction, decline)
             await context.write(messages.write_decline(decline))
-            return None
-        await context.write(self._welcome(hello))
-        return introduction
+        return decline is None
 
     async def _until_ready(self, client: str, context: Context) -> None:
         if not self.federation.ready.is_set():

@@ -152,7 +152,7 @@ async def test_federation_starts_from_the_model_of_an_earlier_one(finished: Fede
 
 
 def test_server_killed_in_mid_round_goes_on_where_it_was_to_the_same_model(finished: Federation, scene: Stage) -> None:
-    options = ["--holdout", "phantom", "--rounds", str(ROUNDS), "--min-clients", "3", "--task-set", "seconds=0.4"]
+    options = ["--holdout", "phantom", "--rounds", str(ROUNDS), "--min-clients", "3", "--task-set", "seconds=1.2"]
     first = scene.server(*options)
     clients = start_sites(scene, first)
 

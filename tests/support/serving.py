@@ -122,7 +122,21 @@ class BareSite:
         return await self.transfer.PutManifest(iter(manifest_messages(upload_id, manifest, num_examples)))
 
     async def write(self, upload_id: str, chunks: Iterable[Chunk]) -> int:
-        """Send chunks and return the last committed size."""
+        """Send chunks and return the last committed size.
+
+        Where the server refuses while chunks are on their way, gRPC may report its own failure to send instead of the
+        server's reason. Sending again is safe, so this does, until it has the server's word.
+        """
+        sent = list(chunks)
+        for _ in range(20):
+            try:
+                return await self._write(upload_id, sent)
+            except grpc.aio.AioRpcError as error:
+                if "from Core" not in (error.details() or ""):
+                    raise
+        raise AssertionError("the server's reason never arrived")
+
+    async def _write(self, upload_id: str, chunks: Iterable[Chunk]) -> int:
         call = self.transfer.WriteChunks(iter(chunk_messages(upload_id, chunks)))
         committed = 0
         async for response in call:
