@@ -164,7 +164,7 @@ class Desk:
             synced = await asyncio.to_thread(upload.sync)
             await self._write(committing(upload_id, synced))
             upload.committed(synced)
-        self._federation.bytes_received += upload.committed_size - before
+        self._federation.traffic.received += upload.committed_size - before
         self._note_progress(upload_id, upload)
         return upload.committed_size
 

@@ -27,6 +27,7 @@ from fedserver.intake import Intake
 from fedserver.sessions import Sessions
 from fedserver.store import State, rounds
 from fedserver.store.models import StoredModel
+from fedserver.traffic import Traffic
 from fedstream.errors import WrongState
 from fedstream.plan import Plan
 from fedstream.schema import ModelSchema, TaskMeaning
@@ -96,8 +97,7 @@ class Federation:
         self.intake: Intake | None = None
         self.phase = "select"
         self.history: list[RoundRecord] = []
-        self.bytes_sent = 0
-        self.bytes_received = 0
+        self.traffic = Traffic()
         self.outcome: TellFederationOutcome | None = None
         self.ready = asyncio.Event()
         self.stop_requested = asyncio.Event()
@@ -233,7 +233,6 @@ class Federation:
         assert self.schema is not None, "a round is at work when there is a schema"
         self.intake = Intake(self.schema, self.model, self.strategy, round_)
         self.round = round_
-        self.bytes_sent = self.bytes_received = 0
         return round_
 
     async def keep(self, part: Participation) -> None:

@@ -228,7 +228,7 @@ async def run_round(federation: Federation, number: int, revived: Round | None =
 async def conclude(federation: Federation, work: RoundWork) -> None:
     """Keep the round's record and its entry in the ledger, in one step, and tell everyone how it ended."""
     round_ = work.opened
-    record = round_record(federation, round_, work.evaluation, work.evaluation_reason)
+    record = round_record(federation, round_, federation.traffic.take(), work.evaluation, work.evaluation_reason)
     sha256 = work.model.digest.sha256 if work.model is not None else None
     text = rounds.text_of(record)
     assert work.intake is not None, "this phase comes after `offer`"

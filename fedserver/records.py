@@ -12,6 +12,7 @@ from fedserver.clock import wall_time_of
 from fedserver.coordinator.participation import Participation
 from fedserver.coordinator.round import Round
 from fedserver.federation import Federation, FederationState
+from fedserver.traffic import Traffic
 from fedstream.manifest import Digest
 from fedtask.report import (
     ClientRecord,
@@ -28,9 +29,9 @@ _SHOWN_VERSIONS = ("fedstream", "tensorflow", "keras", "numpy", "grpcio", "proto
 
 
 def round_record(
-    federation: Federation, round_: Round, evaluation: Evaluation | None, evaluation_reason: str
+    federation: Federation, round_: Round, moved: Traffic, evaluation: Evaluation | None, evaluation_reason: str
 ) -> RoundRecord:
-    """The record of a round that is closed."""
+    """The record of a round that is closed, in which so much was moved."""
     assert round_.closed is not None, "a round is recorded once it is closed"
     return RoundRecord(
         number=round_.number,
@@ -40,8 +41,8 @@ def round_record(
         closed=wall_time_of(federation.clock, round_.closed),
         evaluation=evaluation,
         evaluation_reason=evaluation_reason,
-        bytes_received=federation.bytes_received,
-        bytes_sent=federation.bytes_sent,
+        bytes_received=moved.received,
+        bytes_sent=moved.sent,
         contributions=tuple(_contribution(part) for part in round_.participations),
     )
 

@@ -129,8 +129,8 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             deadline=messages.write_instant(clock, round_.deadline),
             base_model=messages.write_model(round_.base),
             counts=write_counts(round_.counts),
-            bytes_received=self.federation.bytes_received,
-            bytes_sent=self.federation.bytes_sent,
+            bytes_received=self.federation.traffic.received,
+            bytes_sent=self.federation.traffic.sent,
         )
 
     def _write_participation(self, part: Participation) -> admin_pb2.Participation:

@@ -176,7 +176,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
             try:
                 while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
                     # Counted first: a client that has all it wants hangs up, and this handler ends within the write.
-                    self.federation.bytes_sent += len(chunk.data)
+                    self.federation.traffic.sent += len(chunk.data)
                     await context.write(transfer_pb2.ReadChunksResponse(chunk=wire.write_chunk(chunk)))
             finally:
                 log.debug("download ends")

@@ -121,7 +121,7 @@ class RoundRecord:
     """One round: how it ended and why, its model's scores on the holdout, and every offer made in it, by rank.
 
     `evaluation` is `None` where there is none, and `evaluation_reason` then says why. `bytes_received` and `bytes_sent`
-    are the server's, updates and models, for this round.
+    are the server's, updates and models, since the round before was over: a model may be fetched before the next opens.
     """
 
     number: int
