@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import structlog
 
 from fedclient.reply import Experience
+from fedclient.sealed import seal, unseal
 from fedstream.files import FileSystem, write_durably
 
 log = structlog.get_logger()
@@ -59,7 +59,7 @@ class SiteMemory:
 
     def _load(self) -> None:
         try:
-            held = json.loads(self._path.read_bytes())
+            held = unseal(self._path.read_bytes())
             if held["federation"] == self._federation:
                 self._rows = list(held["rows"])
                 self._experience = Experience(held["epoch_seconds"], held["transfer_seconds"])
@@ -75,4 +75,4 @@ class SiteMemory:
             "transfer_seconds": self._experience.transfer_seconds,
             "rows": self._rows,
         }
-        write_durably(self._files, self._path, [json.dumps(held).encode()])
+        write_durably(self._files, self._path, [seal(held)])

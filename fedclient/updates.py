@@ -7,13 +7,12 @@ facts (`.json`). Only with a sidecar does an update count, and only if every byt
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import structlog
 
+from fedclient.sealed import seal, unseal
 from fedstream.files import FileSystem, write_durably
 from fedstream.manifest import Digest, Manifest
 from fedstream.weights_file import FileSpan, WeightsFile, WeightsFileError
@@ -66,9 +65,8 @@ class UpdateStore:
     def record(self, offer_id: str, round_number: int, base: Digest, update: LocalUpdate) -> FinishedUpdate:
         """Make the update count, durably; its weights are on disk already."""
         facts = {"offer_id": offer_id, "round": round_number, "base": [base.hex, base.size_bytes]}
-        text = json.dumps(facts | {"update": to_json(update)}, sort_keys=True)
-        sidecar = json.dumps({"sha256": _sha256(text), "record": text}).encode()
-        write_durably(self._files, self._sidecar_path(offer_id), [sidecar])
+        sidecar = facts | {"update": to_json(update)}
+        write_durably(self._files, self._sidecar_path(offer_id), [seal(sidecar)])
         return FinishedUpdate(offer_id, round_number, base, self.weights_path(offer_id), update)
 
     def load(self, offer_id: str) -> FinishedUpdate | None:
@@ -85,10 +83,7 @@ class UpdateStore:
         return finished
 
     def _read(self, offer_id: str, sidecar: Path) -> FinishedUpdate:
-        envelope: Any = json.loads(sidecar.read_bytes())
-        if _sha256(envelope["record"]) != envelope["sha256"]:
-            raise ValueError("its facts do not match their digest")
-        facts = json.loads(envelope["record"])
+        facts = unseal(sidecar.read_bytes())
         base = Digest(bytes.fromhex(facts["base"][0]), facts["base"][1])
         update = from_json(LocalUpdate, facts["update"])
         path = self.weights_path(offer_id)
@@ -111,7 +106,3 @@ class UpdateStore:
 def _stem(offer_id: str) -> str:
     # No path is built from text that the other side chose.
     return hashlib.sha256(offer_id.encode()).hexdigest()[:32]
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

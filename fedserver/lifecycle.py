@@ -54,6 +54,8 @@ async def prepare(federation: Federation) -> None:
     try:
         for path in await asyncio.to_thread(state.sweep):
             log.info("removed what an interrupted step left", file=str(path))
+        if state.database.interrupted:
+            log.warning("going on from the commit before", because=state.database.interrupted)
         await asyncio.to_thread(state.remember, KEEP_ROUNDS_FACT, str(federation.config.keep_rounds))
         federation.description = await federation.evaluator.describe()
         federation.schema = federation.description.schema

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sqlite3
 
 import structlog
 from rich.console import Console
@@ -36,7 +37,10 @@ async def run_server(config: ServerConfig, log_json: bool | None, log_level: str
     try:
         try:
             listening = await server.start()
-        except OSError as error:
+        except StateError as error:
+            log.error("cannot start", error=str(error))
+            return ExitCode.BAD_STATE
+        except (OSError, sqlite3.Error) as error:
             log.error("cannot start", error=str(error))
             return ExitCode.BAD_CONFIGURATION if trouble_of(error) is None else ExitCode.BAD_STATE
         server.stop_on_signals()

@@ -2,29 +2,55 @@
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from fedserver.store.errors import StateError
+from fedserver.store.row_checks import checked, damaged_rows, register
+from fedserver.store.write_ahead_log import SpoiltHeader, first_spoilt_frame
 
 MIGRATIONS: Sequence[str] = (
-    """
-    CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-    CREATE TABLE models (sha256 BLOB PRIMARY KEY, manifest BLOB NOT NULL, kept INTEGER NOT NULL) STRICT;
+    f"""
+    CREATE TABLE facts (
+        key TEXT PRIMARY KEY,
+        value TEXT NOT NULL,
+        {checked("key", "value")}
+    ) STRICT;
+    CREATE TABLE models (
+        sha256 BLOB PRIMARY KEY,
+        manifest BLOB NOT NULL,
+        kept INTEGER NOT NULL,
+        {checked("sha256", "manifest", "kept")}
+    ) STRICT;
     CREATE INDEX models_kept ON models (sha256) WHERE kept = 1;
-    CREATE TABLE versions (version INTEGER PRIMARY KEY, sha256 BLOB NOT NULL) STRICT;
-    CREATE TABLE rounds (number INTEGER PRIMARY KEY, model_sha256 BLOB, record TEXT NOT NULL) STRICT;
-    CREATE TABLE open_rounds (number INTEGER PRIMARY KEY, row TEXT NOT NULL) STRICT;
+    CREATE TABLE versions (
+        version INTEGER PRIMARY KEY,
+        sha256 BLOB NOT NULL,
+        {checked("version", "sha256")}
+    ) STRICT;
+    CREATE TABLE rounds (
+        number INTEGER PRIMARY KEY,
+        model_sha256 BLOB,
+        record TEXT NOT NULL,
+        {checked("number", "model_sha256", "record")}
+    ) STRICT;
+    CREATE TABLE open_rounds (
+        number INTEGER PRIMARY KEY,
+        row TEXT NOT NULL,
+        {checked("number", "row")}
+    ) STRICT;
     CREATE TABLE participations (
         round INTEGER NOT NULL,
         rank INTEGER NOT NULL,
         upload_id TEXT NOT NULL UNIQUE,
         row TEXT NOT NULL,
+        {checked("round", "rank", "upload_id", "row")},
         PRIMARY KEY (round, rank)
     ) STRICT;
     CREATE TABLE uploads (
@@ -35,20 +61,33 @@ MIGRATIONS: Sequence[str] = (
         facts TEXT NOT NULL,
         committed_size INTEGER NOT NULL,
         state TEXT NOT NULL,
-        reason TEXT NOT NULL
+        reason TEXT NOT NULL,
+        {checked("upload_id", "round", "manifest", "missing", "facts", "committed_size", "state", "reason")}
     ) STRICT;
     CREATE INDEX uploads_by_round ON uploads (round);
     CREATE TABLE late_updates (
         round INTEGER NOT NULL,
         rank INTEGER NOT NULL,
         reason TEXT NOT NULL,
+        {checked("round", "rank", "reason")},
         PRIMARY KEY (round, rank)
     ) STRICT;
-    CREATE TABLE ledger (number INTEGER PRIMARY KEY, entry TEXT NOT NULL, hash BLOB NOT NULL) STRICT;
-    CREATE TABLE clients (name TEXT PRIMARY KEY, row TEXT NOT NULL) STRICT;
+    CREATE TABLE ledger (
+        number INTEGER PRIMARY KEY,
+        entry TEXT NOT NULL,
+        hash BLOB NOT NULL,
+        {checked("number", "entry", "hash")}
+    ) STRICT;
+    CREATE TABLE clients (
+        name TEXT PRIMARY KEY,
+        row TEXT NOT NULL,
+        {checked("name", "row")}
+    ) STRICT;
     """,
 )
 """Step n takes a database from `user_version` n to n + 1. Released steps are never changed, only followed.
+
+Every table has a checksum over all other columns (`row_checks`), so a step that adds a column makes the table anew.
 
 A model's row stays when its file is collected; `kept` says whether there is a file.
 """
@@ -70,14 +109,17 @@ class Database:
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
         self._lock = threading.RLock()  # guards the connection; nothing else is called under it
+        self.interrupted = ""
+        """Where the log's last commit is spoilt, by a power cut before it was acknowledged, or by the disk."""
         try:
+            self._check_log(path.with_name(f"{path.name}-wal"))
             self._connection = _connect_reading(path) if read_only else _connect_writing(path)
             try:
                 self._prepare(read_only=read_only)
             except BaseException:
                 self._connection.close()  # also lets go of a conversion that broke off
                 raise
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter from SQLite's words on damaged names
             raise StateError(f"{path} cannot be read ({error}); {RESTORE}") from error
 
     def _prepare(self, *, read_only: bool) -> None:
@@ -85,7 +127,9 @@ class Database:
         if read_only and version < len(MIGRATIONS):
             raise StateError(f"{self.path} is of an earlier version: start `fedserver run` on it once, to convert it")
         self._migrate(version)
-        self._check()
+        self._check_pages()
+        self._check_schema()
+        self._check_rows()
 
     def _require_known_version(self) -> int:
         version: int = self.query("PRAGMA user_version")[0][0]
@@ -98,11 +142,41 @@ class Database:
         for step in range(version, len(MIGRATIONS)):
             self._connection.executescript(f"BEGIN; {MIGRATIONS[step]} PRAGMA user_version = {step + 1}; COMMIT;")
 
-    def _check(self) -> None:
+    def _check_log(self, log: Path) -> None:
+        """See that SQLite is about to read all commits that the log has. Afterwards nobody can know."""
+        try:
+            spoilt = first_spoilt_frame(log)
+        except SpoiltHeader:
+            raise sqlite3.DatabaseError(f"the header of {log.name} is damaged") from None
+        if spoilt is None:
+            return
+        where = f"{log.name} is spoilt at frame {spoilt.number}"
+        if spoilt.commits > 1:
+            raise sqlite3.DatabaseError(f"{where}, and {spoilt.commits} commits from there on with it")
+        self.interrupted = f"{where}, in the last commit: a power cut interrupted it, or the file is damaged"
+
+    def _check_pages(self) -> None:
         # A file that lost its end opens without a word and fails at the first row that is not there.
-        found = self.query("PRAGMA quick_check(1)")[0][0]
+        found = self.query("PRAGMA integrity_check(1)")[0][0]
         if found != "ok":
             raise sqlite3.DatabaseError(found)
+
+    def _check_schema(self) -> None:
+        """Compare the tables' definitions, which no row's checksum covers, with this program's own."""
+        with closing(_connected(":memory:")) as sound:
+            for step in MIGRATIONS:
+                sound.executescript(step)
+            expected = sound.execute(_DEFINITIONS).fetchall()
+        for ours, theirs in itertools.zip_longest(expected, self.query(_DEFINITIONS)):
+            if ours != theirs:
+                raise sqlite3.DatabaseError(f"the definition of {(ours or theirs)[0]} is damaged")
+
+    def _check_rows(self) -> None:
+        with self._lock:
+            damaged = list(itertools.islice(damaged_rows(self._connection), _MOST_NAMED + 1))
+        if damaged:
+            named = "; ".join(damaged[:_MOST_NAMED]) + ("; and more" if len(damaged) > _MOST_NAMED else "")
+            raise sqlite3.DatabaseError(f"not what was written there: {named}")
 
     def query(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         """All rows of a statement that only reads."""
@@ -155,8 +229,19 @@ class Database:
             self._connection.close()
 
 
+_DEFINITIONS = "SELECT name, type, tbl_name, sql FROM sqlite_schema ORDER BY name"
+_MOST_NAMED = 10
+"""How many damaged rows an error names."""
+
+
+def _connected(address: str, *, uri: bool = False) -> sqlite3.Connection:
+    connection = sqlite3.connect(address, uri=uri, check_same_thread=False, isolation_level=None)
+    register(connection)
+    return connection
+
+
 def _connect_writing(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+    connection = _connected(str(path))
     path.chmod(0o600)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
@@ -177,7 +262,7 @@ def _connect_reading(path: Path) -> sqlite3.Connection:
 
 
 def _opened(address: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(address, uri=True, check_same_thread=False, isolation_level=None)
+    connection = _connected(address, uri=True)
     try:
         connection.execute("PRAGMA user_version").fetchone()
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sqlite3
@@ -76,13 +77,24 @@ class State:
         self._collecting = FileLock(folder / COLLECTION_LOCK, blocking=False)
 
     def identity(self, hosts: Sequence[str]) -> Identity:
-        """The server's key and certificate, made at the first start and kept."""
-        key_path, certificate_path = self.folder / KEY, self.folder / CERTIFICATE
-        if not (key_path.exists() and certificate_path.exists()):
+        """The server's key and certificate, made at the first start and kept, or anew if both were removed.
+
+        Raises:
+            StateError: one of them is gone or not what it was.
+        """
+        paths = [self.folder / KEY, self.folder / CERTIFICATE]
+        changed = [path for path in paths if is_changed(path, self.database)]
+        if changed and any(path.exists() for path in paths):
+            message = f"{changed[0]} is not what it was, and sites know this server by it; restore a backup"
+            raise StateError(f"{message}, or remove {KEY} and {CERTIFICATE} and give every site the new join command")
+        if not all(path.exists() for path in paths):  # of an interrupted first start, nothing is remembered yet
             made = make_self_signed(hosts)
-            write_durably(self.files, key_path, [made.key])
-            write_durably(self.files, certificate_path, [made.certificate])
-        return Identity(key_path.read_bytes(), certificate_path.read_bytes())
+            for path, contents in zip(paths, (made.key, made.certificate), strict=True):
+                write_durably(self.files, path, [contents])
+        key, certificate = (path.read_bytes() for path in paths)
+        for path, contents in zip(paths, (key, certificate), strict=True):
+            self.remember(_digest_fact(path), hashlib.sha256(contents).hexdigest())
+        return Identity(key, certificate)
 
     def rounds(self) -> list[RoundRecord]:
         """All rounds that are over, oldest first."""
@@ -139,6 +151,16 @@ class State:
         """Close the database and let another server in."""
         self.database.close()
         self._lock.release()
+
+
+def is_changed(path: Path, database: Database) -> bool:
+    """Whether a key or certificate is not what was remembered of it, or gone."""
+    known = database.query("SELECT value FROM facts WHERE key = ?", _digest_fact(path))
+    return bool(known) and not (path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == known[0][0])
+
+
+def _digest_fact(path: Path) -> str:
+    return f"sha256 of {path.name}"
 
 
 def is_state_directory(folder: Path) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from fedserver.store import DamagedFile, StateReader
 from fedserver.store.ledger import Entry, last_hash
+from fedserver.store.state import CERTIFICATE, KEY, is_changed
 from fedserver.store.uploads import FinishedUpload, collected_up_to
 from fedserver.verification.chain import Books, Page, missing_entries, read_pages
 from fedserver.verification.files import Shelf, as_recorded, updates_of
@@ -39,8 +40,10 @@ def verify(reader: StateReader, number: int | None = None) -> Verdict:
         _check_round(reader, shelf, page) if number in (None, page.number) else _chain_alone(page) for page in pages
     ]
     others = missing_entries(books)
+    if reader.database.interrupted:
+        others.append(Difference(str(reader.database.path), reader.database.interrupted))
     if number is None:
-        others += [*_initial_model(books, shelf), *_round_at_work(reader, books)]
+        others += [*_initial_model(books, shelf), *_round_at_work(reader, books), *_identity(reader)]
     shown = [check for check in rounds if number in (None, check.number) or check.differences]
     return Verdict(shown, others, last_hash(reader.database))
 
@@ -91,6 +94,11 @@ def _initial_model(books: Books, shelf: Shelf) -> Iterable[Difference]:
     if sha256 is None:
         return [Difference("versions", "the initial model is missing")] if books.rows else []
     return shelf.model(sha256.hex())[1]
+
+
+def _identity(reader: StateReader) -> Iterable[Difference]:
+    paths = (reader.folder / KEY, reader.folder / CERTIFICATE)
+    return [Difference(str(path), "it is not what it was") for path in paths if is_changed(path, reader.database)]
 
 
 def _round_at_work(reader: StateReader, books: Books) -> Iterable[Difference]:

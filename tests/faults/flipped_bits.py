@@ -1,10 +1,10 @@
 """One bit is flipped in each kind of stored file, again and again at random places.
 
-Of the server: a global model, a stored update, a partial upload, the database. Of the client: an update that is kept
-until it is acknowledged (its tensors, its facts), a model, a partial download. Held if every flip is found, by whoever
-uses the file next or by `fedserver verify`, and what is found names the file, the tensor or the row. A bit of the
-database that changes no row (SQLite leaves room on its pages) is counted as harmless. `count` is the number of bits per
-kind.
+Of the server: a global model, a stored update, a partial upload, the database, the log that a killed server leaves
+beside it, key and certificate. Of the client: an update that is kept until it is acknowledged (its tensors, its facts),
+a model, a partial download, what it remembers of earlier rounds. Held if every flip is found, by whoever uses the file
+next or by `fedserver verify`, and what is found names the file, the tensor or the row. A bit of the database that
+changes no row (SQLite leaves room on its pages) is counted as harmless. `count` is the number of bits per kind.
 
     python -m tests.faults.flipped_bits --count 200 --seed 0
 """
@@ -26,10 +26,13 @@ import numpy as np
 import structlog
 
 from fedclient.download import PartialBody
+from fedclient.memory import SiteMemory
 from fedclient.models import DamagedTensor, ModelStore
 from fedclient.updates import UpdateStore
 from fedserver.store import DamagedFile, StateReader
 from fedserver.store.errors import StateError
+from fedserver.store.row_checks import register
+from fedserver.store.state import CERTIFICATE, KEY
 from fedserver.verification import verify
 from fedstream.errors import DigestMismatch
 from fedstream.files import RealFileSystem, write_durably
@@ -127,6 +130,35 @@ def _database(originals: Originals) -> Trial:
     return trial
 
 
+def _write_ahead_log(originals: Originals) -> Trial:
+    """The log of a server that was killed. SQLite reads it up to the first damage and forgets the rest in silence."""
+
+    async def trial(folder: Path, rng: random.Random) -> None:
+        state = folder / "state"
+        shutil.copytree(originals.state, state)
+        left_by = sqlite3.connect(state / "state.db", isolation_level=None)
+        register(left_by)
+        left_by.execute("PRAGMA journal_mode = WAL")
+        for number in range(20):
+            left_by.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (f"fact {number % 5}", "x" * 100 * number))
+        killed = folder / "killed"
+        shutil.copytree(state, killed)
+        left_by.close()
+        flip(killed / "state.db-wal", rng)
+        _verify(killed)
+
+    return trial
+
+
+def _identity_file(originals: Originals, name: str) -> Trial:
+    async def trial(folder: Path, rng: random.Random) -> None:
+        shutil.copytree(originals.state, folder / "state")
+        flip(folder / "state" / name, rng)
+        _verify(folder / "state")
+
+    return trial
+
+
 def _changed_tables(before: list[str], after: list[str]) -> str:
     changed = set(before) ^ set(after)
     return ", ".join(sorted({table for row in changed for table in _TABLE.findall(row)[:1]})) or "something"
@@ -217,6 +249,17 @@ def _partial_download(originals: Originals) -> Trial:
     return trial
 
 
+def _site_memory(_originals: Originals) -> Trial:
+    async def trial(folder: Path, rng: random.Random) -> None:
+        path = folder / "memory.json"
+        SiteMemory(path, "north", _FILES).add_history(1, [{"loss": 0.5, "accuracy": 0.75}])
+        flip(path, rng)
+        with _log() as log:
+            _require_noticed(not SiteMemory(path, "north", _FILES).rows, log)
+
+    return trial
+
+
 def _require_noticed(noticed: bool, log: ClientLog) -> None:
     if noticed:
         raise Found(f"{log.events[-1]['event']}: {log.events[-1]['damage']}")
@@ -251,10 +294,14 @@ async def run(order: Order, leave_out: Collection[str] = ()) -> Findings:
             "server, update": _stored_file(originals, "updates/*.safetensors"),
             "server, partial upload": _partial_upload(originals),
             "server, database": _database(originals),
+            "server, log of the database": _write_ahead_log(originals),
+            "server, key": _identity_file(originals, KEY),
+            "server, certificate": _identity_file(originals, CERTIFICATE),
             "client, kept update, tensors": _kept_update(originals, ".safetensors"),
             "client, kept update, facts": _kept_update(originals, ".json"),
             "client, model": _kept_model(originals),
             "client, partial download": _partial_download(originals),
+            "client, memory of earlier rounds": _site_memory(originals),
         }
         for kind in [kind for kind in trials if kind not in leave_out]:
             counts = await _flips(kind, trials[kind], order, rng, found)
@@ -293,6 +340,7 @@ async def _originals(folder: Path) -> Originals:
     """A server's state after three rounds of two clients."""
     weights = random_weights(SCHEMA, 7)
     async with Bench.running(folder, "ab", min_clients=2) as bench:
+        bench.state.identity(["localhost"])
         for seed in (1, 3, 5):
             await bench.play(seed, seed + 1)
     assert WeightsFile(next(iter((folder / "models").glob("*.safetensors")))).names, "there is something to damage"

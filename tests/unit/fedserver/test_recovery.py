@@ -11,6 +11,7 @@ import pytest
 
 from fedserver.coordinator.participation import Outcome, Stage
 from fedserver.store import DamagedFile, StateError, StateReader
+from fedserver.store.row_checks import register
 from fedserver.verification import verify
 from tests.support.bench import SCHEMA, Bench, image_of
 from tests.support.tasks import random_weights
@@ -294,6 +295,7 @@ async def test_round_that_started_from_another_model_is_refused(tmp_path: Path) 
 async def test_damaged_row_is_refused_with_what_to_do(tmp_path: Path) -> None:
     await undisturbed(tmp_path / "state")
     with sqlite3.connect(tmp_path / "state" / "state.db") as connection:
+        register(connection)  # a row that is whole, and says what no version of this program wrote
         connection.execute("UPDATE rounds SET record = substr(record, 1, 100)")
     connection.close()
     with pytest.raises(StateError, match=r"a row of table rounds .* is damaged .*; restore a backup"):

@@ -18,6 +18,7 @@ from fedserver.cli import app
 from fedserver.store import StateReader
 from fedserver.store.ledger import canonical_json, hash_of
 from fedserver.store.models import ModelStore
+from fedserver.store.row_checks import register
 from fedserver.verification import Verdict, verification, verify
 from fedserver.verification.chain import Books, read_pages
 from fedstream.files import RealFileSystem
@@ -86,6 +87,7 @@ def chain_differences(folder: Path) -> list[str]:
 
 def change(folder: Path, sql: str, *values: Any) -> None:
     with sqlite3.connect(folder / "state.db") as connection:
+        register(connection)  # with the checksum of its row: only the ledger can tell
         changed = connection.execute(sql, values).rowcount
     connection.close()
     assert changed == 1

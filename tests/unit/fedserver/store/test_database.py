@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,18 @@ import pytest
 from fedserver.store import State, StateError, StateReader
 from fedserver.store import database as database_module
 from fedserver.store.database import MIGRATIONS, Database
+from fedserver.store.row_checks import checked
 
 pytestmark = pytest.mark.numpy_task
 
-STEP_2 = "ALTER TABLE clients ADD COLUMN colour TEXT NOT NULL DEFAULT 'grey'; CREATE TABLE more (a TEXT) STRICT;"
+STEP_2 = f"""
+    CREATE TABLE painted (name TEXT PRIMARY KEY, row TEXT NOT NULL, colour TEXT NOT NULL,
+        {checked("name", "row", "colour")}) STRICT;
+    INSERT INTO painted SELECT name, row, 'grey' FROM clients;
+    DROP TABLE clients;
+    ALTER TABLE painted RENAME TO clients;
+    CREATE TABLE more (a TEXT PRIMARY KEY, {checked("a")}) STRICT;
+"""  # noqa: S608 - nothing from outside is in it
 
 
 def version_of(path: Path) -> int:
@@ -40,7 +49,7 @@ def test_database_of_an_earlier_version_is_converted_and_keeps_its_rows(
     assert version_of(first) == 1
     for _ in range(2):
         database = Database(first)
-        assert database.query("SELECT * FROM clients") == [("alpha", "{}", "grey")]
+        assert database.query("SELECT name, row, colour FROM clients") == [("alpha", "{}", "grey")]
         assert database.query("SELECT * FROM more") == []
         database.close()
         assert version_of(first) == 2
@@ -102,3 +111,51 @@ def test_refused_transaction_does_not_hold_up_the_next_one(tmp_path: Path) -> No
     database.execute("INSERT INTO facts VALUES ('a', ?)", "x" * 1_000_000)
     assert database.query("SELECT length(value) FROM facts") == [(1_000_000,)]
     database.close()
+
+
+def damage(path: Path, old: bytes, new: bytes) -> None:
+    """Change what stands in the file, behind SQLite's back."""
+    data = path.read_bytes()
+    assert len(old) == len(new)
+    assert data.count(old) == 1, "there is just one such place to change"
+    path.write_bytes(data.replace(old, new))
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_row_that_the_disk_changed_is_named_at_opening(first: Path, *, read_only: bool) -> None:
+    database = Database(first)
+    database.execute("INSERT INTO late_updates VALUES (7, 2, 'too late')")
+    database.close()
+    damage(first, b"too late", b"too mate")
+    with pytest.raises(StateError, match=r"table late_updates, round 7, rank 2\); restore"):
+        Database(first, read_only=read_only)
+
+
+def test_key_that_the_disk_changed_is_found_by_its_index(first: Path) -> None:
+    damaged = first.read_bytes()
+    place = damaged.rindex(b"alpha")
+    first.write_bytes(damaged[:place] + b"\xff" + damaged[place + 1 :])
+    with pytest.raises(StateError, match="clients"):
+        Database(first)
+
+
+def test_definition_that_the_disk_changed_is_named_at_opening(first: Path) -> None:
+    damage(first, b"uploads_by_round ON uploads (round)", b"uploads_by_round ON uploads (state)")
+    with pytest.raises(StateError, match="uploads_by_round"):
+        Database(first)
+
+
+def test_plain_tool_reads_the_tables_and_cannot_change_a_row(first: Path) -> None:
+    with closing(sqlite3.connect(first)) as tool:
+        assert tool.execute("SELECT name, row FROM clients").fetchall() == [("alpha", "{}")]
+        with pytest.raises(sqlite3.OperationalError, match="row_crc32c"):
+            tool.execute("UPDATE clients SET row = '[]'")
+
+
+def test_checksum_follows_every_statement_that_changes_a_row(first: Path) -> None:
+    database = Database(first)
+    database.execute("UPDATE clients SET row = '[1]'")
+    database.execute("INSERT OR REPLACE INTO clients VALUES ('alpha', '[2]')")
+    database.execute("INSERT INTO clients VALUES ('beta', '[]') ON CONFLICT (name) DO UPDATE SET row = '[3]'")
+    database.close()
+    Database(first).close()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -126,15 +127,36 @@ def test_identity_is_made_once_and_kept(tmp_path: Path) -> None:
     state.close()
 
 
-@pytest.mark.parametrize("lost", ["server.key", "server.crt"])
-def test_identity_of_which_half_is_lost_is_made_anew(lost: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damaged", ["server.key", "server.crt"])
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-3])])
+def test_identity_of_which_half_is_lost_or_changed_is_named(
+    damaged: str, harm: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    state = State(tmp_path)
+    state.identity([])
+    harm(tmp_path / damaged)
+    for _ in range(2):
+        with pytest.raises(StateError, match=rf"{damaged} is not what it was.*restore a backup, or remove server\.key"):
+            state.identity([])
+    state.close()
+
+
+def test_identity_that_was_removed_is_made_anew(tmp_path: Path) -> None:
     state = State(tmp_path)
     made = state.identity([])
-    (tmp_path / lost).unlink()
+    for name in ("server.key", "server.crt"):
+        (tmp_path / name).unlink()
     anew = state.identity([])
     assert fingerprint(anew.certificate) != fingerprint(made.certificate)
     assert anew.key != made.key
     assert state.identity([]) == anew
+    state.close()
+
+
+def test_identity_whose_making_was_interrupted_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "server.key").write_bytes(b"the first of the two files")
+    state = State(tmp_path)
+    assert b"PRIVATE KEY" in state.identity([]).key
     state.close()
 
 
@@ -180,7 +202,7 @@ def test_transaction_that_fails_changes_nothing_and_the_next_one_works(database:
     with pytest.raises(ZeroDivisionError):
         half_done()
     database.execute("INSERT INTO facts VALUES (?, ?)", "b", "2")
-    assert database.query("SELECT * FROM facts") == [("b", "2")]
+    assert database.query("SELECT key, value FROM facts") == [("b", "2")]
     database.close()
 
 
