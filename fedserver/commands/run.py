@@ -26,35 +26,32 @@ async def run_server(config: ServerConfig, log_json: bool | None, log_level: str
     """Serve one federation to its end."""
     configure_logs(as_json=log_json, level=log_level)
     structlog.contextvars.bind_contextvars(task=config.task)
+    server: Server | None = None
     try:
         server = Server(config)
-    except StateError as error:
+        listening = await server.start()
+    except (StateError, ValueError, OSError, sqlite3.Error) as error:
         log.error("cannot start", error=str(error))
-        return ExitCode.BAD_STATE
-    except ValueError as error:
-        log.error("cannot start", error=str(error))
-        return ExitCode.BAD_CONFIGURATION
-    try:
-        try:
-            listening = await server.start()
-        except StateError as error:
-            log.error("cannot start", error=str(error))
-            return ExitCode.BAD_STATE
-        except (OSError, sqlite3.Error) as error:
-            log.error("cannot start", error=str(error))
-            return ExitCode.BAD_CONFIGURATION if trouble_of(error) is None else ExitCode.BAD_STATE
+        is_of_the_state = isinstance(error, StateError) or trouble_of(error) is not None
+        return ExitCode.BAD_STATE if is_of_the_state else ExitCode.BAD_CONFIGURATION
+    else:
         server.stop_on_signals()
         announce(config, listening)
-        try:
-            reason = await server.run()
-        except (StateError, DamagedFile):
-            return ExitCode.BAD_STATE
-        except (FederationFailed, DiskRefuses):
-            return ExitCode.FAILED
-        log.info("finished", reason=reason, report=str(server.report))
-        return ExitCode.FINISHED
+        return await _live(server)
     finally:
-        await server.close()
+        if server is not None:
+            await server.close()
+
+
+async def _live(server: Server) -> ExitCode:
+    try:
+        reason = await server.run()
+    except (StateError, DamagedFile):
+        return ExitCode.BAD_STATE
+    except (FederationFailed, DiskRefuses):
+        return ExitCode.FAILED
+    log.info("finished", reason=reason, report=str(server.report))
+    return ExitCode.FINISHED
 
 
 def announce(config: ServerConfig, listening: Listening) -> None:
