@@ -12,14 +12,11 @@ from fedserver.aggregation import QuarantineReason
 from fedserver.coordinator.participation import Outcome, Participation
 from fedserver.coordinator.round import Round
 from fedserver.federation import Federation
-from fedserver.store import DamagedFile
+from fedserver.store import DamagedFile, UpdateFacts, Upload, UploadState
 from fedserver.store.journal import Statement
 from fedserver.store.rounds import ParticipationRow, being_late, opening, part_of_upload, participation
 from fedserver.store.uploads import (
     StoredUpload,
-    UpdateFacts,
-    Upload,
-    UploadState,
     beginning,
     committing,
     forgetting,
