@@ -1,16 +1,17 @@
-"""The upload desk: what may be uploaded now, how far each upload is, and what becomes of it when it is finished."""
+"""The desk itself: answers the calls about uploads, each once it is known whether the upload may go on."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import structlog
 
 from fedserver.aggregation import QuarantineReason
 from fedserver.coordinator.participation import Outcome, Participation
 from fedserver.coordinator.round import Round
+from fedserver.desk.tray import OpenUpload, Tray, UploadStatus
 from fedserver.federation import Federation
 from fedserver.store import DamagedFile, UpdateFacts, Upload, UploadState
 from fedserver.store.journal import Statement
@@ -37,32 +38,6 @@ from fedstream.manifest import Manifest
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class UploadStatus:
-    """How far an upload is."""
-
-    committed_size: int
-    size_bytes: int
-    state: UploadState
-    reason: str = ""
-
-
-@dataclass(slots=True)
-class OpenUpload:
-    """An upload at work. A newer stream of it sets `superseded` of the older one and waits for `writer`."""
-
-    upload: Upload
-    superseded: asyncio.Event = field(default_factory=asyncio.Event)
-    writer: asyncio.Lock = field(default_factory=asyncio.Lock)
-    finishing: asyncio.Task[UploadStatus] | None = None
-
-    def take_over(self) -> asyncio.Event:
-        """Make an older stream end; returns the event by which a still newer one will end this stream."""
-        self.superseded.set()
-        self.superseded = asyncio.Event()
-        return self.superseded
-
-
 class Desk:
     """Used from the event loop; the disk is used in threads.
 
@@ -75,11 +50,8 @@ class Desk:
 
     def __init__(self, federation: Federation) -> None:
         self._federation = federation
-        self._open: dict[str, OpenUpload] = {}
+        self._tray = Tray(federation)
         self._beginning: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._finished: dict[str, UploadStatus] = {}
-        self._finished_before: dict[str, UploadStatus] = {}
-        self._known_late: set[str] = set()
         # Set once all is known that an earlier process left. Until then nobody may be told how far an upload is, or
         # begin one: it may be one of those.
         self._restored = asyncio.Event()
@@ -98,7 +70,7 @@ class Desk:
 
     async def _begin(self, upload_id: str, manifest: Manifest, facts: UpdateFacts) -> OpenUpload:
         async with self._beginning[upload_id]:
-            known = self._open.get(upload_id)
+            known = self._tray.open.get(upload_id)
             if known is None:
                 return await self._begin_anew(upload_id, manifest, facts)
             if known.upload.manifest != manifest:
@@ -106,7 +78,7 @@ class Desk:
             return known
 
     async def _begin_anew(self, upload_id: str, manifest: Manifest, facts: UpdateFacts) -> OpenUpload:
-        federation, round_ = self._federation, self._round
+        federation, round_ = self._federation, self._tray.round
         assert federation.model is not None, "a round is open only when there is a model"
         missing = manifest.indexes_changed_from(federation.model.manifest)
         upload = await asyncio.to_thread(federation.state.uploads.begin, upload_id, manifest, missing, facts)
@@ -117,9 +89,7 @@ class Desk:
             upload.drop()
             raise
         log.debug("upload begins", client=round_.of_upload(upload_id).client, bytes=upload.size_bytes)
-        self._open[upload_id] = OpenUpload(upload)
-        self._note_progress(upload_id, upload)
-        return self._open[upload_id]
+        return self._tray.put(upload_id, upload)
 
     async def require(self, upload_id: str) -> None:
         """Check that an update may come. That one came too late is taken note of.
@@ -130,7 +100,7 @@ class Desk:
         """
         await self.opened()
         try:
-            self._round.require_open(upload_id)
+            self._tray.round.require_open(upload_id)
         except (RoundClosed, UnknownUpload):
             await self._note_late(upload_id)
             raise
@@ -144,7 +114,7 @@ class Desk:
             ManifestRequired: the manifest is missing.
         """
         await self.require(upload_id)
-        known = self._open.get(upload_id)
+        known = self._tray.open.get(upload_id)
         if known is None:
             raise ManifestRequired("put the manifest of this upload first")
         return known
@@ -155,14 +125,14 @@ class Desk:
         Raises:
             RoundClosed: the update is no longer waited for.
         """
-        self._round.require_open(upload_id)
+        self._tray.round.require_open(upload_id)
         before = upload.committed_size
         if upload.received_size > before:
             synced = await asyncio.to_thread(upload.sync)
             await self._write(committing(upload_id, synced))
             upload.committed(synced)
         self._federation.traffic.received += upload.committed_size - before
-        self._note_progress(upload_id, upload)
+        self._tray.note_progress(upload_id, upload)
         return upload.committed_size
 
     def status(self, upload_id: str) -> UploadStatus:
@@ -171,11 +141,11 @@ class Desk:
         Raises:
             UnknownUpload: it is none that the server waits or waited for.
         """
-        finished = self._finished_status(upload_id)
+        finished = self._tray.finished(upload_id)
         if finished is not None:
             return finished
-        part = self._round.of_upload(upload_id)
-        known = self._open.get(upload_id)
+        part = self._tray.round.of_upload(upload_id)
+        known = self._tray.open.get(upload_id)
         committed, size = (known.upload.committed_size, known.upload.size_bytes) if known else (0, 0)
         if not part.is_outstanding:
             return UploadStatus(committed, size, UploadState.CLOSED, part.reason)
@@ -195,10 +165,10 @@ class Desk:
             DigestMismatch: a tensor is not what its digest says; the upload starts again.
         """
         await self.opened()
-        finished = self._finished_status(upload_id)
+        finished = self._tray.finished(upload_id)
         if finished is not None:
             return finished
-        known = self._open.get(upload_id)
+        known = self._tray.open.get(upload_id)
         if known is None or not self._is_whole_and_late(upload_id, known.upload):
             known = await self.at_work(upload_id)
         if known.finishing is None:
@@ -207,7 +177,7 @@ class Desk:
         return await asyncio.shield(known.finishing)
 
     async def _finish(self, upload_id: str, opened: OpenUpload) -> UploadStatus:
-        round_ = self._round
+        round_ = self._tray.round
         try:
             async with opened.writer:
                 self._require_complete(opened.upload)
@@ -216,7 +186,7 @@ class Desk:
                 reason = await self._take(part, opened.upload)
                 return await self._settle(round_, part, opened.upload, reason)
         except DigestMismatch:
-            self._open.pop(upload_id).upload.drop()
+            self._tray.drop(upload_id)
             round_.abandon_finish(upload_id, self._federation.now)
             await self._write(forgetting(upload_id))
             raise
@@ -253,21 +223,16 @@ class Desk:
             round_.complete(upload_id, facts.num_examples, facts.metrics, now)
         log.debug("upload is settled", client=part.client)
         self._federation.touch()
-        return self._finished_now(upload_id, upload, state, reason)
-
-    def _finished_now(self, upload_id: str, upload: Upload, state: UploadState, reason: str) -> UploadStatus:
-        self._finished[upload_id] = UploadStatus(upload.size_bytes, upload.size_bytes, state, reason)
-        self._open.pop(upload_id, None)
-        return self._finished[upload_id]
+        return self._tray.finish(upload_id, upload, state, reason)
 
     # Updates that come too late. Their part in the round keeps its outcome, and they are listed beside it.
 
     def _is_whole_and_late(self, upload_id: str, upload: Upload) -> bool:
-        ended = not self._round.of_upload(upload_id).is_outstanding
+        ended = not self._tray.round.of_upload(upload_id).is_outstanding
         return ended and upload.committed_size == upload.size_bytes
 
     async def _keep_late(self, upload_id: str, opened: OpenUpload) -> UploadStatus:
-        round_ = self._round
+        round_ = self._tray.round
         part = round_.of_upload(upload_id)
         reason = f"{_late_reason(round_.number, part.outcome, part.reason)}; it was kept aside"
         try:
@@ -277,13 +242,13 @@ class Desk:
                 kept = settled(upload_id, round_.number, opened.upload, UploadState.QUARANTINED, reason)
                 await self._write(kept, being_late(round_.number, part.rank, reason))
         except DigestMismatch as error:
-            self._open.pop(upload_id).upload.drop()
+            self._tray.drop(upload_id)
             raise RoundClosed(f"round {round_.number} does not wait for this update", round=round_.number) from error
         except BaseException:
             opened.finishing = None
             raise
         log.warning("update came too late", client=part.client, reason=reason)
-        return self._finished_now(upload_id, opened.upload, UploadState.QUARANTINED, reason)
+        return self._tray.finish(upload_id, opened.upload, UploadState.QUARANTINED, reason)
 
     async def _note_late(self, upload_id: str) -> None:
         """Take note, once, that an update was offered whose part in a round had ended; nothing of it is taken.
@@ -296,11 +261,11 @@ class Desk:
             return
         number, part = known
         is_over = part.outcome not in (None, Outcome.COMPLETED, Outcome.QUARANTINED)
-        if is_over and upload_id not in self._known_late and self._finished_status(upload_id) is None:
+        if is_over and upload_id not in self._tray.noted_late and self._tray.finished(upload_id) is None:
             reason = f"{_late_reason(number, part.outcome, part.reason)}; nothing of it was taken"
             log.warning("update came too late", client=part.client, reason=reason)
             await self._write(being_late(number, part.rank, reason))
-            self._known_late.add(upload_id)
+            self._tray.noted_late.add(upload_id)
         if self._federation.round is None or number != self._federation.round.number:
             raise RoundClosed(f"round {number} is over", round=number)
 
@@ -326,12 +291,11 @@ class Desk:
 
         A stored update that is no longer what it was is asked for again, and said loudly.
         """
-        for stored in self._federation.state.uploads.of_round(self._round.number):
+        for stored in self._federation.state.uploads.of_round(self._tray.round.number):
             if stored.state is UploadState.OPEN:
-                self._open[stored.upload_id] = OpenUpload(stored.upload)
                 if stored.upload.committed_size < stored.committed_size:
                     await self._write(resetting(stored.upload_id, stored.upload.committed_size))
-                self._note_progress(stored.upload_id, stored.upload)
+                self._tray.put(stored.upload_id, stored.upload)
                 continue
             try:
                 await self._fold_again(stored)
@@ -340,18 +304,17 @@ class Desk:
                 await self._ask_again(stored)
 
     async def _fold_again(self, stored: StoredUpload) -> None:
-        intake, part = self._federation.intake, self._round.of_upload(stored.upload_id)
+        intake, part = self._federation.intake, self._tray.round.of_upload(stored.upload_id)
         assert intake is not None, "a revived round has its intake"
         update = stored.upload.update()
         if part.outcome is Outcome.COMPLETED:
             await asyncio.to_thread(update.check)
             refused = await intake.admit(part, update)
             assert not refused, f"an update that was in is refused now: {refused}"
-        size = stored.upload.size_bytes
-        self._finished[stored.upload_id] = UploadStatus(size, size, stored.state, stored.reason)
+        self._tray.finish(stored.upload_id, stored.upload, stored.state, stored.reason)
 
     async def _ask_again(self, stored: StoredUpload) -> None:
-        round_, now = self._round, self._federation.now
+        round_, now = self._tray.round, self._federation.now
         round_.reopen(stored.upload_id, now)
         await self._write(forgetting(stored.upload_id), *opening(round_, now))
         stored.upload.drop()
@@ -361,13 +324,12 @@ class Desk:
 
         What became of this round's uploads can still be asked until the next round is over.
         """
-        for opened in self._open.values():
+        for opened in self._tray.open.values():
             opened.superseded.set()
             if opened.finishing is None or opened.finishing.done():  # one that is late may still be on its way in
                 self._drop(opened.upload)
-        self._finished_before, self._finished, self._open = self._finished, {}, {}
+        self._tray.clear()
         self._beginning.clear()
-        self._known_late.clear()
 
     def _drop(self, upload: Upload) -> None:
         try:
@@ -379,18 +341,6 @@ class Desk:
 
     async def _write(self, *statements: Statement) -> None:
         await self._federation.state.journal.write(*statements)
-
-    @property
-    def _round(self) -> Round:
-        if self._federation.round is None:
-            raise UnknownUpload("no round has opened yet; wait for an offer")
-        return self._federation.round
-
-    def _finished_status(self, upload_id: str) -> UploadStatus | None:
-        return self._finished.get(upload_id) or self._finished_before.get(upload_id)
-
-    def _note_progress(self, upload_id: str, upload: Upload) -> None:
-        self._round.upload_progress(upload_id, upload.committed_size, upload.size_bytes, self._federation.now)
 
 
 def _late_reason(number: int, outcome: Outcome | None, reason: str) -> str:
