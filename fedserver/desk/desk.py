@@ -8,21 +8,20 @@ from dataclasses import replace
 
 import structlog
 
-from fedserver.aggregation import QuarantineReason
 from fedserver.coordinator.participation import Outcome, Participation
 from fedserver.coordinator.round import Round
+from fedserver.desk.late import is_whole_and_late, keep_late, note_late
 from fedserver.desk.tray import OpenUpload, Tray, UploadStatus
 from fedserver.federation import Federation
 from fedserver.store import DamagedFile, UpdateFacts, Upload, UploadState
 from fedserver.store.journal import Statement
-from fedserver.store.rounds import ParticipationRow, being_late, opening, part_of_upload, participation
+from fedserver.store.rounds import opening, participation
 from fedserver.store.uploads import (
     StoredUpload,
     beginning,
     committing,
     forgetting,
     resetting,
-    settled,
     settling,
 )
 from fedstream.errors import (
@@ -102,7 +101,7 @@ class Desk:
         try:
             self._tray.round.require_open(upload_id)
         except (RoundClosed, UnknownUpload):
-            await self._note_late(upload_id)
+            await note_late(self._tray, upload_id)
             raise
 
     async def at_work(self, upload_id: str) -> OpenUpload:
@@ -169,11 +168,12 @@ class Desk:
         if finished is not None:
             return finished
         known = self._tray.open.get(upload_id)
-        if known is None or not self._is_whole_and_late(upload_id, known.upload):
+        if known is None or not is_whole_and_late(self._tray, upload_id, known.upload):
             known = await self.at_work(upload_id)
         if known.finishing is None:
-            late = self._is_whole_and_late(upload_id, known.upload)
-            known.finishing = asyncio.create_task((self._keep_late if late else self._finish)(upload_id, known))
+            late = is_whole_and_late(self._tray, upload_id, known.upload)
+            ending = keep_late(self._tray, upload_id, known) if late else self._finish(upload_id, known)
+            known.finishing = asyncio.create_task(ending)
         return await asyncio.shield(known.finishing)
 
     async def _finish(self, upload_id: str, opened: OpenUpload) -> UploadStatus:
@@ -224,57 +224,6 @@ class Desk:
         log.debug("upload is settled", client=part.client)
         self._federation.touch()
         return self._tray.finish(upload_id, upload, state, reason)
-
-    # Updates that come too late. Their part in the round keeps its outcome, and they are listed beside it.
-
-    def _is_whole_and_late(self, upload_id: str, upload: Upload) -> bool:
-        ended = not self._tray.round.of_upload(upload_id).is_outstanding
-        return ended and upload.committed_size == upload.size_bytes
-
-    async def _keep_late(self, upload_id: str, opened: OpenUpload) -> UploadStatus:
-        round_ = self._tray.round
-        part = round_.of_upload(upload_id)
-        reason = f"{_late_reason(round_.number, part.outcome, part.reason)}; it was kept aside"
-        try:
-            async with opened.writer:
-                await asyncio.to_thread(opened.upload.verify)
-                await asyncio.to_thread(opened.upload.seal)
-                kept = settled(upload_id, round_.number, opened.upload, UploadState.QUARANTINED, reason)
-                await self._write(kept, being_late(round_.number, part.rank, reason))
-        except DigestMismatch as error:
-            self._tray.drop(upload_id)
-            raise RoundClosed(f"round {round_.number} does not wait for this update", round=round_.number) from error
-        except BaseException:
-            opened.finishing = None
-            raise
-        log.warning("update came too late", client=part.client, reason=reason)
-        return self._tray.finish(upload_id, opened.upload, UploadState.QUARANTINED, reason)
-
-    async def _note_late(self, upload_id: str) -> None:
-        """Take note, once, that an update was offered whose part in a round had ended; nothing of it is taken.
-
-        Raises:
-            RoundClosed: it is of an earlier round.
-        """
-        known = self._part_of(upload_id)
-        if known is None:
-            return
-        number, part = known
-        is_over = part.outcome not in (None, Outcome.COMPLETED, Outcome.QUARANTINED)
-        if is_over and upload_id not in self._tray.noted_late and self._tray.finished(upload_id) is None:
-            reason = f"{_late_reason(number, part.outcome, part.reason)}; nothing of it was taken"
-            log.warning("update came too late", client=part.client, reason=reason)
-            await self._write(being_late(number, part.rank, reason))
-            self._tray.noted_late.add(upload_id)
-        if self._federation.round is None or number != self._federation.round.number:
-            raise RoundClosed(f"round {number} is over", round=number)
-
-    def _part_of(self, upload_id: str) -> tuple[int, Participation | ParticipationRow] | None:
-        """The round and the part in it that an upload belongs to: of the round at work, or of one that is over."""
-        round_ = self._federation.round
-        if round_ is not None and (found := round_.find_upload(upload_id)) is not None:
-            return round_.number, found
-        return part_of_upload(self._federation.state.database, upload_id)
 
     # Between processes and between rounds.
 
@@ -341,8 +290,3 @@ class Desk:
 
     async def _write(self, *statements: Statement) -> None:
         await self._federation.state.journal.write(*statements)
-
-
-def _late_reason(number: int, outcome: Outcome | None, reason: str) -> str:
-    ended = f"{outcome.value}: {reason}" if outcome is not None else reason
-    return f"{QuarantineReason.STALE_ROUND.value}: an update came after its part in round {number} had ended ({ended})"
