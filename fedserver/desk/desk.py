@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from dataclasses import replace
 
 import structlog
 
-from fedserver.coordinator.participation import Outcome, Participation
-from fedserver.coordinator.round import Round
+from fedserver.coordinator.participation import Outcome
+from fedserver.desk.finishing import take_in
 from fedserver.desk.late import is_whole_and_late, keep_late, note_late
 from fedserver.desk.tray import OpenUpload, Tray, UploadStatus
 from fedserver.federation import Federation
 from fedserver.store import DamagedFile, UpdateFacts, Upload, UploadState
 from fedserver.store.journal import Statement
-from fedserver.store.rounds import opening, participation
+from fedserver.store.rounds import opening
 from fedserver.store.uploads import (
     StoredUpload,
     beginning,
     committing,
     forgetting,
     resetting,
-    settling,
 )
 from fedstream.errors import (
-    BodyIncomplete,
-    DigestMismatch,
     ManifestConflict,
     ManifestRequired,
     RoundClosed,
@@ -172,58 +168,9 @@ class Desk:
             known = await self.at_work(upload_id)
         if known.finishing is None:
             late = is_whole_and_late(self._tray, upload_id, known.upload)
-            ending = keep_late(self._tray, upload_id, known) if late else self._finish(upload_id, known)
+            ending = keep_late(self._tray, upload_id, known) if late else take_in(self._tray, upload_id, known)
             known.finishing = asyncio.create_task(ending)
         return await asyncio.shield(known.finishing)
-
-    async def _finish(self, upload_id: str, opened: OpenUpload) -> UploadStatus:
-        round_ = self._tray.round
-        try:
-            async with opened.writer:
-                self._require_complete(opened.upload)
-                part = round_.begin_finish(upload_id)
-                log.debug("upload is checked", client=part.client)
-                reason = await self._take(part, opened.upload)
-                return await self._settle(round_, part, opened.upload, reason)
-        except DigestMismatch:
-            self._tray.drop(upload_id)
-            round_.abandon_finish(upload_id, self._federation.now)
-            await self._write(forgetting(upload_id))
-            raise
-        except BaseException:
-            opened.finishing = None
-            round_.abandon_finish(upload_id, self._federation.now)
-            raise
-
-    def _require_complete(self, upload: Upload) -> None:
-        committed, size = upload.committed_size, upload.size_bytes
-        if committed < size:
-            message = f"{committed} of {size} bytes are committed; resume there, then finish"
-            raise BodyIncomplete(message, committed_size=committed, body_size=size)
-
-    async def _take(self, part: Participation, upload: Upload) -> str:
-        await asyncio.to_thread(upload.verify)
-        await asyncio.to_thread(upload.seal)
-        assert self._federation.intake is not None, "a round has its intake from the start"
-        return await self._federation.intake.admit(part, upload.update())
-
-    async def _settle(self, round_: Round, part: Participation, upload: Upload, reason: str) -> UploadStatus:
-        upload_id, now, facts = part.upload_id, self._federation.now, upload.facts
-        state = UploadState.QUARANTINED if reason else UploadState.ADMITTED
-        ended = replace(part, num_examples=part.num_examples if reason else facts.num_examples)
-        ended.metrics = part.metrics if reason else facts.metrics
-        ended.end(Outcome.QUARANTINED if reason else Outcome.COMPLETED, reason, now)
-        # Durable first: should the disk refuse, the client is told to come back, and the round still waits for it.
-        await self._write(settling(upload_id, state, reason), participation(round_, ended, now))
-        if reason:
-            log.warning("quarantined", client=part.client, reason=reason)
-            round_.quarantine(upload_id, reason, now)
-        else:
-            log.info("update in", client=part.client, bytes=upload.size_bytes, examples=facts.num_examples)
-            round_.complete(upload_id, facts.num_examples, facts.metrics, now)
-        log.debug("upload is settled", client=part.client)
-        self._federation.touch()
-        return self._tray.finish(upload_id, upload, state, reason)
 
     # Between processes and between rounds.
 
