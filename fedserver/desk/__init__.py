@@ -1,6 +1,8 @@
 """The upload desk: what may be uploaded now, how far each upload is, and what becomes of it when it is finished.
 
-`desk` answers the calls; `tray` is what it has at hand; `late` is about updates whose part in the round had ended.
+`desk` answers the calls; `tray` is what it has at hand, and all that it knows of uploads. An upload ends in one of two
+ways: `finishing` (its part in the round goes on: checked, stored and folded) or `late` (it had ended: kept aside if it
+is whole, else noted). `restoring` takes up what an earlier process left.
 """
 
 from fedserver.desk.desk import Desk

@@ -7,27 +7,14 @@ from collections import defaultdict
 
 import structlog
 
-from fedserver.coordinator.participation import Outcome
 from fedserver.desk.finishing import take_in
 from fedserver.desk.late import is_whole_and_late, keep_late, note_late
+from fedserver.desk.restoring import restore
 from fedserver.desk.tray import OpenUpload, Tray, UploadStatus
 from fedserver.federation import Federation
-from fedserver.store import DamagedFile, UpdateFacts, Upload, UploadState
-from fedserver.store.journal import Statement
-from fedserver.store.rounds import opening
-from fedserver.store.uploads import (
-    StoredUpload,
-    beginning,
-    committing,
-    forgetting,
-    resetting,
-)
-from fedstream.errors import (
-    ManifestConflict,
-    ManifestRequired,
-    RoundClosed,
-    UnknownUpload,
-)
+from fedserver.store import UpdateFacts, Upload, UploadState
+from fedserver.store.uploads import beginning, committing
+from fedstream.errors import ManifestConflict, ManifestRequired, RoundClosed, UnknownUpload
 from fedstream.manifest import Manifest
 
 log = structlog.get_logger()
@@ -78,7 +65,7 @@ class Desk:
         missing = manifest.indexes_changed_from(federation.model.manifest)
         upload = await asyncio.to_thread(federation.state.uploads.begin, upload_id, manifest, missing, facts)
         try:
-            await self._write(beginning(upload_id, round_.number, upload))
+            await federation.state.journal.write(beginning(upload_id, round_.number, upload))
             round_.require_open(upload_id)
         except BaseException:
             upload.drop()
@@ -124,7 +111,7 @@ class Desk:
         before = upload.committed_size
         if upload.received_size > before:
             synced = await asyncio.to_thread(upload.sync)
-            await self._write(committing(upload_id, synced))
+            await self._federation.state.journal.write(committing(upload_id, synced))
             upload.committed(synced)
         self._federation.traffic.received += upload.committed_size - before
         self._tray.note_progress(upload_id, upload)
@@ -167,9 +154,8 @@ class Desk:
         if known is None or not is_whole_and_late(self._tray, upload_id, known.upload):
             known = await self.at_work(upload_id)
         if known.finishing is None:
-            late = is_whole_and_late(self._tray, upload_id, known.upload)
-            ending = keep_late(self._tray, upload_id, known) if late else take_in(self._tray, upload_id, known)
-            known.finishing = asyncio.create_task(ending)
+            end = keep_late if is_whole_and_late(self._tray, upload_id, known.upload) else take_in
+            known.finishing = asyncio.create_task(end(self._tray, upload_id, known))
         return await asyncio.shield(known.finishing)
 
     # Between processes and between rounds.
@@ -187,33 +173,7 @@ class Desk:
 
         A stored update that is no longer what it was is asked for again, and said loudly.
         """
-        for stored in self._federation.state.uploads.of_round(self._tray.round.number):
-            if stored.state is UploadState.OPEN:
-                if stored.upload.committed_size < stored.committed_size:
-                    await self._write(resetting(stored.upload_id, stored.upload.committed_size))
-                self._tray.put(stored.upload_id, stored.upload)
-                continue
-            try:
-                await self._fold_again(stored)
-            except DamagedFile as error:
-                log.error("a stored update is damaged and is asked for again", error=str(error))
-                await self._ask_again(stored)
-
-    async def _fold_again(self, stored: StoredUpload) -> None:
-        intake, part = self._federation.intake, self._tray.round.of_upload(stored.upload_id)
-        assert intake is not None, "a revived round has its intake"
-        update = stored.upload.update()
-        if part.outcome is Outcome.COMPLETED:
-            await asyncio.to_thread(update.check)
-            refused = await intake.admit(part, update)
-            assert not refused, f"an update that was in is refused now: {refused}"
-        self._tray.finish(stored.upload_id, stored.upload, stored.state, stored.reason)
-
-    async def _ask_again(self, stored: StoredUpload) -> None:
-        round_, now = self._tray.round, self._federation.now
-        round_.reopen(stored.upload_id, now)
-        await self._write(forgetting(stored.upload_id), *opening(round_, now))
-        stored.upload.drop()
+        await restore(self._tray)
 
     def clear(self) -> None:
         """The round is over: throw away what did not finish.
@@ -234,6 +194,3 @@ class Desk:
             if self._federation.disk.note(error) is None:
                 raise
             # Its row is gone already: the next start removes the file.
-
-    async def _write(self, *statements: Statement) -> None:
-        await self._federation.state.journal.write(*statements)
