@@ -23,7 +23,7 @@ from fedserver.coordinator.round import Round
 from fedserver.store import DamagedFile, ModelStore
 from fedserver.store.models import WAY_OUT as MODEL_WAY_OUT
 from fedserver.store.models import StoredModel
-from fedserver.store.uploads import WAY_OUT, Update
+from fedserver.store.updates import WAY_OUT, Update
 from fedstream.manifest import Digest, Manifest, manifest_of, raw_bytes
 from fedstream.schema import ModelSchema
 from fedtask.task import Weights

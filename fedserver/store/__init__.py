@@ -4,7 +4,9 @@ from fedserver.store.errors import DamagedFile, StateError
 from fedserver.store.models import ModelStore
 from fedserver.store.reading import StateReader
 from fedserver.store.state import State
-from fedserver.store.uploads import UpdateFacts, Upload, UploadState, UploadStore
+from fedserver.store.updates import UpdateFacts
+from fedserver.store.upload_file import Upload
+from fedserver.store.uploads import UploadState, UploadStore
 
 __all__ = [
     "DamagedFile",

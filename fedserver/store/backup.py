@@ -31,7 +31,8 @@ from fedserver.store.database import Database
 from fedserver.store.models import WAY_OUT as MODEL_WAY_OUT
 from fedserver.store.reading import StateReader
 from fedserver.store.state import CERTIFICATE, COLLECTION_LOCK, DATABASE, KEY, MODELS, UPDATES
-from fedserver.store.uploads import WAY_OUT, WAY_OUT_OVER, UploadState, entries_of, file_of
+from fedserver.store.updates import WAY_OUT, WAY_OUT_OVER
+from fedserver.store.uploads import UploadState, entries_of, file_of
 from fedstream.errors import FedstreamError
 from fedstream.files import TEMPORARY_SUFFIX, RealFileSystem, publish
 from fedstream.manifest import parse_canonical

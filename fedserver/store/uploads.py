@@ -1,237 +1,27 @@
-"""Updates on their way in: chunks go straight to the place in a weights file where they stay.
+"""Uploads as rows: which there are, how far each is and what became of it, and the folder with their files.
 
-Once the manifest is known, so is the file's header, and the body is the file's data section: finishing an upload is an
-fsync and a rename, whatever its size. Methods block on the disk and are called from threads; a lock per upload keeps a
-thread that outlived its cancelled call from writing to a file that was dropped meanwhile.
+`fedserver.store.upload_file` is about the bytes on their way in, `fedserver.store.updates` about those that are kept.
 """
 
 from __future__ import annotations
 
 import enum
 import json
-import threading
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from pydantic import TypeAdapter
 
-from fedserver.store.blobs import check_file, sha256_of_next
 from fedserver.store.database import Database
-from fedserver.store.errors import DamagedFile
 from fedserver.store.journal import Statement
-from fedstream import limits
-from fedstream.body import body_size
-from fedstream.errors import DigestMismatch, RoundClosed, WrongOffset
-from fedstream.files import TEMPORARY_SUFFIX, FileSystem, publish
+from fedserver.store.updates import Update, UpdateFacts
+from fedserver.store.upload_file import Upload
+from fedstream.files import FileSystem
 from fedstream.manifest import Manifest, TensorEntry, parse_canonical
-from fedstream.weights_file import WeightsFile, WeightsFileError, header_of
 
 _COLLECTED_FACT = "updates_collected_up_to"
-
-WAY_OUT = "start `fedserver run` again, and the site is asked to send it again"
-WAY_OUT_OVER = "nothing but `fedserver verify` needs it; `fedserver gc --keep-rounds 0` removes it"
-"""Of an update whose round is over."""
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateFacts:
-    """What a client says of its update. `training_seconds` is by its own clock."""
-
-    num_examples: int
-    metrics: Mapping[str, float | None] = field(default_factory=dict)
-    epochs: int = 0
-    training_seconds: float = 0.0
-
-
 _FACTS = TypeAdapter(UpdateFacts)
-
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    """A stored update: the file with the tensors that the server lacked, and what the client said of it.
-
-    `manifest` is of the whole update, `missing` has the indexes in it of what the file holds.
-    """
-
-    path: Path
-    facts: UpdateFacts
-    manifest: Manifest
-    missing: Sequence[int]
-
-    @property
-    def entries(self) -> list[TensorEntry]:
-        """What the file holds, in order."""
-        return [self.manifest.entries[index] for index in self.missing]
-
-    def tensors(self) -> dict[str, np.ndarray]:
-        """Its tensors, as read-only views of the mapped file.
-
-        Raises:
-            DamagedFile: the file is missing or no longer a weights file.
-        """
-        try:
-            return WeightsFile(self.path).weights()
-        except (WeightsFileError, OSError) as error:
-            raise DamagedFile(self.path, f"cannot be used ({error})", WAY_OUT) from error
-
-    def check(self) -> None:
-        """Compare every byte of the file with the manifest.
-
-        Raises:
-            DamagedFile: names the tensor.
-        """
-        check_file(self.path, self.entries, WAY_OUT)
-
-
-class Upload:
-    """One update on its way in.
-
-    Of `received_size` bytes, `sync` has put the first so many on the medium, and of these, `committed_size` are
-    recorded in the database too: only they are ever told to anybody.
-
-    An upload that an earlier process left is taken up with what was committed then. If that process had sealed the file
-    but not recorded it, the sealed file is verified once more and stays as it is.
-
-    Args:
-        path: where the finished file will be; until then it has a suffix.
-        manifest: of the whole update.
-        missing: indexes of the tensors that the body holds.
-        facts: what the client says of it.
-        files: the file system.
-        committed_size: bytes that an earlier process made durable.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        manifest: Manifest,
-        missing: Sequence[int],
-        facts: UpdateFacts,
-        files: FileSystem,
-        committed_size: int = 0,
-    ) -> None:
-        self.path, self.manifest, self.missing, self.facts = path, manifest, list(missing), facts
-        self.size_bytes = body_size(manifest, missing)
-        self._files = files
-        self._lock = threading.Lock()  # guards the descriptor and the sizes; only the file system is called under it
-        self._partial = path.with_name(path.name + TEMPORARY_SUFFIX)
-        self._header = header_of(manifest.entries[index] for index in missing)
-        self._sealed = path.exists()
-        self._descriptor: int | None = None if self._sealed else files.open(self._partial)
-        try:
-            self.received_size = self.committed_size = self._kept(committed_size)
-        except BaseException:
-            self._close()  # nobody will ever hold this object, and its file would stay open
-            raise
-        self._name_is_durable = self.committed_size > 0
-
-    def _kept(self, committed_size: int) -> int:
-        if self._sealed:
-            return self.size_bytes
-        assert self._descriptor is not None, "an upload that is not sealed has an open file"
-        if committed_size and self._partial.stat().st_size >= len(self._header) + committed_size:
-            return committed_size
-        self._files.write_at(self._descriptor, 0, self._header)
-        return 0
-
-    def write(self, offset: int, data: bytes) -> None:
-        """Add bytes of the body that start at `offset`; they are not durable before `sync`.
-
-        What is there already is left out: the thread of a cancelled call may have been faster, or be slower.
-
-        Raises:
-            WrongOffset: bytes before `offset` are missing; a failed `sync` may have lost them.
-        """
-        with self._lock:
-            known = self.received_size - offset
-            if known < 0:
-                message = f"{self.received_size} bytes are here, not {offset}; resume there"
-                raise WrongOffset(message, committed_size=self.committed_size)
-            new = memoryview(data)[known:]
-            if new:
-                self._files.write_at(self._opened(), len(self._header) + self.received_size, new)
-                self.received_size += len(new)
-
-    def sync(self) -> int:
-        """Put all that was received on the medium; returns how much that is.
-
-        Raises:
-            OSError: the medium refused. What was not committed counts as not received: after a failed fsync the kernel
-                may have thrown it away and still say yes to the next one.
-        """
-        with self._lock:
-            if self._sealed:
-                return self.size_bytes
-            try:
-                self._files.sync(self._opened())
-                if not self._name_is_durable:
-                    self._files.sync_folder(self.path.parent)  # or a power cut may take the name, and with it the bytes
-                    self._name_is_durable = True
-            except OSError:
-                self.received_size = self.committed_size
-                raise
-            return self.received_size
-
-    def committed(self, size: int) -> None:
-        """Take note that so many bytes are durable, and recorded as such."""
-        self.committed_size = max(self.committed_size, size)
-
-    def wants_commit(self) -> bool:
-        """Whether enough is uncommitted to be worth an fsync: half a window, so that the sender never has to stop."""
-        uncommitted = self.received_size - self.committed_size
-        return uncommitted >= limits.WINDOW_BYTES // 2 or (uncommitted > 0 and self.received_size == self.size_bytes)
-
-    def verify(self) -> None:
-        """Check every received tensor against its digest.
-
-        Raises:
-            DigestMismatch: one differs; the upload is to be dropped and started again.
-        """
-        with (self._partial if self._partial.exists() else self.path).open("rb") as file:
-            if file.read(len(self._header)) != self._header:  # the server's own bytes: the disk has changed them
-                message = "the file of this upload is damaged in its header; put the manifest again and start at 0"
-                raise DigestMismatch(message)
-            for entry in (self.manifest.entries[index] for index in self.missing):
-                if sha256_of_next(file, entry.size_bytes) != entry.digest.sha256:
-                    message = f"tensor {entry.name} does not match its digest; put the manifest again and start at 0"
-                    raise DigestMismatch(message, tensor=entry.name)
-
-    def seal(self) -> None:
-        """Give the complete and verified file its name, durably. A second time it changes nothing."""
-        with self._lock:
-            if self._sealed:
-                return
-            if self._partial.exists():
-                self._files.sync(self._opened())
-                publish(self._files, self._partial, self.path)
-            else:  # an earlier try got as far as the new name
-                self._files.sync_folder(self.path.parent)
-            self._sealed = True
-            self._close()
-
-    def update(self) -> Update:
-        """The sealed update."""
-        return Update(self.path, self.facts, self.manifest, self.missing)
-
-    def drop(self) -> None:
-        """Throw away what was received. Safe at any time, and twice."""
-        with self._lock:
-            self._close()
-            self._files.remove(self._partial)
-            if self._sealed:
-                self._files.remove(self.path)
-
-    def _opened(self) -> int:
-        if self._descriptor is None:
-            raise RoundClosed("this upload was dropped or is finished")
-        return self._descriptor
-
-    def _close(self) -> None:
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            self._files.close(descriptor)
 
 
 class UploadState(enum.Enum):

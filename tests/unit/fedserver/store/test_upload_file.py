@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from fedserver.store.uploads import UpdateFacts, Upload
+from fedserver.store.updates import UpdateFacts
+from fedserver.store.upload_file import Upload
 from fedstream import limits
 from fedstream.body import BodyReader
 from fedstream.errors import DigestMismatch, RoundClosed, WrongOffset

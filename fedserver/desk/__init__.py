@@ -1,0 +1,11 @@
+"""The upload desk: what may be uploaded now, how far each upload is, and what becomes of it when it is finished.
+
+`desk` answers the calls; `tray` is what it has at hand, and all that it knows of uploads. An upload ends in one of two
+ways: `finishing` (its part in the round goes on: checked, stored and folded) or `late` (it had ended: kept aside if it
+is whole, else noted). `restoring` takes up what an earlier process left.
+"""
+
+from fedserver.desk.desk import Desk
+from fedserver.desk.tray import OpenUpload, UploadStatus
+
+__all__ = ["Desk", "OpenUpload", "UploadStatus"]

@@ -1,0 +1,196 @@
+"""The desk itself: answers the calls about uploads, each once it is known whether the upload may go on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+
+import structlog
+
+from fedserver.desk.finishing import take_in
+from fedserver.desk.late import is_whole_and_late, keep_late, note_late
+from fedserver.desk.restoring import restore
+from fedserver.desk.tray import OpenUpload, Tray, UploadStatus
+from fedserver.federation import Federation
+from fedserver.store import UpdateFacts, Upload, UploadState
+from fedserver.store.uploads import beginning, committing
+from fedstream.errors import ManifestConflict, ManifestRequired, RoundClosed, UnknownUpload
+from fedstream.manifest import Manifest
+
+log = structlog.get_logger()
+
+
+class Desk:
+    """Used from the event loop; the disk is used in threads.
+
+    Nothing is true here before it is durable: a step whose recording the disk refuses has not happened, and may be
+    repeated.
+
+    Args:
+        federation: whose round decides which uploads may go on.
+    """
+
+    def __init__(self, federation: Federation) -> None:
+        self._federation = federation
+        self._tray = Tray(federation)
+        self._beginning: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        # Set once all is known that an earlier process left. Until then nobody may be told how far an upload is, or
+        # begin one: it may be one of those.
+        self._restored = asyncio.Event()
+
+    async def begin(self, upload_id: str, manifest: Manifest, facts: UpdateFacts) -> OpenUpload:
+        """Take a manifest durably, or the same one again.
+
+        Raises:
+            UnknownUpload: it is none that the server waits for.
+            RoundClosed: the update is no longer waited for.
+            ManifestConflict: another manifest was given before.
+        """
+        await self.require(upload_id)
+        # As a task of its own: a caller that goes away must not leave an open file behind that nobody knows.
+        return await asyncio.shield(asyncio.create_task(self._begin(upload_id, manifest, facts)))
+
+    async def _begin(self, upload_id: str, manifest: Manifest, facts: UpdateFacts) -> OpenUpload:
+        async with self._beginning[upload_id]:
+            known = self._tray.open.get(upload_id)
+            if known is None:
+                return await self._begin_anew(upload_id, manifest, facts)
+            if known.upload.manifest != manifest:
+                raise ManifestConflict("another manifest was given for this upload; send that one")
+            return known
+
+    async def _begin_anew(self, upload_id: str, manifest: Manifest, facts: UpdateFacts) -> OpenUpload:
+        federation, round_ = self._federation, self._tray.round
+        assert federation.model is not None, "a round is open only when there is a model"
+        missing = manifest.indexes_changed_from(federation.model.manifest)
+        upload = await asyncio.to_thread(federation.state.uploads.begin, upload_id, manifest, missing, facts)
+        try:
+            await federation.state.journal.write(beginning(upload_id, round_.number, upload))
+            round_.require_open(upload_id)
+        except BaseException:
+            upload.drop()
+            raise
+        log.debug("upload begins", client=round_.of_upload(upload_id).client, bytes=upload.size_bytes)
+        return self._tray.put(upload_id, upload)
+
+    async def require(self, upload_id: str) -> None:
+        """Check that an update may come. That one came too late is taken note of.
+
+        Raises:
+            UnknownUpload: it is none that the server waits for.
+            RoundClosed: the update is no longer waited for.
+        """
+        await self.opened()
+        try:
+            self._tray.round.require_open(upload_id)
+        except (RoundClosed, UnknownUpload):
+            await note_late(self._tray, upload_id)
+            raise
+
+    async def at_work(self, upload_id: str) -> OpenUpload:
+        """The upload that chunks are to go to.
+
+        Raises:
+            UnknownUpload: it is none that the server waits for.
+            RoundClosed: the update is no longer waited for.
+            ManifestRequired: the manifest is missing.
+        """
+        await self.require(upload_id)
+        known = self._tray.open.get(upload_id)
+        if known is None:
+            raise ManifestRequired("put the manifest of this upload first")
+        return known
+
+    async def commit(self, upload_id: str, upload: Upload) -> int:
+        """Make what was received durable; returns the committed size.
+
+        Raises:
+            RoundClosed: the update is no longer waited for.
+        """
+        self._tray.round.require_open(upload_id)
+        before = upload.committed_size
+        if upload.received_size > before:
+            synced = await asyncio.to_thread(upload.sync)
+            await self._federation.state.journal.write(committing(upload_id, synced))
+            upload.committed(synced)
+        self._federation.traffic.received += upload.committed_size - before
+        self._tray.note_progress(upload_id, upload)
+        return upload.committed_size
+
+    def status(self, upload_id: str) -> UploadStatus:
+        """How far an upload is; to be asked once the desk is `opened`.
+
+        Raises:
+            UnknownUpload: it is none that the server waits or waited for.
+        """
+        finished = self._tray.finished(upload_id)
+        if finished is not None:
+            return finished
+        part = self._tray.round.of_upload(upload_id)
+        known = self._tray.open.get(upload_id)
+        committed, size = (known.upload.committed_size, known.upload.size_bytes) if known else (0, 0)
+        if not part.is_outstanding:
+            return UploadStatus(committed, size, UploadState.CLOSED, part.reason)
+        return UploadStatus(committed, size, UploadState.OPEN if known else UploadState.AWAITING_MANIFEST)
+
+    async def finish(self, upload_id: str) -> UploadStatus:
+        """Verify and store an upload, and fold it; a second time, say the same again.
+
+        Once begun it goes on to its end, also when the caller goes away. An update that is whole, and whose part in the
+        round at work has ended meanwhile, is kept aside as late.
+
+        Raises:
+            UnknownUpload: it is none that the server waits or waited for.
+            RoundClosed: the update is no longer waited for.
+            ManifestRequired: the manifest is missing.
+            BodyIncomplete: bytes are missing.
+            DigestMismatch: a tensor is not what its digest says; the upload starts again.
+        """
+        await self.opened()
+        finished = self._tray.finished(upload_id)
+        if finished is not None:
+            return finished
+        known = self._tray.open.get(upload_id)
+        if known is None or not is_whole_and_late(self._tray, upload_id, known.upload):
+            known = await self.at_work(upload_id)
+        if known.finishing is None:
+            end = keep_late if is_whole_and_late(self._tray, upload_id, known.upload) else take_in
+            known.finishing = asyncio.create_task(end(self._tray, upload_id, known))
+        return await asyncio.shield(known.finishing)
+
+    # Between processes and between rounds.
+
+    def open(self) -> None:
+        """Answer the calls that waited until everything was restored that an earlier process left."""
+        self._restored.set()
+
+    async def opened(self) -> None:
+        """Return once the desk is open."""
+        await self._restored.wait()
+
+    async def restore(self) -> None:
+        """Take up the uploads of a round that an earlier process left, and fold again what was in.
+
+        A stored update that is no longer what it was is asked for again, and said loudly.
+        """
+        await restore(self._tray)
+
+    def clear(self) -> None:
+        """The round is over: throw away what did not finish.
+
+        What became of this round's uploads can still be asked until the next round is over.
+        """
+        for opened in self._tray.open.values():
+            opened.superseded.set()
+            if opened.finishing is None or opened.finishing.done():  # one that is late may still be on its way in
+                self._drop(opened.upload)
+        self._tray.clear()
+        self._beginning.clear()
+
+    def _drop(self, upload: Upload) -> None:
+        try:
+            upload.drop()
+        except OSError as error:
+            if self._federation.disk.note(error) is None:
+                raise
+            # Its row is gone already: the next start removes the file.

@@ -1,0 +1,92 @@
+"""What the desk has at hand: the uploads at work, and what became of those that are finished."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from fedserver.coordinator.round import Round
+from fedserver.federation import Federation
+from fedserver.store import Upload, UploadState
+from fedstream.errors import UnknownUpload
+
+
+@dataclass(frozen=True, slots=True)
+class UploadStatus:
+    """How far an upload is."""
+
+    committed_size: int
+    size_bytes: int
+    state: UploadState
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class OpenUpload:
+    """An upload at work. A newer stream of it sets `superseded` of the older one and waits for `writer`."""
+
+    upload: Upload
+    superseded: asyncio.Event = field(default_factory=asyncio.Event)
+    writer: asyncio.Lock = field(default_factory=asyncio.Lock)
+    finishing: asyncio.Task[UploadStatus] | None = None
+
+    def take_over(self) -> asyncio.Event:
+        """Make an older stream end; returns the event by which a still newer one will end this stream."""
+        self.superseded.set()
+        self.superseded = asyncio.Event()
+        return self.superseded
+
+
+class Tray:
+    """The uploads of the round at work, by upload id. Lives in memory; the rows that it must agree with come first.
+
+    Args:
+        federation: whose round it is.
+    """
+
+    def __init__(self, federation: Federation) -> None:
+        self.federation = federation
+        self.open: dict[str, OpenUpload] = {}
+        self.noted_late: set[str] = set()
+        self._finished: dict[str, UploadStatus] = {}
+        self._finished_before: dict[str, UploadStatus] = {}
+
+    @property
+    def round(self) -> Round:
+        """The round at work, or the last one.
+
+        Raises:
+            UnknownUpload: there was none yet.
+        """
+        if self.federation.round is None:
+            raise UnknownUpload("no round has opened yet; wait for an offer")
+        return self.federation.round
+
+    def put(self, upload_id: str, upload: Upload) -> OpenUpload:
+        """An upload is at work from now on."""
+        self.open[upload_id] = OpenUpload(upload)
+        self.note_progress(upload_id, upload)
+        return self.open[upload_id]
+
+    def note_progress(self, upload_id: str, upload: Upload) -> None:
+        """Bytes of an upload became durable: the round is told."""
+        self.round.upload_progress(upload_id, upload.committed_size, upload.size_bytes, self.federation.now)
+
+    def drop(self, upload_id: str) -> None:
+        """An upload is at work no more, and what was received of it is thrown away."""
+        self.open.pop(upload_id).upload.drop()
+
+    def finish(self, upload_id: str, upload: Upload, state: UploadState, reason: str) -> UploadStatus:
+        """An upload has ended, and its row says how."""
+        self._finished[upload_id] = UploadStatus(upload.size_bytes, upload.size_bytes, state, reason)
+        self.open.pop(upload_id, None)
+        return self._finished[upload_id]
+
+    def finished(self, upload_id: str) -> UploadStatus | None:
+        """What became of an upload of this round or of the one before; `None` if it has not finished."""
+        return self._finished.get(upload_id) or self._finished_before.get(upload_id)
+
+    def clear(self) -> None:
+        """The round is over. What became of its uploads can still be asked until the next round is over."""
+        self._finished_before, self._finished, self.open = self._finished, {}, {}
+        self.noted_late.clear()

@@ -1,0 +1,65 @@
+"""Updates as they are kept: a weights file, and what the client said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from fedserver.store.blobs import check_file
+from fedserver.store.errors import DamagedFile
+from fedstream.manifest import Manifest, TensorEntry
+from fedstream.weights_file import WeightsFile, WeightsFileError
+
+WAY_OUT = "start `fedserver run` again, and the site is asked to send it again"
+WAY_OUT_OVER = "nothing but `fedserver verify` needs it; `fedserver gc --keep-rounds 0` removes it"
+"""Of an update whose round is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateFacts:
+    """What a client says of its update. `training_seconds` is by its own clock."""
+
+    num_examples: int
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    epochs: int = 0
+    training_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """A stored update: the file with the tensors that the server lacked, and what the client said of it.
+
+    `manifest` is of the whole update, `missing` has the indexes in it of what the file holds.
+    """
+
+    path: Path
+    facts: UpdateFacts
+    manifest: Manifest
+    missing: Sequence[int]
+
+    @property
+    def entries(self) -> list[TensorEntry]:
+        """What the file holds, in order."""
+        return [self.manifest.entries[index] for index in self.missing]
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Its tensors, as read-only views of the mapped file.
+
+        Raises:
+            DamagedFile: the file is missing or no longer a weights file.
+        """
+        try:
+            return WeightsFile(self.path).weights()
+        except (WeightsFileError, OSError) as error:
+            raise DamagedFile(self.path, f"cannot be used ({error})", WAY_OUT) from error
+
+    def check(self) -> None:
+        """Compare every byte of the file with the manifest.
+
+        Raises:
+            DamagedFile: names the tensor.
+        """
+        check_file(self.path, self.entries, WAY_OUT)
