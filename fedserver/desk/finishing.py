@@ -37,7 +37,7 @@ async def take_in(tray: Tray, upload_id: str, opened: OpenUpload) -> UploadStatu
             reason = await _admit(federation, part, opened.upload)
             return await _settle(tray, round_, part, opened.upload, reason)
     except DigestMismatch:
-        tray.drop(upload_id)
+        tray.drop(upload_id, opened.upload)
         round_.abandon_finish(upload_id, federation.now)
         await federation.state.journal.write(forgetting(upload_id))
         raise

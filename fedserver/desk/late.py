@@ -48,7 +48,7 @@ async def keep_late(tray: Tray, upload_id: str, opened: OpenUpload) -> UploadSta
             kept = settled(upload_id, round_.number, opened.upload, UploadState.QUARANTINED, reason)
             await tray.federation.state.journal.write(kept, being_late(round_.number, part.rank, reason))
     except DigestMismatch as error:
-        tray.drop(upload_id)
+        tray.drop(upload_id, opened.upload)
         raise RoundClosed(f"round {round_.number} does not wait for this update", round=round_.number) from error
     except BaseException:
         opened.finishing = None

@@ -72,9 +72,10 @@ class Tray:
         """Bytes of an upload became durable: the round is told."""
         self.round.upload_progress(upload_id, upload.committed_size, upload.size_bytes, self.federation.now)
 
-    def drop(self, upload_id: str) -> None:
-        """An upload is at work no more, and what was received of it is thrown away."""
-        self.open.pop(upload_id).upload.drop()
+    def drop(self, upload_id: str, upload: Upload) -> None:
+        """An upload is at work no more (it may be of a round that is over), and what was received is thrown away."""
+        self.open.pop(upload_id, None)
+        upload.drop()
 
     def finish(self, upload_id: str, upload: Upload, state: UploadState, reason: str) -> UploadStatus:
         """An upload has ended, and its row says how."""
