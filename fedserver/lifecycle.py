@@ -74,6 +74,7 @@ async def prepare(federation: Federation) -> None:
             if record.evaluation is not None:
                 ref = ref_of(federation.state.models.of_version(record.number))
                 federation.progress.record(ref, record.evaluation.metrics)
+        federation.register.recall()
     except (TaskError, WorkerCrashed) as error:
         raise FederationFailed(str(error)) from error
     federation.ready.set()
@@ -237,14 +238,15 @@ async def say_farewell(federation: Federation, reason: str) -> None:
 async def _let_come_back(federation: Federation) -> None:
     """Give the clients of the last round time to come back, if a server that was killed at the very end left them.
 
-    This process has run no round, so it does not know who has heard the outcome. Whoever connects now is told at once.
+    This process has run no round, so it does not know who has heard the outcome: clients it only remembers are awaited
+    too. Whoever connects now is told at once.
     """
     if federation.round is not None or not federation.history:
         return
     awaited = {one.client_name for one in federation.history[-1].contributions}
     give_up = federation.now + _COMING_BACK_SECONDS
     while federation.now < give_up and not federation.stop_requested.is_set():
-        missing = sorted(name for name in awaited if name not in federation.population)
+        missing = sorted(name for name in awaited if not federation.population.has_met(name))
         if not missing:
             return
         federation.stand(FederationState.FINISHING, f"{', '.join(missing)} may not have heard how it ended")
