@@ -29,6 +29,7 @@ from fedserver.sessions import Sessions
 from fedserver.store import State, rounds
 from fedserver.store.models import StoredModel
 from fedserver.traffic import Traffic
+from fedserver.working_time import WorkingTime
 from fedstream.errors import WrongState
 from fedstream.plan import Plan
 from fedstream.schema import ModelSchema, TaskMeaning
@@ -91,7 +92,7 @@ class Federation:
         self.progress = Progress(config.early_stopping_rounds)
         self.standing = Standing(FederationState.PREPARING, "the initial model is being made", clock.monotonic())
         self.started = clock.wall()
-        self.began = clock.monotonic()
+        self.working_time = WorkingTime.of_new_process(clock)
         self.description: TaskDescription | None = None
         self.schema: ModelSchema | None = None
         self.model: StoredModel | None = None

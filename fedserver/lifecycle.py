@@ -55,6 +55,7 @@ async def prepare(federation: Federation) -> None:
         for path in await asyncio.to_thread(state.sweep):
             log.info("removed what an interrupted step left", file=str(path))
         await asyncio.to_thread(state.remember, KEEP_ROUNDS_FACT, str(federation.config.keep_rounds))
+        federation.working_time = await asyncio.to_thread(federation.working_time.going_on, state)
         federation.description = await federation.evaluator.describe()
         federation.schema = federation.description.schema
         federation.history = state.rounds()
@@ -233,6 +234,15 @@ async def say_farewell(federation: Federation, reason: str) -> None:
     )
     await _let_come_back(federation)
     await federation.sessions.drained(_FAREWELL_SECONDS)
+
+
+async def keep_working_time(federation: Federation) -> None:
+    """Keep how long servers have run by now, for one that is started again. Where the disk refuses, it is let be."""
+    try:
+        await federation.state.journal.write(federation.working_time.keeping(federation.now))
+    except (OSError, sqlite3.Error) as error:
+        if federation.disk.note(error) is None:
+            raise
 
 
 async def _let_come_back(federation: Federation) -> None:

@@ -241,7 +241,8 @@ async def conclude(federation: Federation, work: RoundWork) -> None:
     ]
     # Of a client that stays connected, this is what says later when it was last seen.
     seen = [keeping(client) for client in federation.population.connected]
-    statements = [*set_aside, *rounds.concluding(text, record.number, sha256), entry, *seen]
+    worked = federation.working_time.keeping(federation.now)
+    statements = [*set_aside, *rounds.concluding(text, record.number, sha256), entry, *seen, worked]
     await federation.durably(partial(federation.state.journal.write, *statements))
     federation.history.append(record)
     outcomes = [_outcome_for(federation, work, record.reason, client) for client in federation.sessions.clients]

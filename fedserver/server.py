@@ -184,6 +184,7 @@ class Server:
         reason = await lifecycle.run_rounds(federation, self._desk)
         self.report = await lifecycle.finish(federation, reason)
         await lifecycle.say_farewell(federation, reason)
+        await lifecycle.keep_working_time(federation)
         federation.stand(FederationState.FINISHED, reason)
         return reason
 

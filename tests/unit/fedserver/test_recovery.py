@@ -13,26 +13,10 @@ from fedserver.coordinator.participation import Outcome, Stage
 from fedserver.store import DamagedFile, StateError, StateReader
 from fedserver.verification import verify
 from tests.support.bench import SCHEMA, Bench, image_of
+from tests.support.clocks import SetClock
 from tests.support.tasks import random_weights
 
 pytestmark = pytest.mark.numpy_task
-
-
-class SetClock:
-    """A clock that goes only when it is told to. Each process has a steady clock of its own, that starts anywhere."""
-
-    def __init__(self, steady: float, wall: float = 1.6e9) -> None:
-        self.steady, self.now = steady, wall
-
-    def monotonic(self) -> float:
-        return self.steady
-
-    def wall(self) -> float:
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.steady += seconds
-        self.now += seconds
 
 
 def snapshot(folder: Path) -> dict[str, object]:
