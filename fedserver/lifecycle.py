@@ -20,7 +20,7 @@ from fedserver.store import StateError
 from fedserver.store.errors import BackupAtWork
 from fedserver.store.models import StoredModel
 from fedserver.store.retention import SCRATCH_MODEL
-from fedserver.store.rounds import unfinished
+from fedserver.store.rounds import received_bytes, unfinished
 from fedserver.store.state import KEEP_ROUNDS_FACT
 from fedstream.errors import FedstreamError, UnknownModel
 from fedstream.manifest import manifest_of
@@ -150,6 +150,8 @@ async def revive(federation: Federation, desk: Desk) -> Round | None:
         )
         raise StateError(f"{message} {federation.model.digest}; restore a backup (`fedserver restore`)")
     round_ = federation.take_up(left.revive(ref_of(federation.model), federation.now))
+    # Before an update that is damaged is asked for again: it was received all the same.
+    federation.traffic.received = received_bytes(federation.state.database, round_.number)
     await desk.restore()
     desk.open()
     log.info("going on", round=round_.number, updates_in=len(round_.completed))
