@@ -55,10 +55,10 @@ async def prepare(federation: Federation) -> None:
         for path in await asyncio.to_thread(state.sweep):
             log.info("removed what an interrupted step left", file=str(path))
         await asyncio.to_thread(state.remember, KEEP_ROUNDS_FACT, str(federation.config.keep_rounds))
-        federation.working_time = await asyncio.to_thread(federation.working_time.going_on, state)
         federation.description = await federation.evaluator.describe()
         federation.schema = federation.description.schema
         federation.history = state.rounds()
+        _recall_clients(federation)
         federation.model = _current_model(federation) or await _initial_model(federation)
         await asyncio.to_thread(federation.model.check)
         if federation.model.manifest.by_name().keys() != {spec.name for spec in federation.schema}:
@@ -69,17 +69,24 @@ async def prepare(federation: Federation) -> None:
         await federation.evaluator.open()
         _require_test_set(federation.config.test)
         for record in federation.history:
-            for one in record.contributions:
-                if one.outcome == Outcome.COMPLETED.value:
-                    federation.population.credit(one.client_name)
             if record.evaluation is not None:
                 ref = ref_of(federation.state.models.of_version(record.number))
                 federation.progress.record(ref, record.evaluation.metrics)
-        federation.register.recall()
+        # Last, so that a first try which failed for want of a folder is not the federation's first start.
+        federation.working_time = await asyncio.to_thread(federation.working_time.going_on, state)
     except (TaskError, WorkerCrashed) as error:
         raise FederationFailed(str(error)) from error
     federation.ready.set()
     log.info("ready", model=str(federation.model.digest), tensors=len(federation.schema))
+
+
+def _recall_clients(federation: Federation) -> None:
+    """Know the clients of earlier processes, and first what each has given: whoever is in a model is not forgotten."""
+    for record in federation.history:
+        for one in record.contributions:
+            if one.outcome == Outcome.COMPLETED.value:
+                federation.population.credit(one.client_name)
+    federation.register.recall()
 
 
 def _require_test_set(test: str | None) -> None:

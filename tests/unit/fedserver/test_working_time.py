@@ -73,3 +73,12 @@ async def test_server_that_ended_by_itself_loses_no_working_time(tmp_path: Path)
     async with Bench.running(tmp_path, clock=second) as bench:
         second.advance(2.0)
         assert times(bench) == (datetime.fromtimestamp(FIRST, UTC), 32.0)
+
+
+async def test_start_that_failed_before_it_was_ready_is_not_the_first_start(tmp_path: Path) -> None:
+    failed = Bench(tmp_path, clock=SetClock(50_000.0, FIRST), test=str(tmp_path / "nowhere"))
+    with pytest.raises(lifecycle.FederationFailed):
+        await lifecycle.prepare(failed.federation)
+    failed.state.close()
+    async with Bench.running(tmp_path, clock=SetClock(0.0, FIRST + 60.0)) as bench:
+        assert times(bench) == (datetime.fromtimestamp(FIRST + 60.0, UTC), 0.0)
