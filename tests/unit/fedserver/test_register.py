@@ -126,7 +126,7 @@ async def test_client_is_welcome_while_the_disk_refuses_and_is_kept_when_it_is_w
         await soon(lambda: "is full" in bench.federation.standing.reason)
         disk.free()
         await soon(lambda: bench.federation.round is not None)
-        await bench.federation.register.settled()
+        await soon(lambda: bench.state.database.query("SELECT count(*) FROM clients") == [(2,)])
         image_of(tmp_path / "live", tmp_path / "killed")
         running.cancel()
     async with Bench.running(tmp_path / "killed") as bench:
