@@ -17,17 +17,19 @@ from fedserver.clock import Clock
 from fedserver.config import ServerConfig
 from fedserver.coordinator.effects import Effect, ModelRef, TellFederationOutcome, TellWaiting
 from fedserver.coordinator.participation import Participation
-from fedserver.coordinator.population import Client, ClientState, Introduction, Population
+from fedserver.coordinator.population import Client, ClientState, Introduction
 from fedserver.coordinator.progress import Progress
 from fedserver.coordinator.round import Invitation, Round, RoundRules
 from fedserver.disk import DiskWatch
 from fedserver.evaluation import Evaluator
 from fedserver.handshake import Decline
 from fedserver.intake import Intake
+from fedserver.register import Register
 from fedserver.sessions import Sessions
 from fedserver.store import State, rounds
 from fedserver.store.models import StoredModel
 from fedserver.traffic import Traffic
+from fedserver.working_time import WorkingTime
 from fedstream.errors import WrongState
 from fedstream.plan import Plan
 from fedstream.schema import ModelSchema, TaskMeaning
@@ -85,11 +87,12 @@ class Federation:
         self.disk = disk or DiskWatch(state, config.min_free_bytes, config.retry_delay_seconds)
         self.strategy = strategy_named(config.strategy)
         self.sessions = Sessions()
-        self.population = Population()
+        self.register = Register(state, self.disk, self.touch)
+        self.population = self.register.population
         self.progress = Progress(config.early_stopping_rounds)
         self.standing = Standing(FederationState.PREPARING, "the initial model is being made", clock.monotonic())
         self.started = clock.wall()
-        self.began = clock.monotonic()
+        self.working_time = WorkingTime.of_new_process(clock)
         self.description: TaskDescription | None = None
         self.schema: ModelSchema | None = None
         self.model: StoredModel | None = None
@@ -268,6 +271,7 @@ class Federation:
             await self.change(self.disk.retry_seconds)
         if self.round is not None:
             self.round.postpone(self.now - since)
+        self.register.catch_up()
         if self.standing.state is FederationState.WAITING:
             self.stand(before.state, before.reason)
 

@@ -20,7 +20,7 @@ from fedserver.store import StateError
 from fedserver.store.errors import BackupAtWork
 from fedserver.store.models import StoredModel
 from fedserver.store.retention import SCRATCH_MODEL
-from fedserver.store.rounds import unfinished
+from fedserver.store.rounds import received_bytes, unfinished
 from fedserver.store.state import KEEP_ROUNDS_FACT
 from fedstream.errors import FedstreamError, UnknownModel
 from fedstream.manifest import manifest_of
@@ -60,6 +60,7 @@ async def prepare(federation: Federation) -> None:
         federation.description = await federation.evaluator.describe()
         federation.schema = federation.description.schema
         federation.history = state.rounds()
+        _recall_clients(federation)
         federation.model = _current_model(federation) or await _initial_model(federation)
         await asyncio.to_thread(federation.model.check)
         if federation.model.manifest.by_name().keys() != {spec.name for spec in federation.schema}:
@@ -70,16 +71,24 @@ async def prepare(federation: Federation) -> None:
         await federation.evaluator.open()
         _require_test_set(federation.config.test)
         for record in federation.history:
-            for one in record.contributions:
-                if one.outcome == Outcome.COMPLETED.value:
-                    federation.population.credit(one.client_name)
             if record.evaluation is not None:
                 ref = ref_of(federation.state.models.of_version(record.number))
                 federation.progress.record(ref, record.evaluation.metrics)
+        # Last, so that a first try which failed for want of a folder is not the federation's first start.
+        federation.working_time = await asyncio.to_thread(federation.working_time.going_on, state)
     except (TaskError, WorkerCrashed) as error:
         raise FederationFailed(str(error)) from error
     federation.ready.set()
     log.info("ready", model=str(federation.model.digest), tensors=len(federation.schema))
+
+
+def _recall_clients(federation: Federation) -> None:
+    """Know the clients of earlier processes, and first what each has given: whoever is in a model is not forgotten."""
+    for record in federation.history:
+        for one in record.contributions:
+            if one.outcome == Outcome.COMPLETED.value:
+                federation.population.credit(one.client_name)
+    federation.register.recall()
 
 
 def _require_test_set(test: str | None) -> None:
@@ -150,6 +159,8 @@ async def revive(federation: Federation, desk: Desk) -> Round | None:
         )
         raise StateError(f"{message} {federation.model.digest}; restore a backup (`fedserver restore`)")
     round_ = federation.take_up(left.revive(ref_of(federation.model), federation.now))
+    # Before an update that is damaged is asked for again: it was received all the same.
+    federation.traffic.received = received_bytes(federation.state.database, round_.number)
     await desk.restore()
     desk.open()
     log.info("going on", round=round_.number, updates_in=len(round_.completed))
@@ -236,17 +247,27 @@ async def say_farewell(federation: Federation, reason: str) -> None:
     await federation.sessions.drained(_FAREWELL_SECONDS)
 
 
+async def keep_working_time(federation: Federation) -> None:
+    """Keep how long servers have run by now, for one that is started again. Where the disk refuses, it is let be."""
+    try:
+        await federation.state.journal.write(federation.working_time.keeping(federation.now))
+    except (OSError, sqlite3.Error) as error:
+        if federation.disk.note(error) is None:
+            raise
+
+
 async def _let_come_back(federation: Federation) -> None:
     """Give the clients of the last round time to come back, if a server that was killed at the very end left them.
 
-    This process has run no round, so it does not know who has heard the outcome. Whoever connects now is told at once.
+    This process has run no round, so it does not know who has heard the outcome: clients it only remembers are awaited
+    too. Whoever connects now is told at once.
     """
     if federation.round is not None or not federation.history:
         return
     awaited = {one.client_name for one in federation.history[-1].contributions}
     give_up = federation.now + _COMING_BACK_SECONDS
     while federation.now < give_up and not federation.stop_requested.is_set():
-        missing = sorted(name for name in awaited if name not in federation.population)
+        missing = sorted(name for name in awaited if not federation.population.has_met(name))
         if not missing:
             return
         federation.stand(FederationState.FINISHING, f"{', '.join(missing)} may not have heard how it ended")

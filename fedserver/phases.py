@@ -18,6 +18,7 @@ from fedserver.intake import Intake
 from fedserver.ledger import ledger_entry
 from fedserver.records import round_record
 from fedserver.store import UploadState, rounds
+from fedserver.store.clients import keeping
 from fedserver.store.ledger import appending, last_hash
 from fedserver.store.models import StoredModel
 from fedserver.store.uploads import settling
@@ -238,7 +239,10 @@ async def conclude(federation: Federation, work: RoundWork) -> None:
         for part in round_.participations
         if part.outcome is Outcome.QUARANTINED
     ]
-    statements = [*set_aside, *rounds.concluding(text, record.number, sha256), entry]
+    # Of a client that stays connected, this is what says later when it was last seen.
+    seen = [keeping(client) for client in federation.population.connected]
+    worked = federation.working_time.keeping(federation.now)
+    statements = [*set_aside, *rounds.concluding(text, record.number, sha256), entry, *seen, worked]
     await federation.durably(partial(federation.state.journal.write, *statements))
     federation.history.append(record)
     outcomes = [_outcome_for(federation, work, record.reason, client) for client in federation.sessions.clients]

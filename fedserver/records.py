@@ -83,9 +83,9 @@ def federation_record(
         model=_model_words(federation),
         strategy=config.strategy,
         plan=PlanRecord.of(federation.plan),
-        started=datetime.fromtimestamp(federation.started, UTC),
+        started=datetime.fromtimestamp(federation.working_time.first_start, UTC),
         ended=datetime.fromtimestamp(federation.clock.wall(), UTC),
-        duration_seconds=federation.now - federation.began,  # not by the wall clock, which may be set back
+        duration_seconds=federation.working_time.seconds(federation.now),
         outcome=_outcome_word(federation),
         outcome_reason=reason,
         rounds_planned=config.rounds,

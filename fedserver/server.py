@@ -184,6 +184,7 @@ class Server:
         reason = await lifecycle.run_rounds(federation, self._desk)
         self.report = await lifecycle.finish(federation, reason)
         await lifecycle.say_farewell(federation, reason)
+        await lifecycle.keep_working_time(federation)
         federation.stand(FederationState.FINISHED, reason)
         return reason
 
@@ -192,6 +193,7 @@ class Server:
         await self._health.enter_graceful_shutdown()
         await asyncio.gather(self._public.stop(_DOWNLOAD_SECONDS), self._admin.stop(1.0))
         await self.federation.evaluator.close()
+        await self.federation.register.settled()
         self._state.close()
 
     def stop_on_signals(self) -> None:

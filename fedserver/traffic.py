@@ -11,6 +11,9 @@ class Traffic:
 
     A client fetches a new model as soon as it hears of it, which may be before the next round is open: what moves
     between two rounds counts to the later one, so that no byte is missing from the sum.
+
+    A server that takes up the round of an earlier process knows what that one received, by what is committed of the
+    round's updates. What it `sent` is recorded nowhere and is missing: the true sum may be higher.
     """
 
     received: int = 0

@@ -20,12 +20,10 @@ from rich.table import Table
 
 from fedserver.exit_codes import ExitCode, fail
 from fedserver.store import DamagedFile, StateError, StateReader
-from fedserver.store.rounds import records
 from fedserver.store.state import read_contact
 from fedstream.errors import ProtocolError
 from fedstream.status import from_rpc_error
 from fedstream.v1 import admin_pb2_grpc
-from fedtask.report import RoundRecord
 
 CALL_SECONDS = 10.0
 
@@ -57,12 +55,6 @@ def is_running(state: Path) -> bool:
             return False
     except Timeout:
         return True
-
-
-def stored_rounds(state: Path) -> list[RoundRecord]:
-    """The rounds that a state directory without a running server holds."""
-    with reading(state) as reader:
-        return records(reader.database)
 
 
 @contextmanager

@@ -18,11 +18,10 @@ from fedserver.commands.admin import (
     seconds_since,
     show_json,
     span,
-    stored_rounds,
 )
 from fedserver.exit_codes import ExitCode, fail
-from fedserver.services.admin import write_detail, write_record
-from fedserver.store.rounds import late_updates, records
+from fedserver.services.admin import write_detail, write_records
+from fedserver.store.rounds import records
 from fedstream.v1 import admin_pb2, negotiation_pb2
 
 _OUTCOMES = ("completed", "quarantined", "declined", "withdrawn", "failed", "expired", "cancelled")
@@ -41,7 +40,9 @@ def show_rounds(state: Path, number: int | None, *, as_json: bool) -> None:
 
 def _listing(state: Path) -> admin_pb2.ListRoundsResponse:
     if not is_running(state):
-        return admin_pb2.ListRoundsResponse(rounds=[write_record(record) for record in stored_rounds(state)])
+        with reading(state) as reader:
+            rounds = write_records(reader.database, records(reader.database))
+            return admin_pb2.ListRoundsResponse(rounds=rounds)
     with administration(state) as stub:
         request = admin_pb2.ListRoundsRequest()
         listed = stub.ListRounds(request, timeout=CALL_SECONDS)
@@ -60,7 +61,7 @@ def _detail(state: Path, number: int) -> admin_pb2.GetRoundResponse:
     with reading(state) as reader:
         for record in records(reader.database):
             if record.number == number:
-                return write_detail(record, late_updates(reader.database, number))
+                return write_detail(reader.database, record)
     raise fail(f"there is no round {number} in {state}", ExitCode.FAILED)
 
 

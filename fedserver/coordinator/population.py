@@ -5,8 +5,17 @@ from __future__ import annotations
 import enum
 import random
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from fedstream import limits
+
+STOPPED_REASON = "was connected when the server stopped"
+MAX_STRANGERS = 1_000
+"""How many clients that are gone and were never in a global model are remembered: so many of those that were declined,
+of those that left and of those that were disconnected, the newest of each. Names come from the network, and whoever
+makes up new ones must fill neither memory nor disk; a record takes at most about 2 KB. All that are connected, or were
+in a global model, are remembered."""
 
 
 class ClientState(enum.Enum):
@@ -15,6 +24,8 @@ class ClientState(enum.Enum):
     (new) -> CONNECTED | DECLINED
     CONNECTED -> DISCONNECTED | LEFT
     DISCONNECTED, DECLINED, LEFT -> CONNECTED | DECLINED
+
+    Whoever was CONNECTED when a server was killed is DISCONNECTED for the next one.
     """
 
     CONNECTED = "connected"
@@ -38,7 +49,10 @@ class Introduction:
 
 @dataclass(slots=True)
 class Client:
-    """One client's record. Times are unix seconds, for people."""
+    """One client's record. Times are unix seconds, for people.
+
+    One that `is_remembered` is known from an earlier process only, and has not said hello to this one.
+    """
 
     introduction: Introduction
     state: ClientState
@@ -46,6 +60,7 @@ class Client:
     last_seen: float
     reason: str = ""
     rounds_completed: int = 0
+    is_remembered: bool = False
 
     @property
     def name(self) -> str:
@@ -54,10 +69,15 @@ class Client:
 
 
 class Population:
-    """All clients, by name."""
+    """All clients, by name; of those that came to nothing, the newest `MAX_STRANGERS` of each kind.
 
-    def __init__(self) -> None:
-        self._clients: dict[str, Client] = {}
+    Args:
+        changed: is told the name of a client whose record is new, has changed or is forgotten.
+    """
+
+    def __init__(self, changed: Callable[[str], None] = lambda _name: None) -> None:
+        self._changed = changed
+        self._clients: dict[str, Client] = {}  # the one that changed last comes last
         self._completed: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[Client]:
@@ -69,6 +89,25 @@ class Population:
     def __contains__(self, name: object) -> bool:
         return name in self._clients
 
+    def has_met(self, name: str) -> bool:
+        """Whether a client has said hello to this process; one that is only remembered has not."""
+        return name in self._clients and not self._clients[name].is_remembered
+
+    def recall(self, client: Client) -> None:
+        """Remember a client of an earlier process. It is not connected, and what it says of itself now counts more."""
+        known = self._clients.get(client.name)
+        if known is not None:
+            known.first_seen = client.first_seen
+            self._changed(client.name)
+            return
+        was_connected = client.state is ClientState.CONNECTED
+        state, reason = (ClientState.DISCONNECTED, STOPPED_REASON) if was_connected else (client.state, client.reason)
+        completed = self._completed[client.name]
+        self._clients[client.name] = replace(
+            client, state=state, reason=reason, rounds_completed=completed, is_remembered=True
+        )
+        self._forget_strangers(state)
+
     def connect(self, introduction: Introduction, now: float) -> Client:
         """A client is welcome, for the first time or again."""
         return self._record(introduction, ClientState.CONNECTED, "", now)
@@ -78,13 +117,14 @@ class Population:
         known = self._clients.get(introduction.name)
         if known is not None and known.state is ClientState.CONNECTED:
             return known
-        return self._record(introduction, ClientState.DECLINED, reason, now)
+        return self._record(introduction, ClientState.DECLINED, limits.clip_reason(reason), now)
 
     def disconnect(self, name: str, state: ClientState, reason: str, now: float) -> None:
         """A client's stream ended: by its will (`LEFT`) or not (`DISCONNECTED`)."""
         client = self._clients[name]
         if client.state is ClientState.CONNECTED:
             client.state, client.reason, client.last_seen = state, reason, now
+            self._note_change(client)
 
     def credit(self, name: str) -> None:
         """An update of this client is in a global model. After a restart the client may not be back yet."""
@@ -108,7 +148,22 @@ class Population:
             known = Client(introduction, state, first_seen=now, last_seen=now, rounds_completed=completed)
             self._clients[introduction.name] = known
         known.introduction, known.state, known.reason, known.last_seen = introduction, state, reason, now
+        known.is_remembered = False
+        self._note_change(known)
         return known
+
+    def _note_change(self, client: Client) -> None:
+        self._clients[client.name] = self._clients.pop(client.name)
+        self._changed(client.name)
+        self._forget_strangers(client.state)
+
+    def _forget_strangers(self, state: ClientState) -> None:
+        if state is ClientState.CONNECTED:
+            return
+        strangers = [one.name for one in self._clients.values() if one.state is state and not one.rounds_completed]
+        for name in strangers[: max(0, len(strangers) - MAX_STRANGERS)]:
+            del self._clients[name]
+            self._changed(name)
 
 
 def select_cohort(clients: list[Client], cohort_size: int, seed: int, round_number: int) -> list[Client]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -12,6 +12,8 @@ from fedserver.coordinator.round import Round
 from fedserver.federation import Federation, FederationState
 from fedserver.services import messages
 from fedserver.services.calls import Context, translates_errors
+from fedserver.store.database import Database
+from fedserver.store.ledger import RoundModels, models_of_rounds
 from fedserver.store.rounds import late_updates
 from fedstream import wire
 from fedstream.errors import InvalidRequest, UnknownRound
@@ -57,7 +59,8 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         live = self._live()
         if live is not None:
             return self._write_live(live)
-        return write_record(self.federation.history[-1]) if self.federation.history else None
+        written = self._write_over(self.federation.history[-1:])
+        return written[0] if written else None
 
     def _live(self) -> Round | None:
         """The round at work, until its record is kept."""
@@ -70,7 +73,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         """All rounds, in pages."""
         start = _read_token(request.page_token)
         size = min(request.page_size or _PAGE_SIZE, _MAX_PAGE_SIZE)
-        rounds = [write_record(record) for record in self.federation.history[start : start + size]]
+        rounds = self._write_over(self.federation.history[start : start + size])
         more = start + size < len(self.federation.history)
         live = self._live()
         if live is not None and not more:
@@ -90,7 +93,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             return admin_pb2.GetRoundResponse(round=self._write_live(live), participations=parts)
         for record in reversed(self.federation.history):
             if request.number in (0, record.number):
-                return write_detail(record, late_updates(database, record.number))
+                return write_detail(database, record)
         raise UnknownRound(f"there is no round {request.number or 'yet'}", round=request.number)
 
     @translates_errors
@@ -117,6 +120,9 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         """Ends the federation."""
         self.federation.stop(finish_round=request.finish_round)
         return admin_pb2.StopResponse()
+
+    def _write_over(self, records: Sequence[RoundRecord]) -> list[admin_pb2.Round]:
+        return write_records(self.federation.state.database, records)
 
     def _write_live(self, round_: Round) -> admin_pb2.Round:
         clock = self.federation.clock
@@ -192,7 +198,15 @@ def write_counts(counts: OutcomeCounts) -> admin_pb2.OutcomeCounts:
     return admin_pb2.OutcomeCounts(offered=counts.offered, outstanding=counts.outstanding, **ended)
 
 
-def write_record(record: RoundRecord) -> admin_pb2.Round:
+def write_records(database: Database, records: Sequence[RoundRecord]) -> list[admin_pb2.Round]:
+    """Rounds that are over, one after the other, with their models as the ledger has them."""
+    if not records:
+        return []
+    models = models_of_rounds(database, records[0].number, records[-1].number)
+    return [write_record(record, models.get(record.number, RoundModels())) for record in records]
+
+
+def write_record(record: RoundRecord, models: RoundModels) -> admin_pb2.Round:
     """A round that is over."""
     message = admin_pb2.Round(
         number=record.number,
@@ -206,15 +220,20 @@ def write_record(record: RoundRecord) -> admin_pb2.Round:
     if record.closed is not None:
         message.closed.FromDatetime(record.closed)
         message.opened.FromNanoseconds(round((record.closed.timestamp() - record.duration_seconds) * 1e9))
+    if models.base is not None:
+        message.base_model.CopyFrom(messages.write_model(models.base))
+    if models.made is not None:
+        message.global_model.CopyFrom(messages.write_model(models.made))
     if record.evaluation is not None:
         message.metrics.extend(wire.write_metrics(record.evaluation.metrics, record.evaluation.undefined))
     return message
 
 
-def write_detail(record: RoundRecord, late: Mapping[int, str]) -> admin_pb2.GetRoundResponse:
-    """A round that is over, and its clients; `late` says by rank what became of updates that came too late."""
+def write_detail(database: Database, record: RoundRecord) -> admin_pb2.GetRoundResponse:
+    """A round that is over, and its clients, with what became of updates that came too late."""
+    (written,), late = write_records(database, [record]), late_updates(database, record.number)
     parts = [_write_contribution(one, late.get(one.rank, "")) for one in record.contributions]
-    return admin_pb2.GetRoundResponse(round=write_record(record), participations=parts)
+    return admin_pb2.GetRoundResponse(round=written, participations=parts)
 
 
 def _write_contribution(one: Contribution, late_update: str) -> admin_pb2.Participation:

@@ -20,8 +20,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import StringConstraints, TypeAdapter
 
+from fedserver.coordinator.effects import ModelRef
 from fedserver.store.database import Database
 from fedserver.store.journal import Statement
+from fedstream.manifest import Digest
 
 FORMAT: Literal["fedstream ledger v1"] = "fedstream ledger v1"
 FIRST_PREVIOUS = "0" * 64
@@ -196,3 +198,38 @@ def last_hash(database: Database) -> str:
 def ledger(database: Database) -> list[LedgerRow]:
     """All entries, oldest first."""
     return [LedgerRow(*row) for row in database.query("SELECT number, entry, hash FROM ledger ORDER BY number")]
+
+
+@dataclass(frozen=True, slots=True)
+class RoundModels:
+    """The models of a round that is over. `made` is `None` if it made none.
+
+    A name that is damaged, of whose model there is no record, is `None` too: `fedserver verify` says what is wrong.
+    """
+
+    base: ModelRef | None = None
+    made: ModelRef | None = None
+
+
+def models_of_rounds(database: Database, first: int, last: int) -> dict[int, RoundModels]:
+    """The models of the rounds from `first` to `last`, both inclusive, by number, as far as the ledger has them.
+
+    Only the entries of these rounds are read. One that cannot be read names no models.
+    """
+    sql = "SELECT number, entry, hash FROM ledger WHERE number BETWEEN ? AND ?"
+    return {row[0]: _models_of(database, LedgerRow(*row)) for row in database.query(sql, first, last)}
+
+
+def _models_of(database: Database, row: LedgerRow) -> RoundModels:
+    try:
+        entry = row.entry()
+    except ValueError:
+        return RoundModels()
+    return RoundModels(_ref_of(database, entry.base), _ref_of(database, entry.aggregate) if entry.aggregate else None)
+
+
+def _ref_of(database: Database, name: ModelName) -> ModelRef | None:
+    """The entry has the digest's sha256, and the manifest, which is what was hashed, its size."""
+    sha256 = bytes.fromhex(name.model_digest)
+    rows = database.query("SELECT length(manifest) FROM models WHERE sha256 = ?", sha256)
+    return ModelRef(name.version, Digest(sha256, rows[0][0])) if rows else None

@@ -121,6 +121,12 @@ def late_updates(database: Database, number: int) -> dict[int, str]:
     return dict(database.query("SELECT rank, reason FROM late_updates WHERE round = ? ORDER BY rank", number))
 
 
+def received_bytes(database: Database, number: int) -> int:
+    """How many bytes of a round's updates are committed."""
+    size: int = database.query("SELECT coalesce(sum(committed_size), 0) FROM uploads WHERE round = ?", number)[0][0]
+    return size
+
+
 def _round_statement(round_: Round, now: float) -> Statement:
     row = RoundRow(
         number=round_.number,

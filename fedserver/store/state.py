@@ -16,7 +16,7 @@ from fedserver.store import retention
 from fedserver.store.database import RESTORE, Database
 from fedserver.store.disk import WAYS_OUT, require_writable, trouble_of
 from fedserver.store.errors import BackupAtWork, StateError
-from fedserver.store.journal import Journal
+from fedserver.store.journal import Journal, Statement
 from fedserver.store.models import ModelStore
 from fedserver.store.rounds import records
 from fedserver.store.uploads import UploadStore
@@ -107,7 +107,8 @@ class State:
 
     def remember(self, key: str, value: str) -> None:
         """Keep a fact."""
-        self.database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", key, value)
+        statement = remembering(key, value)
+        self.database.execute(statement.sql, *statement.values)
 
     def require_writable(self) -> None:
         """Make a file and a row durable, for the sake of knowing that it works.
@@ -161,6 +162,11 @@ def is_changed(path: Path, database: Database) -> bool:
 
 def _digest_fact(path: Path) -> str:
     return f"sha256 of {path.name}"
+
+
+def remembering(key: str, value: str) -> Statement:
+    """What makes a fact durable."""
+    return Statement("INSERT OR REPLACE INTO facts VALUES (?, ?)", (key, value))
 
 
 def is_state_directory(folder: Path) -> bool:

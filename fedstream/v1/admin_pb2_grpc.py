@@ -108,7 +108,8 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListClients(self, request, context):
-        """What: every client that is or was in the population, and those that were declined.
+        """What: every client that is or was in the population, and those that were declined, also by earlier processes of this
+        server. Of clients that are gone and were never in a global model, it remembers the newest 1,000 of each state.
         Retry: idempotent; retry on UNAVAILABLE with back-off.
         Resume: nothing to resume.
         Errors: PERMISSION_DENIED: the caller is no administrator.

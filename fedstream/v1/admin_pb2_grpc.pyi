@@ -53,7 +53,8 @@ class AdminServiceStub:
     Errors: NOT_FOUND/UNKNOWN_ROUND: no such round. PERMISSION_DENIED: the caller is no administrator.
     """
     ListClients: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListClientsRequest, _admin_pb2.ListClientsResponse]
-    """What: every client that is or was in the population, and those that were declined.
+    """What: every client that is or was in the population, and those that were declined, also by earlier processes of this
+      server. Of clients that are gone and were never in a global model, it remembers the newest 1,000 of each state.
     Retry: idempotent; retry on UNAVAILABLE with back-off.
     Resume: nothing to resume.
     Errors: PERMISSION_DENIED: the caller is no administrator.
@@ -105,7 +106,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     Errors: NOT_FOUND/UNKNOWN_ROUND: no such round. PERMISSION_DENIED: the caller is no administrator.
     """
     ListClients: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListClientsRequest, _admin_pb2.ListClientsResponse]  # type: ignore[assignment]
-    """What: every client that is or was in the population, and those that were declined.
+    """What: every client that is or was in the population, and those that were declined, also by earlier processes of this
+      server. Of clients that are gone and were never in a global model, it remembers the newest 1,000 of each state.
     Retry: idempotent; retry on UNAVAILABLE with back-off.
     Resume: nothing to resume.
     Errors: PERMISSION_DENIED: the caller is no administrator.
@@ -178,7 +180,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.ListClientsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ListClientsResponse, _abc.Awaitable[_admin_pb2.ListClientsResponse]]:
-        """What: every client that is or was in the population, and those that were declined.
+        """What: every client that is or was in the population, and those that were declined, also by earlier processes of this
+          server. Of clients that are gone and were never in a global model, it remembers the newest 1,000 of each state.
         Retry: idempotent; retry on UNAVAILABLE with back-off.
         Resume: nothing to resume.
         Errors: PERMISSION_DENIED: the caller is no administrator.

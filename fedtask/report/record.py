@@ -175,7 +175,9 @@ class ModelFile:
 class FederationRecord:
     """Everything a report says about one federation.
 
-    `outcome` is `finished`, `stopped` or `failed`, with its reason. `duration_seconds` is the time it was at work.
+    `outcome` is `finished`, `stopped` or `failed`, with its reason. `started` is the first start, also of a server that
+    was started again. `duration_seconds` is the time in which a server ran: down-time is not counted, nor, of a server
+    that was killed, the time since the last round's end.
     `best_round` is the successful round whose model was kept as best, chosen as `best_chosen_by` says; `None` if there
     is none. `early_stop_reason` is set if it ended before `rounds_planned` because it no longer got better.
     `test_evaluation` is the best model's, on a set that was looked at once, at the end. `seeds` and `versions` are by

@@ -98,8 +98,10 @@ class Bench:
             bench.revived = await lifecycle.revive(bench.federation, bench.desk)
             for name in clients:
                 bench.join(name)
+            await bench.federation.register.settled()
             yield bench
         finally:
+            await bench.federation.register.settled()
             bench.state.close()
 
     @property

@@ -14,26 +14,10 @@ from fedserver.store import DamagedFile, StateError, StateReader
 from fedserver.store.row_checks import register
 from fedserver.verification import verify
 from tests.support.bench import SCHEMA, Bench, image_of
+from tests.support.clocks import SetClock
 from tests.support.tasks import random_weights
 
 pytestmark = pytest.mark.numpy_task
-
-
-class SetClock:
-    """A clock that goes only when it is told to. Each process has a steady clock of its own, that starts anywhere."""
-
-    def __init__(self, steady: float, wall: float = 1.6e9) -> None:
-        self.steady, self.now = steady, wall
-
-    def monotonic(self) -> float:
-        return self.steady
-
-    def wall(self) -> float:
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.steady += seconds
-        self.now += seconds
 
 
 def snapshot(folder: Path) -> dict[str, object]:
@@ -301,3 +285,47 @@ async def test_damaged_row_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(StateError, match=r"a row of table rounds .* is damaged .*; restore a backup"):
         async with Bench.running(tmp_path / "state"):
             pass
+
+
+async def test_round_that_is_taken_up_counts_the_bytes_received_before(tmp_path: Path) -> None:
+    weights = {name: random_weights(SCHEMA, seed) for seed, name in enumerate("ab", start=1)}
+    async with Bench.running(tmp_path / "live", "ab", min_clients=2) as bench:
+        running = await bench.open_round()
+        await bench.send("a", weights["a"])
+        await bench.write(await bench.begin("b", weights["b"]), weights["b"], stop=500)
+        bench.federation.traffic.sent = 7
+        image_of(tmp_path / "live", tmp_path / "killed")
+        await bench.write(bench.part("b").upload_id, weights["b"])
+        await bench.desk.finish(bench.part("b").upload_id)
+        await bench.end_round(running)
+        (undisturbed,) = bench.federation.history
+    async with Bench.running(tmp_path / "killed", "ab", min_clients=2) as bench:
+        before = bench.federation.traffic
+        assert (before.received, before.sent) == (undisturbed.contributions[0].upload_bytes + 500, 0)
+        running = await bench.open_round()
+        await bench.write(bench.part("b").upload_id, weights["b"])
+        await bench.desk.finish(bench.part("b").upload_id)
+        await bench.end_round(running)
+        (record,) = bench.federation.history
+    assert record.bytes_received == undisturbed.bytes_received == 2 * undisturbed.contributions[0].upload_bytes
+
+
+async def test_update_that_is_damaged_counts_as_received_each_time(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path / "live", "ab", min_clients=2) as bench:
+        running = await bench.open_round()
+        await bench.send("a", random_weights(SCHEMA, 1))
+        size = bench.federation.traffic.received
+        image_of(tmp_path / "live", tmp_path / "killed")
+        running.cancel()
+    (file,) = (tmp_path / "killed" / "updates").rglob("*.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    async with Bench.running(tmp_path / "killed", "ab", min_clients=2) as bench:
+        assert bench.federation.traffic.received == size
+        running = await bench.open_round()
+        for name, seed in (("a", 1), ("b", 2)):
+            await bench.send(name, random_weights(SCHEMA, seed))
+        await bench.end_round(running)
+        (record,) = bench.federation.history
+    assert record.bytes_received == 3 * size

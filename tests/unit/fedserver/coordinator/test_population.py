@@ -7,7 +7,15 @@ import math
 import pytest
 
 from fedserver.coordinator.effects import ModelRef
-from fedserver.coordinator.population import Client, ClientState, Introduction, Population, select_cohort
+from fedserver.coordinator.population import (
+    MAX_STRANGERS,
+    STOPPED_REASON,
+    Client,
+    ClientState,
+    Introduction,
+    Population,
+    select_cohort,
+)
 from fedserver.coordinator.progress import Progress, score_of
 from fedstream.manifest import Digest
 
@@ -81,6 +89,92 @@ def test_population_is_listed_by_name_and_only_the_connected_can_be_picked() -> 
     population.disconnect("c", ClientState.DISCONNECTED, "", 2.0)
     assert [client.name for client in population] == ["a", "b", "c", "d"]
     assert [client.name for client in population.connected] == ["a", "d"]
+
+
+# Those of an earlier process.
+
+
+@pytest.mark.parametrize(
+    ("kept", "recalled"),
+    [
+        ((ClientState.CONNECTED, ""), (ClientState.DISCONNECTED, STOPPED_REASON)),
+        ((ClientState.DISCONNECTED, "the connection was lost"), (ClientState.DISCONNECTED, "the connection was lost")),
+        ((ClientState.LEFT, "done"), (ClientState.LEFT, "done")),
+        ((ClientState.DECLINED, "other model"), (ClientState.DECLINED, "other model")),
+    ],
+)
+def test_client_that_is_recalled_is_known_and_not_connected(
+    kept: tuple[ClientState, str], recalled: tuple[ClientState, str]
+) -> None:
+    population = Population()
+    population.credit("a")
+    population.recall(Client(hello("a", 40), kept[0], 1.0, 2.0, kept[1]))
+    expected = Client(hello("a", 40), recalled[0], 1.0, 2.0, recalled[1], rounds_completed=1, is_remembered=True)
+    assert list(population) == [expected]
+    assert (population.connected, "a" in population, population.has_met("a")) == ([], True, False)
+
+
+def test_client_that_is_recalled_and_comes_again_keeps_when_it_was_first_seen() -> None:
+    population = Population()
+    population.recall(Client(hello("a"), ClientState.CONNECTED, 1.0, 2.0))
+    assert facts(population.connect(hello("a", 20), 9.0)) == (ClientState.CONNECTED, "", 1.0, 9.0)
+    assert (population.has_met("a"), population.has_met("b")) == (True, False)
+    assert [client.introduction.num_examples for client in population.connected] == [20]
+
+
+def test_client_that_said_hello_before_the_recall_stays_as_it_is_now() -> None:
+    changed: list[str] = []
+    population = Population(changed.append)
+    population.decline(hello("a"), "upgrade the client", 9.0)
+    changed.clear()
+    population.recall(Client(hello("a", 40), ClientState.CONNECTED, 1.0, 2.0))
+    assert facts(population["a"]) == (ClientState.DECLINED, "upgrade the client", 1.0, 9.0)
+    assert (population.has_met("a"), changed) == (True, ["a"])
+
+
+def test_change_of_a_client_is_told_and_a_sign_of_life_is_not() -> None:
+    changed: list[str] = []
+    population = Population(changed.append)
+    population.connect(hello("a"), 1.0)
+    population.seen("a", 2.0)
+    population.decline(hello("b"), "no examples", 3.0)
+    population.decline(hello("a"), "other model", 4.0)  # it is connected, and stays
+    population.disconnect("a", ClientState.LEFT, "done", 5.0)
+    population.disconnect("a", ClientState.DISCONNECTED, "lost", 6.0)  # it is gone already
+    population.recall(Client(hello("c"), ClientState.CONNECTED, 1.0, 2.0))
+    assert changed == ["a", "b", "a"]
+
+
+def test_names_that_are_made_up_push_out_older_ones_of_their_kind_and_nobody_else() -> None:
+    changed: list[str] = []
+    population = Population(changed.append)
+    for name in ("contributor", "leaver", "here"):
+        population.connect(hello(name), 1.0)
+    population.credit("contributor")
+    for name in ("contributor", "leaver"):
+        population.disconnect(name, ClientState.LEFT, "done", 2.0)
+    for number in range(MAX_STRANGERS + 2):
+        population.decline(hello(f"n{number}"), "other model", 3.0)
+    population.decline(hello("n2"), "other model", 4.0)  # once more: now it is the newest
+    changed.clear()
+    population.decline(hello("last"), "other model", 5.0)
+    names = {client.name for client in population}
+    expected = {f"n{number}" for number in range(4, MAX_STRANGERS + 2)} | {"n2", "last"}
+    assert names == expected | {"contributor", "leaver", "here"}
+    assert changed == ["last", "n3"]
+
+
+def test_clients_recalled_are_as_bounded_as_those_that_are_met() -> None:
+    population = Population()
+    for number in range(MAX_STRANGERS + 1):
+        population.recall(Client(hello(f"n{number}"), ClientState.CONNECTED, 1.0, 2.0))
+    assert (len(list(population)), "n0" in population) == (MAX_STRANGERS, False)
+
+
+def test_reason_that_a_client_made_long_is_kept_short() -> None:
+    population = Population()
+    population.decline(hello("a"), "classes " * 10_000, 1.0)
+    assert len(population["a"].reason.encode()) <= 1_024
 
 
 # The cohort.

@@ -1,0 +1,57 @@
+"""Clients as rows, so that a new process knows those that the last one met."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import TypeAdapter
+
+from fedserver.coordinator.population import Client, ClientState, Introduction
+from fedserver.store.database import RESTORE, Database
+from fedserver.store.errors import StateError
+from fedserver.store.journal import Statement
+
+
+@dataclass(frozen=True, slots=True)
+class ClientRow:
+    """A client as it is stored; times in unix seconds. How often it was in a global model, the rounds' records say."""
+
+    introduction: Introduction
+    state: ClientState
+    reason: str
+    first_seen: float
+    last_seen: float
+
+
+_ROW = TypeAdapter(ClientRow)
+
+
+def keeping(client: Client) -> Statement:
+    """What makes a client's record durable."""
+    row = ClientRow(client.introduction, client.state, client.reason, client.first_seen, client.last_seen)
+    text = _ROW.dump_json(row).decode()
+    return Statement("INSERT OR REPLACE INTO clients VALUES (?, ?)", (client.name, text))
+
+
+def forgetting(name: str) -> Statement:
+    """What removes a client's record."""
+    return Statement("DELETE FROM clients WHERE name = ?", (name,))
+
+
+def kept_clients(database: Database) -> list[Client]:
+    """All clients of which there is a record, the one written last at the end.
+
+    Raises:
+        StateError: a row is damaged.
+    """
+    # A row that is replaced gets a new rowid, higher than all others.
+    return [_read(text) for (text,) in database.query("SELECT row FROM clients ORDER BY rowid")]
+
+
+def _read(text: str) -> Client:
+    try:
+        row: ClientRow = _ROW.validate_json(text)
+    except ValueError as error:
+        why = " ".join(str(error).split())[:200]
+        raise StateError(f"a row of table clients in the state database is damaged ({why}); {RESTORE}") from error
+    return Client(row.introduction, row.state, row.first_seen, row.last_seen, row.reason)

@@ -1,0 +1,103 @@
+"""What an operator is told of rounds that are over. 2 s."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedserver.coordinator.effects import ModelRef
+from fedserver.federation import ref_of
+from fedserver.services.admin import AdminServicer
+from fedstream import wire
+from fedstream.v1 import admin_pb2, common_pb2
+from tests.support.bench import SCHEMA, Bench
+from tests.support.tasks import random_weights
+
+pytestmark = pytest.mark.numpy_task
+
+NO_CONTEXT: Any = None
+Names = tuple[ModelRef | None, ModelRef | None]
+
+
+def read(message: common_pb2.ModelRef) -> ModelRef:
+    return ModelRef(message.version, wire.read_digest(message.model_digest))
+
+
+def models(one: admin_pb2.Round) -> Names:
+    base = read(one.base_model) if one.HasField("base_model") else None
+    return base, read(one.global_model) if one.HasField("global_model") else None
+
+
+async def listed(bench: Bench, **request: Any) -> admin_pb2.ListRoundsResponse:
+    asked = admin_pb2.ListRoundsRequest(**request)
+    found: admin_pb2.ListRoundsResponse = await AdminServicer(bench.federation).ListRounds(asked, NO_CONTEXT)
+    return found
+
+
+async def three_rounds(bench: Bench) -> list[Names]:
+    """The first and the last make a model, the second none; returns what each started from and made."""
+    versions = bench.state.models.of_version
+    await bench.play(1)
+    running = await bench.open_round()
+    bench.federation.apply(bench.round.decline("a", bench.part("a").offer_id, "not today", bench.federation.now))
+    await bench.end_round(running)
+    await bench.play(3)
+    initial, first, third = (ref_of(versions(number)) for number in (0, 1, 3))
+    return [(initial, first), (first, None), (first, third)]
+
+
+async def test_rounds_that_are_over_name_the_models_they_started_from_and_made(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path, "a") as bench:
+        expected = await three_rounds(bench)
+        assert [models(one) for one in (await listed(bench)).rounds] == expected
+        servicer = AdminServicer(bench.federation)
+        for number, names in enumerate(expected, start=1):
+            asked = admin_pb2.GetRoundRequest(number=number)
+            assert models((await servicer.GetRound(asked, NO_CONTEXT)).round) == names
+        state = await servicer.GetState(admin_pb2.GetStateRequest(), NO_CONTEXT)
+        assert models(state.round) == expected[-1]
+
+
+async def test_page_of_rounds_reads_the_ledger_entries_of_its_rounds_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Bench.running(tmp_path, "a") as bench:
+        expected = await three_rounds(bench)
+        entries: list[int] = []
+        query = bench.state.database.query
+
+        def watched(sql: str, *values: object) -> list[tuple[Any, ...]]:
+            rows = query(sql, *values)
+            entries.extend(row[0] for row in rows if "FROM ledger" in sql)
+            return rows
+
+        monkeypatch.setattr(bench.state.database, "query", watched)
+        first = await listed(bench, page_size=2)
+        assert ([models(one) for one in first.rounds], entries) == (expected[:2], [1, 2])
+        entries.clear()
+        second = await listed(bench, page_size=2, page_token=first.next_page_token)
+        assert ([models(one) for one in second.rounds], entries) == (expected[2:], [3])
+        assert second.next_page_token == ""
+
+
+async def test_round_whose_entry_is_damaged_is_listed_without_models(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path, "a") as bench:
+        expected = await three_rounds(bench)
+        with sqlite3.connect(tmp_path / "state.db") as connection:
+            connection.execute("UPDATE ledger SET entry = substr(entry, 2) WHERE number = 1")
+        connection.close()
+        assert [models(one) for one in (await listed(bench)).rounds] == [(None, None), *expected[1:]]
+
+
+async def test_round_at_work_names_the_model_it_started_from_and_its_bytes(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path, "a") as bench:
+        running = await bench.open_round()
+        weights = random_weights(SCHEMA, 1)
+        await bench.write(await bench.begin("a", weights), weights, stop=500)
+        (one,) = (await listed(bench)).rounds
+        assert models(one) == (ref_of(bench.state.models.of_version(0)), None)
+        assert one.bytes_received == 500
+        running.cancel()
