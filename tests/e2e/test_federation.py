@@ -201,7 +201,7 @@ def mishap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mishap]:
             python_path=here,
             tensors=1,
             tensor_kib=1,
-            seconds=0.5,
+            seconds=3,  # of training, in which the victim must be found at it on a busy machine too
         )
         admin = ["--state", str(server.state)]
         assert scene.command("fedserver", "pause", *admin).status == 0
@@ -215,10 +215,11 @@ def mishap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mishap]:
         def is_training(look: Any) -> bool:
             return "victim" in look.parts and look.parts["victim"].phase == negotiation_pb2.PHASE_TRAINING
 
+        server.until("the first round", lambda look: "victim" in look.parts)
+        with server.administration() as stub:
+            stub.Pause(admin_pb2.PauseRequest())  # so that there is all the time to look after this round
         server.until("the victim in training", is_training)
         victim.process.send_signal(signal.SIGKILL)
-        with server.administration() as stub:
-            stub.Pause(admin_pb2.PauseRequest())  # so that there is all the time to look
         server.until("the end of round 1", lambda look: look.rounds_over == 1)
         status = scene.command("fedserver", "status", *admin, "--json").json
         table = scene.command("fedserver", "status", *admin).out
