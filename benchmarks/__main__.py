@@ -21,6 +21,8 @@ from benchmarks.tables import Table, keep, show
 
 PARTS: Mapping[str, str] = {
     "rounds": "rounds of a whole federation, against the same bytes through bare sockets and files",
+    "upload": "one upload stream, against a plain file and against Arrow Flight",
+    "start": "how long a person waits for a server's first answer and for --help",
 }
 
 
