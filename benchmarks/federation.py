@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import numpy as np
-
-from benchmarks import shift
+from benchmarks import arithmetic, shift
+from benchmarks.course import Course
 from benchmarks.floor import ROOT
-from benchmarks.processes import MemoryWatch, Peak, cpu_seconds
+from benchmarks.processes import MemoryWatch, cpu_seconds
 from benchmarks.rows import Row, Security
 from fedstream.weights_file import WeightsFile
 from tests.support.processes import Running, RunningServer, Stage, stage
 
-_SEED = 7
 _ROUND_SECONDS = 300.0
 _POLL_SECONDS = 0.02
 
 
 class WrongResult(Exception):
     """The federation's model is not what it must be."""
-
-
-@dataclass(frozen=True, slots=True)
-class Course:
-    """How a federation went.
-
-    `rounds` is seconds from the end of one aggregation to the end of the next, so the first round is none of them;
-    processor seconds are per such round.
-    """
-
-    rounds: Sequence[float]
-    server_cpu_seconds: float
-    client_cpu_seconds: float
-    peak: Peak
 
 
 def run_federation(row: Row, rounds: int, folder: Path, log_level: str = "info") -> Course:
@@ -70,9 +51,8 @@ def run_federation(row: Row, rounds: int, folder: Path, log_level: str = "info")
         peak = watch.stop()
         published = server.said("published")
         _check_model(server, published[-1]["model"], row, rounds + 1)
-    ends = [datetime.fromisoformat(event["timestamp"]).timestamp() for event in published]
     return Course(
-        rounds=[later - earlier for earlier, later in itertools.pairwise(ends)],
+        ends=[datetime.fromisoformat(event["timestamp"]).timestamp() for event in published],
         server_cpu_seconds=(after[0] - before[0]) / rounds,
         client_cpu_seconds=(after[1] - before[1]) / rounds,
         peak=peak,
@@ -80,7 +60,7 @@ def run_federation(row: Row, rounds: int, folder: Path, log_level: str = "info")
 
 
 def _start_server(made: Stage, row: Row, rounds: int, log_level: str) -> RunningServer:
-    options = ["--rounds", str(rounds + 1), "--min-clients", str(row.size.clients), "--seed", str(_SEED)]
+    options = ["--rounds", str(rounds + 1), "--min-clients", str(row.size.clients), "--seed", str(arithmetic.SEED)]
     options += ["--plaintext"] if row.security is Security.PLAIN else []
     options += ["--log-level", log_level]
     return made.server(*options, task=shift.REFERENCE, python_path=ROOT, mib=row.size.mib)
@@ -111,8 +91,6 @@ def _await_published(server: RunningServer, count: int) -> None:
 def _check_model(server: RunningServer, digest: str, row: Row, rounds: int) -> None:
     """Each tensor must be that of round 0 plus the number of rounds."""
     [path] = (server.state / "models").glob(f"{digest}*.safetensors")
-    found = WeightsFile(path).weights()
-    for index, (name, values) in enumerate(found.items()):
-        wanted = shift.initial_tensor(index, values.size, _SEED) + np.float32(rounds)
-        if not np.array_equal(values, wanted):
-            raise WrongResult(f"tensor {name} of {row} is not its initial value plus {rounds}")
+    wrong = arithmetic.first_wrong(WeightsFile(path).weights(), rounds)
+    if wrong is not None:
+        raise WrongResult(f"tensor {wrong} of {row} is not its initial value plus {rounds}")

@@ -12,7 +12,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.federation import Course, run_federation
+from benchmarks.course import Course
+from benchmarks.federation import run_federation
 from benchmarks.floor import measure_floor
 from benchmarks.options import Options
 from benchmarks.rows import Row, Security

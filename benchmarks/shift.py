@@ -1,8 +1,4 @@
-"""A task whose federation has a result that is known beforehand, to the bit: the model grows by 1.0 a round.
-
-Client i of N returns what it received plus 1.0 + (i - (N - 1) / 2) / 64, so that the mean over all is exactly +1.0.
-Every number on the way is a multiple of 2**-16 below 64 in size, which float32 holds exactly.
-"""
+"""The work of `benchmarks.arithmetic` as a task: the model grows by 1.0 a round."""
 
 from __future__ import annotations
 
@@ -11,26 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.arithmetic import NUM_TENSORS, initial_tensor, step_of, tensor_name
 from fedstream.dtypes import DataType
 from fedstream.plan import Plan
 from fedstream.schema import ModelSchema, TaskMeaning, TensorSpec
 from fedtask.task import EpochReport, Evaluation, FineTuned, Report, SiteOptions, SiteSummary, TaskError, Weights
 
 REFERENCE = "benchmarks.shift:Shift"
-NUM_TENSORS = 64
 _EXAMPLES = 100
-_STEP = 2.0**-12
-
-
-def step_of(client: int, clients: int) -> np.float32:
-    """What client `client`, counted from 0, of `clients` adds."""
-    return np.float32(1.0 + (client - (clients - 1) / 2) / 64)
-
-
-def initial_tensor(index: int, num_elements: int, seed: int) -> np.ndarray:
-    """A tensor of round 0, float32 `[num_elements]`, different for each index, in [-16, 16)."""
-    generator = np.random.default_rng([seed, index])
-    return (generator.integers(-(2**16), 2**16, num_elements, np.int32) * _STEP).astype(np.float32)
 
 
 class Shift:
@@ -44,7 +28,7 @@ class Shift:
         return TaskMeaning(("no", "yes"), "yes", "none")
 
     def schema(self) -> ModelSchema:
-        specs = (TensorSpec(f"tensor_{i:02d}", DataType.FLOAT32, (self._num_elements,)) for i in range(NUM_TENSORS))
+        specs = (TensorSpec(tensor_name(i), DataType.FLOAT32, (self._num_elements,)) for i in range(NUM_TENSORS))
         return ModelSchema(tuple(specs))
 
     def default_plan(self) -> Plan:
