@@ -20,7 +20,7 @@ PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run-server run-client demo test faults check check-style check-types check-imports check-protos \
+.PHONY: help setup run-server run-client demo test faults bench check check-style check-types check-imports check-protos \
         check-stubs format protos protos-release clean
 
 ##@ Start here
@@ -69,6 +69,11 @@ faults: $(INSTALLED) ## Break things on purpose (kill, cut, part, lose power) an
 #: COUNT=300 SEED=0        how much each line does, in its own unit, and the seed of all that is drawn at random
 #: ARGS='--full'           as much as docs/reliability.md shows, in some hours
 	$(BIN)/python -m tests.faults $(call option,--count,COUNT) $(call option,--seed,SEED) $(ARGS) $(ONLY)
+
+bench: $(INSTALLED) ## Measure whole rounds against bare sockets and files, with this machine's figures in a table.
+#: ONLY='rounds'           one or several of the parts that ARGS='--help' lists (default: all)
+#: ARGS='--sizes 32x100'   any options of `python -m benchmarks`
+	$(BIN)/python -m benchmarks $(ONLY) $(ARGS)
 
 # In this order: what is quickest to say no comes first, and the last line is the summary of the tests.
 check: check-style check-types check-imports check-protos check-stubs ## Everything that CI asks for, tests included.

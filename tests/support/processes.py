@@ -231,9 +231,9 @@ class Stage:
         home: str = "",
     ) -> Running:
         """Start a client on generated data; what it makes is in the folder `home`, which is called as it is itself."""
-        assert listening.fingerprint is not None
         folder = self.folder / (home or name)
-        command = ["fedclient.cli", "run", "--server", listening.address, "--fingerprint", listening.fingerprint]
+        trust = ["--fingerprint", listening.fingerprint] if listening.fingerprint else ["--plaintext"]
+        command = ["fedclient.cli", "run", "--server", listening.address, *trust]
         command += ["--name", name, "--data", "phantom", "--shard", shard]
         command += ["--out", str(folder), "--state-dir", str(folder / "state")]
         return self.start(folder.name, [*command, *options], python_path)

@@ -1,0 +1,147 @@
+"""One upload stream against a plain file and against Arrow Flight, in turn.
+
+fedstream: a client's own code sends a model to a `fedserver run`, plaintext as Flight is: crc of every chunk, sha256 of
+every tensor, resumable, and durable before the answer, which also says whether the update is in the round. The file:
+written in blocks of 1 MiB, and synced. Flight: DoPut in batches of 1 MiB into a file that is synced before the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from benchmarks import shift
+from benchmarks.environments import CannotInstall, environment
+from benchmarks.floor import ROOT
+from benchmarks.options import Options
+from benchmarks.rows import MIB
+from benchmarks.tables import Line, Table
+from fedclient.calls import Patience
+from fedclient.config import ClientConfig
+from fedclient.connection import Connection
+from fedclient.upload import Parcel, Terms, Upload
+from fedserver.server import Listening
+from fedstream import limits
+from fedstream.files import RealFileSystem, write_durably
+from fedstream.manifest import Manifest, manifest_of
+from fedstream.weights_file import WeightsFile, file_parts
+from tests.support.processes import stage
+from tests.support.serving import BareSite
+
+SIZE_MIB = 512
+_BLOCK_BYTES = 1 << 20
+_TIMEOUT_SECONDS = 120.0
+_FLIGHT = ROOT / "benchmarks" / "flight_ends.py"
+
+
+def run(options: Options) -> Table:
+    """Measure all three."""
+    title = f"upload: seconds for one stream of {SIZE_MIB} MiB, durable before the answer"
+    with tempfile.TemporaryDirectory(prefix="upload-", dir=options.folder) as folder:
+        place = Path(folder)
+        manifest = _make_update(place / "update.safetensors")
+        measured = {
+            "fedstream": lambda: _fedstream(place, manifest),
+            "file, written and synced": lambda: _plain_file(place),
+            **_flight(place, options),
+        }
+        seconds = _in_turn(measured, options)
+    file = statistics.median(seconds["file, written and synced"])
+    return Table(title, [_line(name, each, file) for name, each in seconds.items()])
+
+
+def _in_turn(measured: Mapping[str, Callable[[], float]], options: Options) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {name: [] for name in measured}
+    for turn in range(options.repeats):
+        for name, measure in measured.items():
+            seconds[name].append(measure())
+            options.say(f"{name}, {turn + 1}: {seconds[name][-1]:.2f} s")
+    return seconds
+
+
+def _line(name: str, seconds: list[float], file: float) -> Line:
+    median = statistics.median(seconds)
+    figures = {"s": median, "GB/s": SIZE_MIB * MIB / median / 1e9, "times the file": median / file}
+    return Line(name, figures, {"seconds": seconds})
+
+
+def _make_update(path: Path) -> Manifest:
+    task = shift.Shift({"mib": str(SIZE_MIB)})
+    weights = task.initial_weights(1, None)
+    manifest = manifest_of(task.schema(), weights)
+    write_durably(RealFileSystem(), path, file_parts(manifest, weights))
+    return manifest
+
+
+def _fedstream(place: Path, manifest: Manifest) -> float:
+    with tempfile.TemporaryDirectory(prefix="server-", dir=place) as folder, stage(Path(folder)) as made:
+        options = ["--plaintext", "--rounds", "1", "--min-clients", "1"]
+        server = made.server(*options, task=shift.REFERENCE, python_path=ROOT, mib=SIZE_MIB)
+        server.until("the model to be made", lambda look: look.state.HasField("global_model") or None)
+        return asyncio.run(_send(server.listening, manifest, place / "update.safetensors"))
+
+
+async def _send(listening: Listening, manifest: Manifest, path: Path) -> float:
+    config = ClientConfig(server=listening.address, plaintext=True, name="sender", data=Path())
+    connection = Connection(config)
+    await connection.open()
+    task = shift.Shift({"mib": str(SIZE_MIB)})
+    async with BareSite.dial(listening) as site:
+        await site.hello(config.name, task.schema(), task.meaning())
+        offer = await site.agree()
+        file = WeightsFile(path)
+        parcel = Parcel(offer.upload_id, manifest, {name: file.span(name) for name in file.names}, 10, {}, 1, 0.0)
+        terms = Terms(limits.DEFAULT_CHUNK_BYTES, limits.WINDOW_BYTES)
+        upload = Upload(connection, parcel, terms, Patience(), lambda _done, _total: None)
+        began = time.perf_counter()
+        delivery = await asyncio.wait_for(upload.run(), _TIMEOUT_SECONDS)
+        seconds = time.perf_counter() - began
+    await connection.close()
+    assert not delivery.quarantined, delivery.quarantined
+    return seconds
+
+
+def _plain_file(place: Path) -> float:
+    data, path = memoryview(os.urandom(SIZE_MIB * MIB)), place / "plain"
+    began = time.perf_counter()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        for start in range(0, len(data), _BLOCK_BYTES):
+            os.pwrite(descriptor, data[start : start + _BLOCK_BYTES], start)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    seconds = time.perf_counter() - began
+    path.unlink()
+    return seconds
+
+
+def _flight(place: Path, options: Options) -> dict[str, Callable[[], float]]:
+    """Nothing, and a word about it, where pyarrow cannot be installed."""
+    try:
+        python = environment("flight", "pyarrow")
+    except CannotInstall as error:
+        options.say(f"left out: Arrow Flight ({error})")
+        return {}
+    return {"Arrow Flight DoPut": lambda: _put(python, place / "flight")}
+
+
+def _put(python: Path, path: Path) -> float:
+    serve = [str(python), str(_FLIGHT), "serve", str(path)]
+    with subprocess.Popen(serve, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            put = [str(python), str(_FLIGHT), "put", server.stdout.readline().strip(), str(SIZE_MIB)]
+            done = subprocess.run(put, check=True, stdout=subprocess.PIPE, text=True, timeout=_TIMEOUT_SECONDS)
+        finally:
+            server.kill()
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    return float(done.stdout)
