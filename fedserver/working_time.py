@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from fedserver.clock import Clock
 from fedserver.store import State
+from fedserver.store.facts import remembering
 from fedserver.store.journal import Statement
-from fedserver.store.state import remembering
 
 _FIRST_START_FACT = "first_start"
 _SECONDS_FACT = "seconds_at_work"

@@ -38,8 +38,8 @@ def damaged_rows(connection: sqlite3.Connection) -> Iterator[str]:
         info = connection.execute(f"PRAGMA table_info({table})").fetchall()
         keys = [name for _, name, _, _, _, place in sorted(info, key=lambda one: one[5]) if place]
         shown = ", ".join(f"CAST({key} AS BLOB)" for key in keys)
-        # Names come from the schema, which is compared with this program's own before.
-        sql = f"SELECT {shown} FROM {table} WHERE {COLUMN} IS NOT {_call([one[1] for one in info])}"  # noqa: S608
+        differs = f"{COLUMN} IS NOT {_call([one[1] for one in info])}"
+        sql = f"SELECT {shown} FROM {table} WHERE {differs}"  # noqa: S608 - names of the program's own schema
         for row in connection.execute(sql):
             words = (f"{key} {value!r}" for key, value in zip(keys, map(_readable, row), strict=True))
             yield f"table {table}, {', '.join(words)}"

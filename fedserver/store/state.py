@@ -16,7 +16,8 @@ from fedserver.store import retention
 from fedserver.store.database import RESTORE, Database
 from fedserver.store.disk import WAYS_OUT, require_writable, trouble_of
 from fedserver.store.errors import BackupAtWork, StateError
-from fedserver.store.journal import Journal, Statement
+from fedserver.store.facts import fact, remembering
+from fedserver.store.journal import Journal
 from fedserver.store.models import ModelStore
 from fedserver.store.rounds import records
 from fedserver.store.uploads import UploadStore
@@ -102,8 +103,7 @@ class State:
 
     def fact(self, key: str) -> str | None:
         """A remembered fact."""
-        rows = self.database.query("SELECT value FROM facts WHERE key = ?", key)
-        return rows[0][0] if rows else None
+        return fact(self.database, key)
 
     def remember(self, key: str, value: str) -> None:
         """Keep a fact."""
@@ -156,17 +156,12 @@ class State:
 
 def is_changed(path: Path, database: Database) -> bool:
     """Whether a key or certificate is not what was remembered of it, or gone."""
-    known = database.query("SELECT value FROM facts WHERE key = ?", _digest_fact(path))
-    return bool(known) and not (path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == known[0][0])
+    known = fact(database, _digest_fact(path))
+    return known is not None and not (path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == known)
 
 
 def _digest_fact(path: Path) -> str:
     return f"sha256 of {path.name}"
-
-
-def remembering(key: str, value: str) -> Statement:
-    """What makes a fact durable."""
-    return Statement("INSERT OR REPLACE INTO facts VALUES (?, ?)", (key, value))
 
 
 def is_state_directory(folder: Path) -> bool:

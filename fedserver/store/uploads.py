@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from fedserver.store.database import Database
+from fedserver.store.facts import fact, remembering
 from fedserver.store.journal import Statement
 from fedserver.store.updates import Update, UpdateFacts
 from fedserver.store.upload_file import Upload
@@ -97,7 +98,8 @@ class UploadStore:
                 cursor.execute("DELETE FROM uploads WHERE round = ?", (number,))
                 cursor.execute("DELETE FROM participations WHERE round = ?", (number,))
             known = [collected_up_to(self._database), *rounds]
-            cursor.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (_COLLECTED_FACT, str(max(known))))
+            collected = remembering(_COLLECTED_FACT, str(max(known)))
+            cursor.execute(collected.sql, collected.values)
         for upload_id in ids:
             self._files.remove(self._path(upload_id))
 
@@ -149,8 +151,7 @@ def finished_uploads(database: Database, folder: Path, number: int) -> list[Fini
 
 def collected_up_to(database: Database) -> int:
     """The last round whose updates have been collected by the retention; 0 for none."""
-    rows = database.query("SELECT value FROM facts WHERE key = ?", _COLLECTED_FACT)
-    return int(rows[0][0]) if rows else 0
+    return int(fact(database, _COLLECTED_FACT) or 0)
 
 
 def entries_of(manifest: bytes, missing: str) -> list[TensorEntry]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from fedclient.client import Client
 from fedclient.config import ClientConfig
 from fedclient.display import LogDisplay
 from fedclient.exit_codes import ExitCode, Stop
+from fedclient.sealed import unseal
 from fedstream import wire
 from fedstream.errors import InvalidRequest, PermissionDenied, Superseded
 from fedstream.v1 import common_pb2, negotiation_pb2
@@ -458,5 +458,5 @@ async def test_memory_of_a_session_keeps_history_and_measured_time(tmp_path: Pat
         await run(server.client(tmp_path))
         await run(server.client(tmp_path))
 
-    memory = json.loads((tmp_path / "state" / "memory.json").read_text())
+    memory = unseal((tmp_path / "state" / "memory.json").read_bytes())
     assert [(row["round"], row["epoch"]) for row in memory["rows"]] == [(1, 1), (1, 2)]

@@ -14,6 +14,7 @@ from fedserver import lifecycle
 from fedserver.coordinator.population import STOPPED_REASON, Client, ClientState, Introduction
 from fedserver.handshake import Decline, DeclineReason
 from fedserver.store import StateError
+from fedserver.store.row_checks import register
 from tests.support.bench import Bench, image_of
 from tests.support.full_disk import FullDisk
 
@@ -159,6 +160,7 @@ async def test_row_of_a_client_that_is_damaged_is_named(tmp_path: Path) -> None:
     async with Bench.running(tmp_path, "a"):
         pass
     with sqlite3.connect(tmp_path / "state.db") as connection:
+        register(connection)
         connection.execute("UPDATE clients SET row = '{}'")
     connection.close()
     bench = Bench(tmp_path)

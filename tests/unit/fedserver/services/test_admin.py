@@ -11,6 +11,7 @@ import pytest
 from fedserver.coordinator.effects import ModelRef
 from fedserver.federation import ref_of
 from fedserver.services.admin import AdminServicer
+from fedserver.store.row_checks import register
 from fedstream import wire
 from fedstream.v1 import admin_pb2, common_pb2
 from tests.support.bench import SCHEMA, Bench
@@ -87,6 +88,7 @@ async def test_round_whose_entry_is_damaged_is_listed_without_models(tmp_path: P
     async with Bench.running(tmp_path, "a") as bench:
         expected = await three_rounds(bench)
         with sqlite3.connect(tmp_path / "state.db") as connection:
+            register(connection)
             connection.execute("UPDATE ledger SET entry = substr(entry, 2) WHERE number = 1")
         connection.close()
         assert [models(one) for one in (await listed(bench)).rounds] == [(None, None), *expected[1:]]
