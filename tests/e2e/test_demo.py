@@ -1,0 +1,86 @@
+"""The main job, as `make demo` runs it: Keras, images in folders, a server and two sites as processes. 60 s.
+
+A network of a few pixels and one epoch, so that it is about the way and not about the score.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedtask.brain_mri.phantom import write_phantom
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
+
+SMALL = {"alpha": "0.35", "image_size": "32", "fine_tune": "upper", "variants": "1"}
+
+PREDICTS_IN_PLAIN_KERAS = """
+import sys, keras, numpy as np
+model = keras.models.load_model(sys.argv[1])
+plain = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype("float32")
+assert not any(name.startswith("fed") for name in sys.modules), "it must open without this project"
+print(model.predict(plain, verbose=0).shape)
+"""
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Where its results are, and what it said."""
+    folder = tmp_path_factory.mktemp("demo")
+    write_phantom(folder / "data", num_train=48, num_val=16, size=32)
+    data, out = folder / "data", folder / "out"
+    command = [sys.executable, "-m", "fedserver.cli", "demo", "--data", str(data), "--out", str(out)]
+    command += ["--backbone-weights", "random", "--clients", "2", "--division", "even"]
+    command += ["--rounds", "2", "--epochs", "1"]
+    for name, value in SMALL.items():
+        command += ["--task-set", f"{name}={value}"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=360)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out, done.stdout
+
+
+def test_demo_says_how_it_goes_and_where_everything_is(demo: tuple[Path, str]) -> None:
+    out, said = demo
+    for words in ("2 sites started", "round 1 over: ", "round 2 over: ", "Best global model: round ", "2 rounds in "):
+        assert words in said
+    assert f"Report: {out / 'report' / 'report.html'}" in said
+
+
+def test_demo_reports_every_site_and_that_the_images_are_a_phantom(demo: tuple[Path, str]) -> None:
+    summary: dict[str, Any] = json.loads((demo[0] / "report" / "summary.json").read_text())
+    completed = {number: counts["completed"] for number, counts in summary["counts"].items()}
+    assert completed == {"1": 2, "2": 2}
+    assert (summary["rounds"], summary["synthetic"]) == (2, True)
+    assert 0 <= summary["accuracy"] <= 1
+    frozen_backbone_stays_at_home = summary["bytes_received"] < summary["bytes_sent"]
+    assert frozen_backbone_stays_at_home
+
+
+def test_demo_leaves_each_site_its_model_and_its_history(demo: tuple[Path, str]) -> None:
+    for name in ("site_0", "site_1"):
+        folder = demo[0] / "clients" / name
+        written = {path.name for path in folder.iterdir() if path.is_file() and path.stat().st_size}
+        assert written >= {f"client_{name}_model.h5", f"client_{name}_training_history.png"}
+
+
+@pytest.mark.parametrize("name", ["GLOBAL_MODEL_MOB.keras", "GLOBAL_MODEL_MOB.h5"])
+def test_model_of_the_demo_takes_plain_images_in_plain_keras(demo: tuple[Path, str], name: str) -> None:
+    quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, "-c", PREDICTS_IN_PLAIN_KERAS, str(demo[0] / "models" / name)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=quiet, cwd="/")
+    assert done.stdout.strip().endswith("(2, 1)"), done.stdout + done.stderr
+
+
+def test_prediction_names_the_class_of_an_image(demo: tuple[Path, str]) -> None:
+    image = next(iter(sorted((demo[0].parent / "data" / "val").rglob("*.png"))))
+    command = [sys.executable, "-m", "fedclient.cli", "predict", str(demo[0] / "models" / "GLOBAL_MODEL_MOB.keras")]
+    done = subprocess.run([*command, str(image)], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert image.name in done.stdout
+    assert "no" in done.stdout or "yes" in done.stdout
