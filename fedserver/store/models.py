@@ -31,13 +31,13 @@ class StoredModel:
     path: Path
     kept: bool = True
 
-    def weights(self) -> dict[str, np.ndarray]:
-        """Its tensors, as read-only views of the mapped file.
+    def weights(self) -> Mapping[str, np.ndarray]:
+        """Its tensors, read-only, each in memory only while it is held.
 
         Raises:
             DamagedFile: the file is missing or no longer a weights file.
         """
-        return self._file().weights()
+        return self._file().on_demand()
 
     def body(self, indexes: Iterable[int]) -> BodyReader:
         """A reader of the body that holds the tensors at `indexes`; to be closed.

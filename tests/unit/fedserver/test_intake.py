@@ -1,0 +1,71 @@
+"""One round's updates: what the sums hold, when they are let go, and what is made of them again. 2 s."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedserver.store.updates import Update
+from tests.support.bench import SCHEMA, Bench
+from tests.support.tasks import random_weights
+
+pytestmark = pytest.mark.numpy_task
+
+SEEDS = {"a": 1, "b": 2, "c": 3}
+
+
+async def undisturbed(folder: Path) -> str:
+    async with Bench.running(folder, "abc", min_clients=3) as bench:
+        work = await bench.play(*SEEDS.values())
+        assert work.model is not None
+        return work.model.digest.hex
+
+
+class Unreadable(Mapping[str, np.ndarray]):
+    """Tensors of which one can be read so many times, and then no more."""
+
+    def __init__(self, tensors: Mapping[str, np.ndarray], name: str, times: int) -> None:
+        self._tensors, self._name, self._left = tensors, name, times
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name == self._name:
+            self._left -= 1
+            if self._left < 0:
+                raise OSError(5, "Input/output error")
+        return self._tensors[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+@pytest.mark.parametrize("times", [0, 1, 2])
+async def test_update_that_cannot_be_read_to_its_end_leaves_the_others_as_they_were(
+    tmp_path: Path, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read for the look at its shape, for the check of its values, and to be added: `large` is the last in order."""
+    expected = await undisturbed(tmp_path / "undisturbed")
+    async with Bench.running(tmp_path / "live", "abc", min_clients=3) as bench:
+        running = await bench.open_round()
+        await bench.send("a", random_weights(SCHEMA, 1))
+        weights = random_weights(SCHEMA, 2)
+        upload_id = await bench.begin("b", weights)
+        await bench.write(upload_id, weights)
+        tensors = Update.tensors
+        with monkeypatch.context() as patched:
+            patched.setattr(Update, "tensors", lambda update: Unreadable(tensors(update), "large", times))
+            with pytest.raises(OSError, match="Input/output"):
+                await bench.desk.finish(upload_id)
+        await bench.desk.finish(upload_id)
+        await bench.send("c", random_weights(SCHEMA, 3))
+        work = await bench.end_round(running)
+        assert work.model is not None
+        assert work.model.digest.hex == expected
