@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,13 +19,14 @@ from fedserver.aggregation import (
     check_update,
     weight_limits,
 )
+from fedserver.ahead import ahead
 from fedserver.coordinator.participation import Participation
 from fedserver.coordinator.round import Round
 from fedserver.store import DamagedFile, ModelStore
 from fedserver.store.models import WAY_OUT as MODEL_WAY_OUT
 from fedserver.store.models import StoredModel
 from fedserver.store.updates import WAY_OUT, Update
-from fedstream.manifest import Digest, Manifest, manifest_of, raw_bytes
+from fedstream.manifest import Digest, TensorEntry, entry_of, raw_bytes
 from fedstream.schema import ModelSchema
 
 
@@ -153,11 +155,22 @@ class Intake:
             return await asyncio.to_thread(self._publish, models, version)
 
     def _publish(self, models: ModelStore, version: int) -> StoredModel:
-        sums = self._summed()
-        result = sums.result(self._reread)
-        manifest = manifest_of(self._schema, result)
-        self._check_untouched(manifest, sums.tensors_changed())
-        return models.add(version, manifest, result)
+        with closing(self._results()) as results:  # or a mean might still be in the making when this is repeated
+            return models.add(version, self._schema, results)
+
+    def _results(self) -> Generator[tuple[TensorEntry, np.ndarray]]:
+        """Each tensor of the new model with its entry. One is made while the one before is digested and written.
+
+        What passes through from the base is digested like the rest: see that it still is the base.
+        """
+        sums, known = self._summed(), self._base_model.manifest.by_name()
+        changed = sums.tensors_changed()
+        for name, values in ahead(sums.iter_result(self._reread)):
+            entry = entry_of(self._schema[name], values)
+            if name not in changed and entry != known[name]:
+                problem = f"is damaged: tensor {name} does not match its digest"
+                raise DamagedFile(self._base_model.path, problem, MODEL_WAY_OUT, name)
+            yield entry, values
 
     def _reread(self, rank: int, name: str) -> np.ndarray:
         update = self._taken[rank].update
@@ -165,11 +178,3 @@ class Intake:
         if Digest.of(raw_bytes(values)) != update.manifest.by_name()[name].digest:
             raise DamagedFile(update.path, f"is damaged: tensor {name} does not match its digest", WAY_OUT, name)
         return values
-
-    def _check_untouched(self, manifest: Manifest, changed: Collection[str]) -> None:
-        """What passes through from the base is hashed for the new manifest anyway: see that it still is the base."""
-        known = self._base_model.manifest.by_name()
-        for entry in manifest:
-            if entry.name not in changed and entry != known[entry.name]:
-                problem = f"is damaged: tensor {entry.name} does not match its digest"
-                raise DamagedFile(self._base_model.path, problem, MODEL_WAY_OUT, entry.name)

@@ -10,6 +10,7 @@ import pytest
 
 from fedserver.store.updates import Update
 from tests.support.bench import SCHEMA, Bench
+from tests.support.full_disk import FullDisk
 from tests.support.tasks import random_weights
 
 pytestmark = pytest.mark.numpy_task
@@ -69,3 +70,24 @@ async def test_update_that_cannot_be_read_to_its_end_leaves_the_others_as_they_w
         work = await bench.end_round(running)
         assert work.model is not None
         assert work.model.digest.hex == expected
+
+
+async def test_model_refused_by_the_disk_at_any_tensor_is_the_same_the_second_time(tmp_path: Path) -> None:
+    expected = await undisturbed(tmp_path / "undisturbed")
+    for step in range(1, len(SCHEMA) + 6):
+        disk = FullDisk()
+        async with Bench.running(tmp_path / str(step), "abc", files=disk, min_clients=3) as bench:
+            running = await bench.open_round()
+            add = bench.state.models.add
+
+            def refused(*arguments, disk=disk, add=add, step=step):  # type: ignore[no-untyped-def]
+                bench.state.models.add = add  # type: ignore[method-assign]
+                disk.fill(1, start=disk.steps + step)
+                return add(*arguments)
+
+            bench.state.models.add = refused  # type: ignore[method-assign]
+            for name, seed in SEEDS.items():
+                await bench.send(name, random_weights(SCHEMA, seed))
+            work = await bench.end_round(running)
+            assert work.model is not None
+            assert work.model.digest.hex == expected, step
