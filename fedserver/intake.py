@@ -40,8 +40,8 @@ class _Taken:
 class Intake:
     """Takes the updates of one round. Folding runs in a thread, one update at a time.
 
-    The sums take twice a float32 model. Where an update cannot be read to its end while it is added, they are thrown
-    away, and made again from the stored updates, to the same bits, by whatever needs them next.
+    The sums take twice a float32 model. They are made when the first update comes, and let go by `release`; whatever
+    needs them afterwards makes them again from the stored updates, to the same bits.
 
     Args:
         schema: of the federation's model.
@@ -87,6 +87,11 @@ class Intake:
         except BaseException:
             self._sums = None
             raise
+
+    async def release(self) -> None:
+        """Let the sums go, when the round has made its model, or will make none."""
+        async with self._lock:
+            self._sums = None
 
     async def admit(self, part: Participation, update: Update) -> str:
         """Check a stored update by itself and fold it. Returns why it is kept aside, or nothing if it is in.

@@ -30,7 +30,7 @@ from functools import partial
 import numpy as np
 
 from fedserver.aggregation import kernels
-from fedserver.aggregation.blocks import BLOCK_ELEMENTS, Span, flat, run, spans
+from fedserver.aggregation.blocks import BLOCK_ELEMENTS, Span, flat, run, spans, zeros
 from fedserver.aggregation.checks import check_update
 from fedserver.aggregation.errors import BeyondHeadroom, ImplausibleExamples, NoUpdates, RankError, RereadNeeded
 from fedserver.aggregation.grid import MAX_UPDATES, Grid
@@ -227,7 +227,8 @@ class Accumulator:
 
     def _allocate(self, folded: _Folded) -> None:
         new = [i for i in _changed(folded) if i not in self._sums]
-        self._sums |= {i: _TensorSum(np.zeros(self.schema.tensors[i].num_elements, np.int64)) for i in new}
+        totals = zeros([self.schema.tensors[i].num_elements for i in new])
+        self._sums |= {i: _TensorSum(total) for i, total in zip(new, totals, strict=True)}
 
     def _add(self, folded: _Folded, tensors: Weights, direction: kernels.Direction) -> None:
         additions = {i: self._addition(i, folded, tensors, direction) for i in _changed(folded)}
