@@ -22,6 +22,7 @@ from benchmarks.tables import Table, keep, show
 PARTS: Mapping[str, str] = {
     "rounds": "rounds of a whole federation, against the same bytes through bare sockets and files",
     "upload": "one upload stream, against a plain file and against Arrow Flight",
+    "publish": "how long the new model takes after the last update, against writing one model",
     "start": "how long a person waits for a server's first answer and for --help",
 }
 

@@ -17,7 +17,7 @@ log = structlog.get_logger()
 
 
 class Evaluator:
-    """A kept-warm worker process with the holdout open.
+    """A worker process, kept warm with the holdout open; without a holdout, there is one only while it has work.
 
     Args:
         task: reference of the task.
@@ -45,8 +45,9 @@ class Evaluator:
             await self._worker.initial_weights(seed, source, out)
 
     async def open(self) -> SiteSummary | None:
-        """Open the holdout, if there is one."""
+        """Open the holdout, if there is one. If not, the worker has nothing to do before the models are exported."""
         if self._holdout is None:
+            await self._worker.close()  # the next call starts it again
             return None
         self.summary = await self._worker.open_holdout(folder_of(self._holdout), self._classes)
         for warning in self.summary.warnings:

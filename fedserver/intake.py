@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,15 +19,15 @@ from fedserver.aggregation import (
     check_update,
     weight_limits,
 )
+from fedserver.ahead import ahead
 from fedserver.coordinator.participation import Participation
 from fedserver.coordinator.round import Round
 from fedserver.store import DamagedFile, ModelStore
 from fedserver.store.models import WAY_OUT as MODEL_WAY_OUT
 from fedserver.store.models import StoredModel
 from fedserver.store.updates import WAY_OUT, Update
-from fedstream.manifest import Digest, Manifest, manifest_of, raw_bytes
+from fedstream.manifest import Digest, TensorEntry, entry_of, raw_bytes
 from fedstream.schema import ModelSchema
-from fedtask.task import Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,9 @@ class _Taken:
 
 class Intake:
     """Takes the updates of one round. Folding runs in a thread, one update at a time.
+
+    The sums take twice a float32 model. They are made when the first update comes, and let go by `release`; whatever
+    needs them afterwards makes them again from the stored updates, to the same bits.
 
     Args:
         schema: of the federation's model.
@@ -58,13 +62,36 @@ class Intake:
         self._strategy = strategy
         self._limits = ExampleLimits()
         self._taken: dict[int, _Taken] = {}
-        self._lock = asyncio.Lock()  # guards the accumulator, which takes one caller at a time
+        self._lock = asyncio.Lock()  # guards the sums, which take one caller at a time
         claims = {part.rank: part.claimed_examples for part in round_.participations}
         self.weight_limits: Mapping[int, float] = weight_limits(strategy, claims, self._limits)
-        self._accumulator = self._new_accumulator()
+        self._sums: Accumulator | None = None
 
-    def _new_accumulator(self) -> Accumulator:
-        return Accumulator(self._schema, self._base, self.weight_limits, threads=self._threads)
+    def _summed(self) -> Accumulator:
+        """The sums of what is in."""
+        if self._sums is None:
+            sums = Accumulator(self._schema, self._base, self.weight_limits, threads=self._threads)
+            for rank, taken in self._taken.items():
+                taken.update.check()  # what is added must be what was checked
+                sums.fold(rank, taken.weight, taken.update.tensors())
+            self._sums = sums
+        return self._sums
+
+    def _change(self, change: Callable[[Accumulator], None]) -> None:
+        """Add to the sums or take from them. An update that cannot be read to its end leaves sums of no use."""
+        sums = self._summed()
+        try:
+            change(sums)
+        except UpdateRefused:
+            raise
+        except BaseException:
+            self._sums = None
+            raise
+
+    async def release(self) -> None:
+        """Let the sums go, when the round has made its model, or will make none."""
+        async with self._lock:
+            self._sums = None
 
     async def admit(self, part: Participation, update: Update) -> str:
         """Check a stored update by itself and fold it. Returns why it is kept aside, or nothing if it is in.
@@ -85,7 +112,7 @@ class Intake:
         tensors = update.tensors()
         facts = check_update(self._schema, self._base, tensors)
         weight = self._strategy.weight(part.rank, update.facts.num_examples)
-        self._accumulator.fold(part.rank, weight, tensors, facts)
+        self._change(lambda sums: sums.fold(part.rank, weight, tensors, facts))
         return _Taken(update, weight, facts.norm)
 
     async def screen(self, completed: Collection[int]) -> Mapping[int, str]:
@@ -110,7 +137,7 @@ class Intake:
     def _take_out(self, rank: int) -> None:
         taken = self._taken[rank]
         taken.update.check()  # what is subtracted must be what was added
-        self._accumulator.remove(rank, taken.update.tensors())
+        self._change(lambda sums: sums.remove(rank, taken.update.tensors()))
         del self._taken[rank]
 
     def shares(self) -> Mapping[int, float]:
@@ -133,10 +160,22 @@ class Intake:
             return await asyncio.to_thread(self._publish, models, version)
 
     def _publish(self, models: ModelStore, version: int) -> StoredModel:
-        result = self._accumulator.result(self._reread)
-        manifest = manifest_of(self._schema, result)
-        self._check_untouched(result, manifest)
-        return models.add(version, manifest, result)
+        with closing(self._results()) as results:  # or a mean might still be in the making when this is repeated
+            return models.add(version, self._schema, results)
+
+    def _results(self) -> Generator[tuple[TensorEntry, np.ndarray]]:
+        """Each tensor of the new model with its entry. One is made while the one before is digested and written.
+
+        What passes through from the base is digested like the rest: see that it still is the base.
+        """
+        sums, known = self._summed(), self._base_model.manifest.by_name()
+        changed = sums.tensors_changed()
+        for name, values in ahead(sums.iter_result(self._reread)):
+            entry = entry_of(self._schema[name], values)
+            if name not in changed and entry != known[name]:
+                problem = f"is damaged: tensor {name} does not match its digest"
+                raise DamagedFile(self._base_model.path, problem, MODEL_WAY_OUT, name)
+            yield entry, values
 
     def _reread(self, rank: int, name: str) -> np.ndarray:
         update = self._taken[rank].update
@@ -144,11 +183,3 @@ class Intake:
         if Digest.of(raw_bytes(values)) != update.manifest.by_name()[name].digest:
             raise DamagedFile(update.path, f"is damaged: tensor {name} does not match its digest", WAY_OUT, name)
         return values
-
-    def _check_untouched(self, result: Weights, manifest: Manifest) -> None:
-        """What passes through from the base is hashed for the new manifest anyway: see that it still is the base."""
-        known = self._base_model.manifest.by_name()
-        for entry in manifest:
-            if result[entry.name] is self._base[entry.name] and entry != known[entry.name]:
-                problem = f"is damaged: tensor {entry.name} does not match its digest"
-                raise DamagedFile(self._base_model.path, problem, MODEL_WAY_OUT, entry.name)

@@ -23,7 +23,7 @@ from fedserver.store.retention import SCRATCH_MODEL
 from fedserver.store.rounds import received_bytes, unfinished
 from fedserver.store.state import KEEP_ROUNDS_FACT
 from fedstream.errors import FedstreamError, UnknownModel
-from fedstream.manifest import manifest_of
+from fedstream.manifest import described
 from fedstream.weights_file import WeightsFile
 from fedtask.report import ModelFile
 from fedtask.task import Evaluation, TaskError
@@ -113,9 +113,8 @@ async def _initial_model(federation: Federation) -> StoredModel:
     await federation.evaluator.initial_model(config.seed, config.backbone_weights, config.initial_model, scratch)
     assert federation.schema is not None, "the schema is learned before the model is made"
     try:
-        weights = WeightsFile(scratch).weights()
-        manifest = manifest_of(federation.schema, weights)
-        return await asyncio.to_thread(state.models.add, 0, manifest, weights)
+        tensors = described(federation.schema, WeightsFile(scratch).on_demand())
+        return await asyncio.to_thread(state.models.add, 0, federation.schema, tensors)
     finally:
         scratch.unlink()
 

@@ -167,12 +167,14 @@ async def aggregate(federation: Federation, work: RoundWork) -> None:
 
 
 async def publish(federation: Federation, work: RoundWork) -> None:
-    """Make the new global model, store it, and let it be the current one."""
-    if not work.opened.succeeded:
-        return
+    """Make the new global model, store it, and let it be the current one. The sums are of no use after it."""
     assert work.intake is not None, "this phase comes after `offer`"
+    if not work.opened.succeeded:
+        await work.intake.release()
+        return
     federation.stand(FederationState.RUNNING, f"round {work.number}: making the new global model")
     work.model = await federation.durably(partial(work.intake.publish, federation.state.models, work.number))
+    await work.intake.release()
     federation.model = work.model
     for part in work.opened.completed:
         federation.population.credit(part.client)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import mmap
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -72,7 +71,10 @@ def admit_chunk(chunk: Chunk, committed_size: int, size_bytes: int, max_chunk_by
 
 
 class BodyReader:
-    """Reads a body whose pieces lie in files, which stay mapped until `close`.
+    """Reads a body whose pieces lie in files, which stay open until `close`.
+
+    Read, not mapped: mapped pages would count as this process's memory once for every reader of the same model, and
+    where the medium fails, a read is an error and a mapped page a signal.
 
     Args:
         spans: where the pieces are, in body order.
@@ -86,7 +88,18 @@ class BodyReader:
         self._starts = [0]
         for span in self._spans:
             self._starts.append(self._starts[-1] + span.length)
-        self._maps = {path: _map(path) for path in {span.path for span in self._spans}}
+        self._descriptors: dict[Path, int] = {}
+        try:
+            for path in dict.fromkeys(span.path for span in self._spans):
+                self._open(path)
+        except BaseException:
+            self.close()  # nobody will ever hold this object
+            raise
+
+    def _open(self, path: Path) -> None:
+        descriptor = self._descriptors[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        if not os.fstat(descriptor).st_size:
+            raise WeightsFileError(f"{path} is empty")
 
     @property
     def size_bytes(self) -> int:
@@ -94,10 +107,9 @@ class BodyReader:
         return self._starts[-1]
 
     def close(self) -> None:
-        """Unmap the files."""
-        for mapped in self._maps.values():
-            mapped.close()
-        self._maps.clear()
+        """Close the files. Safe to call twice."""
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
 
     def __enter__(self) -> Self:
         return self
@@ -114,7 +126,7 @@ class BodyReader:
             span, start = self._spans[index], self._starts[index]
             stop = min(end, self._starts[index + 1])
             place = span.offset + offset - start
-            piece = self._maps[span.path][place : place + stop - offset]
+            piece = os.pread(self._descriptors[span.path], stop - offset, place)
             pieces.append(piece)
             if len(piece) < stop - offset:  # what follows must not move into the gap
                 break
@@ -133,10 +145,3 @@ class BodyReader:
                 raise WeightsFileError(f"the body ends at {offset} of {self.size_bytes} bytes: a file was cut short")
             yield make_chunk(offset, data)
             offset += len(data)
-
-
-def _map(path: Path) -> mmap.mmap:
-    with path.open("rb") as file:
-        if not os.fstat(file.fileno()).st_size:
-            raise WeightsFileError(f"{path} is empty")  # which cannot be mapped
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

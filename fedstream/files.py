@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -75,15 +75,30 @@ class RealFileSystem:
 
 def write_durably(files: FileSystem, path: Path, parts: Iterable[bytes | memoryview]) -> None:
     """Make `path` hold `parts`, whole or not at all; when this returns, a power cut cannot undo it."""
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-    files.remove(temporary)  # a leftover of an interrupted write may be longer than what comes now
+    write_then_name(files, path.with_name(path.name + TEMPORARY_SUFFIX), parts, lambda: path)
+
+
+def write_then_name(
+    files: FileSystem, temporary: Path, parts: Iterable[bytes | memoryview], name: Callable[[], Path]
+) -> Path:
+    """`write_durably` of a file whose name is known only when all `parts` are, such as one named by its digest.
+
+    Args:
+        files: the file system.
+        temporary: where the file is written; a leftover of an interrupted write may be there.
+        parts: what it is to hold, one after another.
+        name: asked once, after the last part; in the folder of `temporary`.
+    """
+    files.remove(temporary)  # a leftover may be longer than what comes now
     try:
         _write_and_sync(files, temporary, parts)
+        path = name()
         publish(files, temporary, path)
     except OSError:
         with contextlib.suppress(OSError):  # on a full disk, what is of no use must not take what space is left
             files.remove(temporary)
         raise
+    return path
 
 
 def _write_and_sync(files: FileSystem, path: Path, parts: Iterable[bytes | memoryview]) -> None:

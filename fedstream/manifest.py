@@ -95,8 +95,19 @@ def manifest_of(schema: ModelSchema, weights: Mapping[str, np.ndarray]) -> Manif
     Raises:
         SchemaMismatch: a tensor is missing, not in the schema, or of another dtype or shape.
     """
+    return Manifest(tuple(entry for entry, _ in described(schema, weights)))
+
+
+def described(schema: ModelSchema, weights: Mapping[str, np.ndarray]) -> Iterator[tuple[TensorEntry, np.ndarray]]:
+    """Every tensor of `weights` with its entry, in schema order, each looked at when its turn comes.
+
+    Raises:
+        SchemaMismatch: as `manifest_of`.
+    """
     require_names(schema, weights.keys())
-    return Manifest(tuple(entry_of(spec, weights[spec.name]) for spec in schema))
+    for spec in schema:
+        values = weights[spec.name]
+        yield entry_of(spec, values), values
 
 
 def entry_of(spec: TensorSpec, values: np.ndarray) -> TensorEntry:

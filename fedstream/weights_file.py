@@ -2,6 +2,9 @@
 
 The layout is what makes an upload cheap: once the manifest is known, so are the header and the place of every byte, and
 a chunk of the body is written straight to where it stays. Any tool that reads safetensors reads the result.
+
+A mapped page that was touched counts as the process's memory until it is unmapped. So there are two ways to read: whole
+(`WeightsFile.weights`), for whoever works on all of a model, and tensor by tensor (`WeightsFile.on_demand`).
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +27,8 @@ from fedstream.schema import RESERVED_NAME, TensorSpec
 
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100 << 20  # the format's own bound
+_SMALL_BYTES = 256 << 10
+"""Tensors up to this are read rather than mapped by `TensorsOnDemand`: it costs less than a map, and no descriptor."""
 
 
 class WeightsFileError(FedstreamError):
@@ -38,8 +44,11 @@ class FileSpan:
     length: int
 
 
-def header_of(entries: Iterable[TensorEntry], metadata: Mapping[str, str] | None = None) -> bytes:
-    """The file's first bytes, up to where the values of `entries` begin, one after another in that order."""
+def header_of(entries: Iterable[TensorEntry | TensorSpec], metadata: Mapping[str, str] | None = None) -> bytes:
+    """The file's first bytes, up to where the values of `entries` begin, one after another in that order.
+
+    It says nothing of the values, so it is known before they are.
+    """
     header: dict[str, object] = {RESERVED_NAME: dict(metadata)} if metadata else {}
     begin = 0
     for entry in entries:
@@ -59,7 +68,7 @@ def file_parts(manifest: Manifest, weights: Mapping[str, np.ndarray]) -> Iterato
 
 
 class WeightsFile:
-    """A mapped, read-only weights file. Values are read from disk when they are touched.
+    """An open, read-only weights file. Values are read from disk when they are touched.
 
     Raises:
         WeightsFileError: at opening, when the file is no well-formed safetensors file.
@@ -67,24 +76,27 @@ class WeightsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._map: mmap.mmap | None = None
         with path.open("rb") as file:
-            prefix = file.read(_LENGTH_BYTES)
-            header_bytes = int.from_bytes(prefix, "little")
-            longest = min(_MAX_HEADER_BYTES, os.fstat(file.fileno()).st_size - _LENGTH_BYTES)
-            if len(prefix) < _LENGTH_BYTES or header_bytes > longest:
-                raise WeightsFileError(f"{path} is not a weights file: it has no safetensors header")
-            self._header = _parse_header(path, file.read(header_bytes))
-            self._data_start = _LENGTH_BYTES + header_bytes
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._check_extent()
+            self._descriptor = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._descriptor)
+        size = os.fstat(self._descriptor).st_size
+        prefix = os.pread(self._descriptor, _LENGTH_BYTES, 0)
+        header_bytes = int.from_bytes(prefix, "little")
+        longest = min(_MAX_HEADER_BYTES, size - _LENGTH_BYTES)
+        if len(prefix) < _LENGTH_BYTES or header_bytes > longest:
+            raise WeightsFileError(f"{path} is not a weights file: it has no safetensors header")
+        self._header = _parse_header(path, os.pread(self._descriptor, header_bytes, _LENGTH_BYTES))
+        self._data_start = _LENGTH_BYTES + header_bytes
+        self._check_extent(size)
 
-    def _check_extent(self) -> None:
+    def _check_extent(self, size: int) -> None:
         end = 0
         for name, (spec, begin, stop) in self._header.items():
             if begin != end or stop - begin != spec.size_bytes:
                 raise WeightsFileError(f"{self.path} is damaged: tensor {name} does not fit its place")
             end = stop
-        if self._data_start + end != len(self._map):
+        if self._data_start + end != size:
             raise WeightsFileError(f"{self.path} is damaged: it should have {self._data_start + end} bytes")
 
     @property
@@ -101,16 +113,38 @@ class WeightsFile:
         return FileSpan(self.path, self._data_start + begin, end - begin)
 
     def array(self, name: str) -> np.ndarray:
-        """A tensor as a read-only view of the mapped file; it may be unaligned."""
-        spec, begin, _ = self._header[name]
-        if not spec.num_elements:
-            return np.zeros(spec.shape, spec.dtype.numpy)
-        start = self._data_start + begin
-        return np.frombuffer(self._map, spec.dtype.numpy, spec.num_elements, start).reshape(spec.shape)
+        """A tensor as a read-only view of the file, which is mapped as a whole; it may be unaligned."""
+        if self._map is None:
+            self._map = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
+        return _view(self._map, self._header[name][0], self.span(name).offset)
 
     def weights(self) -> dict[str, np.ndarray]:
-        """All tensors as views, in file order."""
+        """All tensors as views, in file order. What was touched of any stays in memory while one of them is held."""
         return {name: self.array(name) for name in self._header}
+
+    def on_demand(self) -> TensorsOnDemand:
+        """All tensors, in file order, each in memory only while it is held."""
+        return TensorsOnDemand(self)
+
+    def array_alone(self, name: str) -> np.ndarray:
+        """A tensor by itself, read-only: nothing of it stays in memory, or mapped, when it is let go.
+
+        Raises:
+            WeightsFileError: the file was cut short after it was opened.
+            OSError: it cannot be read.
+        """
+        spec, span = self._header[name][0], self.span(name)
+        if span.length <= _SMALL_BYTES:
+            data = os.pread(self._descriptor, span.length, span.offset)
+            if len(data) == span.length:
+                return _view(data, spec, 0)
+        elif span.offset + span.length <= os.fstat(self._descriptor).st_size:  # beyond the end, a page is a signal
+            lead = span.offset % mmap.ALLOCATIONGRANULARITY
+            start = span.offset - lead
+            return _view(
+                mmap.mmap(self._descriptor, lead + span.length, access=mmap.ACCESS_READ, offset=start), spec, lead
+            )
+        raise WeightsFileError(f"{self.path} is damaged: it was cut short at or before tensor {name}")
 
     def manifest(self) -> Manifest:
         """The manifest of what the file holds now: reads and hashes every byte."""
@@ -118,7 +152,36 @@ class WeightsFile:
 
     def _entry(self, name: str) -> TensorEntry:
         spec = self._header[name][0]
-        return TensorEntry(name, spec.dtype, spec.shape, Digest.of(raw_bytes(self.array(name))))
+        return TensorEntry(name, spec.dtype, spec.shape, Digest.of(raw_bytes(self.array_alone(name))))
+
+
+class TensorsOnDemand(Mapping[str, np.ndarray]):
+    """A weights file's tensors by name, in file order. Each is mapped by itself when it is asked for, every time anew,
+    and unmapped when nobody holds it: whoever lets one go before asking for the next has one in memory.
+
+    A large tensor takes a file descriptor while it is held. Safe to use from several threads.
+    """
+
+    def __init__(self, file: WeightsFile) -> None:
+        self._file = file
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._file.array_alone(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._file
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file.names)
+
+    def __len__(self) -> int:
+        return len(self._file.names)
+
+
+def _view(data: bytes | mmap.mmap, spec: TensorSpec, offset: int) -> np.ndarray:
+    if not spec.num_elements:
+        return np.zeros(spec.shape, spec.dtype.numpy)
+    return np.frombuffer(data, spec.dtype.numpy, spec.num_elements, offset).reshape(spec.shape)
 
 
 _Header = dict[str, tuple[TensorSpec, int, int]]

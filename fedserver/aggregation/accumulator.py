@@ -14,8 +14,10 @@ the grid is too coarse for the bound, which is decided from the set of updates a
 float64, in the order of ranks, from the updates themselves (`reread`).
 
 **What it costs.** 8 bytes an element (twice a float32 model), allocated for a tensor when the first update changes it
-and dropped when the last is removed, and 8 bytes a tensor and update. A result takes its own size again, one tensor at
-a time with `iter_result`; a tensor that is summed again takes another 8 bytes an element meanwhile.
+and dropped when the last is removed, and 8 bytes a tensor and update. Base and updates are asked for tensor by tensor,
+when their turn comes, and let go: where they come from files, a few MiB of them are in memory. A result takes its own
+size again, one tensor at a time with `iter_result`; a tensor that is summed again takes another 8 bytes an element
+meanwhile.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from functools import partial
 import numpy as np
 
 from fedserver.aggregation import kernels
-from fedserver.aggregation.blocks import BLOCK_ELEMENTS, Span, flat, run, spans
+from fedserver.aggregation.blocks import BLOCK_ELEMENTS, Span, flat, run, spans, zeros
 from fedserver.aggregation.checks import check_update
 from fedserver.aggregation.errors import BeyondHeadroom, ImplausibleExamples, NoUpdates, RankError, RereadNeeded
 from fedserver.aggregation.grid import MAX_UPDATES, Grid
@@ -117,7 +119,10 @@ class Accumulator:
         return sum(summed.total.nbytes for summed in self._sums.values())
 
     def fold(self, rank: int, weight: float, tensors: Weights, facts: UpdateFacts | None = None) -> None:
-        """Add an update. When it raises, nothing has changed.
+        """Add an update. When it raises one of the errors below, nothing has changed.
+
+        Tensors that come from a file are read as they are added. Where reading fails, that error is raised, some of the
+        update is in, and the accumulator is of no use any more; `remove` likewise.
 
         `tensors` may leave out what equals the base. `facts` is what `check_update` found of these very tensors against
         this base, if that was called before; it saves a pass over the update.
@@ -162,6 +167,10 @@ class Accumulator:
         mixes = self._mixes()
         return tuple(self.schema.tensors[i].name for i in sorted(mixes) if self._is_refolded(i, mixes[i]))
 
+    def tensors_changed(self) -> frozenset[str]:
+        """Names of the tensors that some update changed. All others come out as the base has them."""
+        return frozenset(self.schema.tensors[i].name for i, summed in self._sums.items() if summed.num_folded)
+
     def result(self, reread: Reread | None = None) -> dict[str, np.ndarray]:
         """The mean, every tensor in schema order; see `iter_result`."""
         return dict(self.iter_result(reread))
@@ -169,7 +178,7 @@ class Accumulator:
     def iter_result(self, reread: Reread | None = None) -> Iterator[tuple[str, np.ndarray]]:
         """The mean, tensor by tensor in schema order, so that no more than one need be held.
 
-        A tensor that no update changed is the base's own array. `reread` is called, for the `tensors_to_reread` only,
+        A tensor that no update changed is the base's. `reread` is called, for the `tensors_to_reread` only,
         once per update that changed the tensor, in the order of ranks.
 
         Raises:
@@ -218,7 +227,8 @@ class Accumulator:
 
     def _allocate(self, folded: _Folded) -> None:
         new = [i for i in _changed(folded) if i not in self._sums]
-        self._sums |= {i: _TensorSum(np.zeros(self.schema.tensors[i].num_elements, np.int64)) for i in new}
+        totals = zeros([self.schema.tensors[i].num_elements for i in new])
+        self._sums |= {i: _TensorSum(total) for i, total in zip(new, totals, strict=True)}
 
     def _add(self, folded: _Folded, tensors: Weights, direction: kernels.Direction) -> None:
         additions = {i: self._addition(i, folded, tensors, direction) for i in _changed(folded)}
@@ -228,10 +238,12 @@ class Accumulator:
             self._sums[index].lifted += direction.value * addition.small
 
     def _addition(self, index: int, folded: _Folded, tensors: Weights, way: kernels.Direction) -> kernels.Addition:
-        values = flat(tensors[self.schema.tensors[index].name])
+        name = self.schema.tensors[index].name
+        if name not in tensors:
+            raise KeyError(name)
         multiplier = self._grid(index).multiplier(folded.weight)
         small = float(folded.largest[index]) * multiplier <= kernels.SMALL
-        return kernels.Addition(self._sums[index].total, values, multiplier, small, way)
+        return kernels.Addition(self._sums[index].total, lambda: flat(tensors[name]), multiplier, small, way)
 
     def _mixes(self) -> dict[int, _Mix]:
         """By index, of the tensors that some update changed."""

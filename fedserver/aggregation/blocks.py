@@ -6,6 +6,8 @@ depend on how the elements were divided.
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -72,6 +74,22 @@ def run(
     with ThreadPoolExecutor(len(workers), thread_name_prefix="aggregation") as pool:
         list(pool.map(work, range(len(workers))))
     return [results[place] for place in range(len(tasks))]
+
+
+def zeros(lengths: Sequence[int]) -> list[np.ndarray]:
+    """int64 zeros, an array `[length]` for each of `lengths`, in pages of their own.
+
+    They go back to the system as soon as all are let go. An allocator keeps what it is given back, in part and for each
+    thread that asked: of 200 MiB of sums in arrays of 3 MiB, 140 to 190 stayed resident after the round.
+    """
+    size = 8 * sum(lengths)
+    if not size:
+        return [np.zeros(length, np.int64) for length in lengths]
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without large pages; it is faster with them, and the same
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return np.split(np.frombuffer(pages, np.int64), np.cumsum(lengths)[:-1])
 
 
 def flat(array: np.ndarray) -> np.ndarray:

@@ -36,13 +36,14 @@ class Direction(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Addition:
-    """total +- rint(values * multiplier), `total` int64 and `values` floating, both `[num_elements]`.
+    """total +- rint(values() * multiplier), `total` int64 and `values()` floating, both `[num_elements]`.
 
+    `values` is called for each span, and the array let go after it: where it comes from a file, a span is in memory.
     `small` says that no product is over `SMALL`; the total then also gains or loses `LIFT_BITS` per element.
     """
 
     total: np.ndarray
-    values: np.ndarray
+    values: Callable[[], np.ndarray]
     multiplier: float
     small: bool
     direction: Direction
@@ -56,11 +57,12 @@ def adder(additions: Mapping[int, Addition], block_elements: int) -> Callable[[S
     def add(span: Span) -> None:
         addition = additions[span.index]
         step = np.add if addition.direction is Direction.IN else np.subtract
+        values = addition.values()
         for block in span.blocks(block_elements):
             total = addition.total[block]
             product = products[: total.size]
             # Converting first is faster than a multiplication that converts as it goes.
-            np.copyto(product, addition.values[block])
+            np.copyto(product, values[block])
             np.multiply(product, addition.multiplier, out=product)
             if addition.small:
                 np.add(product, LIFT, out=product)

@@ -36,10 +36,8 @@ def survey(schema: ModelSchema, base: Weights, tensors: Weights, *, threads: int
     Raises:
         NotFinite: names the first tensor, in schema order, and the first index in it.
     """
-    present = [(i, spec) for i, spec in enumerate(schema) if spec.dtype.is_floating and spec.name in tensors]
-    arrays = {i: (flat(tensors[spec.name]), flat(base[spec.name])) for i, spec in present}
-    tasks = spans(present)
-    found = run(threads, tasks, lambda: _surveyor(arrays))
+    tasks = spans((i, spec) for i, spec in enumerate(schema) if spec.dtype.is_floating and spec.name in tensors)
+    found = run(threads, tasks, lambda: _surveyor(schema, base, tensors))
     return _facts(schema, tensors, tasks, found)
 
 
@@ -61,16 +59,20 @@ class _SpanFacts:
     squares: tuple[float, ...]
 
 
-def _surveyor(arrays: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> Callable[[Span], _SpanFacts]:
-    """A worker with its own buffers. The block size is fixed: a sum of squares depends on it in its last bits."""
+def _surveyor(schema: ModelSchema, base: Weights, tensors: Weights) -> Callable[[Span], _SpanFacts]:
+    """A worker with its own buffers. The block size is fixed: a sum of squares depends on it in its last bits.
+
+    Arrays are asked for span by span and let go: where they come from files, what is not held is not in memory.
+    """
     float32s = np.empty((2, BLOCK_ELEMENTS), np.float32)
     float64s = np.empty((2, BLOCK_ELEMENTS), np.float64)
 
     def survey(span: Span) -> _SpanFacts:
-        trained, base = arrays[span.index]
+        name = schema.tensors[span.index].name
+        trained, started = flat(tensors[name]), flat(base[name])
         equal, largest, squares = True, 0.0, []
         for block in span.blocks(BLOCK_ELEMENTS):
-            values, origin = trained[block], base[block]
+            values, origin = trained[block], started[block]
             # Stops comparing at the first difference: next to nothing for a trained tensor.
             equal = equal and _same_bytes(values, origin)
             values = _widened(values, float32s[0])

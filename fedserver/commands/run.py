@@ -9,6 +9,7 @@ import sqlite3
 import structlog
 from rich.console import Console
 
+from fedserver.allocator import keep_few_heaps
 from fedserver.config import ServerConfig
 from fedserver.disk import DiskRefuses
 from fedserver.exit_codes import ExitCode
@@ -24,6 +25,7 @@ log = structlog.get_logger()
 
 async def run_server(config: ServerConfig, log_json: bool | None, log_level: str) -> ExitCode:
     """Serve one federation to its end."""
+    keep_few_heaps()
     configure_logs(as_json=log_json, level=log_level)
     structlog.contextvars.bind_contextvars(task=config.task)
     server: Server | None = None

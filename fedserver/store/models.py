@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +14,15 @@ from fedserver.store.database import Database
 from fedserver.store.errors import DamagedFile
 from fedstream.body import BodyReader
 from fedstream.errors import UnknownModel
-from fedstream.files import FileSystem, write_durably
-from fedstream.manifest import Digest, Manifest, parse_canonical
-from fedstream.weights_file import WeightsFile, WeightsFileError, file_parts
+from fedstream.files import TEMPORARY_SUFFIX, FileSystem, write_then_name
+from fedstream.manifest import Digest, Manifest, TensorEntry, parse_canonical, raw_bytes
+from fedstream.schema import ModelSchema
+from fedstream.weights_file import WeightsFile, WeightsFileError, header_of
 
 WAY_OUT = "restore a backup (`fedserver restore`); `fedserver verify` says what else is damaged"
+
+_SCRATCH = f"new{TEMPORARY_SUFFIX}"
+"""A model on its way in: its name is its digest, which is known when all of it has been written. Swept at start-up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +35,13 @@ class StoredModel:
     path: Path
     kept: bool = True
 
-    def weights(self) -> dict[str, np.ndarray]:
-        """Its tensors, as read-only views of the mapped file.
+    def weights(self) -> Mapping[str, np.ndarray]:
+        """Its tensors, read-only, each in memory only while it is held.
 
         Raises:
             DamagedFile: the file is missing or no longer a weights file.
         """
-        return self._file().weights()
+        return self._file().on_demand()
 
     def body(self, indexes: Iterable[int]) -> BodyReader:
         """A reader of the body that holds the tensors at `indexes`; to be closed.
@@ -81,24 +85,27 @@ class ModelStore:
         # Guards the files against being collected while the same model is being stored again.
         self._lock = threading.Lock()
 
-    def add(self, version: int, manifest: Manifest, weights: Mapping[str, np.ndarray]) -> StoredModel:
+    def add(self, version: int, schema: ModelSchema, tensors: Iterable[tuple[TensorEntry, np.ndarray]]) -> StoredModel:
         """Store a model durably; storing the same one again is safe. One tensor is held in memory at a time.
 
         Args:
             version: number of the round that made it.
-            manifest: its tensors, in order, with the digests of just these values.
-            weights: their values.
+            schema: its tensors' names, types and shapes.
+            tensors: each tensor's entry with its values, in schema order; asked for when its turn comes.
         """
-        stored = self._stored(version, manifest, kept=True)
+        entries: list[TensorEntry] = []
         with self._lock:
-            if stored.path.exists():
-                self._files.sync_folder(self._folder)  # an earlier try may have failed between the name and its fsync
-            else:
-                write_durably(self._files, stored.path, file_parts(manifest, weights))
+            write_then_name(
+                self._files,
+                self._folder / _SCRATCH,
+                _parts(schema, tensors, entries),
+                lambda: self._path(Manifest(tuple(entries)).model_digest().sha256),
+            )
+            stored = self._stored(version, Manifest(tuple(entries)), kept=True)
             sha256 = stored.digest.sha256
             keep = "INSERT INTO models VALUES (?, ?, 1) ON CONFLICT (sha256) DO UPDATE SET kept = 1"
             with self._database.transaction() as cursor:
-                cursor.execute(keep, (sha256, manifest.canonical_bytes()))
+                cursor.execute(keep, (sha256, stored.manifest.canonical_bytes()))
                 cursor.execute("INSERT OR REPLACE INTO versions VALUES (?, ?)", (version, sha256))
         return stored
 
@@ -159,6 +166,17 @@ class ModelStore:
 
     def _path(self, sha256: bytes) -> Path:
         return self._folder / f"{sha256.hex()}.safetensors"
+
+
+def _parts(
+    schema: ModelSchema, tensors: Iterable[tuple[TensorEntry, np.ndarray]], entries: list[TensorEntry]
+) -> Iterator[bytes | memoryview]:
+    """The pieces of a model's file; `entries` gets what stands in the header and, besides, the digests."""
+    yield header_of(schema)
+    for spec, (entry, values) in zip(schema, tensors, strict=True):
+        assert (entry.name, entry.dtype, entry.shape) == (spec.name, spec.dtype, spec.shape), "in schema order"
+        entries.append(entry)
+        yield raw_bytes(values)
 
 
 def _unknown() -> UnknownModel:

@@ -45,14 +45,14 @@ class Update:
         """What the file holds, in order."""
         return [self.manifest.entries[index] for index in self.missing]
 
-    def tensors(self) -> dict[str, np.ndarray]:
-        """Its tensors, as read-only views of the mapped file.
+    def tensors(self) -> Mapping[str, np.ndarray]:
+        """Its tensors, read-only, each in memory only while it is held.
 
         Raises:
             DamagedFile: the file is missing or no longer a weights file.
         """
         try:
-            return WeightsFile(self.path).weights()
+            return WeightsFile(self.path).on_demand()
         except (WeightsFileError, OSError) as error:
             raise DamagedFile(self.path, f"cannot be used ({error})", WAY_OUT) from error
 

@@ -39,7 +39,7 @@ def recompute(
             accumulator.fold(member.rank, weight, uploads[member.rank].update.tensors())
         stored, known = model.weights() if compare_values else {}, model.manifest.by_name()
         for name, values in accumulator.iter_result(lambda rank, name: uploads[rank].update.tensors()[name]):
-            yield from _compared(name, values, stored.get(name), known[name].digest)
+            yield from _compared(name, values, stored, known[name].digest)
     except (AggregationError, ValueError, KeyError) as error:
         yield Difference("aggregate", f"it cannot be made again from what the entry says: {error}")
 
@@ -49,10 +49,10 @@ def _schema_of(manifest: Manifest) -> ModelSchema:
     return ModelSchema(tuple(TensorSpec(entry.name, entry.dtype, entry.shape) for entry in manifest))
 
 
-def _compared(name: str, made: np.ndarray, stored: np.ndarray | None, digest: Digest) -> Iterator[Difference]:
+def _compared(name: str, made: np.ndarray, known: Mapping[str, np.ndarray], digest: Digest) -> Iterator[Difference]:
     if Digest.of(raw_bytes(made)) == digest:
         return
-    where = f"aggregate, tensor {name}"
+    where, stored = f"aggregate, tensor {name}", known.get(name)
     if stored is None:
         yield Difference(where, f"made again it has not the recorded digest {digest.hex}")
         return

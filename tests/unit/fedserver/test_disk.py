@@ -17,10 +17,11 @@ from fedserver.federation import FederationState
 from fedserver.store import StateReader, UpdateFacts, retention
 from fedserver.store.disk import DiskTrouble, trouble_of
 from fedserver.verification import verify
-from fedstream.manifest import manifest_of
+from fedstream.manifest import described, manifest_of
 from tests.support.bench import SCHEMA, Bench
 from tests.support.full_disk import FullDisk
 from tests.support.tasks import random_weights
+from tests.support.this_process import open_files
 
 pytestmark = pytest.mark.numpy_task
 
@@ -215,10 +216,6 @@ async def test_disk_that_stays_full_is_not_filled_further_and_no_file_stays_open
         assert model is not None
         disk.fill(1, start=disk.steps + 3)  # one tensor fits
         with pytest.raises(OSError, match="No space left"):
-            bench.state.models.add(7, manifest, weights)
+            bench.state.models.add(7, SCHEMA, described(SCHEMA, weights))
         assert [path.name for path in (tmp_path / "models").iterdir()] == [model.path.name]
         running.cancel()
-
-
-def open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))

@@ -22,7 +22,7 @@ from fedserver.store.row_checks import register
 from fedserver.verification import Verdict, verification, verify
 from fedserver.verification.chain import Books, read_pages
 from fedstream.files import RealFileSystem
-from fedstream.manifest import manifest_of
+from fedstream.manifest import described
 from tests.support.bench import SCHEMA, Bench, image_of
 from tests.support.tasks import random_weights
 
@@ -263,7 +263,7 @@ def test_aggregate_that_was_replaced_everywhere_is_found_by_making_it_again(fold
     weights["large"][5] = np.nextafter(weights["large"][5], np.float32(np.inf))
     writing = Bench(folder)
     model = ModelStore(folder / "models", writing.state.database, RealFileSystem()).add(
-        LAST, manifest_of(SCHEMA, weights), weights
+        LAST, SCHEMA, described(SCHEMA, weights)
     )
     writing.state.close()
     change(folder, "UPDATE rounds SET model_sha256 = ? WHERE number = ?", model.digest.sha256, LAST)

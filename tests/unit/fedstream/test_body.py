@@ -11,6 +11,7 @@ from fedstream.body import BodyReader, Chunk, admit_chunk, body_size, make_chunk
 from fedstream.errors import BodyTooLong, ChecksumMismatch, ChunkTooLarge, ProtocolError, WrongOffset
 from fedstream.manifest import Manifest
 from fedstream.weights_file import FileSpan, WeightsFileError
+from tests.support.this_process import mapped_mib, open_files
 from tests.unit.fedstream.examples import entry
 
 pytestmark = pytest.mark.numpy_task
@@ -188,13 +189,31 @@ def test_body_whose_file_was_cut_short_gives_what_is_left_and_then_an_error(tmp_
 
 def test_body_whose_file_is_empty_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "short").touch()
-    with pytest.raises(WeightsFileError, match="short is empty"):
-        BodyReader([FileSpan(tmp_path / "short", 0, 10)])
+    (tmp_path / "whole").write_bytes(BODY)
+    before = open_files()
+    for bad, error in (("short", WeightsFileError), ("nowhere", FileNotFoundError)):
+        with pytest.raises(error, match=bad):
+            BodyReader([FileSpan(tmp_path / "whole", 0, 10), FileSpan(tmp_path / bad, 0, 10)])
+    assert open_files() == before
+
+
+def test_bodies_read_by_many_at_once_take_no_memory_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(bytes(8 << 20))
+    before = mapped_mib()
+    bodies = [BodyReader([FileSpan(tmp_path / "large", 0, 8 << 20)]) for _ in range(3)]
+    for body in bodies:
+        assert sum(len(chunk.data) for chunk in body.chunks()) == 8 << 20
+    assert mapped_mib() - before < 4  # mapped, it would be 24 MiB
+    for body in bodies:
+        body.close()
 
 
 def test_body_closed_gives_its_files_back(spans: list[FileSpan]) -> None:
+    before = open_files()
     body = BodyReader(spans)
+    assert open_files() == before + 2
     body.close()
     body.close()
+    assert open_files() == before
     with pytest.raises((KeyError, ValueError)):
         body.read(0, 1)

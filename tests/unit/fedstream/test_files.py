@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fedstream.files import RealFileSystem, publish, write_durably
+from fedstream.files import RealFileSystem, publish, write_durably, write_then_name
 from fedstream.manifest import raw_bytes
 from tests.support.crashing_files import CrashingFileSystem, PowerCut, Survival
 
@@ -70,6 +71,21 @@ def test_power_cut_double_forgets_what_was_not_synced() -> None:
     assert files.after_power_cut(Survival.NAMES_BUT_NOT_CONTENTS) == {PATH: b"\x00\x00xy"}
     publish(files, PATH, LEFTOVER)
     assert files.after_power_cut(Survival.SYNCED_ONLY) == {LEFTOVER: b"\x00\x00xy"}
+
+
+@pytest.mark.parametrize("survival", Survival)
+def test_durable_write_named_at_its_end_takes_the_same_steps_and_asks_for_the_name_last(survival: Survival) -> None:
+    files, written = CrashingFileSystem({LEFTOVER: b"something much longer than what comes now"}), []
+
+    def parts() -> Iterator[bytes]:
+        for part in NEW:
+            written.append(bytes(part))
+            yield bytes(part)
+
+    named = write_then_name(files, LEFTOVER, parts(), lambda: PATH.with_name(f"{len(b''.join(written))} bytes"))
+    assert files.steps == STEPS
+    assert named == PATH.with_name("7 bytes")
+    assert files.after_power_cut(survival) == {named: b"the new"}
 
 
 # The real one.

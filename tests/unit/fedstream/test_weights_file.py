@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from fedstream.dtypes import DataType
 from fedstream.manifest import Manifest, manifest_of
 from fedstream.schema import ModelSchema, TensorSpec
 from fedstream.weights_file import FileSpan, WeightsFile, WeightsFileError, file_parts, header_of
+from tests.support.this_process import mapped_mib, open_files
 from tests.unit.fedstream.examples import AWKWARD, random_weights, same_bits
 
 pytestmark = pytest.mark.numpy_task
@@ -85,6 +87,73 @@ def test_values_of_a_weights_file_cannot_be_written(tmp_path: Path) -> None:
     array = WeightsFile(write(tmp_path, PAIR, PAIR_WEIGHTS)).array("bias")
     with pytest.raises(ValueError, match="read-only"):
         array[0] = 1.0
+
+
+def test_tensors_on_demand_are_bit_for_bit_those_of_the_file_in_its_order(tmp_path: Path) -> None:
+    weights = random_weights()
+    tensors = WeightsFile(write(tmp_path, AWKWARD, weights)).on_demand()
+    assert same_bits(dict(tensors), weights)
+    assert (len(tensors), "scalar" in tensors, "nothing" in tensors) == (len(weights), True, False)
+    with pytest.raises(KeyError):
+        tensors["nothing"]
+
+
+# A tensor of every size around that from which it is mapped, behind one of an odd size.
+SIZES = (3, (256 << 10) - 1, 256 << 10, (256 << 10) + 1, 5 << 20)
+SIZED = ModelSchema(tuple(TensorSpec(f"t{size}", DataType.UINT8, (size,)) for size in SIZES))
+
+
+def sized_weights() -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(4)
+    return {spec.name: generator.integers(0, 256, spec.shape, np.uint8) for spec in SIZED}
+
+
+def test_tensor_on_demand_of_any_size_is_the_same_and_cannot_be_written(tmp_path: Path) -> None:
+    weights = sized_weights()
+    tensors = WeightsFile(write(tmp_path, SIZED, weights)).on_demand()
+    assert same_bits(dict(tensors), weights)
+    for name in tensors:
+        with pytest.raises(ValueError, match="read-only"):
+            tensors[name][0] = 1
+
+
+def test_tensor_on_demand_outlives_its_file(tmp_path: Path) -> None:
+    weights = sized_weights()
+    path = write(tmp_path, SIZED, weights)
+    kept = dict(WeightsFile(path).on_demand())
+    path.unlink()
+    assert same_bits(kept, weights)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_tensor_on_demand_of_a_file_cut_short_since_is_an_error(tmp_path: Path, size: int) -> None:
+    path = write(tmp_path, SIZED, sized_weights())
+    file = WeightsFile(path)
+    span = file.span(f"t{size}")
+    os.truncate(path, span.offset + span.length - 1)
+    with pytest.raises(WeightsFileError, match=f"is damaged: it was cut short at or before tensor t{size}"):
+        file.on_demand()[f"t{size}"]
+
+
+def test_tensors_on_demand_leave_memory_when_they_are_let_go(tmp_path: Path) -> None:
+    schema = ModelSchema(tuple(TensorSpec(f"t{i}", DataType.FLOAT32, (1 << 20,)) for i in range(8)))  # 4 MiB each
+    file = WeightsFile(write(tmp_path, schema, {spec.name: np.ones(spec.shape, np.float32) for spec in schema}))
+    before = mapped_mib()
+    total = sum(float(values.sum()) for values in file.on_demand().values())
+    assert mapped_mib() - before < 6
+    views = file.weights()
+    assert sum(float(values.sum()) for values in views.values()) == total == 8 * 2**20
+    assert mapped_mib() - before > 26  # what it would be otherwise, so that this test can fail
+
+
+def test_weights_file_let_go_gives_its_descriptors_back(tmp_path: Path) -> None:
+    path = write(tmp_path, SIZED, sized_weights())
+    before = open_files()
+    file = WeightsFile(path)
+    kept = [dict(file.on_demand()), file.weights()]
+    assert open_files() > before
+    del file, kept
+    assert open_files() == before
 
 
 def test_span_of_each_tensor_is_where_its_bytes_stand(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import weakref
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 
 import ml_dtypes
@@ -71,6 +72,53 @@ def test_tensor_that_no_update_changed_is_the_base_s_own_array() -> None:
     result = accumulator.result()
     assert [name for name in base if result[name] is base[name]] == ["nothing", "steps", "mask", "frozen"]
     assert list(result) == [spec.name for spec in MIXED]
+
+
+def test_tensors_changed_are_those_that_an_update_that_is_in_has_changed() -> None:
+    accumulator = accumulator_of(MIXED, mixed_model(0.0), 1.0, 1.0)
+    accumulator.fold(0, 1.0, mixed_model(0.0, step=9))
+    assert accumulator.tensors_changed() == frozenset()
+    accumulator.fold(1, 1.0, {"kernel": mixed_model(2.0)["kernel"], "gain": mixed_model(0.0)["gain"]})
+    assert accumulator.tensors_changed() == {"kernel"}
+    accumulator.remove(1, {"kernel": mixed_model(2.0)["kernel"]})
+    assert accumulator.tensors_changed() == frozenset()
+
+
+class Lent(Mapping[str, np.ndarray]):
+    """Tensors made anew each time they are asked for; `most` of them were held at once."""
+
+    def __init__(self, tensors: Mapping[str, np.ndarray], held: list[weakref.ref[np.ndarray]]) -> None:
+        self._tensors, self._held, self.most = tensors, held, 0
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        lent = self._tensors[name].copy()
+        self._held.append(weakref.ref(lent))
+        self.most = max(self.most, sum(ref() is not None for ref in self._held))
+        return lent
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_tensors_are_asked_for_when_their_turn_comes_and_not_held(threads: int) -> None:
+    """Base and update of one tensor for each thread, and one more of each while the next is asked for."""
+    schema = ModelSchema(tuple(TensorSpec(f"t{i}", DataType.FLOAT32, (1 << 17,)) for i in range(24)))
+    held: list[weakref.ref[np.ndarray]] = []
+    base, update = (Lent({spec.name: np.full(spec.shape, x, np.float32) for spec in schema}, held) for x in (0, 1))
+    accumulator = accumulator_of(schema, base, 1.0, 1.0, threads=threads)
+    accumulator.fold(0, 1.0, update)
+    accumulator.fold(1, 1.0, {})
+    for _, values in accumulator.iter_result():
+        assert values[0] == 0.5
+    accumulator.remove(0, update)
+    assert 0 < max(base.most, update.most) <= 4 * threads
 
 
 def test_tensor_equal_to_the_base_counts_as_left_out() -> None:

@@ -14,7 +14,7 @@ VALUES = np.array([0.0, -0.0, 0.5, 1.5, -0.5, -2.5, 1e-300, 0.49999999999999994,
 def units(values: np.ndarray, *, small: bool) -> list[int]:
     """What an addition to zero leaves, with the lifts taken off, as Python integers modulo 2**64."""
     total = np.zeros(values.size, np.int64)
-    addition = kernels.Addition(total, values, 1.0, small, kernels.Direction.IN)
+    addition = kernels.Addition(total, lambda: values, 1.0, small, kernels.Direction.IN)
     kernels.adder({0: addition}, 4)(Span(0, 0, values.size))
     return [(int(unit) - small * kernels.LIFT_BITS) % 2**64 for unit in total]
 

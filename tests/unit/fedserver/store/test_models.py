@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -11,14 +14,15 @@ import pytest
 from fedserver.store import State
 from fedserver.store.models import ModelStore, StoredModel
 from fedstream.errors import UnknownModel
-from fedstream.manifest import manifest_of, raw_bytes
+from fedstream.manifest import TensorEntry, described, manifest_of, raw_bytes
+from tests.support.full_disk import FullDisk
 from tests.unit.fedstream.examples import AWKWARD, random_weights, same_bits
 
 pytestmark = pytest.mark.numpy_task
 
 
 def add(models: ModelStore, version: int, weights: Mapping[str, np.ndarray]) -> StoredModel:
-    return models.add(version, manifest_of(AWKWARD, weights), weights)
+    return models.add(version, AWKWARD, described(AWKWARD, weights))
 
 
 @pytest.fixture
@@ -68,6 +72,62 @@ def test_model_made_again_by_a_later_round_is_both_rounds_model(models: ModelSto
 
 def test_model_stored_twice_for_the_same_round_is_there_once(models: ModelStore) -> None:
     assert add(models, 1, random_weights()) == add(models, 1, random_weights()) == models.latest()
+
+
+def test_model_is_asked_for_tensor_by_tensor_and_none_is_kept(models: ModelStore) -> None:
+    alive: list[weakref.ref[np.ndarray]] = []
+    most = 0
+
+    def tensors() -> Iterator[tuple[TensorEntry, np.ndarray]]:
+        nonlocal most
+        for entry, values in described(AWKWARD, random_weights()):
+            own = values.copy()
+            alive.append(weakref.ref(own))
+            most = max(most, sum(ref() is not None for ref in alive))
+            yield entry, own
+
+    models.add(1, AWKWARD, tensors())
+    assert len(alive) == len(AWKWARD)
+    assert most <= 3  # of 18: the one at work, its predecessor, and what a loop's variable still names
+
+
+@pytest.mark.parametrize("fails_at", range(1, 24))
+def test_model_stored_again_after_the_disk_refused_any_step_is_whole_and_alone(tmp_path: Path, fails_at: int) -> None:
+    disk = FullDisk()
+    state = State(tmp_path / "state", disk)
+    disk.fill(1, start=disk.steps + fails_at)
+    for _ in range(2):
+        with contextlib.suppress(OSError):
+            add(state.models, 1, random_weights())
+    stored = add(state.models, 1, random_weights())
+    assert [path.name for path in (tmp_path / "state" / "models").iterdir()] == [stored.path.name]
+    stored.check()
+    state.close()
+
+
+def test_model_that_was_being_written_when_the_process_ended_is_swept(models: ModelStore, state: State) -> None:
+    stored = add(models, 1, random_weights())
+    power = Interrupted()
+
+    def tensors() -> Iterator[tuple[TensorEntry, np.ndarray]]:
+        yield from itertools.islice(described(AWKWARD, random_weights(seed=2)), 5)
+        raise power
+
+    with pytest.raises(Interrupted):
+        models.add(2, AWKWARD, tensors())
+    [left] = set(stored.path.parent.iterdir()) - {stored.path}
+    assert state.sweep() == [left]
+    assert list(stored.path.parent.iterdir()) == [stored.path]
+
+
+class Interrupted(Exception):
+    """Whatever ends a process."""
+
+
+def test_model_of_too_few_tensors_is_not_stored(models: ModelStore) -> None:
+    with pytest.raises(ValueError, match="zip"):
+        models.add(1, AWKWARD, itertools.islice(described(AWKWARD, random_weights()), 5))
+    assert models.latest() is None
 
 
 def test_store_without_models_has_no_latest(models: ModelStore) -> None:

@@ -1,0 +1,156 @@
+"""One round's updates: what the sums hold, when they are let go, and what is made of them again. 2 s."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedserver.aggregation import Accumulator
+from fedserver.intake import Intake
+from fedserver.store.updates import Update
+from tests.support.bench import SCHEMA, Bench
+from tests.support.full_disk import FullDisk
+from tests.support.tasks import random_weights
+
+pytestmark = pytest.mark.numpy_task
+
+SEEDS = {"a": 1, "b": 2, "c": 3}
+
+
+async def undisturbed(folder: Path) -> str:
+    async with Bench.running(folder, "abc", min_clients=3) as bench:
+        work = await bench.play(*SEEDS.values())
+        assert work.model is not None
+        return work.model.digest.hex
+
+
+def intake_of(bench: Bench) -> Intake:
+    assert bench.federation.intake is not None
+    return bench.federation.intake
+
+
+@pytest.fixture
+def sums(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[np.ndarray]]:
+    """The sum of every tensor that any round has made."""
+    found: list[weakref.ref[np.ndarray]] = []
+    allocate = Accumulator._allocate
+
+    def noted(self: Accumulator, *arguments: object) -> None:
+        allocate(self, *arguments)  # type: ignore[arg-type]
+        known = {id(ref()) for ref in found}
+        found.extend(weakref.ref(each.total) for each in self._sums.values() if id(each.total) not in known)
+
+    monkeypatch.setattr(Accumulator, "_allocate", noted)
+    return found
+
+
+async def test_sums_are_let_go_when_the_model_is_made(tmp_path: Path, sums: list[weakref.ref[np.ndarray]]) -> None:
+    async with Bench.running(tmp_path, "ab", min_clients=2, accuracies=[0.5]) as bench:
+        alive_at_evaluation: list[int] = []
+        evaluate = bench.federation.evaluator.evaluate
+
+        async def watched(path: Path):  # type: ignore[no-untyped-def]
+            alive_at_evaluation.append(sum(ref() is not None for ref in sums))
+            return await evaluate(path)
+
+        bench.federation.evaluator.evaluate = watched  # type: ignore[method-assign]
+        work = await bench.play(1, 2)
+        assert work.intake is bench.federation.intake
+        assert len(sums) == len([spec for spec in SCHEMA if spec.dtype.is_floating and spec.num_elements])
+        assert alive_at_evaluation == [0]
+
+
+async def test_sums_are_let_go_when_the_round_fails(tmp_path: Path, sums: list[weakref.ref[np.ndarray]]) -> None:
+    async with Bench.running(tmp_path, "ab", min_clients=2) as bench:
+        running = await bench.open_round()
+        await bench.send("a", random_weights(SCHEMA, 1))
+        assert sum(ref() is not None for ref in sums) > 0
+        bench.federation.stop(finish_round=False)
+        assert (await bench.end_round(running)).model is None
+        assert sum(ref() is not None for ref in sums) == 0
+
+
+@pytest.mark.parametrize("released_after", ["a", "b", "c"])
+async def test_sums_let_go_at_any_time_are_made_again_to_the_same_bits(tmp_path: Path, released_after: str) -> None:
+    expected = await undisturbed(tmp_path / "undisturbed")
+    async with Bench.running(tmp_path / "live", "abc", min_clients=3) as bench:
+        running = await bench.open_round()
+        for name, seed in SEEDS.items():
+            await bench.send(name, random_weights(SCHEMA, seed))
+            if name == released_after:
+                await intake_of(bench).release()
+        work = await bench.end_round(running)
+        assert work.model is not None
+        assert work.model.digest.hex == expected
+
+
+class Unreadable(Mapping[str, np.ndarray]):
+    """Tensors of which one can be read so many times, and then no more."""
+
+    def __init__(self, tensors: Mapping[str, np.ndarray], name: str, times: int) -> None:
+        self._tensors, self._name, self._left = tensors, name, times
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name == self._name:
+            self._left -= 1
+            if self._left < 0:
+                raise OSError(5, "Input/output error")
+        return self._tensors[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+@pytest.mark.parametrize("times", [0, 1, 2])
+async def test_update_that_cannot_be_read_to_its_end_leaves_the_others_as_they_were(
+    tmp_path: Path, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read for the look at its shape, for the check of its values, and to be added: `large` is the last in order."""
+    expected = await undisturbed(tmp_path / "undisturbed")
+    async with Bench.running(tmp_path / "live", "abc", min_clients=3) as bench:
+        running = await bench.open_round()
+        await bench.send("a", random_weights(SCHEMA, 1))
+        weights = random_weights(SCHEMA, 2)
+        upload_id = await bench.begin("b", weights)
+        await bench.write(upload_id, weights)
+        tensors = Update.tensors
+        with monkeypatch.context() as patched:
+            patched.setattr(Update, "tensors", lambda update: Unreadable(tensors(update), "large", times))
+            with pytest.raises(OSError, match="Input/output"):
+                await bench.desk.finish(upload_id)
+        await bench.desk.finish(upload_id)
+        await bench.send("c", random_weights(SCHEMA, 3))
+        work = await bench.end_round(running)
+        assert work.model is not None
+        assert work.model.digest.hex == expected
+
+
+async def test_model_refused_by_the_disk_at_any_tensor_is_the_same_the_second_time(tmp_path: Path) -> None:
+    expected = await undisturbed(tmp_path / "undisturbed")
+    for step in range(1, len(SCHEMA) + 6):
+        disk = FullDisk()
+        async with Bench.running(tmp_path / str(step), "abc", files=disk, min_clients=3) as bench:
+            running = await bench.open_round()
+            add = bench.state.models.add
+
+            def refused(*arguments, disk=disk, add=add, step=step):  # type: ignore[no-untyped-def]
+                bench.state.models.add = add  # type: ignore[method-assign]
+                disk.fill(1, start=disk.steps + step)
+                return add(*arguments)
+
+            bench.state.models.add = refused  # type: ignore[method-assign]
+            for name, seed in SEEDS.items():
+                await bench.send(name, random_weights(SCHEMA, seed))
+            work = await bench.end_round(running)
+            assert work.model is not None
+            assert work.model.digest.hex == expected, step
