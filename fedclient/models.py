@@ -98,16 +98,6 @@ class ModelStore:
         model = self._models[digest.sha256] = LocalModel(path, manifest)
         return model
 
-    def write_aside(self, manifest: Manifest, spans: Sequence[FileSpan]) -> Path:
-        """Put a model together as `add` does, for a moment and for the caller alone, who removes it.
-
-        Raises:
-            DamagedTensor: as `add`.
-        """
-        path = self._folder / f"{manifest.model_digest().hex}.aside"
-        write_durably(self._files, path, verified_parts(manifest, spans))
-        return path
-
     def keep_only(self, digests: Collection[Digest]) -> None:
         """Remove all other models."""
         kept = {digest.sha256 for digest in digests}

@@ -164,7 +164,7 @@ def test_update_store_keeps_only_one(tmp_path: Path) -> None:
     keep_update(tmp_path, "old")
     store = keep_update(tmp_path, "new")
     (tmp_path / "left.partial").write_bytes(b"half")
-    store.keep_only("new")
+    store.keep_only(["new"])
 
     assert store.load("old") is None
     assert store.load("new") is not None
