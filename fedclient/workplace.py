@@ -88,7 +88,7 @@ class Workplace:
             await asyncio.to_thread(models.load)
             # Whether the server is gone for good is the session's to judge; a transfer waits as long as it goes on.
             lasting = Patience(patience.first_seconds, patience.longest_seconds)
-            downloader = Downloader(connection, models, state / "downloads", files, lasting)
+            downloader = Downloader(connection, models, files, lasting)
             shop = Workshop(
                 connection=connection,
                 site=site,
@@ -119,6 +119,7 @@ class Workplace:
         """Free the disk, once the federation is over and its models are saved for people."""
         self.shop.updates.keep_only(())
         self.shop.models.keep_only(())
+        self.shop.models.drop_partials()
 
     async def close(self) -> None:
         """Stop all work, save what is yet to be saved for people, and end the worker. Safe to call twice."""
