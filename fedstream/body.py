@@ -94,10 +94,8 @@ class BodyReader:
         return self._starts[-1]
 
     def close(self) -> None:
-        """Unmap the files."""
-        for mapped in self._maps.values():
-            mapped.close()
-        self._maps.clear()
+        """Unmap the files, as soon as no other thread reads from them any more."""
+        self._maps.clear()  # to close them would fail while somebody copies out of one
 
     def __enter__(self) -> Self:
         return self
@@ -108,18 +106,18 @@ class BodyReader:
     def read(self, offset: int, length: int) -> bytes:
         """Up to `length` bytes from `offset` on; fewer only at the end of the body, or where a file was cut short."""
         end = min(offset + length, self.size_bytes)
-        pieces: list[bytes] = []
+        pieces: list[memoryview] = []
         index = bisect.bisect_right(self._starts, offset) - 1
         while offset < end:
             span, start = self._spans[index], self._starts[index]
             stop = min(end, self._starts[index + 1])
             place = span.offset + offset - start
-            piece = self._maps[span.path][place : place + stop - offset]
+            piece = memoryview(self._maps[span.path])[place : place + stop - offset]
             pieces.append(piece)
             if len(piece) < stop - offset:  # what follows must not move into the gap
                 break
             offset, index = stop, index + 1
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return b"".join(pieces)  # the one copy, however many tensors the bytes are of
 
     def chunks(self, offset: int = 0, chunk_bytes: int = limits.DEFAULT_CHUNK_BYTES) -> Iterator[Chunk]:
         """The body from `offset` on, in chunks of `chunk_bytes`, the last one shorter.
