@@ -179,7 +179,8 @@ class Job:
         else:
             log.info("this round is trained already; sending what was kept")
         # After a restart as well: the process that trained may have ended before it came to this.
-        shop.memory.add_history(offer.round, finished.update.history)
+        update = finished.update
+        shop.memory.add_history(offer.round, update.history, update.training_seconds / max(update.epochs, 1))
         await shop.keepsakes.trained(base, finished, shop.memory.rows)
         return finished
 
@@ -202,7 +203,6 @@ class Job:
         self._pace = Pace()
         update = await self.workshop.trainer.fine_tune(base.path, plan, out, on_report)
         self._pace = Pace()  # the whole is the better measure than any part of it
-        self._learn(epoch_seconds=update.training_seconds / max(update.epochs, 1))
         return update
 
     async def _upload(self, base: LocalModel, finished: FinishedUpdate, terms: Terms) -> Delivery:

@@ -185,14 +185,15 @@ def test_memory_survives_a_restart_and_a_round_done_again_replaces_what_followed
         memory.add_history(number, [{"loss": float(number)}])
     memory.learn(Experience(2.0, 1.0))
     memory = SiteMemory(tmp_path / "memory.json", "federation", FILES)
-    memory.add_history(2, [{"loss": 9.0}, {"loss": 8.0}])
+    memory.add_history(2, [{"loss": 9.0}, {"loss": 8.0}], epoch_seconds=3.0)
+    memory = SiteMemory(tmp_path / "memory.json", "federation", FILES)
 
     assert list(memory.rows) == [
         {"round": 1, "epoch": 1, "loss": 1.0},
         {"round": 2, "epoch": 1, "loss": 9.0},
         {"round": 2, "epoch": 2, "loss": 8.0},
     ]
-    assert memory.experience == Experience(2.0, 1.0)
+    assert memory.experience == Experience(3.0, 1.0)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"\xff", b'{"federation": "other", "rows": [{}]}'])
