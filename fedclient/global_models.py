@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import structlog
 
@@ -55,9 +55,9 @@ class GlobalModels:
     async def _fetch(self, model: ModelRef) -> None:
         await self._downloader.fetch(model.digest, self._schema, limits.DEFAULT_CHUNK_BYTES, lambda _done, _total: None)
 
-    async def keep_only(self, digest: Digest) -> None:
-        """Drop all models but that one and the one that is the best so far."""
-        kept = {digest} if self._best is None else {digest, self._best}
+    async def keep_only(self, digests: Collection[Digest]) -> None:
+        """Drop all models but those and the one that is the best so far."""
+        kept = set(digests) if self._best is None else {*digests, self._best}
         await asyncio.to_thread(self._store.keep_only, kept)
 
 

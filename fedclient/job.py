@@ -23,6 +23,7 @@ from fedclient.display import Display, megabytes
 from fedclient.download import Downloader
 from fedclient.events import Offer, Phase, Progress
 from fedclient.global_models import GlobalModels
+from fedclient.keepsakes import Keepsakes
 from fedclient.memory import SiteMemory
 from fedclient.models import LocalModel, ModelStore
 from fedclient.pace import Pace
@@ -49,7 +50,7 @@ class JobState(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Workshop:
-    """What a job works with. `keep` takes work that goes on after the job, and sees it to its end."""
+    """What a job works with."""
 
     connection: Connection
     site: Site
@@ -61,7 +62,7 @@ class Workshop:
     memory: SiteMemory
     display: Display
     patience: Patience
-    keep: Callable[[asyncio.Task[None]], None]
+    keepsakes: Keepsakes
     on_news: Callable[[], None]
 
 
@@ -118,6 +119,7 @@ class Job:
             # that ten epochs take too long here.
             self._learn(epoch_seconds=self._pace.epoch_seconds)
         self.state, self.reason = state, reason
+        self.workshop.keepsakes.work_ends()
         self.workshop.on_news()
 
     async def _run(self, plan: Plan, terms: Terms) -> None:
@@ -141,7 +143,8 @@ class Job:
             self._end(JobState.DELIVERED)
 
     async def _work(self, plan: Plan, terms: Terms) -> Delivery:
-        await asyncio.to_thread(self.workshop.updates.keep_only, self.offer.offer_id)
+        shop = self.workshop
+        await asyncio.to_thread(shop.updates.keep_only, {self.offer.offer_id, *shop.keepsakes.offers})
         started = time.monotonic()
         base = await self._fetch_base(terms)
         fetched = time.monotonic()
@@ -164,7 +167,7 @@ class Job:
         shop, digest = self.workshop, self.offer.base.digest
         self._show(Progress(Phase.DOWNLOADING))
         base = await shop.downloader.fetch(digest, shop.site.description.schema, terms.max_chunk_bytes, on_bytes)
-        await shop.global_models.keep_only(digest)
+        await shop.global_models.keep_only({digest, *shop.keepsakes.bases})
         return base
 
     async def _train(self, base: LocalModel, plan: Plan) -> FinishedUpdate:
@@ -176,8 +179,9 @@ class Job:
         else:
             log.info("this round is trained already; sending what was kept")
         # After a restart as well: the process that trained may have ended before it came to this.
-        shop.memory.add_history(offer.round, finished.update.history)
-        shop.keep(asyncio.create_task(self._keep_for_people(base, finished)))
+        update = finished.update
+        shop.memory.add_history(offer.round, update.history, update.training_seconds / max(update.epochs, 1))
+        await shop.keepsakes.trained(base, finished, shop.memory.rows)
         return finished
 
     async def _train_anew(self, base: LocalModel, plan: Plan) -> FinishedUpdate:
@@ -199,20 +203,7 @@ class Job:
         self._pace = Pace()
         update = await self.workshop.trainer.fine_tune(base.path, plan, out, on_report)
         self._pace = Pace()  # the whole is the better measure than any part of it
-        self._learn(epoch_seconds=update.training_seconds / max(update.epochs, 1))
         return update
-
-    async def _keep_for_people(self, base: LocalModel, finished: FinishedUpdate) -> None:
-        """Save the trained model and its history, beside the upload: the worker is free, the network is not."""
-        shop, rows = self.workshop, list(self.workshop.memory.rows)
-        manifest = finished.manifest(base.manifest)
-        spans = base.spans() | finished.spans()
-        whole = await asyncio.to_thread(shop.models.write_aside, manifest, [spans[entry.name] for entry in manifest])
-        try:
-            await shop.trainer.save_model(whole)
-        finally:
-            whole.unlink(missing_ok=True)
-        await shop.trainer.save_history(rows)
 
     async def _upload(self, base: LocalModel, finished: FinishedUpdate, terms: Terms) -> Delivery:
         def on_bytes(done: int, total: int) -> None:

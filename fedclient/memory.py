@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,12 @@ class SiteMemory:
         self._experience = experience
         self._save()
 
-    def add_history(self, round_number: int, history: Sequence[Mapping[str, Any]]) -> None:
-        """Add a round's epochs. A round that is done again replaces what was there from it on."""
+    def add_history(
+        self, round_number: int, history: Sequence[Mapping[str, Any]], epoch_seconds: float | None = None
+    ) -> None:
+        """Add a round's epochs, and what one took. A round that is done again replaces what was there from it on."""
+        if epoch_seconds is not None:  # in the same write: each waits for the disk
+            self._experience = replace(self._experience, epoch_seconds=epoch_seconds)
         kept = [row for row in self._rows if row["round"] < round_number]
         new: list[Row] = [{"round": round_number, "epoch": epoch, **row} for epoch, row in enumerate(history, start=1)]
         self._rows = kept + new

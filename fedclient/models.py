@@ -1,24 +1,24 @@
-"""Models that a client has on disk: whole, verified, named by digest, and a source of tensors for the next one."""
+"""Models that a client has on disk: whole, verified, named by digest, and a source of tensors for the next one.
+
+They are not synced: every byte is hashed when a client starts, whatever was synced, and each can be downloaded again.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
-from fedstream.body import BodyReader
 from fedstream.errors import FedstreamError
-from fedstream.files import FileSystem, write_durably
+from fedstream.files import TEMPORARY_SUFFIX, FileSystem
 from fedstream.manifest import Digest, Manifest
-from fedstream.weights_file import FileSpan, WeightsFile, WeightsFileError, header_of
+from fedstream.weights_file import FileSpan, WeightsFile, WeightsFileError
 
 log = structlog.get_logger()
 
 _SUFFIX = ".safetensors"
-_PIECE_BYTES = 4 << 20
 
 
 class DamagedTensor(FedstreamError):
@@ -44,7 +44,7 @@ class LocalModel:
 
 
 class ModelStore:
-    """The models in one folder. All methods block; they take about as long as hashing and writing the model.
+    """The models in one folder. `load` blocks for as long as hashing all of them takes, the others for moments.
 
     Args:
         folder: its own; other files in it are left alone.
@@ -57,7 +57,10 @@ class ModelStore:
         self._models: dict[bytes, LocalModel] = {}
 
     def load(self) -> None:
-        """Read what is there, hashing every byte; a model that is not what its name says is removed."""
+        """Read what is there, hashing every byte; a model that is not what its name says is removed.
+
+        After a power cut that may be any of them, with the name of a whole one and the content of none.
+        """
         self._folder.mkdir(parents=True, exist_ok=True)
         found = [self._read(path) for path in sorted(self._folder.glob(f"*{_SUFFIX}"))]
         self._models = {model.digest.sha256: model for model in found if model is not None}
@@ -86,59 +89,31 @@ class ModelStore:
             found |= {entry.digest: spans[entry.name] for entry in model.manifest}
         return found
 
-    def add(self, manifest: Manifest, spans: Sequence[FileSpan]) -> LocalModel:
-        """Put a model together from pieces of files, one per tensor in manifest order, durably.
+    def partial_path(self, digest: Digest) -> Path:
+        """Where the model of that digest is to be put together."""
+        return self._folder / f"{digest.hex}{_SUFFIX}{TEMPORARY_SUFFIX}"
 
-        Raises:
-            DamagedTensor: a piece does not have its tensor's digest; nothing was added.
+    def adopt(self, manifest: Manifest) -> LocalModel:
+        """Count the file at `partial_path` among the models. The caller has written all of it and checked every tensor.
+
+        It takes effect at once, but a power cut may undo it in whole or part, which `load` finds: a sync of each would
+        make every round wait for the disk, to spare a download after a power cut.
         """
         digest = manifest.model_digest()
         path = self._folder / f"{digest.hex}{_SUFFIX}"
-        write_durably(self._files, path, verified_parts(manifest, spans))
+        self._files.rename(self.partial_path(digest), path)
         model = self._models[digest.sha256] = LocalModel(path, manifest)
         return model
 
-    def write_aside(self, manifest: Manifest, spans: Sequence[FileSpan]) -> Path:
-        """Put a model together as `add` does, for a moment and for the caller alone, who removes it.
-
-        Raises:
-            DamagedTensor: as `add`.
-        """
-        path = self._folder / f"{manifest.model_digest().hex}.aside"
-        write_durably(self._files, path, verified_parts(manifest, spans))
-        return path
+    def drop_partials(self, but: Digest | None = None) -> None:
+        """Remove what has arrived of models that are not whole, or of all but one. None of them may be at work."""
+        kept = self.partial_path(but) if but is not None else None
+        for path in self._folder.glob(f"*{_SUFFIX}{TEMPORARY_SUFFIX}"):
+            if path != kept:
+                self._files.remove(path)
 
     def keep_only(self, digests: Collection[Digest]) -> None:
         """Remove all other models."""
         kept = {digest.sha256 for digest in digests}
         for sha256 in self._models.keys() - kept:
             self._files.remove(self._models.pop(sha256).path)
-
-
-def verified_parts(manifest: Manifest, spans: Sequence[FileSpan]) -> Iterator[bytes]:
-    """A weights file as pieces of a few MiB, each tensor checked as its last piece goes by.
-
-    Raises:
-        DamagedTensor: a piece does not have its tensor's digest.
-    """
-    yield header_of(manifest)
-    with BodyReader(spans) as body:
-        start = 0
-        for entry in manifest:
-            end = start + entry.size_bytes
-            hasher = hashlib.sha256()
-            for piece in _pieces(body, start, end):
-                hasher.update(piece)
-                yield piece
-            if hasher.digest() != entry.digest.sha256:
-                raise DamagedTensor(f"tensor {entry.name} does not match its digest")
-            start = end
-
-
-def _pieces(body: BodyReader, start: int, end: int) -> Iterator[bytes]:
-    while start < end:
-        piece = body.read(start, min(_PIECE_BYTES, end - start))
-        if not piece:  # the file is shorter than it was; the digest will say so
-            return
-        yield piece
-        start += len(piece)

@@ -14,6 +14,7 @@ from fedclient.events import TaskOnOffer
 from fedclient.exit_codes import ExitCode, Stop
 from fedclient.memory import Row
 from fedstream.plan import Plan
+from fedtask import history
 from fedtask.messages import LocalUpdate, TaskDescription
 from fedtask.task import EpochReport, SiteOptions, SiteSummary, TaskError
 from fedtask.worker import TaskWorker, WorkerCrashed
@@ -116,17 +117,30 @@ class Trainer:
                 log.error("the training process ended unexpectedly", attempt=crash, because=str(error))
         raise TrainingFailed("the training process ended unexpectedly")
 
-    async def save_model(self, weights: Path) -> None:
-        """Write the trained model as `OUT/client_NAME_model.*`, for use without this project."""
-        paths = await self._worker.export(weights, self._config.out_folder, f"{self._stem}_model")
+    async def save_model(self, base: Path, changes: Path) -> None:
+        """Write the trained model, which is `base` with `changes`, as `OUT/client_NAME_model.*` for plain use."""
+        paths = await self._worker.export(base, self._config.out_folder, f"{self._stem}_model", changes)
         log.info("saved the local model", files=[str(path) for path in paths])
 
-    async def save_history(self, rows: Sequence[Row]) -> None:
-        """Draw and write `OUT/client_NAME_training_history.png` and `.csv`."""
-        folder = self._config.out_folder
-        folder.mkdir(parents=True, exist_ok=True)
-        png, csv = (folder / f"{self._stem}_training_history.{kind}" for kind in ("png", "csv"))
-        await self._worker.plot_history(rows, png, csv, f"{self._config.name}: local training")
+    def save_history(self, rows: Sequence[Row]) -> None:
+        """Write `OUT/client_NAME_training_history.csv`. Blocks, for as long as one small file takes."""
+        self._config.out_folder.mkdir(parents=True, exist_ok=True)
+        history.write_csv(rows, self._history("csv"))
+
+    async def draw_history(self, *, hurry: bool) -> None:
+        """Draw what `save_history` wrote as `OUT/client_NAME_training_history.png`; the worker is not asked.
+
+        Without `hurry` it leaves the processor to others.
+
+        Raises:
+            DrawingFailed: the picture is not there, or an old one.
+        """
+        await history.draw(
+            self._history("csv"), self._history("png"), f"{self._config.name}: local training", hurry=hurry
+        )
+
+    def _history(self, kind: str) -> Path:
+        return self._config.out_folder / f"{self._stem}_training_history.{kind}"
 
     async def save_global(self, weights: Path, stem: str) -> list[Path]:
         """Write a global model as `OUT/STEM.*`."""

@@ -7,6 +7,7 @@ facts (`.json`). Only with a sidecar does an update count, and only if every byt
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,10 +97,11 @@ class UpdateStore:
         self._files.remove(self._sidecar_path(offer_id))
         self._files.remove(self.weights_path(offer_id))
 
-    def keep_only(self, offer_id: str) -> None:
-        """Forget all updates but one, and what interrupted writes have left."""
+    def keep_only(self, offer_ids: Collection[str]) -> None:
+        """Forget all updates but those of these offers, and what interrupted writes have left."""
+        kept = {_stem(offer_id) for offer_id in offer_ids}
         for path in self._folder.iterdir():
-            if not path.name.startswith(_stem(offer_id)):
+            if path.name.partition(".")[0] not in kept:
                 self._files.remove(path)
 
 

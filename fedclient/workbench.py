@@ -54,10 +54,13 @@ class Workbench:
         if job is not None:
             self._drop(job, "another offer came")
         self.job = job = Job(offer, self._workshop)
+        self._workshop.keepsakes.work_begins()  # not only when training does: a call of the worker may take seconds
         if await job.is_trained():
             return Accept()
         reply = answer(offer, self._limits, self._workshop.memory.experience)
         self._asked_for_time = isinstance(reply, Counter) and reply.seconds_needed is not None
+        if isinstance(reply, Decline):
+            self._workshop.keepsakes.work_ends()
         _log_reply(offer, reply)
         return reply
 

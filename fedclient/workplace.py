@@ -17,6 +17,7 @@ from fedclient.events import TaskOnOffer
 from fedclient.exit_codes import ExitCode, Stop
 from fedclient.global_models import GlobalModels
 from fedclient.job import Workshop
+from fedclient.keepsakes import Keepsakes
 from fedclient.memory import SiteMemory
 from fedclient.models import ModelStore
 from fedclient.training import Trainer
@@ -29,7 +30,7 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Errands:
-    """Work that goes on beside the rounds, such as saving plots; its failures are told, and cost nothing else."""
+    """Work that goes on beside the rounds, such as fetching a model ahead; its failures cost nothing else."""
 
     running: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -41,7 +42,7 @@ class Errands:
     def _done(self, task: asyncio.Task[None]) -> None:
         self.running.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.warning("a local model or plot could not be saved", because=str(error) or repr(error))
+            log.warning("work beside the rounds failed", because=str(error) or repr(error))
 
     async def finish(self) -> None:
         """Wait for all of it."""
@@ -82,12 +83,12 @@ class Workplace:
         trainer = Trainer(task, config)
         try:
             site = await trainer.open()
-            state, errands = config.state_folder, Errands()
+            state = config.state_folder
             models = ModelStore(state / "models", files)
             await asyncio.to_thread(models.load)
             # Whether the server is gone for good is the session's to judge; a transfer waits as long as it goes on.
             lasting = Patience(patience.first_seconds, patience.longest_seconds)
-            downloader = Downloader(connection, models, state / "downloads", files, lasting)
+            downloader = Downloader(connection, models, files, lasting)
             shop = Workshop(
                 connection=connection,
                 site=site,
@@ -99,7 +100,7 @@ class Workplace:
                 memory=SiteMemory(state / "memory.json", task.federation_name, files),
                 display=display,
                 patience=lasting,
-                keep=errands.add,
+                keepsakes=Keepsakes(trainer),
                 on_news=on_news,
             )
         except BaseException as error:
@@ -107,21 +108,23 @@ class Workplace:
             if isinstance(error, OSError):
                 raise Stop(ExitCode.BAD_CONFIGURATION, f"the state folder cannot be used: {error}") from error
             raise
-        return cls(task, shop, Workbench(shop, config.site_limits), errands)
+        return cls(task, shop, Workbench(shop, config.site_limits), Errands())
 
     async def settle(self) -> None:
         """End what is still being done for a round, and wait for what goes on beside the rounds."""
         await self.bench.close()
-        await self.errands.finish()
+        await asyncio.gather(self.errands.finish(), self.shop.keepsakes.finish())
 
     def forget_weights(self) -> None:
         """Free the disk, once the federation is over and its models are saved for people."""
-        self.shop.updates.keep_only("")
+        self.shop.updates.keep_only(())
         self.shop.models.keep_only(())
+        self.shop.models.drop_partials()
 
     async def close(self) -> None:
-        """Stop all work and end the worker. Safe to call twice."""
+        """Stop all work, save what is yet to be saved for people, and end the worker. Safe to call twice."""
         stopping = asyncio.gather(self.errands.cancel(), self.bench.close())
         await asyncio.sleep(0)  # the work hears that it is to stop before it could take the worker's end for a crash
+        await self.shop.keepsakes.close()
         await self.shop.trainer.close()
         await stopping

@@ -131,7 +131,7 @@ class BodyReader:
             if len(piece) < stop - offset:  # what follows must not move into the gap
                 break
             offset, index = stop, index + 1
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return b"".join(pieces)  # of one piece, the piece itself
 
     def chunks(self, offset: int = 0, chunk_bytes: int = limits.DEFAULT_CHUNK_BYTES) -> Iterator[Chunk]:
         """The body from `offset` on, in chunks of `chunk_bytes`, the last one shorter.

@@ -1,16 +1,15 @@
 """Pictures of one model: a client's training history, and how a model does on a labelled set.
 
 Every function writes one PNG and is content with little: one round, one epoch, missing values (`None`). Importing this
-module imports matplotlib: the server and the client's own process leave that to their workers. The pictures of a whole
+module imports matplotlib: the server and the client's own process leave that to others. The pictures of a whole
 federation are in `fedtask.report.pictures`.
 """
 
 from __future__ import annotations
 
-import csv
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +18,9 @@ from matplotlib.axes import Axes
 
 from fedtask import drawing, intervals
 from fedtask.drawing import BLUE, GREY, INK, LIGHT_GREY, ORANGE, figure, shown
+from fedtask.history import HistoryRow
 from fedtask.metrics import CALIBRATION_BINS
 from fedtask.task import Evaluation
-
-HistoryRow = Mapping[str, float | None]
-"""One epoch: `round`, `epoch` (within the fine-tune, from 1), `loss`, `accuracy`, `val_loss`, `val_accuracy`, ..."""
-
-
-def history_csv(rows: Sequence[HistoryRow], path: Path) -> None:
-    """Write `rows` as CSV: `round`, `epoch`, then the other columns as they first come up. `None` is an empty field."""
-    columns = list(dict.fromkeys(itertools.chain(("round", "epoch"), *rows)))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def training_history(rows: Sequence[HistoryRow], path: Path, title: str) -> None:

@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,18 +82,22 @@ class TaskWorker:
         """Score a weights file on the opened holdout."""
         return from_json(Evaluation, await self._call("evaluate", weights=str(weights)))
 
-    async def export(self, weights: Path, folder: Path, stem: str) -> list[Path]:
-        """Write the model for use without this project; returns the files."""
-        return [Path(path) for path in await self._call("export", weights=str(weights), folder=str(folder), stem=stem)]
+    async def export(self, weights: Path, folder: Path, stem: str, changes: Path | None = None) -> list[Path]:
+        """Write the model for use without this project; returns the files.
+
+        Args:
+            weights: the file with all tensors.
+            folder: where the files go; it is made if it is not there.
+            stem: what they are called.
+            changes: a file with those tensors that are to take the place of the ones in `weights`.
+        """
+        params = {"weights": str(weights), "folder": str(folder), "stem": stem}
+        written = await self._call("export", **params, changes=str(changes) if changes is not None else None)
+        return [Path(path) for path in written]
 
     async def read_model(self, path: Path, out: Path) -> None:
         """Read a model file and write its weights to `out`."""
         await self._call("read_model", path=str(path), out=str(out))
-
-    async def plot_history(self, rows: Sequence[Mapping[str, Any]], png: Path, csv: Path, title: str) -> None:
-        """Draw a client's training history, and write it as CSV."""
-        rows_json = [dict(row) for row in rows]
-        await self._call("plot_history", rows=rows_json, png=str(png), csv=str(csv), title=title)
 
     async def render_report(self, record: Any, folder: Path) -> None:
         """Write a federation's report; `record` is the JSON form of `fedtask.report.FederationRecord`."""

@@ -47,7 +47,6 @@ class Worker:
             "evaluate": self.evaluate,
             "export": self.export,
             "read_model": self.read_model,
-            "plot_history": self.plot_history,
             "render_report": self.render_report,
         }
 
@@ -108,22 +107,18 @@ class Worker:
     def evaluate(self, _request: int, weights: str) -> Any:
         return to_json(self._task.evaluate(WeightsFile(Path(weights)).weights()), Evaluation)
 
-    def export(self, _request: int, weights: str, folder: str, stem: str) -> list[str]:
+    def export(self, _request: int, weights: str, changes: str | None, folder: str, stem: str) -> list[str]:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        written = self._task.export(WeightsFile(Path(weights)).weights(), Path(folder), stem)
+        changed = WeightsFile(Path(changes)).weights() if changes is not None else {}
+        whole = WeightsFile(Path(weights)).weights() | changed  # in the order of the first
+        written = self._task.export(whole, Path(folder), stem)
         return [str(path) for path in written]
 
     def read_model(self, _request: int, path: str, out: str) -> None:
         self._write(self._task.read_model(Path(path)), Path(out))
 
-    def plot_history(self, _request: int, rows: list[dict[str, Any]], png: str, csv: str, title: str) -> None:
-        from fedtask import plots  # matplotlib takes a second to import, and few requests need it
-
-        plots.history_csv(rows, Path(csv))
-        plots.training_history(rows, Path(png), title)
-
     def render_report(self, _request: int, record: dict[str, Any], folder: str) -> None:
-        from fedtask import report  # as above
+        from fedtask import report  # matplotlib takes a second to import, and few requests need it
 
         report.render(report.record_from_json(record), Path(folder))
 

@@ -25,9 +25,9 @@ from pathlib import Path
 import numpy as np
 import structlog
 
-from fedclient.download import PartialBody
 from fedclient.memory import SiteMemory
-from fedclient.models import DamagedTensor, ModelStore
+from fedclient.models import ModelStore
+from fedclient.partial import PartialModel
 from fedclient.updates import UpdateStore
 from fedserver.store import DamagedFile, StateReader
 from fedserver.store.errors import StateError
@@ -37,7 +37,7 @@ from fedserver.verification import verify
 from fedstream.errors import DigestMismatch
 from fedstream.files import RealFileSystem, write_durably
 from fedstream.manifest import Digest, Manifest, manifest_of
-from fedstream.weights_file import FileSpan, WeightsFile, file_parts
+from fedstream.weights_file import WeightsFile, file_parts
 from fedtask.messages import EntryRecord, LocalUpdate
 from tests.faults.results import Findings, Order, run_alone
 from tests.faults.sites import ClientLog, quiet_clients
@@ -229,22 +229,15 @@ def _kept_model(originals: Originals) -> Trial:
 
 def _partial_download(originals: Originals) -> Trial:
     async def trial(folder: Path, rng: random.Random) -> None:
-        manifest = originals.manifest
-        everything = list(range(len(manifest)))
-        body = PartialBody.open(folder / "downloads", _FILES, manifest, everything)
-        body.close()
-        body.path.write_bytes(b"".join(np.asarray(originals.weights[entry.name]).tobytes() for entry in manifest))
-        flip(body.path, rng)
-        starts, spans = 0, []
-        for entry in manifest:
-            spans.append(FileSpan(body.path, starts, entry.size_bytes))
-            starts += entry.size_bytes
-        store = ModelStore(folder / "models", _FILES)
-        store.load()
-        try:
-            store.add(manifest, spans)
-        except DamagedTensor as error:
-            raise Found(str(error)) from error
+        manifest, path = originals.manifest, folder / "model.partial"
+        path.write_bytes(b"".join(bytes(part) for part in file_parts(manifest, originals.weights)))
+        flip(path, rng)
+        partial = PartialModel(manifest, path, _FILES, {})
+        with _log() as log:
+            partial.open()
+            kept = partial.kept
+            partial.close()
+            _require_noticed(kept == 0, log)
 
     return trial
 

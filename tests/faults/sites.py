@@ -23,7 +23,6 @@ from fedclient.client import Client
 from fedclient.config import ClientConfig
 from fedclient.display import LogDisplay
 from fedclient.events import TaskOnOffer
-from fedclient.memory import Row
 from fedclient.training import Trainer
 from fedtask.worker import TaskWorker
 
@@ -39,7 +38,7 @@ class SpareTrainer(Trainer):
         self._lasts = worker is not None
         self._worker = worker or self._worker
 
-    async def save_history(self, rows: Sequence[Row]) -> None:
+    async def draw_history(self, *, hurry: bool) -> None:
         """Plots are not what is tested, and would be most of the work."""
 
     async def close(self) -> None:

@@ -11,12 +11,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fedclient.config import ClientConfig
 from fedclient.exit_codes import ExitCode
+from fedstream.manifest import Digest
+from fedstream.weights_file import WeightsFile
 from tests.support.brain_mri import SMALL
-from tests.support.scripted import Talk, scripted
+from tests.support.scripted import SETTINGS, Model, Scripted, Talk, linear_model, scripted
 from tests.support.serving import serving
 
 pytestmark = pytest.mark.numpy_task
@@ -132,6 +135,56 @@ async def test_run_stopped_by_a_signal_leaves_cleanly(tmp_path: Path, number: si
     assert (process.returncode, left) == (code, ["stopped by its operator"])
     assert b"Traceback" not in errors
     assert code.meaning in errors.decode()
+
+
+async def test_run_stopped_in_a_later_round_leaves_model_and_picture_of_the_last_that_was_trained(
+    tmp_path: Path,
+) -> None:
+    training = asyncio.Event()
+    bases: list[Digest] = []
+
+    async def script(talk: Talk) -> None:
+        await talk.welcome()
+        for number, base in enumerate(bases, start=1):  # both within the pause between two pictures
+            await talk.agree(base, number)
+            while not is_delivered(server, number):  # noqa: ASYNC110 - the server of the test knows of no event
+                await asyncio.sleep(0.01)
+        await talk.agree(bases[0], number=3, epochs=1000)
+        await talk.hear("progress")
+        training.set()
+        await talk.hear("leave")
+
+    async with scripted(script) as server:
+        _, other = linear_model(SETTINGS, seed=5)
+        bases += [server.base, server.transfer.publish(other)]
+        process = await begin(*at(server.address, tmp_path, "--plaintext", "--name", "site"))
+        await asyncio.wait_for(training.wait(), 20)
+        process.send_signal(signal.SIGTERM)
+        await asyncio.wait_for(process.communicate(), 20)
+
+    assert process.returncode == ExitCode.TERMINATED
+    check_kept(tmp_path / "out", other)
+
+
+def is_delivered(server: Scripted, number: int) -> bool:
+    upload = server.transfer.uploads.get(f"upload-{number}")
+    return upload is not None and upload.finished
+
+
+def check_kept(out: Path, base: Model) -> None:
+    """The model is the one that was trained from `base`, and the picture is not older than the table of two rounds."""
+    table, picture = (out / f"client_site_training_history.{kind}" for kind in ("csv", "png"))
+    assert [line.split(",")[:2] for line in table.read_text().splitlines()[1:]] == [
+        ["1", "1"],
+        ["1", "2"],
+        ["2", "1"],
+        ["2", "2"],
+    ]
+    assert picture.stat().st_mtime_ns >= table.stat().st_mtime_ns
+    entry, values = next((e, v) for e, v in zip(base.manifest, base.values, strict=True) if e.name == "further_00000")
+    trained = WeightsFile(out / "client_site_model.safetensors").array(entry.name)
+    moved = trained - np.frombuffer(values, np.float32)
+    assert np.ptp(moved) < 1e-5 < abs(moved).min()  # the numpy task moves all of such a tensor by one number
 
 
 async def test_run_of_two_clients_over_tls_ends_with_the_same_model_and_exit_code_0(tmp_path: Path) -> None:

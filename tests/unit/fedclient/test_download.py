@@ -14,7 +14,7 @@ from fedclient.models import ModelStore
 from fedstream.errors import UnknownModel
 from fedstream.files import RealFileSystem
 from fedstream.manifest import Digest
-from fedstream.weights_file import WeightsFile
+from fedstream.weights_file import WeightsFile, header_of
 from tests.support.scripted import QUICK, SETTINGS, Model, Scripted, linear_model, scripted
 
 pytestmark = pytest.mark.numpy_task
@@ -28,7 +28,7 @@ async def downloading(server: Scripted, folder: Path) -> AsyncIterator[tuple[Dow
     store = ModelStore(folder / "models", RealFileSystem())
     store.load()
     try:
-        yield Downloader(connection, store, folder / "downloads", RealFileSystem(), QUICK), store
+        yield Downloader(connection, store, RealFileSystem(), QUICK), store
     finally:
         await connection.close()
 
@@ -51,7 +51,7 @@ async def test_download_of_whole_model_is_bit_for_bit_and_survives_a_restart(tmp
         assert values_on_disk(model.path) == server.model.values
         assert again == model
         assert server.transfer.bytes_out == server.model.manifest.size_bytes
-        assert list((tmp_path / "downloads").iterdir()) == []
+        assert [path.name for path in (tmp_path / "models").iterdir()] == [f"{server.base.hex}.safetensors"]
 
 
 async def test_download_cut_after_every_chunk_asks_for_no_byte_twice(tmp_path: Path) -> None:
@@ -71,13 +71,17 @@ async def test_download_after_a_restart_in_the_middle_goes_on_where_it_was(tmp_p
     async with scripted() as server:
         async with downloading(server, tmp_path) as (downloader, _):
             await stop_in_the_middle(server, downloader)
-        kept = next((tmp_path / "downloads").glob("*.body")).stat().st_size
+        kept = partial_file(tmp_path).stat().st_size
         async with downloading(server, tmp_path) as (downloader, _):
             model = await downloader.fetch(server.base, server.schema, CHUNK, ignore)
 
-        assert kept == 3 * CHUNK
+        assert kept == len(header_of(server.model.manifest)) + 3 * CHUNK
         assert values_on_disk(model.path) == server.model.values
         assert server.transfer.bytes_out == server.model.manifest.size_bytes
+
+
+def partial_file(folder: Path) -> Path:
+    return next((folder / "models").glob("*.partial"))
 
 
 async def stop_in_the_middle(server: Scripted, downloader: Downloader) -> None:
@@ -120,14 +124,72 @@ def model_of_values(server: Scripted, values: list[bytes]) -> Model:
 async def test_download_that_was_kept_damaged_is_fetched_again(tmp_path: Path) -> None:
     async with scripted() as server, downloading(server, tmp_path) as (downloader, _):
         await stop_in_the_middle(server, downloader)
-        body = next((tmp_path / "downloads").glob("*.body"))
-        data = bytearray(body.read_bytes())
+        partial = partial_file(tmp_path)
+        data = bytearray(partial.read_bytes())
         data[5000] ^= 1
-        body.write_bytes(data)
+        partial.write_bytes(data)
 
         model = await downloader.fetch(server.base, server.schema, CHUNK, ignore)
 
         assert values_on_disk(model.path) == server.model.values
+
+
+async def test_download_whose_source_of_known_tensors_is_damaged_meanwhile_fetches_them_again(tmp_path: Path) -> None:
+    async with scripted() as server, downloading(server, tmp_path) as (downloader, store):
+        values = [*server.model.values[:-1], linear_model(SETTINGS, seed=5)[1].values[-1]]
+        successor = model_of_values(server, values)
+        digest = server.transfer.publish(successor)
+        base = await downloader.fetch(server.base, server.schema, CHUNK, ignore)
+        data = bytearray(base.path.read_bytes())
+        data[len(data) // 2] ^= 1
+        base.path.write_bytes(data)
+
+        model = await downloader.fetch(digest, server.schema, CHUNK, ignore)
+
+        assert values_on_disk(model.path) == successor.values
+        assert store.get(server.base) is None
+
+
+async def test_download_of_another_model_drops_what_was_begun_of_the_one_before(tmp_path: Path) -> None:
+    async with scripted() as server, downloading(server, tmp_path) as (downloader, _):
+        await stop_in_the_middle(server, downloader)
+        _, other = linear_model(SETTINGS, seed=5)
+        digest = server.transfer.publish(other)
+        await downloader.fetch(digest, server.schema, CHUNK, ignore)
+
+        assert [path.name for path in (tmp_path / "models").iterdir()] == [f"{digest.hex}.safetensors"]
+
+
+async def test_download_writes_every_byte_once_and_syncs_none(tmp_path: Path) -> None:
+    files = CountingFiles()
+    async with scripted() as server:
+        connection = await server.connection(tmp_path)
+        store = ModelStore(tmp_path / "models", files)
+        store.load()
+        model = await Downloader(connection, store, files, QUICK).fetch(server.base, server.schema, CHUNK, ignore)
+        await connection.close()
+
+    assert (files.written, files.syncs) == (model.path.stat().st_size, 0)
+
+
+class CountingFiles(RealFileSystem):
+    """Counts bytes written, and syncs of files and folders."""
+
+    def __init__(self) -> None:
+        self.written = 0
+        self.syncs = 0
+
+    def write_at(self, descriptor: int, offset: int, data: bytes | memoryview) -> None:
+        self.written += memoryview(data).nbytes
+        super().write_at(descriptor, offset, data)
+
+    def sync(self, descriptor: int) -> None:
+        self.syncs += 1
+        super().sync(descriptor)
+
+    def sync_folder(self, folder: Path) -> None:
+        self.syncs += 1
+        super().sync_folder(folder)
 
 
 async def test_download_of_a_model_that_is_not_published_says_so(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from fedclient.sealed import unseal
 from fedstream import wire
 from fedstream.errors import InvalidRequest, PermissionDenied, Superseded
 from fedstream.v1 import common_pb2, negotiation_pb2
+from fedtask import history
 from tests.support.scripted import SETTINGS, Scripted, Talk, scripted, seconds
 
 pytestmark = pytest.mark.numpy_task
@@ -86,6 +87,33 @@ async def test_session_of_one_round_trains_uploads_and_saves_everything(tmp_path
     assert (lines[0].split(",")[:2], len(lines)) == (["round", "epoch"], 3)
     assert count(logs, "trained") == 1
     assert sorted(path.name for path in (tmp_path / "state").rglob("*") if path.is_file()) == ["lock", "memory.json"]
+
+
+async def test_session_whose_picture_takes_long_goes_on_with_the_next_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here: list[Scripted] = []
+    drawn: list[bool] = []
+    delivered = asyncio.Event()
+
+    async def draw(_table: Path, _png: Path, _title: str, *, hurry: bool) -> None:
+        await delivered.wait()
+        drawn.append(hurry)
+
+    async def script(talk: Talk) -> None:
+        await talk.welcome()
+        await deliver(talk, here[0], number=1)
+        await deliver(talk, here[0], number=2)
+        delivered.set()
+        await talk.end(here[0].base)
+
+    monkeypatch.setattr(history, "draw", draw)
+    async with scripted(script) as server:
+        here.append(server)
+        _, logs = await run(server.client(tmp_path))
+
+    assert count(logs, "trained") == 2
+    assert drawn == [False, True]
 
 
 async def test_session_cut_while_training_goes_on_and_does_not_train_again(tmp_path: Path) -> None:

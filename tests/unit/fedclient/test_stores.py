@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from fedclient.memory import SiteMemory
-from fedclient.models import DamagedTensor, ModelStore
+from fedclient.models import LocalModel, ModelStore
 from fedclient.reply import Experience
 from fedclient.updates import UpdateStore
 from fedstream.dtypes import DataType
 from fedstream.files import RealFileSystem, write_durably
 from fedstream.manifest import Digest, manifest_of
 from fedstream.schema import ModelSchema, TensorSpec
-from fedstream.weights_file import FileSpan, WeightsFile, file_parts
+from fedstream.weights_file import file_parts
 from fedtask.messages import EntryRecord, LocalUpdate
 
 FILES = RealFileSystem()
@@ -36,11 +36,9 @@ def make_weights(seed: int) -> dict[str, np.ndarray]:
     return {spec.name: rng.standard_normal(spec.shape).astype(spec.dtype.numpy) for spec in SCHEMA}
 
 
-def write_weights(path: Path, seed: int) -> dict[str, FileSpan]:
+def write_weights(path: Path, seed: int) -> None:
     weights = make_weights(seed)
     write_durably(FILES, path, file_parts(manifest_of(SCHEMA, weights), weights))
-    file = WeightsFile(path)
-    return {name: file.span(name) for name in file.names}
 
 
 def flip(path: Path, place: int) -> None:
@@ -66,54 +64,57 @@ def store_at(folder: Path) -> ModelStore:
     return store
 
 
-def test_model_store_puts_a_model_together_and_finds_it_after_a_restart(tmp_path: Path) -> None:
-    spans = write_weights(tmp_path / "source", 1)
-    manifest = manifest_of(SCHEMA, make_weights(1))
-    model = store_at(tmp_path / "models").add(manifest, [spans[entry.name] for entry in manifest])
-    found = store_at(tmp_path / "models").get(manifest.model_digest())
-
-    assert found == model
-    read = WeightsFile(model.path).weights()
-    assert {name: array.tobytes() for name, array in read.items()} == {
-        name: array.tobytes() for name, array in make_weights(1).items()
-    }
+def add_model(store: ModelStore, seed: int) -> LocalModel:
+    """Put a whole model into the store, as a download does."""
+    weights = make_weights(seed)
+    manifest = manifest_of(SCHEMA, weights)
+    path = store.partial_path(manifest.model_digest())
+    path.write_bytes(b"".join(bytes(part) for part in file_parts(manifest, weights)))
+    return store.adopt(manifest)
 
 
-def test_model_store_given_wrong_bytes_adds_nothing(tmp_path: Path) -> None:
-    spans = write_weights(tmp_path / "source", 1)
-    manifest = manifest_of(SCHEMA, make_weights(1) | {"b": make_weights(2)["b"]})
-    store = store_at(tmp_path / "models")
+def test_model_store_finds_an_adopted_model_at_once_and_after_a_restart(tmp_path: Path) -> None:
+    store = store_at(tmp_path)
+    model = add_model(store, 1)
+    digest = manifest_of(SCHEMA, make_weights(1)).model_digest()
 
-    with pytest.raises(DamagedTensor, match="tensor b does not match its digest"):
-        store.add(manifest, [spans[entry.name] for entry in manifest])
-    assert store.get(manifest.model_digest()) is None
-    assert store_at(tmp_path / "models").get(manifest.model_digest()) is None
+    assert (store.get(digest), store_at(tmp_path).get(digest)) == (model, model)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{digest.hex}.safetensors"]
+    assert set(store.tensors()) == {entry.digest for entry in model.manifest}
+
+
+def test_model_store_takes_a_partial_model_for_none_and_drops_it_when_told(tmp_path: Path) -> None:
+    store = store_at(tmp_path)
+    digests = [manifest_of(SCHEMA, make_weights(seed)).model_digest() for seed in (1, 2)]
+    for digest in digests:
+        store.partial_path(digest).write_bytes(b"half")
+    store.load()
+    assert [store.get(digest) for digest in digests] == [None, None]
+    store.drop_partials(digests[1])
+    assert list(tmp_path.iterdir()) == [store.partial_path(digests[1])]
+    store.drop_partials()
+
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("damage", [lambda path: flip(path, -1), truncate, empty])
 def test_model_store_removes_a_model_that_is_not_what_its_name_says(
     tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
-    spans = write_weights(tmp_path / "source", 1)
-    manifest = manifest_of(SCHEMA, make_weights(1))
-    model = store_at(tmp_path / "models").add(manifest, [spans[entry.name] for entry in manifest])
+    model = add_model(store_at(tmp_path), 1)
     damage(model.path)
 
-    assert store_at(tmp_path / "models").get(manifest.model_digest()) is None
+    assert store_at(tmp_path).get(model.digest) is None
     assert not model.path.exists()
 
 
 def test_model_store_keeps_only_what_it_is_told_to(tmp_path: Path) -> None:
-    store, digests = store_at(tmp_path / "models"), []
-    for seed in (1, 2):
-        spans = write_weights(tmp_path / "source", seed)
-        manifest = manifest_of(SCHEMA, make_weights(seed))
-        store.add(manifest, [spans[entry.name] for entry in manifest])
-        digests.append(manifest.model_digest())
+    store = store_at(tmp_path)
+    digests = [add_model(store, seed).digest for seed in (1, 2)]
     store.keep_only([digests[1]])
 
     assert [store.get(digest) is not None for digest in digests] == [False, True]
-    assert [path.stem for path in (tmp_path / "models").iterdir()] == [digests[1].hex]
+    assert [path.stem for path in tmp_path.iterdir()] == [digests[1].hex]
 
 
 # --- Updates ---
@@ -164,7 +165,7 @@ def test_update_store_keeps_only_one(tmp_path: Path) -> None:
     keep_update(tmp_path, "old")
     store = keep_update(tmp_path, "new")
     (tmp_path / "left.partial").write_bytes(b"half")
-    store.keep_only("new")
+    store.keep_only(["new"])
 
     assert store.load("old") is None
     assert store.load("new") is not None
@@ -184,14 +185,15 @@ def test_memory_survives_a_restart_and_a_round_done_again_replaces_what_followed
         memory.add_history(number, [{"loss": float(number)}])
     memory.learn(Experience(2.0, 1.0))
     memory = SiteMemory(tmp_path / "memory.json", "federation", FILES)
-    memory.add_history(2, [{"loss": 9.0}, {"loss": 8.0}])
+    memory.add_history(2, [{"loss": 9.0}, {"loss": 8.0}], epoch_seconds=3.0)
+    memory = SiteMemory(tmp_path / "memory.json", "federation", FILES)
 
     assert list(memory.rows) == [
         {"round": 1, "epoch": 1, "loss": 1.0},
         {"round": 2, "epoch": 1, "loss": 9.0},
         {"round": 2, "epoch": 2, "loss": 8.0},
     ]
-    assert memory.experience == Experience(2.0, 1.0)
+    assert memory.experience == Experience(3.0, 1.0)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"\xff", b'{"federation": "other", "rows": [{}]}'])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import google_crc32c
@@ -206,6 +207,19 @@ def test_bodies_read_by_many_at_once_take_no_memory_of_the_file(tmp_path: Path) 
     assert mapped_mib() - before < 4  # mapped, it would be 24 MiB
     for body in bodies:
         body.close()
+
+
+def test_body_is_copied_once_where_a_chunk_is_of_many_tensors(tmp_path: Path) -> None:
+    path, size = tmp_path / "tensors", 1 << 16
+    path.write_bytes(bytes(32 * size))
+    with BodyReader([FileSpan(path, index * size, size) for index in range(32)]) as body:
+        tracemalloc.start()
+        data = body.read(0, 32 * size)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+
+    assert len(data) == 32 * size
+    assert peak < 1.5 * len(data)
 
 
 def test_body_closed_gives_its_files_back(spans: list[FileSpan]) -> None:

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from fedtask import drawing, plots
+from fedtask.history import HistoryRow
 from fedtask.metrics import binary_evaluation
-from fedtask.plots import HistoryRow
 from fedtask.task import Evaluation
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -56,25 +56,6 @@ def size(path: Path) -> tuple[int, int]:
     with Image.open(path) as image:
         image.load()
         return image.size
-
-
-def test_history_csv_holds_every_column_and_leaves_missing_values_empty(tmp_path: Path) -> None:
-    rows: list[HistoryRow] = [
-        {"epoch": 1, "round": 2, "loss": 0.5, "accuracy": None},
-        {"round": 3, "epoch": 1, "loss": 0.25, "val_loss": 1e-07},
-    ]
-
-    plots.history_csv(rows, tmp_path / "history.csv")
-
-    assert (tmp_path / "history.csv").read_bytes() == (
-        b"round,epoch,loss,accuracy,val_loss\r\n2,1,0.5,,\r\n3,1,0.25,,1e-07\r\n"
-    )
-
-
-def test_history_csv_without_an_epoch_is_a_header(tmp_path: Path) -> None:
-    plots.history_csv([], tmp_path / "history.csv")
-
-    assert (tmp_path / "history.csv").read_bytes() == b"round,epoch\r\n"
 
 
 def test_training_history_draws_one_line_per_round_and_numbers_the_rounds(
