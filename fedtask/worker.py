@@ -91,8 +91,8 @@ class TaskWorker:
             stem: what they are called.
             changes: a file with those tensors that are to take the place of the ones in `weights`.
         """
-        params = {"weights": str(weights), "folder": str(folder), "stem": stem}
-        written = await self._call("export", **params, changes=str(changes) if changes is not None else None)
+        changed = str(changes) if changes is not None else None
+        written = await self._call("export", weights=str(weights), folder=str(folder), stem=stem, changes=changed)
         return [Path(path) for path in written]
 
     async def read_model(self, path: Path, out: Path) -> None:
