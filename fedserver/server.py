@@ -194,6 +194,7 @@ class Server:
         await asyncio.gather(self._public.stop(_DOWNLOAD_SECONDS), self._admin.stop(1.0))
         await self.federation.evaluator.close()
         await self.federation.register.settled()
+        self._desk.close()
         self._state.close()
 
     def stop_on_signals(self) -> None:

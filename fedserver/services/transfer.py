@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import structlog
 
-from fedserver.desk import Desk, OpenUpload, UploadStatus
+from fedserver.desk import Committer, Desk, OpenUpload, UploadStatus
 from fedserver.federation import Federation
 from fedserver.services.calls import Context, give_way, translates_errors
 from fedserver.store import UpdateFacts, Upload, UploadState
@@ -101,29 +101,35 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
     ) -> None:
         async with opened.writer:
             upload = opened.upload
-            try:
-                await self._take(upload, first)
-                await self._commit_if_due(upload_id, upload, context)
-                async for request in rest:
-                    if request.upload_id not in ("", upload_id):
-                        raise InvalidRequest("a stream carries one upload", field="upload_id")
-                    await self._take(upload, request)
-                    await self._commit_if_due(upload_id, upload, context)
-            finally:
-                committed = await self._desk.commit(upload_id, upload)
-            await context.write(transfer_pb2.WriteChunksResponse(committed_size=committed))
+
+            async def tell(committed: int) -> None:
+                await context.write(transfer_pb2.WriteChunksResponse(committed_size=committed))
+
+            committer = Committer(upload, lambda: self._desk.commit(upload_id, upload), tell)
+            await tell(await committer.during(self._receive(upload_id, upload, first, rest, committer)))
+
+    async def _receive(
+        self,
+        upload_id: str,
+        upload: Upload,
+        first: transfer_pb2.WriteChunksRequest,
+        rest: ChunkStream,
+        committer: Committer,
+    ) -> None:
+        await self._take(upload, first)
+        committer.note_received()
+        async for request in rest:
+            if request.upload_id not in ("", upload_id):
+                raise InvalidRequest("a stream carries one upload", field="upload_id")
+            await self._take(upload, request)
+            committer.note_received()
 
     async def _take(self, upload: Upload, request: transfer_pb2.WriteChunksRequest) -> None:
         chunk = wire.read_chunk(request.chunk)
         received = upload.received_size
         data = admit_chunk(chunk, received, upload.size_bytes, limits.MAX_CHUNK_BYTES)
         if data:
-            await asyncio.to_thread(upload.write, received, data)
-
-    async def _commit_if_due(self, upload_id: str, upload: Upload, context: Context) -> None:
-        if upload.wants_commit():
-            committed = await self._desk.commit(upload_id, upload)
-            await context.write(transfer_pb2.WriteChunksResponse(committed_size=committed))
+            await self._desk.write(upload, received, data)
 
     @translates_errors
     async def GetUploadStatus(
