@@ -24,6 +24,7 @@ from fedserver.desk import Desk
 from fedserver.disk import DiskRefuses, DiskWatch
 from fedserver.evaluation import Evaluator
 from fedserver.federation import Federation, FederationState
+from fedserver.services import shared_chunks
 from fedserver.services.admin import AdminServicer
 from fedserver.services.negotiation import NegotiationServicer
 from fedserver.services.transfer import TransferServicer
@@ -38,7 +39,6 @@ from fedstream.v1 import (
     negotiation_pb2,
     negotiation_pb2_grpc,
     transfer_pb2,
-    transfer_pb2_grpc,
 )
 
 log = structlog.get_logger()
@@ -104,9 +104,7 @@ class Server:
         negotiation_pb2_grpc.add_NegotiationServiceServicer_to_server(
             NegotiationServicer(self.federation), self._public
         )
-        transfer_pb2_grpc.add_TransferServiceServicer_to_server(
-            TransferServicer(self.federation, self._desk), self._public
-        )
+        shared_chunks.add_to_server(TransferServicer(self.federation, self._desk), self._public)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._public)
         services = [_name(negotiation_pb2, "NegotiationService"), _name(transfer_pb2, "TransferService")]
         reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], self._public)
@@ -194,6 +192,7 @@ class Server:
         await asyncio.gather(self._public.stop(_DOWNLOAD_SECONDS), self._admin.stop(1.0))
         await self.federation.evaluator.close()
         await self.federation.register.settled()
+        self._desk.close()
         self._state.close()
 
     def stop_on_signals(self) -> None:

@@ -10,6 +10,7 @@ import structlog
 from fedserver.desk.finishing import take_in
 from fedserver.desk.late import is_whole_and_late, keep_late, note_late
 from fedserver.desk.restoring import restore
+from fedserver.desk.threads import ByteThreads
 from fedserver.desk.tray import OpenUpload, Tray, UploadStatus
 from fedserver.federation import Federation
 from fedserver.store import UpdateFacts, Upload, UploadState
@@ -33,6 +34,7 @@ class Desk:
     def __init__(self, federation: Federation) -> None:
         self._federation = federation
         self._tray = Tray(federation)
+        self._threads = ByteThreads()
         self._beginning: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         # Set once all is known that an earlier process left. Until then nobody may be told how far an upload is, or
         # begin one: it may be one of those.
@@ -101,6 +103,14 @@ class Desk:
             raise ManifestRequired("put the manifest of this upload first")
         return known
 
+    async def write(self, upload: Upload, offset: int, data: bytes) -> None:
+        """Add bytes of a body; they are not durable before `commit`.
+
+        Raises:
+            WrongOffset: bytes before `offset` are missing.
+        """
+        await self._threads.write(upload.write, offset, data)
+
     async def commit(self, upload_id: str, upload: Upload) -> int:
         """Make what was received durable; returns the committed size.
 
@@ -110,7 +120,7 @@ class Desk:
         self._tray.round.require_open(upload_id)
         before = upload.committed_size
         if upload.received_size > before:
-            synced = await asyncio.to_thread(upload.sync)
+            synced = await self._threads.sync(upload.sync)
             await self._federation.state.journal.write(committing(upload_id, synced))
             upload.committed(synced)
         self._federation.traffic.received += upload.committed_size - before
@@ -186,6 +196,10 @@ class Desk:
                 self._drop(opened.upload)
         self._tray.clear()
         self._beginning.clear()
+
+    def close(self) -> None:
+        """Let go of the threads. No call about uploads may be at work any more."""
+        self._threads.close()
 
     def _drop(self, upload: Upload) -> None:
         try:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
 import structlog
 
-from fedserver.desk import Desk, OpenUpload, UploadStatus
+from fedserver.desk import Committer, Desk, OpenUpload, UploadStatus
 from fedserver.federation import Federation
 from fedserver.services.calls import Context, give_way, translates_errors
+from fedserver.services.shared_chunks import ChunkKey, EncodedChunk, SharedChunks
 from fedserver.store import UpdateFacts, Upload, UploadState
 from fedstream import limits, wire
-from fedstream.body import admit_chunk
+from fedstream.body import BodyReader, admit_chunk
 from fedstream.errors import InvalidManifest, InvalidRequest, Superseded, WrongOffset
 from fedstream.manifest import Manifest, TensorEntry, check_manifest
 from fedstream.v1 import transfer_pb2, transfer_pb2_grpc
@@ -31,6 +31,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
     def __init__(self, federation: Federation, desk: Desk) -> None:
         self.federation = federation
         self._desk = desk
+        self._shared = SharedChunks()
 
     @translates_errors
     async def PutManifest(self, requests: ManifestStream, _context: Context) -> transfer_pb2.PutManifestResponse:
@@ -101,29 +102,35 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
     ) -> None:
         async with opened.writer:
             upload = opened.upload
-            try:
-                await self._take(upload, first)
-                await self._commit_if_due(upload_id, upload, context)
-                async for request in rest:
-                    if request.upload_id not in ("", upload_id):
-                        raise InvalidRequest("a stream carries one upload", field="upload_id")
-                    await self._take(upload, request)
-                    await self._commit_if_due(upload_id, upload, context)
-            finally:
-                committed = await self._desk.commit(upload_id, upload)
-            await context.write(transfer_pb2.WriteChunksResponse(committed_size=committed))
+
+            async def tell(committed: int) -> None:
+                await context.write(transfer_pb2.WriteChunksResponse(committed_size=committed))
+
+            committer = Committer(upload, lambda: self._desk.commit(upload_id, upload), tell)
+            await tell(await committer.during(self._receive(upload_id, upload, first, rest, committer)))
+
+    async def _receive(
+        self,
+        upload_id: str,
+        upload: Upload,
+        first: transfer_pb2.WriteChunksRequest,
+        rest: ChunkStream,
+        committer: Committer,
+    ) -> None:
+        await self._take(upload, first)
+        committer.note_received()
+        async for request in rest:
+            if request.upload_id not in ("", upload_id):
+                raise InvalidRequest("a stream carries one upload", field="upload_id")
+            await self._take(upload, request)
+            committer.note_received()
 
     async def _take(self, upload: Upload, request: transfer_pb2.WriteChunksRequest) -> None:
         chunk = wire.read_chunk(request.chunk)
         received = upload.received_size
         data = admit_chunk(chunk, received, upload.size_bytes, limits.MAX_CHUNK_BYTES)
         if data:
-            await asyncio.to_thread(upload.write, received, data)
-
-    async def _commit_if_due(self, upload_id: str, upload: Upload, context: Context) -> None:
-        if upload.wants_commit():
-            committed = await self._desk.commit(upload_id, upload)
-            await context.write(transfer_pb2.WriteChunksResponse(committed_size=committed))
+            await self._desk.write(upload, received, data)
 
     @translates_errors
     async def GetUploadStatus(
@@ -163,7 +170,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
         request: transfer_pb2.ReadChunksRequest,
         context: Context,
     ) -> None:
-        """Gives the body of a published model from an offset on."""
+        """Gives the body of a published model from an offset on. What it writes is serialised already."""
         model = self.federation.state.models.get(request.model_sha256)
         wanted = wire.read_indexes(request.tensors, len(model.manifest)) or range(len(model.manifest))
         chunk_bytes = min(request.max_chunk_bytes or limits.DEFAULT_CHUNK_BYTES, limits.MAX_CHUNK_BYTES)
@@ -171,12 +178,20 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
             if request.read_offset > body.size_bytes:
                 message = f"the body has {body.size_bytes} bytes; reading cannot start at {request.read_offset}"
                 raise WrongOffset(message, committed_size=body.size_bytes)
-            chunks = body.chunks(request.read_offset, chunk_bytes)
             log.debug("download begins", bytes=body.size_bytes - request.read_offset)
             try:
-                while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+                async for chunk in self._chunks(request, chunk_bytes, body):
                     # Counted first: a client that has all it wants hangs up, and this handler ends within the write.
-                    self.federation.traffic.sent += len(chunk.data)
-                    await context.write(transfer_pb2.ReadChunksResponse(chunk=wire.write_chunk(chunk)))
+                    self.federation.traffic.sent += chunk.data_bytes
+                    await context.write(chunk.message)
             finally:
                 log.debug("download ends")
+
+    async def _chunks(
+        self, request: transfer_pb2.ReadChunksRequest, chunk_bytes: int, body: BodyReader
+    ) -> AsyncIterator[EncodedChunk]:
+        offset, tensors = request.read_offset, tuple(request.tensors)
+        while offset < body.size_bytes:
+            chunk = await self._shared.get(ChunkKey(request.model_sha256, tensors, offset, chunk_bytes), body)
+            yield chunk
+            offset += chunk.data_bytes

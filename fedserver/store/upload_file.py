@@ -1,8 +1,9 @@
 """Updates on their way in: chunks go straight to the place in a weights file where they stay.
 
 Once the manifest is known, so is the file's header, and the body is the file's data section: finishing an upload is an
-fsync and a rename, whatever its size. Methods block on the disk and are called from threads; a lock per upload keeps a
-thread that outlived its cancelled call from writing to a file that was dropped meanwhile.
+fsync and a rename, whatever its size. Methods block on the disk and are called from threads; locks per upload keep a
+thread that outlived its cancelled call from writing to a file that was dropped meanwhile. More may be written while a
+`sync` is under way: it vouches only for what was there when it began.
 """
 
 from __future__ import annotations
@@ -51,7 +52,10 @@ class Upload:
         self.path, self.manifest, self.missing, self.facts = path, manifest, list(missing), facts
         self.size_bytes = body_size(manifest, missing)
         self._files = files
-        self._lock = threading.Lock()  # guards the descriptor and the sizes; only the file system is called under it
+        # One fsync at a time, and the descriptor stays open for as long; taken before `_lock`, never within it.
+        self._syncing = threading.Lock()
+        # Guards the descriptor and the sizes; only the file system is called under it. `sync` does without it.
+        self._lock = threading.Lock()
         self._partial = path.with_name(path.name + TEMPORARY_SUFFIX)
         self._header = header_of(manifest.entries[index] for index in missing)
         self._sealed = path.exists()
@@ -91,24 +95,30 @@ class Upload:
                 self.received_size += len(new)
 
     def sync(self) -> int:
-        """Put all that was received on the medium; returns how much that is.
+        """Put all that was received so far on the medium; returns how much that is. What comes meanwhile is not in it.
 
         Raises:
             OSError: the medium refused. What was not committed counts as not received: after a failed fsync the kernel
                 may have thrown it away and still say yes to the next one.
         """
-        with self._lock:
-            if self._sealed:
-                return self.size_bytes
+        with self._syncing:
+            with self._lock:
+                if self._sealed:
+                    return self.size_bytes
+                descriptor, received = self._opened(), self.received_size
             try:
-                self._files.sync(self._opened())
-                if not self._name_is_durable:
-                    self._files.sync_folder(self.path.parent)  # or a power cut may take the name, and with it the bytes
-                    self._name_is_durable = True
+                self._sync(descriptor)
             except OSError:
-                self.received_size = self.committed_size
+                with self._lock:
+                    self.received_size = self.committed_size
                 raise
-            return self.received_size
+            return received
+
+    def _sync(self, descriptor: int) -> None:
+        self._files.sync(descriptor)
+        if not self._name_is_durable:
+            self._files.sync_folder(self.path.parent)  # or a power cut may take the name, and with it the bytes
+            self._name_is_durable = True
 
     def committed(self, size: int) -> None:
         """Take note that so many bytes are durable, and recorded as such."""
@@ -136,7 +146,7 @@ class Upload:
 
     def seal(self) -> None:
         """Give the complete and verified file its name, durably. A second time it changes nothing."""
-        with self._lock:
+        with self._syncing, self._lock:
             if self._sealed:
                 return
             if self._partial.exists():
@@ -153,7 +163,7 @@ class Upload:
 
     def drop(self) -> None:
         """Throw away what was received. Safe at any time, and twice."""
-        with self._lock:
+        with self._syncing, self._lock:
             self._close()
             self._files.remove(self._partial)
             if self._sealed:

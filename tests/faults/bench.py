@@ -123,6 +123,7 @@ class Life:
         try:
             asyncio.run(self._until_power_is_gone(config, work))
         finally:
+            self.desk.close()  # what its threads are at is a step too
             self.state.close()
 
     async def _until_power_is_gone(

@@ -102,6 +102,7 @@ class Bench:
             yield bench
         finally:
             await bench.federation.register.settled()
+            bench.desk.close()
             bench.state.close()
 
     @property

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -272,6 +274,66 @@ def test_upload_whose_sync_failed_asks_again_for_what_was_not_committed(begin: B
     receive(upload)
     assert upload.sync() == len(BODY)
     assert same_bits(finish(upload), expected())
+
+
+class SlowSync(RealFileSystem):
+    """A disk whose fsync ends when it is told to, and fails if it is to."""
+
+    def __init__(self, error: OSError | None = None) -> None:
+        self.begun, self.go_on, self.error = threading.Event(), threading.Event(), error
+
+    def sync(self, descriptor: int) -> None:
+        self.begun.set()
+        assert self.go_on.wait(20.0)
+        if self.error is not None:
+            raise self.error
+        super().sync(descriptor)
+
+
+def test_upload_takes_more_while_it_is_synced_and_the_sync_vouches_for_what_was_there_before(begin: Begin) -> None:
+    files = SlowSync()
+    upload = begin(files=files)
+    upload.write(0, BODY[:10])
+    with ThreadPoolExecutor(1) as thread:
+        synced = thread.submit(upload.sync)
+        assert files.begun.wait(20.0)
+        upload.write(10, BODY[10:])
+        assert upload.received_size == len(BODY)
+        files.go_on.set()
+        assert synced.result() == 10
+    assert upload.sync() == len(BODY)
+    assert same_bits(finish(upload), expected())
+
+
+def test_upload_whose_sync_fails_takes_back_what_came_meanwhile_too(begin: Begin) -> None:
+    files = SlowSync(OSError(errno.EIO, "Input/output error"))
+    upload = begin(files=files)
+    upload.write(0, BODY[:10])
+    with ThreadPoolExecutor(1) as thread:
+        synced = thread.submit(upload.sync)
+        assert files.begun.wait(20.0)
+        upload.write(10, BODY[10:20])
+        files.go_on.set()
+        with pytest.raises(OSError, match="Input/output"):
+            synced.result()
+    assert (upload.received_size, upload.committed_size) == (0, 0)
+
+
+def test_upload_dropped_while_it_is_synced_keeps_its_descriptor_until_the_sync_has_ended(
+    begin: Begin, tmp_path: Path
+) -> None:
+    files = SlowSync()
+    upload = begin(files=files)
+    upload.write(0, BODY[:10])
+    with ThreadPoolExecutor(2) as threads:
+        synced = threads.submit(upload.sync)
+        assert files.begun.wait(20.0)
+        dropped = threads.submit(upload.drop)
+        with pytest.raises(TimeoutError):
+            dropped.result(0.1)
+        files.go_on.set()
+        assert (synced.result(), dropped.result()) == (10, None)
+    assert names_in(tmp_path) == []
 
 
 def test_body_read_back_from_a_sealed_update_is_what_was_sent(begin: Begin, tmp_path: Path) -> None:

@@ -1,0 +1,45 @@
+"""Threads for the bytes of uploads, apart from those for everything else (`asyncio.to_thread`)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_WRITERS = 4
+"""Writing a chunk is a copy to the page cache: more threads than cores gain nothing, one that must wait for memory
+should not stop the others."""
+
+_SYNCERS = 16
+"""An fsync is waiting: the more wait at once, the more the file system puts into one commit of its own journal. Beyond
+this, uploads queue; a thread costs some 30 KiB."""
+
+
+class ByteThreads:
+    """Two bounded pools, since an fsync takes as long as a hundred writes: what waits must not hold up what works."""
+
+    def __init__(self) -> None:
+        self._writers = ThreadPoolExecutor(_WRITERS, "upload-write")
+        self._syncers = ThreadPoolExecutor(_SYNCERS, "upload-sync")
+
+    async def write(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call what copies bytes."""
+        return await _run(self._writers, partial(function, *args, **kwargs))
+
+    async def sync(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call what waits for the medium."""
+        return await _run(self._syncers, partial(function, *args, **kwargs))
+
+    def close(self) -> None:
+        """Let the threads end, once they have done what they are at."""
+        for pool in (self._writers, self._syncers):
+            pool.shutdown()
+
+
+async def _run(pool: ThreadPoolExecutor, function: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(pool, function)

@@ -1,0 +1,92 @@
+"""Chunks of models as they travel, made once and shared among the clients that fetch the same at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import grpc
+
+from fedstream import wire
+from fedstream.body import BodyReader
+from fedstream.v1 import transfer_pb2, transfer_pb2_grpc
+
+SHARED_BYTES = 32 << 20
+"""A round's clients begin to fetch its model together and drift apart by what their connections buffer, a few MiB each.
+Whoever falls behind further has its chunks made anew, as before."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkKey:
+    """Which chunk: of which model (by sha256), of which of its tensors (indexes), from where, of at most what size."""
+
+    model: bytes
+    tensors: tuple[int, ...]
+    offset: int
+    chunk_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedChunk:
+    """A serialised `ReadChunksResponse`, and how many bytes of the body are in it."""
+
+    message: bytes
+    data_bytes: int
+
+
+class SharedChunks:
+    """Keeps the chunks that were asked for last. Used from the event loop; chunks are made in threads.
+
+    Args:
+        limit_bytes: how much is kept, at most; a chunk larger than that is not kept.
+    """
+
+    def __init__(self, limit_bytes: int = SHARED_BYTES) -> None:
+        self._limit_bytes = limit_bytes
+        self._kept: OrderedDict[ChunkKey, EncodedChunk] = OrderedDict()
+        self._kept_bytes = 0
+        # One chunk is made at a time: clients that begin together ask for the same one together. Whoever makes it reads
+        # from its own body, so that nobody depends on a call that may end.
+        self._making = asyncio.Lock()
+
+    async def get(self, key: ChunkKey, body: BodyReader) -> EncodedChunk:
+        """The chunk, read from `body` if it is not at hand.
+
+        Raises:
+            WeightsFileError: a file of the body was cut short.
+        """
+        if (chunk := self._find(key)) is not None:
+            return chunk
+        async with self._making:
+            if (chunk := self._find(key)) is None:
+                chunk = await asyncio.to_thread(_encode, body, key)
+                self._keep(key, chunk)
+            return chunk
+
+    def _find(self, key: ChunkKey) -> EncodedChunk | None:
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key)
+
+    def _keep(self, key: ChunkKey, chunk: EncodedChunk) -> None:
+        self._kept[key] = chunk
+        self._kept_bytes += len(chunk.message)
+        while self._kept_bytes > self._limit_bytes:
+            self._kept_bytes -= len(self._kept.popitem(last=False)[1].message)
+
+
+def _encode(body: BodyReader, key: ChunkKey) -> EncodedChunk:
+    chunk = next(body.chunks(key.offset, key.chunk_bytes))
+    message = transfer_pb2.ReadChunksResponse(chunk=wire.write_chunk(chunk))
+    return EncodedChunk(message.SerializeToString(), len(chunk.data))
+
+
+def add_to_server(servicer: transfer_pb2_grpc.TransferServiceServicer, server: grpc.aio.Server) -> None:
+    """As the generated function, but what `ReadChunks` writes is bytes: a message that is serialised already."""
+    transfer_pb2_grpc.add_TransferServiceServicer_to_server(servicer, server)
+    handler: grpc.RpcMethodHandler[transfer_pb2.ReadChunksRequest, bytes] = grpc.unary_stream_rpc_method_handler(
+        servicer.ReadChunks, request_deserializer=transfer_pb2.ReadChunksRequest.FromString
+    )
+    name = transfer_pb2.DESCRIPTOR.services_by_name["TransferService"].full_name
+    server.add_registered_method_handlers(name, {"ReadChunks": handler})

@@ -1,0 +1,80 @@
+"""A stream of chunks as the service handles it: answers while it is open, and errors while it waits for its sender."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf.message import Message
+
+from fedserver.services.transfer import TransferServicer
+from fedstream import wire
+from fedstream.body import make_chunk
+from fedstream.v1 import transfer_pb2
+from tests.support.bench import SCHEMA, Bench
+from tests.support.full_disk import FullDisk
+from tests.support.tasks import random_weights
+
+pytestmark = pytest.mark.numpy_task
+
+WEIGHTS = random_weights(SCHEMA, 1)
+
+
+class Refused(Exception):
+    """The server ended the call with this code."""
+
+
+class Call:
+    """What a servicer sees of a call."""
+
+    def __init__(self) -> None:
+        self.answers: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def write(self, message: Message) -> None:
+        self.answers.put_nowait(message)
+
+    async def abort(self, code: Any, details: str = "", _trailing: object = ()) -> None:
+        raise Refused(f"{code.name}: {details}")
+
+
+async def body_of(bench: Bench, upload_id: str, weights: Mapping[str, np.ndarray]) -> bytes:
+    upload = (await bench.desk.at_work(upload_id)).upload
+    return b"".join(weights[upload.manifest.entries[index].name].tobytes() for index in upload.missing)
+
+
+async def all_at_once_and_never_closed(upload_id: str, body: bytes) -> AsyncIterator[Message]:
+    yield transfer_pb2.WriteChunksRequest(upload_id=upload_id, chunk=wire.write_chunk(make_chunk(0, body)))
+    await asyncio.Event().wait()
+
+
+async def test_committed_size_is_told_while_the_stream_is_open(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path, "a") as bench:
+        running = await bench.open_round()
+        upload_id = await bench.begin("a", WEIGHTS)
+        body, call = await body_of(bench, upload_id, WEIGHTS), Call()
+        servicer = TransferServicer(bench.federation, bench.desk)
+        stream = asyncio.create_task(servicer.WriteChunks(all_at_once_and_never_closed(upload_id, body), call))
+        answer = await asyncio.wait_for(call.answers.get(), 10.0)
+        assert answer.committed_size == len(body)
+        assert bench.state.database.query("SELECT committed_size FROM uploads") == [(len(body),)]
+        stream.cancel()
+        await asyncio.gather(stream, return_exceptions=True)
+        running.cancel()
+
+
+async def test_disk_that_refuses_a_commit_ends_a_stream_that_waits_for_its_sender(tmp_path: Path) -> None:
+    disk = FullDisk()
+    async with Bench.running(tmp_path, "a", files=disk) as bench:
+        running = await bench.open_round()
+        upload_id = await bench.begin("a", WEIGHTS)
+        body, call = await body_of(bench, upload_id, WEIGHTS), Call()
+        disk.fill(1, start=disk.steps + 2)  # the write is taken, its fsync is not
+        servicer = TransferServicer(bench.federation, bench.desk)
+        with pytest.raises(Refused, match="RESOURCE_EXHAUSTED"):
+            await asyncio.wait_for(servicer.WriteChunks(all_at_once_and_never_closed(upload_id, body), call), 10.0)
+        assert (call.answers.qsize(), bench.desk.status(upload_id).committed_size) == (0, 0)
+        running.cancel()
