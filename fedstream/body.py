@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -84,7 +84,7 @@ class BodyReader:
     """
 
     def __init__(self, spans: Sequence[FileSpan]) -> None:
-        self._spans = [span for span in spans if span.length]
+        self._spans = _joined(spans)
         self._starts = [0]
         for span in self._spans:
             self._starts.append(self._starts[-1] + span.length)
@@ -131,7 +131,7 @@ class BodyReader:
             if len(piece) < stop - offset:  # what follows must not move into the gap
                 break
             offset, index = stop, index + 1
-        return b"".join(pieces)  # of one piece, the piece itself
+        return b"".join(pieces)  # of one piece, which is what there mostly is, that piece itself
 
     def chunks(self, offset: int = 0, chunk_bytes: int = limits.DEFAULT_CHUNK_BYTES) -> Iterator[Chunk]:
         """The body from `offset` on, in chunks of `chunk_bytes`, the last one shorter.
@@ -145,3 +145,15 @@ class BodyReader:
                 raise WeightsFileError(f"the body ends at {offset} of {self.size_bytes} bytes: a file was cut short")
             yield make_chunk(offset, data)
             offset += len(data)
+
+
+def _joined(spans: Sequence[FileSpan]) -> list[FileSpan]:
+    """The same bytes in as few spans as can be: what follows each other in a file is read, and copied, as one."""
+    joined: list[FileSpan] = []
+    for span in spans:
+        before = joined[-1] if joined else None
+        if before is not None and (before.path, before.offset + before.length) == (span.path, span.offset):
+            joined[-1] = replace(before, length=before.length + span.length)
+        elif span.length:
+            joined.append(span)
+    return joined
