@@ -220,12 +220,21 @@ class Round:
         return self._in_hand(upload_id, Stage.WORKING, Stage.FINISHING)
 
     def upload_progress(self, upload_id: str, committed_size: int, body_size_bytes: int, now: float) -> None:
-        """Bytes of an update became durable."""
+        """Bytes of an update became durable. That renews its lease, since its client may have had to wait for it.
+
+        It is no sign of life: when a connection is found dead, what had come through it before is still committed.
+        """
         part = self.of_upload(upload_id)
         part.committed_size, part.body_size_bytes = committed_size, body_size_bytes
         fraction = committed_size / body_size_bytes if body_size_bytes else 1.0
         part.progress = replace(part.progress, phase=Phase.UPLOADING, fraction=fraction)
-        self._seen(part, now)
+        part.lease_until = now + self.rules.lease_seconds
+
+    def heard_from_upload(self, upload_id: str, now: float) -> None:
+        """Something came from a client for its upload, bytes or an empty chunk."""
+        part = self.find_upload(upload_id)
+        if part is not None:
+            self._seen(part, now)
 
     def begin_finish(self, upload_id: str) -> Participation:
         """An upload is being verified; until that ends, the round does not close."""

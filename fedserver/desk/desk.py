@@ -103,6 +103,10 @@ class Desk:
             raise ManifestRequired("put the manifest of this upload first")
         return known
 
+    def heard(self, upload_id: str) -> None:
+        """Take note that a chunk came for an upload, be it empty."""
+        self._tray.round.heard_from_upload(upload_id, self._federation.now)
+
     async def write(self, upload: Upload, offset: int, data: bytes) -> None:
         """Add bytes of a body; they are not durable before `commit`.
 

@@ -118,11 +118,13 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
         committer: Committer,
     ) -> None:
         await self._take(upload, first)
+        self._desk.heard(upload_id)
         committer.note_received()
         async for request in rest:
             if request.upload_id not in ("", upload_id):
                 raise InvalidRequest("a stream carries one upload", field="upload_id")
             await self._take(upload, request)
+            self._desk.heard(upload_id)
             committer.note_received()
 
     async def _take(self, upload: Upload, request: transfer_pb2.WriteChunksRequest) -> None:

@@ -142,10 +142,10 @@ async def _federation(hosts: Hosts, folder: Path, partition_seconds: float, foun
                     site.kill()
                     await site.wait()
     found.problems += [f"site-{index} ended with status {status}" for index, status in enumerate(statuses) if status]
-    found.problems += watch.lies
     trained = [_count(folder / f"site-{index}.log", "trained") for index in range(_CLIENTS)]
     found.problems += [f"site-{index} trained {count} times" for index, count in enumerate(trained) if count != 1]
     oldest = max(watch.check_partition(f"site-{index}", begin, end) for index in range(_CLIENTS))
+    found.problems += watch.lies
     found.figures |= {
         "model, MiB": mib,
         "slow cable": "200 ms, 10 Mbit/s" if hosts.shaped else "no: this kernel has no netem",

@@ -117,7 +117,6 @@ async def _federation(folder: Path, seed: int, chosen: Conditions, found: Findin
                 partition = await coming
             await asyncio.wait(sites)
     found.problems += [f"{site.get_name()} ended with {site.exception()!r}" for site in sites if site.exception()]
-    found.problems += watch.lies
     trained = sum(log.count("trained").values())
     if trained != _CLIENTS * chosen.rounds:
         found.problems.append(f"{trained} fine-tunes, not {_CLIENTS * chosen.rounds}")
@@ -127,6 +126,7 @@ async def _federation(folder: Path, seed: int, chosen: Conditions, found: Findin
         found.figures["oldest last_seen in the partition, seconds"] = oldest
         if oldest < chosen.partition_seconds - 5:
             found.problems.append(f"last_seen grew to {oldest:.0f} s only in {chosen.partition_seconds:.0f} s")
+    found.problems += watch.lies
 
 
 async def _proxies(stack: AsyncExitStack, listening: Listening, weather: Weather, seed: int) -> list[FaultProxy]:

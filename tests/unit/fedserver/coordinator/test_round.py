@@ -305,9 +305,18 @@ def test_upload_progress_is_shown_and_renews_the_lease() -> None:
     round_.upload_progress("upload-a", 30, 120, OPENED + 7)
     part = part_of(round_, "a")
     assert (part.committed_size, part.body_size_bytes, part.lease_until) == (30, 120, 1_017.0)
+    assert part.last_seen == OPENED, "bytes may become durable long after their client fell silent"
     assert (part.progress.phase, part.progress.fraction) == (Phase.UPLOADING, 0.25)
     round_.upload_progress("upload-a", 0, 0, OPENED + 8)
     assert part.progress.fraction == 1.0
+
+
+def test_chunk_of_an_upload_is_a_sign_of_life() -> None:
+    round_ = open_round()
+    accept(round_, "a")
+    round_.heard_from_upload("upload-a", OPENED + 7)
+    round_.heard_from_upload("of another round", OPENED + 8)
+    assert (part_of(round_, "a").last_seen, part_of(round_, "a").lease_until) == (OPENED + 7, 1_017.0)
 
 
 def test_upload_of_another_round_is_unknown() -> None:
