@@ -27,6 +27,7 @@ from fedserver.intake import Intake
 from fedserver.register import Register
 from fedserver.sessions import Sessions
 from fedserver.store import State, rounds
+from fedserver.store.history import History
 from fedserver.store.models import StoredModel
 from fedserver.traffic import Traffic
 from fedserver.working_time import WorkingTime
@@ -34,7 +35,6 @@ from fedstream.errors import WrongState
 from fedstream.plan import Plan
 from fedstream.schema import ModelSchema, TaskMeaning
 from fedtask.messages import TaskDescription
-from fedtask.report import RoundRecord
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -99,7 +99,7 @@ class Federation:
         self.round: Round | None = None
         self.intake: Intake | None = None
         self.phase = "select"
-        self.history: list[RoundRecord] = []
+        self.history = History(state.database)
         self.traffic = Traffic()
         self.outcome: TellFederationOutcome | None = None
         self.ready = asyncio.Event()

@@ -59,7 +59,6 @@ async def prepare(federation: Federation) -> None:
         await asyncio.to_thread(state.remember, KEEP_ROUNDS_FACT, str(federation.config.keep_rounds))
         federation.description = await federation.evaluator.describe()
         federation.schema = federation.description.schema
-        federation.history = state.rounds()
         _recall_clients(federation)
         federation.model = _current_model(federation) or await _initial_model(federation)
         await asyncio.to_thread(federation.model.check)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import grpc
@@ -49,6 +51,19 @@ class SharedChunks:
         # One chunk is made at a time: clients that begin together ask for the same one together. Whoever makes it reads
         # from its own body, so that nobody depends on a call that may end.
         self._making = asyncio.Lock()
+        self._fetching = 0
+
+    @contextmanager
+    def while_fetched(self) -> Iterator[None]:
+        """For as long as a client fetches. When the last one has what it wants, nothing is kept any more."""
+        self._fetching += 1
+        try:
+            yield
+        finally:
+            self._fetching -= 1
+            if not self._fetching:
+                self._kept.clear()
+                self._kept_bytes = 0
 
     async def get(self, key: ChunkKey, body: BodyReader) -> EncodedChunk:
         """The chunk, read from `body` if it is not at hand.

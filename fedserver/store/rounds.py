@@ -212,7 +212,16 @@ def records(database: Database) -> list[RoundRecord]:
     Raises:
         StateError: a row is damaged.
     """
-    texts = database.query("SELECT record FROM rounds ORDER BY number")
+    return read_records(database, 0, -1)
+
+
+def read_records(database: Database, start: int, count: int) -> list[RoundRecord]:
+    """As `records`, but from the place `start`, from 0, only so many; -1 for all that follow.
+
+    Raises:
+        StateError: a row is damaged.
+    """
+    texts = database.query("SELECT record FROM rounds ORDER BY number LIMIT ? OFFSET ?", count, start)
     return [_read(_RECORD, text, "rounds") for (text,) in texts]
 
 

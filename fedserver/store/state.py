@@ -19,11 +19,9 @@ from fedserver.store.errors import BackupAtWork, StateError
 from fedserver.store.facts import fact, remembering
 from fedserver.store.journal import Journal
 from fedserver.store.models import ModelStore
-from fedserver.store.rounds import records
 from fedserver.store.uploads import UploadStore
 from fedstream.files import FileSystem, RealFileSystem, write_durably
 from fedstream.tls import Identity, make_self_signed
-from fedtask.report import RoundRecord
 
 DATABASE = "state.db"
 MODELS, UPDATES = "models", "updates"
@@ -96,10 +94,6 @@ class State:
         for path, contents in zip(paths, (key, certificate), strict=True):
             self.remember(_digest_fact(path), hashlib.sha256(contents).hexdigest())
         return Identity(key, certificate)
-
-    def rounds(self) -> list[RoundRecord]:
-        """All rounds that are over, oldest first."""
-        return records(self.database)
 
     def fact(self, key: str) -> str | None:
         """A remembered fact."""

@@ -93,3 +93,14 @@ async def test_chunk_over_the_limit_is_given_and_not_kept(body: CountingBody) ->
     for reads in (1, 2):
         assert (await shared.get(key(0), body)).data_bytes == 50
         assert body.reads == reads
+
+
+async def test_chunks_are_let_go_when_the_last_client_has_what_it_wants(body: CountingBody) -> None:
+    shared = SharedChunks()
+    with shared.while_fetched():
+        with shared.while_fetched():
+            await shared.get(key(0), body)
+        await shared.get(key(0), body)
+        assert body.reads == 1, "one client is still at it"
+    await shared.get(key(0), body)
+    assert body.reads == 2

@@ -1,0 +1,51 @@
+"""The rounds that are over, as a sequence that is read from the database when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import overload
+
+from fedserver.store.database import Database
+from fedserver.store.rounds import read_records
+from fedtask.report import RoundRecord
+
+
+class History(Sequence[RoundRecord]):
+    """All rounds that are over, oldest first. Only the last one is held: a record of 8 clients takes some 10 KB, and a
+    federation may have thousands.
+
+    Args:
+        database: where they are.
+
+    Raises:
+        StateError: when a row is read that is damaged.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._length = int(database.query("SELECT count(*) FROM rounds")[0][0])
+        self._last = read_records(database, self._length - 1, 1)[0] if self._length else None
+
+    def append(self, record: RoundRecord) -> None:
+        """A round more is over; its row is written."""
+        self._length, self._last = self._length + 1, record
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[RoundRecord]:
+        return iter(self[:])
+
+    @overload
+    def __getitem__(self, place: int) -> RoundRecord: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[RoundRecord]: ...
+    def __getitem__(self, place: int | slice) -> RoundRecord | list[RoundRecord]:
+        wanted = range(self._length)[place]
+        if isinstance(wanted, int):
+            if self._last is not None and wanted == self._length - 1:
+                return self._last
+            return read_records(self._database, wanted, 1)[0]
+        if wanted.step != 1:
+            return [self[each] for each in wanted]
+        return read_records(self._database, wanted.start, len(wanted))

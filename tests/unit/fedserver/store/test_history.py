@@ -1,0 +1,58 @@
+"""The rounds that are over, read from rows. A moment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedserver.store.database import Database
+from fedserver.store.history import History
+from fedserver.store.rounds import concluding, text_of
+from fedtask.report import RoundRecord
+
+pytestmark = pytest.mark.numpy_task
+
+RECORDS = [RoundRecord(number, succeeded=True, reason="", duration_seconds=1.5 * number) for number in range(1, 6)]
+
+
+def keep(database: Database, record: RoundRecord) -> None:
+    for statement in concluding(text_of(record), record.number, None):
+        database.execute(statement.sql, *statement.values)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Database:
+    database = Database(tmp_path / "state.db")
+    for record in RECORDS[:3]:
+        keep(database, record)
+    return database
+
+
+def test_history_is_what_was_kept_and_grows_with_each_round(database: Database) -> None:
+    history = History(database)
+    assert (list(history), len(history), history[-1]) == (RECORDS[:3], 3, RECORDS[2])
+    for record in RECORDS[3:]:
+        keep(database, record)
+        assert record not in list(history), "it is over once it is said to be"
+        history.append(record)
+    assert (list(history), len(history), history[-1]) == (RECORDS, 5, RECORDS[4])
+    assert list(History(database)) == RECORDS
+
+
+@pytest.mark.parametrize("place", [slice(1, 3), slice(-1, None), slice(None, None, -1), slice(3, 1), slice(0, 9, 2)])
+def test_history_is_cut_as_a_list_is(database: Database, place: slice) -> None:
+    assert History(database)[place] == RECORDS[:3][place]
+
+
+def test_history_of_no_round_is_empty(tmp_path: Path) -> None:
+    history = History(Database(tmp_path / "state.db"))
+    assert (len(history), list(history), history[-1:]) == (0, [], [])
+    with pytest.raises(IndexError):
+        history[-1]
+
+
+def test_history_holds_the_last_record_alone(database: Database) -> None:
+    history = History(database)
+    assert history[2] is history[-1]
+    assert history[1] is not history[1]
