@@ -120,7 +120,7 @@ def _database(originals: Originals) -> Trial:
         flip(path, rng)
         try:
             after = _dump(path)
-        except sqlite3.DatabaseError:
+        except (sqlite3.DatabaseError, UnicodeDecodeError):  # the latter from SQLite's words on names that are damaged
             after = None
         if after == before:
             raise Harmless
