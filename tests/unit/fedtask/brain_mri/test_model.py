@@ -21,14 +21,12 @@ def schema_with(**settings: str):
     return build_network(read_brain_mri_settings({**SMALL, **settings})).schema
 
 
-def test_schema_in_two_fresh_processes_and_in_this_one_is_the_same():
+@pytest.mark.slow
+def test_schema_in_a_fresh_process_and_in_this_one_is_the_same():
     code = f"from fedtask.brain_mri.task import BrainMri as B; B({SMALL}); print(B({SMALL}).schema().digest().hex())"
-    digests = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-        for _ in range(2)
-    ]
+    fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     schema_with()  # names must not count up with the number of networks built
-    assert digests == [schema_with().digest().hex()] * 2
+    assert fresh == schema_with().digest().hex()
 
 
 def test_schema_of_upper_starts_to_train_behind_block_12_and_leaves_batch_norm_alone():
