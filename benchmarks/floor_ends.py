@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
-_BLOCK_BYTES = 1 << 20
+from benchmarks.plain_file import BLOCK_BYTES, write_and_sync
+
 _PATIENCE_SECONDS = 300.0
 _SERVER_NAME = "fedstream-server"  # `fedstream.tls.SERVER_NAME`, which comes with grpc
 
@@ -43,7 +44,7 @@ class Order:
 def main() -> None:
     """The server's main process: begins each round, and makes its new model durable."""
     order = Order(**json.loads(sys.argv[1]))
-    _write_durably(order.path("model"), memoryview(os.urandom(order.num_bytes)))
+    write_and_sync(order.path("model"), memoryview(os.urandom(order.num_bytes)))
     new_model = memoryview(os.urandom(order.num_bytes))
     fork = multiprocessing.get_context("fork")
     begin, over = fork.Barrier(order.clients + 1), fork.Barrier(order.clients + 1)
@@ -67,7 +68,7 @@ def _round(order: Order, new_model: memoryview, begin: Barrier, over: Barrier) -
     begin.wait(_PATIENCE_SECONDS)
     began = time.perf_counter()
     over.wait(_PATIENCE_SECONDS)
-    _write_durably(order.path("new-model"), new_model)
+    write_and_sync(order.path("new-model"), new_model)
     return time.perf_counter() - began
 
 
@@ -102,8 +103,8 @@ def take_part(order: Order, address: tuple[str, int]) -> None:
 
 
 def _send(connection: socket.socket, data: memoryview) -> None:
-    for start in range(0, len(data), _BLOCK_BYTES):
-        connection.sendall(data[start : start + _BLOCK_BYTES])
+    for start in range(0, len(data), BLOCK_BYTES):
+        connection.sendall(data[start : start + BLOCK_BYTES])
 
 
 def _send_file(connection: socket.socket, file: int, num_bytes: int) -> None:
@@ -115,30 +116,20 @@ def _send_file(connection: socket.socket, file: int, num_bytes: int) -> None:
 def _receive(connection: socket.socket, into: memoryview) -> None:
     flags = 0 if isinstance(connection, ssl.SSLSocket) else socket.MSG_WAITALL  # TLS has no flags
     while into:
-        count = connection.recv_into(into, min(len(into), _BLOCK_BYTES), flags)
+        count = connection.recv_into(into, min(len(into), BLOCK_BYTES), flags)
         if not count:
             raise ConnectionError("the other end has gone")
         into = into[count:]
 
 
 def _receive_into_file(connection: socket.socket, path: Path, num_bytes: int) -> None:
-    block = memoryview(bytearray(_BLOCK_BYTES))
+    block = memoryview(bytearray(BLOCK_BYTES))
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        for start in range(0, num_bytes, _BLOCK_BYTES):
-            due = block[: min(_BLOCK_BYTES, num_bytes - start)]
+        for start in range(0, num_bytes, BLOCK_BYTES):
+            due = block[: min(BLOCK_BYTES, num_bytes - start)]
             _receive(connection, due)
             os.pwrite(descriptor, due, start)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_durably(path: Path, data: memoryview) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        for start in range(0, len(data), _BLOCK_BYTES):
-            os.pwrite(descriptor, data[start : start + _BLOCK_BYTES], start)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

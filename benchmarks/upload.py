@@ -21,6 +21,7 @@ from benchmarks import shift
 from benchmarks.environments import CannotInstall, environment
 from benchmarks.floor import ROOT
 from benchmarks.options import Options
+from benchmarks.plain_file import write_and_sync
 from benchmarks.rows import MIB
 from benchmarks.tables import Line, Table
 from fedclient.calls import Patience
@@ -36,7 +37,6 @@ from tests.support.processes import stage
 from tests.support.serving import BareSite
 
 SIZE_MIB = 512
-_BLOCK_BYTES = 1 << 20
 _TIMEOUT_SECONDS = 120.0
 _FLIGHT = ROOT / "benchmarks" / "flight_ends.py"
 
@@ -111,13 +111,7 @@ async def _send(listening: Listening, manifest: Manifest, path: Path) -> float:
 def _plain_file(place: Path) -> float:
     data, path = memoryview(os.urandom(SIZE_MIB * MIB)), place / "plain"
     began = time.perf_counter()
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
-    try:
-        for start in range(0, len(data), _BLOCK_BYTES):
-            os.pwrite(descriptor, data[start : start + _BLOCK_BYTES], start)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_and_sync(path, data)
     seconds = time.perf_counter() - began
     path.unlink()
     return seconds

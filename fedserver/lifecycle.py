@@ -59,8 +59,7 @@ async def prepare(federation: Federation) -> None:
         await asyncio.to_thread(state.remember, KEEP_ROUNDS_FACT, str(federation.config.keep_rounds))
         federation.description = await federation.evaluator.describe()
         federation.schema = federation.description.schema
-        _recall_clients(federation)
-        federation.model = _current_model(federation) or await _initial_model(federation)
+        federation.model = _model_of(federation, _recall(federation)) or await _initial_model(federation)
         await asyncio.to_thread(federation.model.check)
         if federation.model.manifest.by_name().keys() != {spec.name for spec in federation.schema}:
             raise FederationFailed(
@@ -69,10 +68,6 @@ async def prepare(federation: Federation) -> None:
             )
         await federation.evaluator.open()
         _require_test_set(federation.config.test)
-        for record in federation.history:
-            if record.evaluation is not None:
-                ref = ref_of(federation.state.models.of_version(record.number))
-                federation.progress.record(ref, record.evaluation.metrics)
         # Last, so that a first try which failed for want of a folder is not the federation's first start.
         federation.working_time = await asyncio.to_thread(federation.working_time.going_on, state)
     except (TaskError, WorkerCrashed) as error:
@@ -81,13 +76,25 @@ async def prepare(federation: Federation) -> None:
     log.info("ready", model=str(federation.model.digest), tensors=len(federation.schema))
 
 
-def _recall_clients(federation: Federation) -> None:
-    """Know the clients of earlier processes, and first what each has given: whoever is in a model is not forgotten."""
+def _recall(federation: Federation) -> int:
+    """Learn from the rounds that are over who has given what, and what scored how; then, who the clients were.
+
+    In this order, since whoever is in a model is not forgotten.
+
+    Returns:
+        The version of the last model that a round has made; 0 for none. One of a round still at work is made again.
+    """
+    last = 0
     for record in federation.history:
         for one in record.contributions:
             if one.outcome == Outcome.COMPLETED.value:
                 federation.population.credit(one.client_name)
+        if record.evaluation is not None:
+            ref = ref_of(federation.state.models.of_version(record.number))
+            federation.progress.record(ref, record.evaluation.metrics)
+        last = record.number if record.succeeded else last
     federation.register.recall()
+    return last
 
 
 def _require_test_set(test: str | None) -> None:
@@ -97,11 +104,9 @@ def _require_test_set(test: str | None) -> None:
         raise FederationFailed(f"--test {folder} is no folder; it is looked at once, at the end, but must be there now")
 
 
-def _current_model(federation: Federation) -> StoredModel | None:
-    """The model of the last round that is over. A model that was stored for a round still at work is made again."""
-    made = [record.number for record in federation.history if record.succeeded]
+def _model_of(federation: Federation, version: int) -> StoredModel | None:
     try:
-        return federation.state.models.of_version(max(made, default=0))
+        return federation.state.models.of_version(version)
     except UnknownModel:
         return None
 

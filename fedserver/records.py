@@ -77,6 +77,7 @@ def federation_record(
     """Everything the report says."""
     config, best = federation.config, federation.progress.best
     best_round = best.version if best is not None and best.version else None
+    rounds = tuple(federation.history)
     return FederationRecord(
         federation_name=config.name,
         task_name=config.task,
@@ -89,8 +90,8 @@ def federation_record(
         outcome=_outcome_word(federation),
         outcome_reason=reason,
         rounds_planned=config.rounds,
-        rounds=tuple(federation.history),
-        best_round=best_round if best_round is not None else _last_success(federation),
+        rounds=rounds,
+        best_round=best_round if best_round is not None else _last_success(rounds),
         best_chosen_by="accuracy on the holdout, then loss" if best_round is not None else "being the last",
         early_stop_reason=federation.progress.why_stopping(),
         positive_class=federation.meaning.positive_class,
@@ -129,8 +130,8 @@ def _model_words(federation: Federation) -> str:
     return f"{len(schema)} tensors, {values:,} values, {trainable:,} of them trained, {schema.size_bytes / 1e6:.1f} MB"
 
 
-def _last_success(federation: Federation) -> int | None:
-    return max((record.number for record in federation.history if record.succeeded), default=None)
+def _last_success(rounds: Sequence[RoundRecord]) -> int | None:
+    return max((record.number for record in rounds if record.succeeded), default=None)
 
 
 def _describe_data(summary: SiteSummary | None, source: str | None) -> DataDescription | None:

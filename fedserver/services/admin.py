@@ -91,9 +91,9 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             for part, message in zip(live.participations, parts, strict=True):
                 message.late_update = late.get(part.rank, "")
             return admin_pb2.GetRoundResponse(round=self._write_live(live), participations=parts)
-        for record in reversed(self.federation.history):
-            if request.number in (0, record.number):
-                return write_detail(database, record)
+        record = self.federation.history.of_number(request.number)
+        if record is not None:
+            return write_detail(database, record)
         raise UnknownRound(f"there is no round {request.number or 'yet'}", round=request.number)
 
     @translates_errors

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import overload
 
 from fedserver.store.database import Database
-from fedserver.store.rounds import read_records
+from fedserver.store.rounds import read_record, read_records
 from fedtask.report import RoundRecord
 
 
@@ -29,6 +29,12 @@ class History(Sequence[RoundRecord]):
     def append(self, record: RoundRecord) -> None:
         """A round more is over; its row is written."""
         self._length, self._last = self._length + 1, record
+
+    def of_number(self, number: int) -> RoundRecord | None:
+        """The round of that number, or the last one for 0; `None` if it is not over, or never was."""
+        if self._last is None or number in (0, self._last.number):
+            return self._last
+        return read_record(self._database, number) if number < self._last.number else None
 
     def __len__(self) -> int:
         return self._length

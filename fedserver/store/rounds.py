@@ -215,6 +215,16 @@ def records(database: Database) -> list[RoundRecord]:
     return read_records(database, 0, -1)
 
 
+def read_record(database: Database, number: int) -> RoundRecord | None:
+    """The record of a round; `None` if there is none.
+
+    Raises:
+        StateError: the row is damaged.
+    """
+    rows = database.query("SELECT record FROM rounds WHERE number = ?", number)
+    return _read(_RECORD, rows[0][0], "rounds") if rows else None
+
+
 def read_records(database: Database, start: int, count: int) -> list[RoundRecord]:
     """As `records`, but from the place `start`, from 0, only so many; -1 for all that follow.
 

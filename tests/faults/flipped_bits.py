@@ -101,13 +101,7 @@ def _stored_file(originals: Originals, pattern: str) -> Trial:
     async def trial(folder: Path, rng: random.Random) -> None:
         shutil.copytree(originals.state, folder / "state")
         path = rng.choice(sorted((folder / "state").glob(pattern)))
-        flip(path, rng)
-        try:
-            _verify(folder / "state")
-        except Found as found:
-            if path.stem not in str(found):
-                raise Unnoticed(f"that {path.name} is damaged, but: {found}") from found
-            raise
+        _verify_naming(folder / "state", str(path.relative_to(folder / "state")), rng)
 
     return trial
 
@@ -144,8 +138,7 @@ def _write_ahead_log(originals: Originals) -> Trial:
         killed = folder / "killed"
         shutil.copytree(state, killed)
         left_by.close()
-        flip(killed / "state.db-wal", rng)
-        _verify(killed)
+        _verify_naming(killed, "state.db-wal", rng)
 
     return trial
 
@@ -153,10 +146,19 @@ def _write_ahead_log(originals: Originals) -> Trial:
 def _identity_file(originals: Originals, name: str) -> Trial:
     async def trial(folder: Path, rng: random.Random) -> None:
         shutil.copytree(originals.state, folder / "state")
-        flip(folder / "state" / name, rng)
-        _verify(folder / "state")
+        _verify_naming(folder / "state", name, rng)
 
     return trial
+
+
+def _verify_naming(state: Path, name: str, rng: random.Random) -> None:
+    flip(state / name, rng)
+    try:
+        _verify(state)
+    except Found as found:
+        if name not in str(found):
+            raise Unnoticed(f"that {name} is damaged, but: {found}") from found
+        raise
 
 
 def _changed_tables(before: list[str], after: list[str]) -> str:

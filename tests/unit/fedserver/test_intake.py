@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections import UserDict
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -88,27 +89,19 @@ async def test_sums_let_go_at_any_time_are_made_again_to_the_same_bits(tmp_path:
         assert work.model.digest.hex == expected
 
 
-class Unreadable(Mapping[str, np.ndarray]):
+class Unreadable(UserDict[str, np.ndarray]):
     """Tensors of which one can be read so many times, and then no more."""
 
     def __init__(self, tensors: Mapping[str, np.ndarray], name: str, times: int) -> None:
-        self._tensors, self._name, self._left = tensors, name, times
+        super().__init__(tensors)
+        self._name, self._left = name, times
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name == self._name:
             self._left -= 1
             if self._left < 0:
                 raise OSError(5, "Input/output error")
-        return self._tensors[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
+        return self.data[name]
 
 
 @pytest.mark.parametrize("times", [0, 1, 2])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections import UserDict
+from collections.abc import Mapping
 from fractions import Fraction
 
 import ml_dtypes
@@ -84,26 +85,18 @@ def test_tensors_changed_are_those_that_an_update_that_is_in_has_changed() -> No
     assert accumulator.tensors_changed() == frozenset()
 
 
-class Lent(Mapping[str, np.ndarray]):
+class Lent(UserDict[str, np.ndarray]):
     """Tensors made anew each time they are asked for; `most` of them were held at once."""
 
     def __init__(self, tensors: Mapping[str, np.ndarray], held: list[weakref.ref[np.ndarray]]) -> None:
-        self._tensors, self._held, self.most = tensors, held, 0
+        super().__init__(tensors)
+        self._held, self.most = held, 0
 
     def __getitem__(self, name: str) -> np.ndarray:
-        lent = self._tensors[name].copy()
+        lent = self.data[name].copy()
         self._held.append(weakref.ref(lent))
         self.most = max(self.most, sum(ref() is not None for ref in self._held))
         return lent
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

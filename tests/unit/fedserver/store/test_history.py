@@ -45,9 +45,16 @@ def test_history_is_cut_as_a_list_is(database: Database, place: slice) -> None:
     assert History(database)[place] == RECORDS[:3][place]
 
 
+def test_round_is_found_by_its_number_and_0_is_the_last_one(database: Database) -> None:
+    history = History(database)
+    assert [history.of_number(number) for number in (1, 3, 0, 4)] == [*(RECORDS[i] for i in (0, 2, 2)), None]
+    keep(database, RECORDS[3])
+    assert history.of_number(4) is None, "it is over once it is said to be"
+
+
 def test_history_of_no_round_is_empty(tmp_path: Path) -> None:
     history = History(Database(tmp_path / "state.db"))
-    assert (len(history), list(history), history[-1:]) == (0, [], [])
+    assert (len(history), list(history), history[-1:], history.of_number(0)) == (0, [], [], None)
     with pytest.raises(IndexError):
         history[-1]
 
