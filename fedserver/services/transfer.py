@@ -117,10 +117,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
         rest: ChunkStream,
         committer: Committer,
     ) -> None:
-        await self._take(upload, first)
-        self._desk.heard(upload_id)
-        committer.note_received()
-        async for request in rest:
+        async for request in _followed_by(first, rest):
             if request.upload_id not in ("", upload_id):
                 raise InvalidRequest("a stream carries one upload", field="upload_id")
             await self._take(upload, request)
@@ -197,3 +194,10 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
             chunk = await self._shared.get(ChunkKey(request.model_sha256, tensors, offset, chunk_bytes), body)
             yield chunk
             offset += chunk.data_bytes
+
+
+async def _followed_by(first: transfer_pb2.WriteChunksRequest, rest: ChunkStream) -> ChunkStream:
+    """A stream whose first message was read to know whose it is, as if it had not been."""
+    yield first
+    async for request in rest:
+        yield request
