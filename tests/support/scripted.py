@@ -324,7 +324,7 @@ class Negotiation(negotiation_pb2_grpc.NegotiationServiceServicer):
             raise
         except Exception as error:
             self.failures.append(error)
-            raise
+            await refuse(context, PermissionDenied("the script failed"))  # for good, so that no client tries again
 
 
 @dataclass
@@ -368,8 +368,8 @@ async def scripted(*scripts: Script, settings: dict[str, str] = SETTINGS) -> Asy
         yield Scripted(f"127.0.0.1:{port}", negotiation, transfer, schema, model, transfer.publish(model))
     finally:
         await server.stop(0)
-    for failure in negotiation.failures:
-        raise failure
+        for failure in negotiation.failures:  # before what the client made of it
+            raise failure
 
 
 def plan(epochs: int) -> Plan:
