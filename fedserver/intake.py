@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
+import structlog
 
 from fedserver.aggregation import (
     Accumulator,
     ExampleLimits,
     Strategy,
+    Survey,
+    UpdateFacts,
     UpdateRefused,
     check_cohort,
     check_num_examples,
@@ -28,20 +31,24 @@ from fedserver.store.models import StoredModel
 from fedserver.store.updates import WAY_OUT, Update
 from fedstream.manifest import Digest, TensorEntry, entry_of, raw_bytes
 from fedstream.schema import ModelSchema
+from fedstream.weights_file import WeightsFileError
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class _Taken:
     update: Update
     weight: float
-    norm: float
+    facts: UpdateFacts
 
 
 class Intake:
-    """Takes the updates of one round. Folding runs in a thread, one update at a time.
+    """Takes the updates of one round, and adds to the sums, in a thread, what is in.
 
-    The sums take twice a float32 model. They are made when the first update comes, and let go by `release`; whatever
-    needs them afterwards makes them again from the stored updates, to the same bits.
+    A client is answered before its update is added: the update is durable and checked, and the sums can be made of it
+    at any time, to the same bits. They take twice a float32 model, are made when the first update comes, and let go by
+    `release`; whatever needs them afterwards makes them again.
 
     Args:
         schema: of the federation's model.
@@ -62,58 +69,84 @@ class Intake:
         self._strategy = strategy
         self._limits = ExampleLimits()
         self._taken: dict[int, _Taken] = {}
+        self._added: set[int] = set()
+        """Ranks that were in the sums at some time."""
         self._lock = asyncio.Lock()  # guards the sums, which take one caller at a time
         claims = {part.rank: part.claimed_examples for part in round_.participations}
         self.weight_limits: Mapping[int, float] = weight_limits(strategy, claims, self._limits)
-        self._sums: Accumulator | None = None
+        self._sums = self._no_sums()
+        self._folding: asyncio.Task[None] | None = None
+        self._released = False
 
-    def _summed(self) -> Accumulator:
-        """The sums of what is in."""
-        if self._sums is None:
-            sums = Accumulator(self._schema, self._base, self.weight_limits, threads=self._threads)
-            for rank, taken in self._taken.items():
-                taken.update.check()  # what is added must be what was checked
-                sums.fold(rank, taken.weight, taken.update.tensors())
-            self._sums = sums
-        return self._sums
+    def _no_sums(self) -> Accumulator:
+        return Accumulator(self._schema, self._base, self.weight_limits, threads=self._threads)
 
-    def _change(self, change: Callable[[Accumulator], None]) -> None:
-        """Add to the sums or take from them. An update that cannot be read to its end leaves sums of no use."""
-        sums = self._summed()
-        try:
-            change(sums)
-        except UpdateRefused:
-            raise
-        except BaseException:
-            self._sums = None
-            raise
+    def survey(self) -> Survey:
+        """For a pass over an update while it comes, for `admit`."""
+        return Survey(self._schema, self._base)
 
     async def release(self) -> None:
         """Let the sums go, when the round has made its model, or will make none."""
+        self._released = True
         async with self._lock:
-            self._sums = None
+            self._sums = self._no_sums()
 
-    async def admit(self, part: Participation, update: Update) -> str:
-        """Check a stored update by itself and fold it. Returns why it is kept aside, or nothing if it is in.
+    async def admit(self, part: Participation, update: Update, survey: Survey | None = None) -> str:
+        """Check a stored update by itself. Returns why it is kept aside, or nothing if it is in.
 
-        Folding what is in already changes nothing: the recording of an admission may fail, and be repeated.
+        Admitting what is in already changes nothing: the recording of an admission may fail, and be repeated.
+
+        Args:
+            part: whose update it is.
+            update: stored, and what its manifest says.
+            survey: that was shown all of it; else it is read once more.
         """
-        async with self._lock:
-            if part.rank in self._taken:
-                return ""
-            try:
-                self._taken[part.rank] = await asyncio.to_thread(self._fold, part, update)
-            except UpdateRefused as error:
-                return f"{error.reason.value}: {error}"
+        if part.rank in self._taken:
+            return ""
+        try:
+            self._taken[part.rank] = await asyncio.to_thread(self._check, part, update, survey)
+        except UpdateRefused as error:
+            return f"{error.reason.value}: {error}"
+        if not self._released and (self._folding is None or self._folding.done()):
+            self._folding = asyncio.create_task(self._fold_what_is_in())
         return ""
 
-    def _fold(self, part: Participation, update: Update) -> _Taken:
+    def _check(self, part: Participation, update: Update, survey: Survey | None) -> _Taken:
         check_num_examples(update.facts.num_examples, part.claimed_examples, self._limits)
-        tensors = update.tensors()
-        facts = check_update(self._schema, self._base, tensors)
-        weight = self._strategy.weight(part.rank, update.facts.num_examples)
-        self._change(lambda sums: sums.fold(part.rank, weight, tensors, facts))
-        return _Taken(update, weight, facts.norm)
+        facts = check_update(self._schema, self._base, update.tensors()) if survey is None else survey.facts()
+        self._sums.require_room(facts)
+        return _Taken(update, self._strategy.weight(part.rank, update.facts.num_examples), facts)
+
+    async def caught_up(self) -> None:
+        """Return when nothing is being added to the sums."""
+        if self._folding is not None:
+            await self._folding
+
+    async def _fold_what_is_in(self) -> None:
+        while not self._released and any(rank not in self._sums for rank in self._taken):
+            try:
+                async with self._lock:
+                    await asyncio.to_thread(self._catch_up)
+            except (OSError, DamagedFile, WeightsFileError) as error:
+                log.warning("an update could not be added yet; it is tried again at the end", because=str(error))
+                return
+
+    def _catch_up(self) -> Accumulator:
+        """The sums of all that is in."""
+        for rank, taken in list(self._taken.items()):  # more may be taken meanwhile
+            if rank not in self._sums:
+                self._fold(rank, taken)
+        return self._sums
+
+    def _fold(self, rank: int, taken: _Taken) -> None:
+        if rank in self._added:
+            taken.update.check()  # that was long ago, and what is added must be what was checked
+        try:
+            self._sums.fold(rank, taken.weight, taken.update.tensors(), taken.facts)
+        except BaseException:  # an update that cannot be read to its end leaves sums of no use
+            self._sums = self._no_sums()
+            raise
+        self._added.add(rank)
 
     async def screen(self, completed: Collection[int]) -> Mapping[int, str]:
         """Keep just the updates of `completed` ranks, check them against each other, take out what does not fit.
@@ -128,7 +161,7 @@ class Intake:
         """
         async with self._lock:
             strays = [rank for rank in self._taken if rank not in completed]
-            norms = {str(rank): taken.norm for rank, taken in self._taken.items() if rank in completed}
+            norms = {str(rank): taken.facts.norm for rank, taken in self._taken.items() if rank in completed}
             unfit = {int(rank): found for rank, found in check_cohort(norms).items()}
             for rank in [*strays, *unfit]:
                 await asyncio.to_thread(self._take_out, rank)
@@ -136,8 +169,13 @@ class Intake:
 
     def _take_out(self, rank: int) -> None:
         taken = self._taken[rank]
-        taken.update.check()  # what is subtracted must be what was added
-        self._change(lambda sums: sums.remove(rank, taken.update.tensors()))
+        if rank in self._sums:
+            taken.update.check()  # what is subtracted must be what was added
+            try:
+                self._sums.remove(rank, taken.update.tensors())
+            except BaseException:
+                self._sums = self._no_sums()
+                raise
         del self._taken[rank]
 
     def shares(self) -> Mapping[int, float]:
@@ -168,7 +206,7 @@ class Intake:
 
         What passes through from the base is digested like the rest: see that it still is the base.
         """
-        sums, known = self._summed(), self._base_model.manifest.by_name()
+        sums, known = self._catch_up(), self._base_model.manifest.by_name()
         changed = sums.tensors_changed()
         for name, values in ahead(sums.iter_result(self._reread)):
             entry = entry_of(self._schema[name], values)

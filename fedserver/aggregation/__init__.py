@@ -28,7 +28,7 @@ from fedserver.aggregation.errors import (
 )
 from fedserver.aggregation.offline import aggregate_all
 from fedserver.aggregation.strategies import STRATEGIES, Strategy, strategy_named
-from fedserver.aggregation.survey import UpdateFacts
+from fedserver.aggregation.survey import Survey, UpdateFacts
 
 __all__ = [
     "STRATEGIES",
@@ -46,6 +46,7 @@ __all__ = [
     "RereadNeeded",
     "SchemaMismatch",
     "Strategy",
+    "Survey",
     "UpdateFacts",
     "UpdateRefused",
     "aggregate_all",

@@ -113,6 +113,9 @@ class Accumulator:
         """Ranks whose updates are in, ascending."""
         return tuple(sorted(self._folded))
 
+    def __contains__(self, rank: int) -> bool:
+        return rank in self._folded
+
     @property
     def sum_bytes(self) -> int:
         """Memory that the running sums take now."""
@@ -134,17 +137,25 @@ class Accumulator:
         """
         self._check_rank_and_weight(rank, weight)
         facts = check_update(self.schema, self.base, tensors, threads=self.threads) if facts is None else facts
+        self.require_room(facts)
         largest = np.full(len(self.schema), _UNCHANGED)
         for name, value in facts.largest.items():
-            index = self._index[name]
-            limit = self._grid(index).limit
-            if value > limit:
-                raise BeyondHeadroom(name, value, limit)
-            largest[index] = value
+            largest[self._index[name]] = value
         folded = _Folded(weight, largest)
         self._allocate(folded)
         self._add(folded, tensors, kernels.Direction.IN)
         self._folded[rank] = folded
+
+    def require_room(self, facts: UpdateFacts) -> None:
+        """Check that every value of an update fits its tensor's grid. Unlike all else it may be called at any time.
+
+        Raises:
+            BeyondHeadroom: names the first tensor that has a value beyond it.
+        """
+        for name, value in facts.largest.items():
+            limit = self._grid(self._index[name]).limit
+            if value > limit:
+                raise BeyondHeadroom(name, value, limit)
 
     def remove(self, rank: int, tensors: Weights) -> None:
         """Take an update out again, bit for bit as if it had never been in. `tensors` are those that were folded.

@@ -7,8 +7,8 @@ is in the cache.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -30,15 +30,69 @@ class UpdateFacts:
     norm: float
 
 
+Look = Callable[[str, int, np.ndarray], None]
+"""Takes a tensor's name, an element's place in the flat tensor (a multiple of `BLOCK_ELEMENTS`), and values from there
+on; those of one tensor in order. What is not averaged is passed over."""
+
+
+class Survey:
+    """A pass over an update that may be made in pieces, in any order of tensors, such as while the update still comes.
+
+    Args:
+        schema: that the names, shapes and dtypes of the update fit.
+        base: what the update started from. Asked for in spans and let go: what is not held is not in memory.
+    """
+
+    def __init__(self, schema: ModelSchema, base: Weights) -> None:
+        self._schema, self._base = schema, base
+        self._seen: list[_Seen] = []
+
+    def looker(self) -> Look:
+        """What is to be shown every piece of some of the tensors, by one thread. It has buffers of some MiB."""
+        seen = _Seen()
+        self._seen.append(seen)
+        return _Looker(self._schema, self._base, seen)
+
+    def facts(self) -> UpdateFacts:
+        """What was found, once all was shown.
+
+        Raises:
+            NotFinite: names the first tensor, in schema order, and the first index in it.
+        """
+        flaws = [flaw for seen in self._seen for flaw in seen.not_finite]
+        if flaws:
+            order = {spec.name: index for index, spec in enumerate(self._schema)}
+            name, place, value = min(flaws, key=lambda flaw: (order[flaw[0]], flaw[1]))
+            raise NotFinite(name, tuple(int(i) for i in np.unravel_index(place, self._schema[name].shape)), value)
+        differing = {name for seen in self._seen for name in seen.differing}
+        largest = {
+            spec.name: max(seen.largest[spec.name] for seen in self._seen if spec.name in seen.largest)
+            for spec in self._schema
+            if spec.name in differing
+        }
+        squares = {place: square for seen in self._seen for place, square in seen.squares.items()}
+        return UpdateFacts(largest, _root_of_sum(squares.values()))
+
+
 def survey(schema: ModelSchema, base: Weights, tensors: Weights, *, threads: int = 1) -> UpdateFacts:
     """Look at every averaged tensor of an update whose names, shapes and dtypes fit the schema.
 
     Raises:
         NotFinite: names the first tensor, in schema order, and the first index in it.
     """
-    tasks = spans((i, spec) for i, spec in enumerate(schema) if spec.dtype.is_floating and spec.name in tensors)
-    found = run(threads, tasks, lambda: _surveyor(schema, base, tensors))
-    return _facts(schema, tensors, tasks, found)
+    whole = Survey(schema, base)
+
+    def worker() -> Callable[[Span], None]:
+        look = whole.looker()
+
+        def look_at(span: Span) -> None:
+            name = schema.tensors[span.index].name
+            look(name, span.start, flat(tensors[name])[span.start : span.stop])
+
+        return look_at
+
+    run(threads, spans((i, spec) for i, spec in enumerate(schema) if spec.name in tensors), worker)
+    return whole.facts()
 
 
 def largest_absolute(spec: TensorSpec, array: np.ndarray) -> float:
@@ -49,42 +103,50 @@ def largest_absolute(spec: TensorSpec, array: np.ndarray) -> float:
     return math.nan if any(math.isnan(peak) for peak in peaks) else max(peaks, default=0.0)
 
 
-@dataclass(frozen=True, slots=True)
-class _SpanFacts:
-    """Of one span: whether all bytes equal the base's, the largest absolute value (NaN or infinite if one value is),
-    and the sum of squared differences from the base, block by block."""
+@dataclass(slots=True)
+class _Seen:
+    """What one looker found, the same where it is shown something twice.
 
-    equal: bool
-    largest: float
-    squares: tuple[float, ...]
-
-
-def _surveyor(schema: ModelSchema, base: Weights, tensors: Weights) -> Callable[[Span], _SpanFacts]:
-    """A worker with its own buffers. The block size is fixed: a sum of squares depends on it in its last bits.
-
-    Arrays are asked for span by span and let go: where they come from files, what is not held is not in memory.
+    `largest`: absolute value by tensor. `squares`: sum of squared differences from the base, by tensor and place of a
+    block. `differing`: tensors of which a byte differs. `not_finite`: tensor, place and value of a block's first.
     """
-    float32s = np.empty((2, BLOCK_ELEMENTS), np.float32)
-    float64s = np.empty((2, BLOCK_ELEMENTS), np.float64)
 
-    def survey(span: Span) -> _SpanFacts:
-        name = schema.tensors[span.index].name
-        trained, started = flat(tensors[name]), flat(base[name])
-        equal, largest, squares = True, 0.0, []
-        for block in span.blocks(BLOCK_ELEMENTS):
-            values, origin = trained[block], started[block]
-            # Stops comparing at the first difference: next to nothing for a trained tensor.
-            equal = equal and _same_bytes(values, origin)
-            values = _widened(values, float32s[0])
-            peak = _largest(values)
-            if not math.isfinite(peak):
-                return _SpanFacts(False, peak, ())
-            largest = max(largest, peak)
-            if not equal:
-                squares.append(_squared_distance(values, _widened(origin, float32s[1]), float32s[1], float64s))
-        return _SpanFacts(equal, largest, tuple(squares))
+    largest: dict[str, float] = field(default_factory=dict)
+    squares: dict[tuple[str, int], float] = field(default_factory=dict)
+    differing: set[str] = field(default_factory=set)
+    not_finite: list[tuple[str, int, float]] = field(default_factory=list)
 
-    return survey
+
+class _Looker:
+    """Looks at blocks of a fixed size: a sum of squares depends on it in its last bits."""
+
+    def __init__(self, schema: ModelSchema, base: Weights, seen: _Seen) -> None:
+        self._schema, self._base, self._seen = schema, base, seen
+        self._float32s = np.empty((2, BLOCK_ELEMENTS), np.float32)
+        self._float64s = np.empty((2, BLOCK_ELEMENTS), np.float64)
+
+    def __call__(self, name: str, start: int, values: np.ndarray) -> None:
+        if not self._schema[name].dtype.is_floating:
+            return
+        started = flat(self._base[name])[start : start + values.size]
+        for block in Span(0, 0, values.size).blocks(BLOCK_ELEMENTS):
+            self._look(name, start + block.start, values[block], started[block])
+
+    def _look(self, name: str, start: int, values: np.ndarray, origin: np.ndarray) -> None:
+        seen = self._seen
+        # Not compared any more after the first difference: next to nothing for a trained tensor.
+        if name not in seen.differing and not _same_bytes(values, origin):
+            seen.differing.add(name)
+        values = _widened(values, self._float32s[0])
+        peak = _largest(values)
+        if not math.isfinite(peak):
+            place = int(np.flatnonzero(~np.isfinite(values))[0])
+            seen.not_finite.append((name, start + place, float(values[place])))
+            return
+        seen.largest[name] = max(seen.largest.get(name, 0.0), peak)
+        if name in seen.differing:
+            origin = _widened(origin, self._float32s[1])
+            seen.squares[name, start] = _squared_distance(values, origin, self._float32s[1], self._float64s)
 
 
 def _same_bytes(values: np.ndarray, origin: np.ndarray) -> bool:
@@ -118,35 +180,8 @@ def _squared_distance(values: np.ndarray, origin: np.ndarray, difference: np.nda
         return float(squares.sum())
 
 
-def _facts(schema: ModelSchema, tensors: Weights, tasks: list[Span], found: list[_SpanFacts]) -> UpdateFacts:
-    largest: dict[int, float] = {}
-    differs: set[int] = set()
-    squares: list[float] = []
-    for task, facts in zip(tasks, found, strict=True):
-        if not math.isfinite(facts.largest):
-            spec = schema.tensors[task.index]
-            raise _not_finite(spec, tensors[spec.name])
-        largest[task.index] = max(largest.get(task.index, 0.0), facts.largest)
-        squares.extend(facts.squares)
-        if not facts.equal:
-            differs.add(task.index)
-    by_name = {schema.tensors[i].name: value for i, value in largest.items() if i in differs}
-    return UpdateFacts(by_name, _root_of_sum(squares))
-
-
-def _root_of_sum(squares: list[float]) -> float:
+def _root_of_sum(squares: Iterable[float]) -> float:
     try:
         return math.sqrt(math.fsum(squares))
     except OverflowError:
         return math.inf
-
-
-def _not_finite(spec: TensorSpec, array: np.ndarray) -> NotFinite:
-    values = flat(array)
-    for block in Span(0, 0, values.size).blocks(BLOCK_ELEMENTS):
-        bad = np.flatnonzero(~np.isfinite(values[block]))
-        if bad.size:
-            place = block.start + int(bad[0])
-            index = tuple(int(i) for i in np.unravel_index(place, spec.shape))
-            return NotFinite(spec.name, index, float(values[place]))
-    raise AssertionError(f"tensor {spec.name!r} changed while it was checked")

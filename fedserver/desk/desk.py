@@ -33,8 +33,8 @@ class Desk:
 
     def __init__(self, federation: Federation) -> None:
         self._federation = federation
-        self._tray = Tray(federation)
         self._threads = ByteThreads()
+        self._tray = Tray(federation, self._threads)
         self._beginning: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         # Set once all is known that an earlier process left. Until then nobody may be told how far an upload is, or
         # begin one: it may be one of those.
@@ -129,6 +129,8 @@ class Desk:
             upload.committed(synced)
         self._federation.traffic.received += upload.committed_size - before
         self._tray.note_progress(upload_id, upload)
+        if (opened := self._tray.open.get(upload_id)) is not None:
+            opened.inspection.go_on()
         return upload.committed_size
 
     def status(self, upload_id: str) -> UploadStatus:

@@ -34,7 +34,7 @@ async def take_in(tray: Tray, upload_id: str, opened: OpenUpload) -> UploadStatu
             _require_complete(opened.upload)
             part = round_.begin_finish(upload_id)
             log.debug("upload is checked", client=part.client)
-            reason = await _admit(federation, part, opened.upload)
+            reason = await _admit(federation, part, opened)
             return await _settle(tray, round_, part, opened.upload, reason)
     except DigestMismatch:
         tray.drop(upload_id, opened.upload)
@@ -54,12 +54,12 @@ def _require_complete(upload: Upload) -> None:
         raise BodyIncomplete(message, committed_size=committed, body_size=size)
 
 
-async def _admit(federation: Federation, part: Participation, upload: Upload) -> str:
+async def _admit(federation: Federation, part: Participation, opened: OpenUpload) -> str:
     """Returns why the update is kept aside, or nothing if it is in."""
-    await asyncio.to_thread(upload.verify)
-    await asyncio.to_thread(upload.seal)
+    survey = await opened.inspection.finish()
+    await asyncio.to_thread(opened.upload.seal)
     assert federation.intake is not None, "a round has its intake from the start"
-    return await federation.intake.admit(part, upload.update())
+    return await federation.intake.admit(part, opened.upload.update(), survey)
 
 
 async def _settle(tray: Tray, round_: Round, part: Participation, upload: Upload, reason: str) -> UploadStatus:

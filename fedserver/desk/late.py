@@ -43,7 +43,7 @@ async def keep_late(tray: Tray, upload_id: str, opened: OpenUpload) -> UploadSta
     reason = f"{_reason(round_.number, part)}; it was kept aside"
     try:
         async with opened.writer:
-            await asyncio.to_thread(opened.upload.verify)
+            await opened.inspection.finish()
             await asyncio.to_thread(opened.upload.seal)
             kept = settled(upload_id, round_.number, opened.upload, UploadState.QUARANTINED, reason)
             await tray.federation.state.journal.write(kept, being_late(round_.number, part.rank, reason))

@@ -19,13 +19,17 @@ _SYNCERS = 16
 """An fsync is waiting: the more wait at once, the more the file system puts into one commit of its own journal. Beyond
 this, uploads queue; a thread costs some 30 KiB."""
 
+_READERS = 2
+"""Looking at what came is all processor time; two of them beside writers and gRPC keep two cores busy."""
+
 
 class ByteThreads:
-    """Two bounded pools, since an fsync takes as long as a hundred writes: what waits must not hold up what works."""
+    """Bounded pools: an fsync takes as long as a hundred writes, and what waits must not hold up what works."""
 
     def __init__(self) -> None:
         self._writers = ThreadPoolExecutor(_WRITERS, "upload-write")
         self._syncers = ThreadPoolExecutor(_SYNCERS, "upload-sync")
+        self._readers = ThreadPoolExecutor(_READERS, "upload-read")
 
     async def write(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call what copies bytes."""
@@ -35,9 +39,13 @@ class ByteThreads:
         """Call what waits for the medium."""
         return await _run(self._syncers, partial(function, *args, **kwargs))
 
+    async def read(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call what looks at bytes that are there."""
+        return await _run(self._readers, partial(function, *args, **kwargs))
+
     def close(self) -> None:
         """Let the threads end, once they have done what they are at."""
-        for pool in (self._writers, self._syncers):
+        for pool in (self._writers, self._syncers, self._readers):
             pool.shutdown()
 
 

@@ -6,6 +6,8 @@ import asyncio
 from dataclasses import dataclass, field
 
 from fedserver.coordinator.round import Round
+from fedserver.desk.inspection import Inspection
+from fedserver.desk.threads import ByteThreads
 from fedserver.federation import Federation
 from fedserver.store import Upload, UploadState
 from fedstream.errors import UnknownUpload
@@ -26,6 +28,7 @@ class OpenUpload:
     """An upload at work. A newer stream of it sets `superseded` of the older one and waits for `writer`."""
 
     upload: Upload
+    inspection: Inspection
     superseded: asyncio.Event = field(default_factory=asyncio.Event)
     writer: asyncio.Lock = field(default_factory=asyncio.Lock)
     finishing: asyncio.Task[UploadStatus] | None = None
@@ -42,10 +45,11 @@ class Tray:
 
     Args:
         federation: whose round it is.
+        threads: for the bytes.
     """
 
-    def __init__(self, federation: Federation) -> None:
-        self.federation = federation
+    def __init__(self, federation: Federation, threads: ByteThreads) -> None:
+        self.federation, self.threads = federation, threads
         self.open: dict[str, OpenUpload] = {}
         self.noted_late: set[str] = set()
         self._finished: dict[str, UploadStatus] = {}
@@ -64,7 +68,9 @@ class Tray:
 
     def put(self, upload_id: str, upload: Upload) -> OpenUpload:
         """An upload is at work from now on."""
-        self.open[upload_id] = OpenUpload(upload)
+        assert self.federation.intake is not None, "a round has its intake from the start"
+        inspection = Inspection(upload, self.federation.intake.survey(), self.threads)
+        self.open[upload_id] = OpenUpload(upload, inspection)
         self.note_progress(upload_id, upload)
         return self.open[upload_id]
 

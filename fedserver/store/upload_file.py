@@ -8,9 +8,12 @@ thread that outlived its cancelled call from writing to a file that was dropped 
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from fedserver.store.blobs import sha256_of_next
 from fedserver.store.updates import Update, UpdateFacts
@@ -18,8 +21,12 @@ from fedstream import limits
 from fedstream.body import body_size
 from fedstream.errors import DigestMismatch, RoundClosed, WrongOffset
 from fedstream.files import TEMPORARY_SUFFIX, FileSystem, publish
-from fedstream.manifest import Manifest
+from fedstream.manifest import Manifest, TensorEntry
 from fedstream.weights_file import header_of
+
+Look = Callable[[str, int, np.ndarray], None]
+"""Takes a tensor's name, a place in the flat tensor, and the values from there on, in the order of places; each time
+`blobs.BLOCK_BYTES` of them, the last time what is left. They are gone after the call."""
 
 
 class Upload:
@@ -66,6 +73,7 @@ class Upload:
             self._close()  # nobody will ever hold this object, and its file would stay open
             raise
         self._name_is_durable = self.committed_size > 0
+        self._num_verified = self._verified_size = 0
 
     def _kept(self, committed_size: int) -> int:
         if self._sealed:
@@ -129,8 +137,14 @@ class Upload:
         uncommitted = self.received_size - self.committed_size
         return uncommitted >= limits.WINDOW_BYTES // 2 or (uncommitted > 0 and self.received_size == self.size_bytes)
 
-    def verify(self) -> None:
-        """Check every received tensor against its digest.
+    def verify(self, look: Look | None = None) -> None:
+        """Check every received tensor that is committed whole, and was not checked before, against its digest.
+
+        So it may be called while the rest comes, by one caller at a time, and is quick at the end. What is read is what
+        the file has, not what came.
+
+        Args:
+            look: is shown each piece of these tensors while it is at hand.
 
         Raises:
             DigestMismatch: one differs; the upload is to be dropped and started again.
@@ -139,16 +153,33 @@ class Upload:
             if file.read(len(self._header)) != self._header:  # the server's own bytes: the disk has changed them
                 message = "the file of this upload is damaged in its header; put the manifest again and start at 0"
                 raise DigestMismatch(message)
-            for entry in (self.manifest.entries[index] for index in self.missing):
-                if sha256_of_next(file, entry.size_bytes) != entry.digest.sha256:
+            file.seek(self._verified_size, os.SEEK_CUR)
+            while (entry := self._next_whole()) is not None:
+                show = _shower(entry, look) if look is not None else None
+                if sha256_of_next(file, entry.size_bytes, show) != entry.digest.sha256:
                     message = f"tensor {entry.name} does not match its digest; put the manifest again and start at 0"
                     raise DigestMismatch(message, tensor=entry.name)
+                self._num_verified += 1
+                self._verified_size += entry.size_bytes
+
+    @property
+    def has_unverified(self) -> bool:
+        """Whether there is a tensor that `verify` would check."""
+        return self._next_whole() is not None
+
+    def _next_whole(self) -> TensorEntry | None:
+        """The first tensor that was not checked yet, if all of it is committed."""
+        if self._num_verified == len(self.missing):
+            return None
+        entry = self.manifest.entries[self.missing[self._num_verified]]
+        return entry if self._verified_size + entry.size_bytes <= self.committed_size else None
 
     def seal(self) -> None:
         """Give the complete and verified file its name, durably. A second time it changes nothing."""
         with self._syncing, self._lock:
             if self._sealed:
                 return
+            assert self._num_verified == len(self.missing), "an upload is sealed when all of it was verified"
             if self._partial.exists():
                 self._files.sync(self._opened())
                 publish(self._files, self._partial, self.path)
@@ -178,3 +209,16 @@ class Upload:
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             self._files.close(descriptor)
+
+
+def _shower(entry: TensorEntry, look: Look) -> Callable[[memoryview], None]:
+    """Takes the bytes of a tensor, piece after piece, and shows them as values."""
+    place = 0
+
+    def show(piece: memoryview) -> None:
+        nonlocal place
+        whole = piece[: piece.nbytes - piece.nbytes % entry.dtype.itemsize]  # less only where the file was cut short
+        look(entry.name, place, np.frombuffer(whole, entry.dtype.numpy))
+        place += whole.nbytes // entry.dtype.itemsize
+
+    return show

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from fedserver.aggregation import Accumulator
 from fedserver.intake import Intake
+from fedserver.store import DamagedFile
 from fedserver.store.updates import Update
 from tests.support.bench import SCHEMA, Bench
 from tests.support.full_disk import FullDisk
@@ -69,6 +71,7 @@ async def test_sums_are_let_go_when_the_round_fails(tmp_path: Path, sums: list[w
     async with Bench.running(tmp_path, "ab", min_clients=2) as bench:
         running = await bench.open_round()
         await bench.send("a", random_weights(SCHEMA, 1))
+        await intake_of(bench).caught_up()
         assert sum(ref() is not None for ref in sums) > 0
         bench.federation.stop(finish_round=False)
         assert (await bench.end_round(running)).model is None
@@ -90,42 +93,55 @@ async def test_sums_let_go_at_any_time_are_made_again_to_the_same_bits(tmp_path:
 
 
 class Unreadable(UserDict[str, np.ndarray]):
-    """Tensors of which one can be read so many times, and then no more."""
+    """Tensors of which one cannot be read."""
 
-    def __init__(self, tensors: Mapping[str, np.ndarray], name: str, times: int) -> None:
+    def __init__(self, tensors: Mapping[str, np.ndarray], name: str) -> None:
         super().__init__(tensors)
-        self._name, self._left = name, times
+        self._name = name
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name == self._name:
-            self._left -= 1
-            if self._left < 0:
-                raise OSError(5, "Input/output error")
+            raise OSError(5, "Input/output error")
         return self.data[name]
 
 
-@pytest.mark.parametrize("times", [0, 1, 2])
-async def test_update_that_cannot_be_read_to_its_end_leaves_the_others_as_they_were(
-    tmp_path: Path, times: int, monkeypatch: pytest.MonkeyPatch
+async def test_update_that_cannot_be_read_to_its_end_is_added_later_and_leaves_the_others_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Read for the look at its shape, for the check of its values, and to be added: `large` is the last in order."""
+    """`large` is the last in order: what comes before it was added when reading fails."""
     expected = await undisturbed(tmp_path / "undisturbed")
     async with Bench.running(tmp_path / "live", "abc", min_clients=3) as bench:
         running = await bench.open_round()
         await bench.send("a", random_weights(SCHEMA, 1))
-        weights = random_weights(SCHEMA, 2)
-        upload_id = await bench.begin("b", weights)
-        await bench.write(upload_id, weights)
+        await intake_of(bench).caught_up()
         tensors = Update.tensors
-        with monkeypatch.context() as patched:
-            patched.setattr(Update, "tensors", lambda update: Unreadable(tensors(update), "large", times))
-            with pytest.raises(OSError, match="Input/output"):
-                await bench.desk.finish(upload_id)
-        await bench.desk.finish(upload_id)
+        with monkeypatch.context() as patched, capture_logs() as logs:
+            patched.setattr(Update, "tensors", lambda update: Unreadable(tensors(update), "large"))
+            await bench.send("b", random_weights(SCHEMA, 2))
+            await intake_of(bench).caught_up()
+        assert [entry["because"] for entry in logs if "could not be added" in entry["event"]] == [
+            "[Errno 5] Input/output error"
+        ]
         await bench.send("c", random_weights(SCHEMA, 3))
         work = await bench.end_round(running)
         assert work.model is not None
         assert work.model.digest.hex == expected
+
+
+async def test_update_that_changes_on_disk_after_the_sums_were_let_go_is_not_added(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path, "abc", min_clients=3) as bench:
+        running = await bench.open_round()
+        await bench.send("a", random_weights(SCHEMA, 1))
+        await intake_of(bench).caught_up()
+        await intake_of(bench).release()
+        (path,) = (bench.state.folder / "updates").glob("*.safetensors")
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+        await bench.send("b", random_weights(SCHEMA, 2))
+        await bench.send("c", random_weights(SCHEMA, 3))
+        with pytest.raises(DamagedFile, match="does not match its digest"):
+            await bench.end_round(running)
 
 
 async def test_model_refused_by_the_disk_at_any_tensor_is_the_same_the_second_time(tmp_path: Path) -> None:

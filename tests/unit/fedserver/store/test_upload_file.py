@@ -48,9 +48,11 @@ def begin(tmp_path: Path) -> Begin:
 def receive(upload: Upload, body: bytes = BODY, chunk_bytes: int = 7) -> None:
     for offset in range(upload.received_size, len(body), chunk_bytes):
         upload.write(offset, body[offset : offset + chunk_bytes])
+    upload.committed(upload.sync())
 
 
 def finish(upload: Upload) -> dict[str, np.ndarray]:
+    upload.committed(upload.sync())
     upload.verify()
     upload.seal()
     return upload.update().tensors()
@@ -161,11 +163,40 @@ def test_upload_with_one_bit_of_its_header_flipped_does_not_verify(begin: Begin,
         upload.verify()
 
 
-def test_upload_cut_short_does_not_verify(begin: Begin) -> None:
+def test_upload_cut_short_is_not_sealed(begin: Begin) -> None:
     upload = begin()
     receive(upload, BODY[:-1])
-    with pytest.raises(DigestMismatch):
-        upload.verify()
+    upload.verify()
+    with pytest.raises(AssertionError, match="verified"):
+        upload.seal()
+
+
+def test_upload_verified_while_it_comes_is_shown_once_and_in_order(begin: Begin) -> None:
+    upload = begin()
+    shown: dict[str, list[tuple[int, np.ndarray]]] = {}
+
+    def look(name: str, place: int, values: np.ndarray) -> None:
+        shown.setdefault(name, []).append((place, values.copy()))
+
+    for end in range(1, len(BODY) + 1):
+        receive(upload, BODY[:end], chunk_bytes=1)
+        upload.verify(look)
+    assert not upload.has_unverified
+    assert same_bits(finish(upload), expected())
+    assert list(shown) == [name for name, values in expected().items() if values.size]
+    for name, pieces in shown.items():
+        ((place, values),) = pieces
+        assert place == 0
+        assert same_bits({name: values}, {name: expected()[name].reshape(-1)})
+
+
+def test_upload_damaged_while_it_comes_is_found_when_it_is_looked_at(begin: Begin) -> None:
+    upload = begin()
+    first = MANIFEST.entries[MISSING[0]]
+    receive(upload, b"\x7f" * first.size_bytes)
+    for _ in range(2):  # whoever asks ahead of the end does not take the answer with it
+        with pytest.raises(DigestMismatch, match=first.name):
+            upload.verify()
 
 
 def test_upload_of_a_manifest_that_lies_about_an_empty_tensor_does_not_verify(begin: Begin) -> None:

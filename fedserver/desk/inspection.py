@@ -1,0 +1,48 @@
+"""Looking at an update while the rest of it still comes: its digests and its values, in one pass over each tensor."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from fedserver.aggregation import Survey
+from fedserver.desk.threads import ByteThreads
+from fedserver.store import Upload
+from fedstream.errors import DigestMismatch
+
+
+class Inspection:
+    """Of one upload. What it finds ahead of the end is kept in memory only, and found again after a restart.
+
+    Args:
+        upload: on its way in.
+        survey: of the round that it is for.
+        threads: to read in.
+    """
+
+    def __init__(self, upload: Upload, survey: Survey, threads: ByteThreads) -> None:
+        self._upload, self._survey, self._threads = upload, survey, threads
+        self._ahead: asyncio.Task[None] | None = None
+
+    def go_on(self) -> None:
+        """Look at what was committed since, beside all else. What is wrong with it is said at the end."""
+        if self._upload.has_unverified and (self._ahead is None or self._ahead.done()):
+            self._ahead = asyncio.create_task(self._look_ahead())
+
+    async def _look_ahead(self) -> None:
+        with contextlib.suppress(DigestMismatch, OSError):  # it is found again at the end, and its place is there
+            await self._look()
+
+    async def _look(self) -> None:
+        await self._threads.read(self._upload.verify, self._survey.looker())
+
+    async def finish(self) -> Survey:
+        """Look at the rest, once all is committed. Safe to repeat.
+
+        Raises:
+            DigestMismatch: a tensor is not what its digest says.
+        """
+        if self._ahead is not None:
+            await self._ahead
+        await self._look()
+        return self._survey
