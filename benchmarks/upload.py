@@ -101,7 +101,8 @@ async def _send(listening: Listening, manifest: Manifest, path: Path) -> float:
         terms = Terms(limits.DEFAULT_CHUNK_BYTES, limits.WINDOW_BYTES)
         upload = Upload(connection, parcel, terms, Patience(), lambda _done, _total: None)
         began = time.perf_counter()
-        delivery = await asyncio.wait_for(upload.run(), _TIMEOUT_SECONDS)
+        async with asyncio.timeout(_TIMEOUT_SECONDS):
+            delivery = await upload.run()
         seconds = time.perf_counter() - began
     await connection.close()
     assert not delivery.quarantined, delivery.quarantined

@@ -8,7 +8,6 @@ WORKING --cannot be done--> FAILED
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import enum
 import time
 from collections.abc import Callable, Mapping
@@ -101,11 +100,12 @@ class Job:
             if self._task is not None:
                 self._task.cancel()
 
-    async def stopped(self) -> None:
-        """Wait until nothing runs any more, after `drop`."""
-        if self._task is not None:
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+    async def stopped(self, within_seconds: float | None = None) -> bool:
+        """Wait until nothing runs any more, after `drop`; whether that was in time."""
+        if self._task is None:
+            return True
+        ended, _ = await asyncio.wait({self._task}, timeout=within_seconds)
+        return bool(ended)
 
     def _check_end(self, task: asyncio.Task[None]) -> None:
         """See to it that no job is taken to be at work, and its lease kept, after its task has died of a defect."""

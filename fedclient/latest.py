@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
+from fedstream.waiting import comes
+
 log = structlog.get_logger()
 
 
@@ -74,7 +76,4 @@ class Latest:
 
     async def _rest(self) -> None:
         """Wait for the pause to pass, or for somebody in a hurry."""
-        try:
-            await asyncio.wait_for(self._hurry.wait(), self._pause_seconds)
-        except TimeoutError:
-            return
+        await comes(self._hurry, self._pause_seconds)

@@ -46,6 +46,7 @@ from fedclient.workbench import Workbench
 from fedstream.errors import TransportError
 from fedstream.schema import ModelSchema
 from fedstream.v1 import negotiation_pb2
+from fedstream.waiting import comes
 
 log = structlog.get_logger()
 
@@ -232,8 +233,7 @@ class Session:
         """Tell how the agreed work goes, whenever it got on, and often enough to keep the lease. Never returns."""
         while True:
             wait = _PERIOD_SECONDS if self._lease is None else self._lease.period - self._lease.pause
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), wait)
+            await comes(self._news, wait)
             self._news.clear()
             await self._tell_progress()
             self._bench.check_health()

@@ -127,9 +127,7 @@ class Workbench:
         watch.add_done_callback(self._stopping.discard)
 
     async def _see_it_stop(self, job: Job) -> None:
-        try:
-            await asyncio.wait_for(job.stopped(), _STOP_SECONDS)
-        except TimeoutError:
+        if not await job.stopped(_STOP_SECONDS):
             log.warning("training does not stop by itself; ending its process", round=job.offer.round)
             await self._workshop.trainer.close()
 

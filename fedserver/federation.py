@@ -34,6 +34,7 @@ from fedserver.working_time import WorkingTime
 from fedstream.errors import WrongState
 from fedstream.plan import Plan
 from fedstream.schema import ModelSchema, TaskMeaning
+from fedstream.waiting import comes
 from fedtask.messages import TaskDescription
 
 log = structlog.get_logger()
@@ -154,12 +155,8 @@ class Federation:
 
     async def change(self, timeout_seconds: float) -> None:
         """Return when something has changed, or the time is up."""
-        try:
-            await asyncio.wait_for(self._changed.wait(), max(0.0, timeout_seconds))
-        except TimeoutError:
-            return
-        finally:
-            self._changed.clear()
+        await comes(self._changed, timeout_seconds)
+        self._changed.clear()
 
     def apply(self, effects: list[Effect]) -> None:
         """Say what a state machine wants said, and wake the driver."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Iterable
 
 from fedserver.coordinator.effects import Effect
+from fedstream.waiting import comes
 
 
 class Session:
@@ -61,5 +61,4 @@ class Sessions:
         """Wait until every session has ended by itself, or the time is up."""
         self._emptied.clear()
         if self._open:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._emptied.wait(), timeout_seconds)
+            await comes(self._emptied, timeout_seconds)
