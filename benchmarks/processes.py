@@ -29,7 +29,7 @@ def _children(task: Path) -> list[str]:
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """Processor time that the families of these processes have taken, without those members that have ended."""
+    """Processor time that the families of these processes have taken, members included that ended and were waited for."""
     return sum(_cpu_seconds(member) for pid in pids for member in family(pid))
 
 
@@ -38,7 +38,8 @@ def _cpu_seconds(pid: int) -> float:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return 0.0
-    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND  # utime and stime, as proc(5) counts from the state
+    # utime, stime, and both of children that were waited for, as proc(5) counts from the state.
+    return sum(int(field) for field in fields[11:15]) / _TICKS_PER_SECOND
 
 
 @dataclass(frozen=True, slots=True)

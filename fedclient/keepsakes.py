@@ -23,9 +23,10 @@ from fedstream.manifest import Digest
 
 log = structlog.get_logger()
 
-_PAUSE_SECONDS = 10.0
+_PAUSE_SECONDS = 30.0
 """Least time between two pictures, and between two models. A picture takes 1.3 to 1.8 s of one core, most of which is
-matplotlib's import; nobody looks at a file more often than this."""
+matplotlib's import: so it is a twentieth of a core at most, also where several sites share a machine and rounds take
+seconds."""
 
 _LAST_SECONDS = 8.0
 """How long a client that was told to end may still save. `docker stop` kills after 10 s."""
