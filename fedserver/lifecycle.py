@@ -11,6 +11,7 @@ import structlog
 from fedserver.config import folder_of
 from fedserver.coordinator.effects import TellFederationOutcome
 from fedserver.coordinator.participation import Outcome
+from fedserver.coordinator.population import ClientState
 from fedserver.coordinator.round import Round
 from fedserver.desk import Desk
 from fedserver.federation import Federation, FederationState, ref_of
@@ -260,18 +261,28 @@ async def keep_working_time(federation: Federation) -> None:
 
 
 async def _let_come_back(federation: Federation) -> None:
-    """Give the clients of the last round time to come back, if a server that was killed at the very end left them.
+    """Give the clients of the last round time to come back, if they were cut off at the very end, or killed.
 
-    This process has run no round, so it does not know who has heard the outcome: clients it only remembers are awaited
-    too. Whoever connects now is told at once.
+    Whoever connects now is told at once.
     """
-    if federation.round is not None or not federation.history:
-        return
-    awaited = {one.client_name for one in federation.history[-1].contributions}
+    missing = _cut_off(federation)
     give_up = federation.now + _COMING_BACK_SECONDS
-    while federation.now < give_up and not federation.stop_requested.is_set():
-        missing = sorted(name for name in awaited if not federation.population.has_met(name))
-        if not missing:
-            return
-        federation.stand(FederationState.FINISHING, f"{', '.join(missing)} may not have heard how it ended")
+    while missing and federation.now < give_up and not federation.stop_requested.is_set():
+        names = ", ".join(sorted(missing))
+        federation.stand(FederationState.FINISHING, f"{names} may not have heard how it ended")
         await federation.change(give_up - federation.now)
+        missing -= {client.name for client in federation.population.connected}
+
+
+def _cut_off(federation: Federation) -> set[str]:
+    """Clients of the last round that have not been told the outcome: the population is told when it is made.
+
+    A process that has run no round, since the one before was killed at the very end, does not know who has heard it.
+    """
+    if not federation.history:
+        return set()
+    last, population = federation.history[-1].contributions, federation.population
+    if federation.round is None:
+        return {one.client_name for one in last if not population.has_met(one.client_name)}
+    taken_in = {one.client_name for one in last if one.outcome == Outcome.COMPLETED.value}
+    return {client.name for client in population if client.state is ClientState.DISCONNECTED} & taken_in

@@ -9,7 +9,7 @@ import pytest
 
 from fedserver import lifecycle
 from fedserver.coordinator.effects import TellFederationOutcome
-from fedserver.coordinator.population import Introduction
+from fedserver.coordinator.population import ClientState, Introduction
 from tests.support.bench import Bench
 
 pytestmark = pytest.mark.numpy_task
@@ -51,8 +51,28 @@ async def test_farewell_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pyte
         await asyncio.wait_for(lifecycle.say_farewell(bench.federation, "all rounds done"), 5.0)
 
 
-async def test_farewell_of_a_server_that_ran_the_rounds_waits_for_nobody_who_is_gone(tmp_path: Path) -> None:
+async def test_farewell_of_a_server_that_ran_the_rounds_waits_for_whoever_was_cut_off_after_its_update(
+    tmp_path: Path,
+) -> None:
+    async with Bench.running(tmp_path, "ab", min_clients=2) as bench:
+        await bench.play(1, 2)
+        for name in "ab":
+            bench.federation.sessions.close(bench.federation.sessions.open(name))
+        bench.federation.gone("b", ClientState.DISCONNECTED, "the connection was lost")
+        farewell = asyncio.create_task(lifecycle.say_farewell(bench.federation, "all rounds done"))
+        await asyncio.sleep(0.05)
+        assert not farewell.done()
+        assert bench.federation.standing.reason == "b may not have heard how it ended"
+        bench.join("b")
+        bench.federation.sessions.close(bench.federation.sessions.open("b"))
+        await asyncio.wait_for(farewell, 5.0)
+
+
+async def test_farewell_waits_for_nobody_who_left_or_gave_nothing(tmp_path: Path) -> None:
     async with Bench.running(tmp_path, "a") as bench:
         await bench.play(1)
-        bench.federation.sessions.close(bench.federation.sessions.open("a"))
+        bench.join("b")  # after the last round
+        for name, state in (("a", ClientState.LEFT), ("b", ClientState.DISCONNECTED)):
+            bench.federation.sessions.close(bench.federation.sessions.open(name))
+            bench.federation.gone(name, state, "gone")
         await asyncio.wait_for(lifecycle.say_farewell(bench.federation, "all rounds done"), 5.0)
