@@ -49,11 +49,20 @@ class Patience:
 
 @contextlib.contextmanager
 def translated() -> Iterator[None]:
-    """Turn an error of gRPC into `TransportError` or the `ProtocolError` that the server meant."""
+    """Turn an error of gRPC into `TransportError` or the `ProtocolError` that the server meant.
+
+    Where a call was cancelled and not the task that makes it, gRPC raises a cancellation all the same: that would end
+    the task in silence.
+    """
     try:
         yield
     except grpc.RpcError as error:
         raise from_rpc_error(error) from error
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise TransportError("the call was cut") from error
 
 
 @contextlib.asynccontextmanager

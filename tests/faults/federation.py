@@ -150,7 +150,7 @@ async def run_federation(folder: Path, aims: Sequence[Aim] = ()) -> Federation:
     """
     _make_empty(folder)
     found, started = Federation(folder), time.monotonic()
-    port = free_port()
+    port, sites = free_port(), list[asyncio.Task[str]]()
     server = asyncio.create_task(
         run_guarded("server", server_command(folder, port), folder / "server.log", aims, found.endings)
     )
@@ -162,20 +162,28 @@ async def run_federation(folder: Path, aims: Sequence[Aim] = ()) -> Federation:
                 for index in range(NUM_CLIENTS)
             ]
             *first, last = configs
-            sites = start_sites(first, found.log)
+            sites += start_sites(first, found.log)
             if any(aim.phase is Phase.SELECT for aim in aims):
                 await _ready(folder)
                 await asyncio.sleep(SLOW_COMING_SECONDS)
-            await _to_the_end(server, [*sites, *start_sites([last], found.log)], found)
+            sites += start_sites([last], found.log)
+            await _to_the_end(server, sites, found)
     except TimeoutError:
         found.problems.append(f"not over after {TIMEOUT_SECONDS:.0f} s")
+        found.problems += [f"{site.get_name()} had ended: {_ending_of(site)}" for site in sites if site.done()]
     except RuntimeError as error:
         found.problems.append(str(error))
     found.seconds = time.monotonic() - started
     with contextlib.suppress(sqlite3.Error):
         found.models = models_of(folder / "state")
     found.problems += _repeated_trainings(found.log)
+    if found.problems:
+        (folder / "clients.log").write_text("".join(f"{event}\n" for event in found.log.events))
     return found
+
+
+def _ending_of(site: asyncio.Task[str]) -> str:
+    return "cancelled" if site.cancelled() else repr(site.exception())
 
 
 async def _ready(folder: Path) -> None:
