@@ -29,7 +29,7 @@ def _children(task: Path) -> list[str]:
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """Processor time that the families of these processes have taken, members included that ended and were waited for."""
+    """Processor time that the families of these processes have taken, with members that ended and were waited for."""
     return sum(_cpu_seconds(member) for pid in pids for member in family(pid))
 
 

@@ -28,6 +28,7 @@ from fedclient.events import (
 )
 from fedclient.reply import Accept, Counter, Decline, Reply, SiteLimits
 from fedstream import limits, wire
+from fedstream.encodings import Encoding
 from fedstream.schema import ModelSchema, TaskMeaning, TensorDifference
 from fedstream.v1 import common_pb2, negotiation_pb2
 
@@ -53,7 +54,8 @@ def read_event(message: negotiation_pb2.NegotiateResponse) -> Event | None:
 def _read_welcome(message: negotiation_pb2.Welcome) -> Welcome:
     chunk = message.max_chunk_bytes or limits.DEFAULT_CHUNK_BYTES
     window = message.window_bytes or limits.WINDOW_BYTES
-    return Welcome(min(chunk, limits.MAX_CHUNK_BYTES), window, message.rounds, message.client_name)
+    best, *_ = wire.read_encodings(message.encodings)
+    return Welcome(min(chunk, limits.MAX_CHUNK_BYTES), window, best, message.rounds, message.client_name)
 
 
 def _read_declined(message: negotiation_pb2.Declined) -> Declined:
@@ -146,7 +148,7 @@ def write_hello(
         schema_sha256=schema.digest(),
         meaning=wire.write_meaning(meaning),
         capabilities=common_pb2.Capabilities(
-            encodings=[common_pb2.ENCODING_RAW], max_chunk_bytes=limits.DEFAULT_CHUNK_BYTES
+            encodings=wire.write_encodings(Encoding), max_chunk_bytes=limits.DEFAULT_CHUNK_BYTES
         ),
         num_examples=num_examples,
         epoch_duration=None if epoch_seconds is None else _duration(epoch_seconds),

@@ -6,6 +6,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from fedstream.encodings import Encoding
 from fedstream.manifest import Digest
 from fedstream.plan import Plan
 from fedstream.schema import TaskMeaning, TensorDifference
@@ -34,6 +35,7 @@ class Welcome:
 
     max_chunk_bytes: int
     window_bytes: int
+    encoding: Encoding
     rounds: int
     client_name: str
 

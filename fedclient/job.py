@@ -26,9 +26,11 @@ from fedclient.keepsakes import Keepsakes
 from fedclient.memory import SiteMemory
 from fedclient.models import LocalModel, ModelStore
 from fedclient.pace import Pace
+from fedclient.packing import Packer
 from fedclient.training import Site, Trainer, TrainingFailed
 from fedclient.updates import FinishedUpdate, UpdateStore
 from fedclient.upload import Delivery, Parcel, Terms, UpdateUnwanted, Upload
+from fedstream.encodings import Encoding
 from fedstream.errors import DigestMismatch, FedstreamError, ProtocolError, UnknownModel
 from fedstream.plan import Plan
 from fedtask.messages import LocalUpdate
@@ -58,6 +60,7 @@ class Workshop:
     downloader: Downloader
     global_models: GlobalModels
     updates: UpdateStore
+    packer: Packer
     memory: SiteMemory
     display: Display
     patience: Patience
@@ -153,9 +156,13 @@ class Job:
         try:
             delivery = await self._upload(base, finished, terms)
         except DigestMismatch:
-            if await asyncio.to_thread(self._load_finished) is not None:
+            await asyncio.to_thread(shop.packer.discard, self.offer.offer_id)
+            is_intact = await asyncio.to_thread(self._load_finished) is not None
+            if is_intact and terms.encoding is Encoding.RAW:
                 raise  # what is on disk is what was trained: the damage is not here
             delivery = await self._upload(base, await self._train(base, plan), terms)
+        if not delivery.quarantined:
+            await asyncio.to_thread(shop.packer.delivered, self.offer.offer_id)
         self._learn(transfer_seconds=fetched - started + time.monotonic() - trained)
         return delivery
 
@@ -211,10 +218,12 @@ class Job:
             self._show(Progress(Phase.UPLOADING, fraction=fraction), megabytes(done, total))
 
         update = finished.update
+        packed = await asyncio.to_thread(self.workshop.packer.pack, base, finished, terms.encoding)
         parcel = Parcel(
             upload_id=self.offer.upload_id,
-            manifest=finished.manifest(base.manifest),
-            spans=base.spans() | finished.spans(),
+            manifest=packed.manifest,
+            spans=packed.spans,
+            encoded=packed.encoded,
             num_examples=update.num_examples,
             metrics=update.metrics,
             epochs=update.epochs,

@@ -58,10 +58,14 @@ class UpdateStore:
 
     def weights_path(self, offer_id: str) -> Path:
         """Where the changed tensors of an offer's update are to be written."""
-        return self._folder / f"{_stem(offer_id)}.safetensors"
+        return self.path(offer_id, "safetensors")
+
+    def path(self, offer_id: str, suffix: str) -> Path:
+        """A further file of an offer's update, which goes when the update goes."""
+        return self._folder / f"{_stem(offer_id)}.{suffix}"
 
     def _sidecar_path(self, offer_id: str) -> Path:
-        return self._folder / f"{_stem(offer_id)}.json"
+        return self.path(offer_id, "json")
 
     def record(self, offer_id: str, round_number: int, base: Digest, update: LocalUpdate) -> FinishedUpdate:
         """Make the update count, durably; its weights are on disk already."""
@@ -95,7 +99,8 @@ class UpdateStore:
     def discard(self, offer_id: str) -> None:
         """Forget an offer's update: first that it counts, then its bytes. Idempotent."""
         self._files.remove(self._sidecar_path(offer_id))
-        self._files.remove(self.weights_path(offer_id))
+        for path in sorted(self._folder.glob(f"{_stem(offer_id)}.*")):
+            self._files.remove(path)
 
     def keep_only(self, offer_ids: Collection[str]) -> None:
         """Forget all updates but those of these offers, and what interrupted writes have left."""

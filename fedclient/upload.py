@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -20,6 +20,7 @@ from fedclient.connection import Connection
 from fedclient.download import OnBytes
 from fedstream import wire
 from fedstream.body import BodyReader, make_chunk
+from fedstream.encodings import Encoded, Encoding
 from fedstream.errors import (
     BodyIncomplete,
     ChecksumMismatch,
@@ -49,15 +50,19 @@ class UpdateUnwanted(FedstreamError):
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """How chunks may be sent, as negotiated, in bytes."""
+    """How updates are sent, as negotiated: chunks and window in bytes, and the encoding of tensors."""
 
     max_chunk_bytes: int
     window_bytes: int
+    encoding: Encoding = Encoding.RAW
 
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """What is to be sent: the trained model's manifest, where its tensors stand, and the facts of the fine-tune."""
+    """What is to be sent: the update's manifest, where its tensors stand, and the facts of the fine-tune.
+
+    `encoded` has the tensors that travel in another encoding than raw.
+    """
 
     upload_id: str
     manifest: Manifest
@@ -66,6 +71,7 @@ class Parcel:
     metrics: Mapping[str, float | None]
     epochs: int
     training_seconds: float
+    encoded: Mapping[str, Encoded] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +184,7 @@ class Upload:
             training_seconds=parcel.training_seconds,
         )
         yield transfer_pb2.PutManifestRequest(header=header)
-        for part in wire.manifest_parts(parcel.manifest):
+        for part in wire.manifest_parts(parcel.manifest, parcel.encoded):
             yield transfer_pb2.PutManifestRequest(part=part)
 
     async def _write_body(self, body: BodyReader) -> None:

@@ -41,7 +41,7 @@ class Workbench:
 
     def welcome(self, welcome: Welcome) -> None:
         """Take the terms of a new session."""
-        self._terms = Terms(welcome.max_chunk_bytes, welcome.window_bytes)
+        self._terms = Terms(welcome.max_chunk_bytes, welcome.window_bytes, welcome.encoding)
 
     async def consider(self, offer: Offer) -> Reply:
         """What to answer to an offer. One that is being worked on, or trained for, is accepted as it stands.

@@ -20,6 +20,7 @@ from fedclient.job import Workshop
 from fedclient.keepsakes import Keepsakes
 from fedclient.memory import SiteMemory
 from fedclient.models import ModelStore
+from fedclient.packing import Packer
 from fedclient.training import Trainer
 from fedclient.updates import UpdateStore
 from fedclient.workbench import Workbench
@@ -89,6 +90,7 @@ class Workplace:
             # Whether the server is gone for good is the session's to judge; a transfer waits as long as it goes on.
             lasting = Patience(patience.first_seconds, patience.longest_seconds)
             downloader = Downloader(connection, models, files, lasting)
+            updates = UpdateStore(state / "updates", files)
             shop = Workshop(
                 connection=connection,
                 site=site,
@@ -96,7 +98,8 @@ class Workplace:
                 models=models,
                 downloader=downloader,
                 global_models=GlobalModels(downloader, models, site.description.schema),
-                updates=UpdateStore(state / "updates", files),
+                updates=updates,
+                packer=Packer(updates, state / "left_out.safetensors", task.federation_name, files),
                 memory=SiteMemory(state / "memory.json", task.federation_name, files),
                 display=display,
                 patience=lasting,
@@ -118,6 +121,7 @@ class Workplace:
     def forget_weights(self) -> None:
         """Free the disk, once the federation is over and its models are saved for people."""
         self.shop.updates.keep_only(())
+        self.shop.packer.forget()
         self.shop.models.keep_only(())
         self.shop.models.drop_partials()
 

@@ -67,6 +67,12 @@ def run(
         int | None, typer.Option(help="Disk space that no round may need. [default: 268435456]")
     ] = None,
     strategy: Annotated[str | None, typer.Option(help="fedavg, uniform or rank_decay. [default: fedavg]")] = None,
+    update_encoding: Annotated[
+        str | None,
+        typer.Option(
+            help="raw, zstd, bfloat16 or int8, or the last two with +zstd: how updates travel. [default: raw]"
+        ),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Local epochs at most. [default: the task's]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="[default: the task's]")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="[default: the task's]")] = None,
@@ -126,6 +132,7 @@ _RUN_SETTINGS = frozenset(
         "keep_rounds",
         "min_free_bytes",
         "strategy",
+        "update_encoding",
         "early_stopping_rounds",
         "holdout",
         "test",

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedserver.aggregation import strategy_named
+from fedstream.encodings import Encoding
 from fedstream.errors import FedstreamError
 from fedstream.tls import is_loopback, split_address
 
@@ -66,6 +67,7 @@ class ServerConfig(BaseModel):
     keep_rounds: Count = 10
     min_free_bytes: Annotated[int, Field(ge=0, lt=1 << 60)] = 256 << 20
     strategy: str = "fedavg"
+    update_encoding: Encoding = Encoding.RAW
     early_stopping_rounds: Count = 0
     holdout: str | None = None
     test: str | None = None

@@ -31,6 +31,7 @@ from fedserver.store.history import History
 from fedserver.store.models import StoredModel
 from fedserver.traffic import Traffic
 from fedserver.working_time import WorkingTime
+from fedstream.encodings import Encoding
 from fedstream.errors import WrongState
 from fedstream.plan import Plan
 from fedstream.schema import ModelSchema, TaskMeaning
@@ -222,6 +223,11 @@ class Federation:
         assert self.model is not None, "a round is opened when there is a model"
         rules, invitations = self._rules(len(cohort)), self._invite(number, cohort)
         return Round.open(number, ref_of(self.model), rules, invitations, self.now)
+
+    @property
+    def update_encodings(self) -> list[Encoding]:
+        """What updates may travel in, best first."""
+        return list(dict.fromkeys((self.config.update_encoding, Encoding.RAW)))
 
     def take_up(self, round_: Round) -> Round:
         """Make a round, new or of an earlier process, the one at work.

@@ -65,7 +65,7 @@ class Intake:
         self, schema: ModelSchema, base: StoredModel, strategy: Strategy, round_: Round, threads: int = 2
     ) -> None:
         self._schema, self._base_model, self._threads = schema, base, threads
-        self._base = base.weights()
+        self.base = base.weights()
         self._strategy = strategy
         self._limits = ExampleLimits()
         self._taken: dict[int, _Taken] = {}
@@ -79,11 +79,11 @@ class Intake:
         self._released = False
 
     def _no_sums(self) -> Accumulator:
-        return Accumulator(self._schema, self._base, self.weight_limits, threads=self._threads)
+        return Accumulator(self._schema, self.base, self.weight_limits, threads=self._threads)
 
     def survey(self) -> Survey:
         """For a pass over an update while it comes, for `admit`."""
-        return Survey(self._schema, self._base)
+        return Survey(self._schema, self.base)
 
     async def release(self) -> None:
         """Let the sums go, when the round has made its model, or will make none."""
@@ -113,7 +113,7 @@ class Intake:
 
     def _check(self, part: Participation, update: Update, survey: Survey | None) -> _Taken:
         check_num_examples(update.facts.num_examples, part.claimed_examples, self._limits)
-        facts = check_update(self._schema, self._base, update.tensors()) if survey is None else survey.facts()
+        facts = check_update(self._schema, self.base, update.tensors()) if survey is None else survey.facts()
         self._sums.require_room(facts)
         return _Taken(update, self._strategy.weight(part.rank, update.facts.num_examples), facts)
 

@@ -86,7 +86,7 @@ class WeightsFile:
         longest = min(_MAX_HEADER_BYTES, size - _LENGTH_BYTES)
         if len(prefix) < _LENGTH_BYTES or header_bytes > longest:
             raise WeightsFileError(f"{path} is not a weights file: it has no safetensors header")
-        self._header = _parse_header(path, os.pread(self._descriptor, header_bytes, _LENGTH_BYTES))
+        self._header, self._metadata = _parse_header(path, os.pread(self._descriptor, header_bytes, _LENGTH_BYTES))
         self._data_start = _LENGTH_BYTES + header_bytes
         self._check_extent(size)
 
@@ -98,6 +98,11 @@ class WeightsFile:
             end = stop
         if self._data_start + end != size:
             raise WeightsFileError(f"{self.path} is damaged: it should have {self._data_start + end} bytes")
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the file says of itself."""
+        return self._metadata
 
     @property
     def names(self) -> list[str]:
@@ -188,14 +193,15 @@ _Header = dict[str, tuple[TensorSpec, int, int]]
 """Tensor name to what it is and where its values begin and end in the data section."""
 
 
-def _parse_header(path: Path, text: bytes) -> _Header:
+def _parse_header(path: Path, text: bytes) -> tuple[_Header, dict[str, str]]:
     try:
         fields = json.loads(text.decode(), object_pairs_hook=_without_repetition)
-        fields.pop(RESERVED_NAME, None)
+        metadata = {str(key): str(value) for key, value in fields.pop(RESERVED_NAME, {}).items()}
         placed = [_parse_field(name, field) for name, field in fields.items()]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsFileError(f"{path} is not a weights file: its header is damaged ({str(error)[:200]})") from error
-    return {spec.name: (spec, begin, end) for spec, begin, end in sorted(placed, key=lambda place: place[1:])}
+    in_order = sorted(placed, key=lambda place: place[1:])
+    return {spec.name: (spec, begin, end) for spec, begin, end in in_order}, metadata
 
 
 def _parse_field(name: str, field: dict[str, Any]) -> tuple[TensorSpec, int, int]:

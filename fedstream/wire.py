@@ -6,11 +6,12 @@ Every `read_*` function checks bounds and raises `InvalidRequest` or `InvalidMan
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from fedstream import limits
 from fedstream.body import Chunk
 from fedstream.dtypes import DataType
+from fedstream.encodings import Encoded, Encoding, check_encoded
 from fedstream.errors import InvalidManifest, InvalidRequest
 from fedstream.manifest import Digest, Manifest, TensorEntry, check_entry
 from fedstream.plan import Plan
@@ -21,6 +22,11 @@ _DTYPE_TO_WIRE: Mapping[DataType, common_pb2.DataType.ValueType] = {
     member: common_pb2.DataType.Value(f"DATA_TYPE_{member.name}") for member in DataType
 }
 _DTYPE_FROM_WIRE = {number: member for member, number in _DTYPE_TO_WIRE.items()}
+_ENCODING_TO_WIRE: Mapping[Encoding, common_pb2.Encoding.ValueType] = {
+    member: common_pb2.Encoding.Value(f"ENCODING_{member.name}") for member in Encoding
+}
+_ENCODING_FROM_WIRE: Mapping[int, Encoding] = {number: member for member, number in _ENCODING_TO_WIRE.items()}
+_RAW_ALONE = (Encoding.RAW,)
 _ROLE_TO_WIRE: Mapping[TensorRole, common_pb2.TensorRole.ValueType] = {
     TensorRole.WEIGHT: common_pb2.TENSOR_ROLE_WEIGHT,
     TensorRole.STATISTIC: common_pb2.TENSOR_ROLE_STATISTIC,
@@ -161,35 +167,55 @@ def _metric_value(message: common_pb2.Metric) -> float | None:
     return message.value if message.HasField("value") and math.isfinite(message.value) else None
 
 
-def write_entry(entry: TensorEntry) -> transfer_pb2.TensorEntry:
+def write_encodings(encodings: Iterable[Encoding]) -> list[common_pb2.Encoding.ValueType]:
+    """Encodings as they travel, in their order."""
+    return [_ENCODING_TO_WIRE[encoding] for encoding in encodings]
+
+
+def read_encodings(numbers: Iterable[int]) -> list[Encoding]:
+    """Encodings from the network, in their order, without those that are not known here. Raw is always among them."""
+    known = [_ENCODING_FROM_WIRE[number] for number in numbers if number in _ENCODING_FROM_WIRE]
+    return known if Encoding.RAW in known else [*known, Encoding.RAW]
+
+
+def write_entry(entry: TensorEntry, encoded: Encoded) -> transfer_pb2.TensorEntry:
     """One entry of a manifest as it travels."""
     spec = common_pb2.TensorSpec(name=entry.name, dtype=_DTYPE_TO_WIRE[entry.dtype], shape=entry.shape)
     return transfer_pb2.TensorEntry(
         spec=spec,
         digest=write_digest(entry.digest),
-        encoding=common_pb2.ENCODING_RAW,
-        encoded_size_bytes=entry.size_bytes,
+        encoding=_ENCODING_TO_WIRE[encoded.encoding],
+        encoded_size_bytes=encoded.size_bytes,
     )
 
 
 def read_entry(message: transfer_pb2.TensorEntry) -> TensorEntry:
-    """One entry of a manifest from the network, checked by itself."""
+    """One entry, whose values travel raw, of a manifest from the network, checked by itself."""
+    return read_encoded_entry(message, _RAW_ALONE)[0]
+
+
+def read_encoded_entry(message: transfer_pb2.TensorEntry, allowed: Collection[Encoding]) -> tuple[TensorEntry, Encoded]:
+    """One entry of a manifest from the network, checked by itself, and how its values travel."""
     dtype = _read_dtype(message.spec)
-    if message.encoding != common_pb2.ENCODING_RAW:
+    encoding = _ENCODING_FROM_WIRE.get(message.encoding)
+    if encoding is None or encoding not in allowed:
         raise InvalidManifest(f"tensor {message.spec.name}: encoding was not negotiated", tensor=message.spec.name)
     digest = Digest(message.digest.sha256, message.digest.size_bytes)
     entry = TensorEntry(message.spec.name, dtype, tuple(message.spec.shape), digest)
     check_entry(entry)
-    if message.encoded_size_bytes != entry.size_bytes:
-        raise InvalidManifest(f"tensor {entry.name}: encoded_size_bytes is wrong for ENCODING_RAW", tensor=entry.name)
-    return entry
+    encoded = Encoded(encoding, message.encoded_size_bytes)
+    check_encoded(encoded, entry)
+    return entry, encoded
 
 
-def manifest_parts(manifest: Manifest) -> Iterator[transfer_pb2.ManifestPart]:
-    """The manifest in parts, each within the bounds on tensors and bytes."""
+def manifest_parts(
+    manifest: Manifest, encoded: Mapping[str, Encoded] | None = None
+) -> Iterator[transfer_pb2.ManifestPart]:
+    """The manifest in parts, each within the bounds on tensors and bytes. What is not among `encoded` travels raw."""
+    known = encoded or {}
     part, part_bytes = transfer_pb2.ManifestPart(), 0
     for entry in manifest:
-        message = write_entry(entry)
+        message = write_entry(entry, known.get(entry.name) or Encoded(Encoding.RAW, entry.size_bytes))
         size = message.ByteSize() + 8
         full = len(part.entries) == limits.MAX_TENSORS_PER_PART or part_bytes + size > limits.MAX_PART_BYTES
         if part.entries and full:
@@ -201,10 +227,17 @@ def manifest_parts(manifest: Manifest) -> Iterator[transfer_pb2.ManifestPart]:
 
 
 def read_part(part: transfer_pb2.ManifestPart) -> list[TensorEntry]:
-    """The entries of one part from the network."""
+    """The entries of one part, whose values travel raw, from the network."""
+    return [entry for entry, _ in read_encoded_part(part, _RAW_ALONE)]
+
+
+def read_encoded_part(
+    part: transfer_pb2.ManifestPart, allowed: Collection[Encoding]
+) -> list[tuple[TensorEntry, Encoded]]:
+    """The entries of one part from the network, and how their values travel."""
     if len(part.entries) > limits.MAX_TENSORS_PER_PART:
         raise InvalidManifest(f"a part has at most {limits.MAX_TENSORS_PER_PART} tensors, this one {len(part.entries)}")
-    return [read_entry(entry) for entry in part.entries]
+    return [read_encoded_entry(entry, allowed) for entry in part.entries]
 
 
 def write_chunk(chunk: Chunk) -> transfer_pb2.Chunk:

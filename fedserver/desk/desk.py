@@ -57,7 +57,7 @@ class Desk:
             known = self._tray.open.get(upload_id)
             if known is None:
                 return await self._begin_anew(upload_id, manifest, facts)
-            if known.upload.manifest != manifest:
+            if (known.upload.manifest, known.upload.facts.encoded) != (manifest, facts.encoded):
                 raise ManifestConflict("another manifest was given for this upload; send that one")
             return known
 

@@ -8,7 +8,8 @@ import contextlib
 from fedserver.aggregation import Survey
 from fedserver.desk.threads import ByteThreads
 from fedserver.store import Upload
-from fedstream.errors import DigestMismatch
+from fedstream.errors import DigestMismatch, RoundClosed
+from fedtask.task import Weights
 
 
 class Inspection:
@@ -16,12 +17,13 @@ class Inspection:
 
     Args:
         upload: on its way in.
+        base: what it started from.
         survey: of the round that it is for.
         threads: to read in.
     """
 
-    def __init__(self, upload: Upload, survey: Survey, threads: ByteThreads) -> None:
-        self._upload, self._survey, self._threads = upload, survey, threads
+    def __init__(self, upload: Upload, base: Weights, survey: Survey, threads: ByteThreads) -> None:
+        self._upload, self._base, self._survey, self._threads = upload, base, survey, threads
         self._ahead: asyncio.Task[None] | None = None
 
     def go_on(self) -> None:
@@ -30,11 +32,13 @@ class Inspection:
             self._ahead = asyncio.create_task(self._look_ahead())
 
     async def _look_ahead(self) -> None:
-        with contextlib.suppress(DigestMismatch, OSError):  # it is found again at the end, and its place is there
+        with contextlib.suppress(
+            DigestMismatch, RoundClosed, OSError
+        ):  # it is found again at the end, and its place is there
             await self._look()
 
     async def _look(self) -> None:
-        await self._threads.read(self._upload.verify, self._survey.looker())
+        await self._threads.read(self._upload.verify, self._base, self._survey.looker())
 
     async def finish(self) -> Survey:
         """Look at the rest, once all is committed. Safe to repeat.

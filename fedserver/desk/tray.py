@@ -69,7 +69,8 @@ class Tray:
     def put(self, upload_id: str, upload: Upload) -> OpenUpload:
         """An upload is at work from now on."""
         assert self.federation.intake is not None, "a round has its intake from the start"
-        inspection = Inspection(upload, self.federation.intake.survey(), self.threads)
+        intake = self.federation.intake
+        inspection = Inspection(upload, intake.base, intake.survey(), self.threads)
         self.open[upload_id] = OpenUpload(upload, inspection)
         self.note_progress(upload_id, upload)
         return self.open[upload_id]

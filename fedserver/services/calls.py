@@ -6,7 +6,7 @@ import asyncio
 import functools
 import sqlite3
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 import structlog
@@ -61,6 +61,16 @@ async def _fail(context: Context, call: str, error: Exception) -> None:
 async def _abort(context: Context, error: ProtocolError) -> None:
     status = rpc_status.to_status(to_status(error))
     await context.abort(status.code, status.details, status.trailing_metadata)
+
+
+async def end_unheard(context: Context) -> NoReturn:
+    """End a stream that came to its end before its first message, as the network does.
+
+    To the server, a stream that broke looks like one that its client closed. So it is no defect of the client, which
+    must come back and not give up.
+    """
+    await context.abort(grpc.StatusCode.UNAVAILABLE, "the stream ended before its first message")
+    raise AssertionError("an abort always raises")
 
 
 async def give_way(work: Coroutine[Any, Any, T], superseded: asyncio.Event, message: str) -> T:

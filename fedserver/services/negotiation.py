@@ -12,7 +12,7 @@ from fedserver.coordinator.population import ClientState, Introduction
 from fedserver.federation import Federation
 from fedserver.handshake import Decline, check_introduction, check_meaning, compare_schemas
 from fedserver.services import messages
-from fedserver.services.calls import Context, give_way, translates_errors
+from fedserver.services.calls import Context, end_unheard, give_way, translates_errors
 from fedserver.sessions import Session
 from fedstream import limits, wire
 from fedstream.errors import InvalidRequest, UnexpectedMessage
@@ -45,7 +45,7 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
             task_name=federation.config.task,
             task_settings=federation.config.task_settings,
             capabilities=common_pb2.Capabilities(
-                encodings=[common_pb2.ENCODING_RAW], max_chunk_bytes=limits.MAX_CHUNK_BYTES
+                encodings=wire.write_encodings(federation.update_encodings), max_chunk_bytes=limits.MAX_CHUNK_BYTES
             ),
         )
         if federation.description is not None:
@@ -57,7 +57,7 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
     @translates_errors
     async def Negotiate(self, requests: Requests, context: Context) -> None:
         """Holds one client's session."""
-        hello = await self._hello(requests)
+        hello = await self._hello(requests, context)
         introduction = messages.read_introduction(hello)
         if not await self._handshake(hello, introduction, requests, context):
             return
@@ -79,9 +79,11 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
 
     # The handshake.
 
-    async def _hello(self, requests: Requests) -> negotiation_pb2.Hello:
+    async def _hello(self, requests: Requests, context: Context) -> negotiation_pb2.Hello:
         first = await anext(aiter(requests), None)
-        if first is None or first.WhichOneof("kind") != "hello":
+        if first is None:
+            await end_unheard(context)
+        if first.WhichOneof("kind") != "hello":
             raise UnexpectedMessage("the first message must be hello")
         return first.hello
 
@@ -134,10 +136,12 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
 
     def _welcome(self, hello: negotiation_pb2.Hello) -> negotiation_pb2.NegotiateResponse:
         theirs = hello.capabilities.max_chunk_bytes or limits.DEFAULT_CHUNK_BYTES
+        they_take = wire.read_encodings(hello.capabilities.encodings)
+        both_take = [encoding for encoding in self.federation.update_encodings if encoding in they_take]
         welcome = negotiation_pb2.Welcome(
             protocol=limits.PROTOCOL_VERSION,
             max_chunk_bytes=min(theirs, limits.MAX_CHUNK_BYTES),
-            encodings=[common_pb2.ENCODING_RAW],
+            encodings=wire.write_encodings(both_take),
             window_bytes=limits.WINDOW_BYTES,
             rounds=self.federation.config.rounds,
             client_name=hello.client_name,

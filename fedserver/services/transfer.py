@@ -8,11 +8,12 @@ import structlog
 
 from fedserver.desk import Committer, Desk, OpenUpload, UploadStatus
 from fedserver.federation import Federation
-from fedserver.services.calls import Context, give_way, translates_errors
+from fedserver.services.calls import Context, end_unheard, give_way, translates_errors
 from fedserver.services.shared_chunks import ChunkKey, EncodedChunk, SharedChunks
 from fedserver.store import UpdateFacts, Upload, UploadState
 from fedstream import limits, wire
 from fedstream.body import BodyReader, admit_chunk
+from fedstream.encodings import Encoded, Encoding
 from fedstream.errors import InvalidManifest, InvalidRequest, Superseded, WrongOffset
 from fedstream.manifest import Manifest, TensorEntry, check_manifest
 from fedstream.v1 import transfer_pb2, transfer_pb2_grpc
@@ -34,39 +35,43 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
         self._shared = SharedChunks()
 
     @translates_errors
-    async def PutManifest(self, requests: ManifestStream, _context: Context) -> transfer_pb2.PutManifestResponse:
+    async def PutManifest(self, requests: ManifestStream, context: Context) -> transfer_pb2.PutManifestResponse:
         """Takes an update's manifest and says which tensors are missing."""
-        header, manifest = await self._read_manifest(requests)
+        header, manifest, encoded = await self._read_manifest(requests, context)
         facts = UpdateFacts(
             num_examples=header.num_examples,
             metrics=wire.read_metrics(header.metrics),
             epochs=header.epochs,
             training_seconds=header.training_seconds,
+            encoded=encoded,
         )
         upload = (await self._desk.begin(header.upload_id, manifest, facts)).upload
         return transfer_pb2.PutManifestResponse(
             missing_tensors=upload.missing, body_size_bytes=upload.size_bytes, committed_size=upload.committed_size
         )
 
-    async def _read_manifest(self, requests: ManifestStream) -> tuple[transfer_pb2.UpdateHeader, Manifest]:
+    async def _read_manifest(
+        self, requests: ManifestStream, context: Context
+    ) -> tuple[transfer_pb2.UpdateHeader, Manifest, dict[str, Encoded]]:
         header: transfer_pb2.UpdateHeader | None = None
-        entries: list[TensorEntry] = []
+        entries: list[tuple[TensorEntry, Encoded]] = []
         async for request in requests:
             if header is None:
                 header = await self._check_header(request)
                 continue
-            entries += wire.read_part(request.part)
+            entries += wire.read_encoded_part(request.part, self.federation.update_encodings)
             if len(entries) > header.num_tensors:
                 raise InvalidManifest(f"the parts hold more than the {header.num_tensors} tensors declared")
         if header is None:
-            raise InvalidRequest("the first message must have the header", field="header")
+            await end_unheard(context)
         if len(entries) != header.num_tensors:
             raise InvalidManifest(f"{header.num_tensors} tensors were declared, {len(entries)} came")
         assert self.federation.schema is not None, "an upload id is told only when there is a schema"
-        manifest = check_manifest(entries, self.federation.schema)
+        manifest = check_manifest([entry for entry, _ in entries], self.federation.schema)
         if manifest.model_digest() != wire.read_digest(header.model_digest):
             raise InvalidManifest("model_digest is not the digest of the manifest's canonical description")
-        return header, manifest
+        encoded = {entry.name: how for entry, how in entries if how.encoding is not Encoding.RAW}
+        return header, manifest, encoded
 
     async def _check_header(self, request: transfer_pb2.PutManifestRequest) -> transfer_pb2.UpdateHeader:
         if request.WhichOneof("kind") != "header":

@@ -21,6 +21,7 @@ from fedserver.coordinator.effects import ModelRef
 from fedserver.coordinator.progress import Progress
 from fedserver.store.database import Database
 from fedserver.store.rounds import records
+from fedserver.store.upload_file import on_their_way
 from fedserver.store.uploads import UploadState
 from fedstream.files import TEMPORARY_SUFFIX
 from fedstream.manifest import Digest
@@ -104,4 +105,4 @@ def _claimed_by_uploads(database: Database, folder: Path) -> Iterator[Path]:
         if state in (UploadState.ADMITTED.value, UploadState.QUARANTINED.value):
             yield sealed
         elif number in at_work:
-            yield from (sealed, sealed.with_name(sealed.name + TEMPORARY_SUFFIX))
+            yield from (sealed, *on_their_way(sealed))

@@ -10,6 +10,7 @@ import numpy as np
 
 from fedserver.store.blobs import check_file
 from fedserver.store.errors import DamagedFile
+from fedstream.encodings import Encoded
 from fedstream.manifest import Manifest, TensorEntry
 from fedstream.weights_file import WeightsFile, WeightsFileError
 
@@ -20,12 +21,16 @@ WAY_OUT_OVER = "nothing but `fedserver verify` needs it; `fedserver gc --keep-ro
 
 @dataclass(frozen=True, slots=True)
 class UpdateFacts:
-    """What a client says of its update. `training_seconds` is by its own clock."""
+    """What a client says of its update. `training_seconds` is by its own clock.
+
+    `encoded` has, by name, how tensors travelled that did not as they are.
+    """
 
     num_examples: int
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     epochs: int = 0
     training_seconds: float = 0.0
+    encoded: Mapping[str, Encoded] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,22 @@
 """Updates on their way in: chunks go straight to the place in a weights file where they stay.
 
 Once the manifest is known, so is the file's header, and the body is the file's data section: finishing an upload is an
-fsync and a rename, whatever its size. Methods block on the disk and are called from threads; locks per upload keep a
-thread that outlived its cancelled call from writing to a file that was dropped meanwhile. More may be written while a
-`sync` is under way: it vouches only for what was there when it began.
+fsync and a rename, whatever its size. The body of an update that travels encoded goes to a file of its own, from which
+the weights file is made tensor by tensor, while the rest still comes.
+
+Methods block on the disk and are called from threads; locks per upload keep a thread that outlived its cancelled call
+from writing to a file that was dropped meanwhile. More may be written while a `sync` is under way: it vouches only for
+what was there when it began.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from collections.abc import Callable, Sequence
+from io import BufferedReader
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +24,16 @@ import numpy as np
 from fedserver.store.blobs import sha256_of_next
 from fedserver.store.updates import Update, UpdateFacts
 from fedstream import limits
-from fedstream.body import body_size
+from fedstream.encodings import DecodingError, Encoded, Encoding, decode
 from fedstream.errors import DigestMismatch, RoundClosed, WrongOffset
 from fedstream.files import TEMPORARY_SUFFIX, FileSystem, publish
-from fedstream.manifest import Manifest, TensorEntry
+from fedstream.manifest import Manifest, TensorEntry, raw_bytes
 from fedstream.weights_file import header_of
+from fedtask.task import Weights
 
 Look = Callable[[str, int, np.ndarray], None]
-"""Takes a tensor's name, a place in the flat tensor, and the values from there on, in the order of places; each time
-`blobs.BLOCK_BYTES` of them, the last time what is left. They are gone after the call."""
+"""Takes a tensor's name, a place in the flat tensor, and the values from there on, in the order of places; each time a
+MiB of them, the last time what is left. They are gone after the call."""
 
 
 class Upload:
@@ -57,31 +64,41 @@ class Upload:
         committed_size: int = 0,
     ) -> None:
         self.path, self.manifest, self.missing, self.facts = path, manifest, list(missing), facts
-        self.size_bytes = body_size(manifest, missing)
+        self._entries = [manifest.entries[index] for index in missing]
+        raw = [Encoded(Encoding.RAW, entry.size_bytes) for entry in self._entries]
+        self._encoded = [facts.encoded.get(entry.name, as_is) for entry, as_is in zip(self._entries, raw, strict=True)]
+        # Where each tensor begins, and the last one ends, in the body and among the values.
+        self._body_places = [0, *accumulate(encoded.size_bytes for encoded in self._encoded)]
+        self._value_places = [0, *accumulate(entry.size_bytes for entry in self._entries)]
+        self.size_bytes = self._body_places[-1]
+        self._is_encoded = self._encoded != raw
         self._files = files
         # One fsync at a time, and the descriptor stays open for as long; taken before `_lock`, never within it.
         self._syncing = threading.Lock()
         # Guards the descriptor and the sizes; only the file system is called under it. `sync` does without it.
         self._lock = threading.Lock()
-        self._partial = path.with_name(path.name + TEMPORARY_SUFFIX)
-        self._header = header_of(manifest.entries[index] for index in missing)
+        self._partial, encoded_body = on_their_way(path)
+        self._header = header_of(self._entries)
+        self._body, self._body_start = (encoded_body, 0) if self._is_encoded else (self._partial, len(self._header))
         self._sealed = path.exists()
-        self._descriptor: int | None = None if self._sealed else files.open(self._partial)
+        self._dropped = False
+        self._descriptor: int | None = None if self._sealed else files.open(self._body)
         try:
             self.received_size = self.committed_size = self._kept(committed_size)
         except BaseException:
             self._close()  # nobody will ever hold this object, and its file would stay open
             raise
         self._name_is_durable = self.committed_size > 0
-        self._num_verified = self._verified_size = 0
+        self._num_verified = 0
 
     def _kept(self, committed_size: int) -> int:
         if self._sealed:
             return self.size_bytes
         assert self._descriptor is not None, "an upload that is not sealed has an open file"
-        if committed_size and self._partial.stat().st_size >= len(self._header) + committed_size:
+        if committed_size and self._body.stat().st_size >= self._body_start + committed_size:
             return committed_size
-        self._files.write_at(self._descriptor, 0, self._header)
+        if not self._is_encoded:
+            self._files.write_at(self._descriptor, 0, self._header)
         return 0
 
     def write(self, offset: int, data: bytes) -> None:
@@ -99,7 +116,7 @@ class Upload:
                 raise WrongOffset(message, committed_size=self.committed_size)
             new = memoryview(data)[known:]
             if new:
-                self._files.write_at(self._opened(), len(self._header) + self.received_size, new)
+                self._files.write_at(self._opened(), self._body_start + self.received_size, new)
                 self.received_size += len(new)
 
     def sync(self) -> int:
@@ -137,30 +154,70 @@ class Upload:
         uncommitted = self.received_size - self.committed_size
         return uncommitted >= limits.WINDOW_BYTES // 2 or (uncommitted > 0 and self.received_size == self.size_bytes)
 
-    def verify(self, look: Look | None = None) -> None:
+    def verify(self, base: Weights, look: Look | None = None) -> None:
         """Check every received tensor that is committed whole, and was not checked before, against its digest.
 
         So it may be called while the rest comes, by one caller at a time, and is quick at the end. What is read is what
-        the file has, not what came.
+        the file has, not what came. Of a body that is encoded, the values are decoded and written to where they stay.
 
         Args:
+            base: what the update started from.
             look: is shown each piece of these tensors while it is at hand.
 
         Raises:
             DigestMismatch: one differs; the upload is to be dropped and started again.
         """
+        if self._is_encoded and not self._sealed:
+            self._decode(base, look)
+            return
         with (self._partial if self._partial.exists() else self.path).open("rb") as file:
             if file.read(len(self._header)) != self._header:  # the server's own bytes: the disk has changed them
                 message = "the file of this upload is damaged in its header; put the manifest again and start at 0"
                 raise DigestMismatch(message)
-            file.seek(self._verified_size, os.SEEK_CUR)
+            file.seek(self._value_places[self._num_verified], os.SEEK_CUR)
             while (entry := self._next_whole()) is not None:
                 show = _shower(entry, look) if look is not None else None
                 if sha256_of_next(file, entry.size_bytes, show) != entry.digest.sha256:
-                    message = f"tensor {entry.name} does not match its digest; put the manifest again and start at 0"
-                    raise DigestMismatch(message, tensor=entry.name)
+                    raise _mismatch(entry)
                 self._num_verified += 1
-                self._verified_size += entry.size_bytes
+
+    def _decode(self, base: Weights, look: Look | None) -> None:
+        with self._lock:
+            if self._dropped:
+                raise RoundClosed("this upload was dropped")
+            descriptor = self._files.open(self._partial)
+        try:
+            if self._num_verified == 0:
+                self._files.write_at(descriptor, 0, self._header)
+            with self._body.open("rb") as file:
+                file.seek(self._body_places[self._num_verified])
+                while (entry := self._next_whole()) is not None:
+                    self._decode_next(file, entry, descriptor, base, look)
+                    self._num_verified += 1
+        finally:
+            self._files.close(descriptor)
+
+    def _decode_next(
+        self, file: BufferedReader, entry: TensorEntry, descriptor: int, base: Weights, look: Look | None
+    ) -> None:
+        digest, place = hashlib.sha256(), 0
+        start = len(self._header) + self._value_places[self._num_verified]
+
+        def base_piece(begin: int, end: int) -> np.ndarray:
+            return base[entry.name].reshape(-1)[begin:end]  # asked for piece by piece: what is held is in memory
+
+        try:
+            for values in decode(self._encoded[self._num_verified], file, entry, base_piece):
+                piece = raw_bytes(values)
+                digest.update(piece)
+                self._files.write_at(descriptor, start + place, piece)
+                if look is not None:
+                    look(entry.name, place // entry.dtype.itemsize, values)
+                place += piece.nbytes
+        except DecodingError as error:
+            raise _mismatch(entry) from error
+        if digest.digest() != entry.digest.sha256:
+            raise _mismatch(entry)
 
     @property
     def has_unverified(self) -> bool:
@@ -169,10 +226,9 @@ class Upload:
 
     def _next_whole(self) -> TensorEntry | None:
         """The first tensor that was not checked yet, if all of it is committed."""
-        if self._num_verified == len(self.missing):
-            return None
-        entry = self.manifest.entries[self.missing[self._num_verified]]
-        return entry if self._verified_size + entry.size_bytes <= self.committed_size else None
+        number = self._num_verified
+        is_whole = number < len(self._entries) and self._body_places[number + 1] <= self.committed_size
+        return self._entries[number] if is_whole else None
 
     def seal(self) -> None:
         """Give the complete and verified file its name, durably. A second time it changes nothing."""
@@ -181,12 +237,22 @@ class Upload:
                 return
             assert self._num_verified == len(self.missing), "an upload is sealed when all of it was verified"
             if self._partial.exists():
-                self._files.sync(self._opened())
+                self._sync_values()
                 publish(self._files, self._partial, self.path)
             else:  # an earlier try got as far as the new name
                 self._files.sync_folder(self.path.parent)
             self._sealed = True
             self._close()
+            if self._is_encoded:
+                self._files.remove(self._body)
+
+    def _sync_values(self) -> None:
+        descriptor = self._files.open(self._partial) if self._is_encoded else self._opened()
+        try:
+            self._files.sync(descriptor)
+        finally:
+            if self._is_encoded:
+                self._files.close(descriptor)
 
     def update(self) -> Update:
         """The sealed update."""
@@ -195,8 +261,10 @@ class Upload:
     def drop(self) -> None:
         """Throw away what was received. Safe at any time, and twice."""
         with self._syncing, self._lock:
+            self._dropped = True
             self._close()
-            self._files.remove(self._partial)
+            for path in on_their_way(self.path):
+                self._files.remove(path)
             if self._sealed:
                 self._files.remove(self.path)
 
@@ -209,6 +277,16 @@ class Upload:
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             self._files.close(descriptor)
+
+
+def on_their_way(path: Path) -> tuple[Path, Path]:
+    """Where the values, and the body of an update that travels encoded, are until the update is at `path`."""
+    return path.with_name(path.name + TEMPORARY_SUFFIX), path.with_name(f"{path.name}.encoded{TEMPORARY_SUFFIX}")
+
+
+def _mismatch(entry: TensorEntry) -> DigestMismatch:
+    message = f"tensor {entry.name} does not match its digest; put the manifest again and start at 0"
+    return DigestMismatch(message, tensor=entry.name)
 
 
 def _shower(entry: TensorEntry, look: Look) -> Callable[[memoryview], None]:

@@ -124,15 +124,45 @@ class _EncodingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Encoding.Val
     ENCODING_UNSPECIFIED: _Encoding.ValueType  # 0
     """Not an encoding; refused with INVALID_MANIFEST."""
     ENCODING_RAW: _Encoding.ValueType  # 1
-    """The values themselves, little-endian, in row-major (C) order. Every implementation takes it."""
+    """The values themselves. Every implementation takes it."""
+    ENCODING_ZSTD: _Encoding.ValueType  # 2
+    """Lossless: ENCODING_RAW in one zstd frame whose window is at most 8 MiB."""
+    ENCODING_BFLOAT16: _Encoding.ValueType  # 3
+    """Lossy: each d as bfloat16, the upper 16 bits of a float32."""
+    ENCODING_BFLOAT16_ZSTD: _Encoding.ValueType  # 4
+    """ENCODING_BFLOAT16 in one zstd frame as above."""
+    ENCODING_INT8: _Encoding.ValueType  # 5
+    """Lossy: the elements are divided into blocks of 256, the last one shorter. First a float32 scale for each block, then
+    an int8 q for each element; d = scale * q, with one rounding to float32.
+    """
+    ENCODING_INT8_ZSTD: _Encoding.ValueType  # 6
+    """ENCODING_INT8 in one zstd frame as above."""
 
 class Encoding(_Encoding, metaclass=_EncodingEnumTypeWrapper):
-    """How a tensor's values are written in a body."""
+    """How a tensor's values are written in a body. Elements are in row-major (C) order, numbers little-endian.
+
+    A lossy encoding is of float32 tensors of an update, and carries what they were moved by: d = trained - base, with the
+    base model of the update's offer. The receiver computes base + d, element by element, with one rounding to float32 (no
+    fused multiply-add), and the tensor's digest is that of the result: the tensor is what it decodes to, at both ends.
+    A sender keeps what an encoding leaves out, and adds it to the next round's d (error feedback).
+    """
 
 ENCODING_UNSPECIFIED: Encoding.ValueType  # 0
 """Not an encoding; refused with INVALID_MANIFEST."""
 ENCODING_RAW: Encoding.ValueType  # 1
-"""The values themselves, little-endian, in row-major (C) order. Every implementation takes it."""
+"""The values themselves. Every implementation takes it."""
+ENCODING_ZSTD: Encoding.ValueType  # 2
+"""Lossless: ENCODING_RAW in one zstd frame whose window is at most 8 MiB."""
+ENCODING_BFLOAT16: Encoding.ValueType  # 3
+"""Lossy: each d as bfloat16, the upper 16 bits of a float32."""
+ENCODING_BFLOAT16_ZSTD: Encoding.ValueType  # 4
+"""ENCODING_BFLOAT16 in one zstd frame as above."""
+ENCODING_INT8: Encoding.ValueType  # 5
+"""Lossy: the elements are divided into blocks of 256, the last one shorter. First a float32 scale for each block, then
+an int8 q for each element; d = scale * q, with one rounding to float32.
+"""
+ENCODING_INT8_ZSTD: Encoding.ValueType  # 6
+"""ENCODING_INT8 in one zstd frame as above."""
 Global___Encoding: _TypeAlias = Encoding  # noqa: Y015
 
 @_typing.final

@@ -67,16 +67,16 @@ class TensorEntry(_message.Message):
     ENCODING_FIELD_NUMBER: _builtins.int
     ENCODED_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     encoding: _common_pb2.Encoding.ValueType
-    """How the values are written in the body."""
+    """How the values are written in the body: ENCODING_RAW, or in an update one of the welcome's."""
     encoded_size_bytes: _builtins.int
-    """Size of the encoded values in the body. With ENCODING_RAW the same as `digest.size_bytes`."""
+    """Size of the encoded values in the body. Fixed by encoding and shape, but for zstd."""
     @_builtins.property
     def spec(self) -> _common_pb2.TensorSpec:
         """Name, element type and shape. `trainable` and `role` are not looked at here."""
 
     @_builtins.property
     def digest(self) -> _common_pb2.Digest:
-        """sha256 and size of the tensor's values in ENCODING_RAW."""
+        """sha256 and size of the tensor's values in ENCODING_RAW, whatever it travels in."""
 
     def __init__(
         self,

@@ -53,7 +53,7 @@ def receive(upload: Upload, body: bytes = BODY, chunk_bytes: int = 7) -> None:
 
 def finish(upload: Upload) -> dict[str, np.ndarray]:
     upload.committed(upload.sync())
-    upload.verify()
+    upload.verify({})
     upload.seal()
     return upload.update().tensors()
 
@@ -143,7 +143,7 @@ def test_upload_with_one_bit_flipped_is_found_by_its_tensor(begin: Begin, tmp_pa
     ends = np.cumsum([MANIFEST.entries[index].size_bytes for index in MISSING])
     name = MANIFEST.entries[MISSING[int(np.searchsorted(ends, place, side="right"))]].name
     with pytest.raises(DigestMismatch) as caught:
-        upload.verify()
+        upload.verify({})
     assert caught.value.metadata == {"tensor": name}
     assert caught.value.message == (f"tensor {name} does not match its digest; put the manifest again and start at 0")
     upload.drop()
@@ -160,13 +160,13 @@ def test_upload_with_one_bit_of_its_header_flipped_does_not_verify(begin: Begin,
     data[20] ^= 0x10
     partial.write_bytes(data)
     with pytest.raises(DigestMismatch, match="damaged in its header"):
-        upload.verify()
+        upload.verify({})
 
 
 def test_upload_cut_short_is_not_sealed(begin: Begin) -> None:
     upload = begin()
     receive(upload, BODY[:-1])
-    upload.verify()
+    upload.verify({})
     with pytest.raises(AssertionError, match="verified"):
         upload.seal()
 
@@ -180,7 +180,7 @@ def test_upload_verified_while_it_comes_is_shown_once_and_in_order(begin: Begin)
 
     for end in range(1, len(BODY) + 1):
         receive(upload, BODY[:end], chunk_bytes=1)
-        upload.verify(look)
+        upload.verify({}, look)
     assert not upload.has_unverified
     assert same_bits(finish(upload), expected())
     assert list(shown) == [name for name, values in expected().items() if values.size]
@@ -196,7 +196,7 @@ def test_upload_damaged_while_it_comes_is_found_when_it_is_looked_at(begin: Begi
     receive(upload, b"\x7f" * first.size_bytes)
     for _ in range(2):  # whoever asks ahead of the end does not take the answer with it
         with pytest.raises(DigestMismatch, match=first.name):
-            upload.verify()
+            upload.verify({})
 
 
 def test_upload_of_a_manifest_that_lies_about_an_empty_tensor_does_not_verify(begin: Begin) -> None:
@@ -206,7 +206,7 @@ def test_upload_of_a_manifest_that_lies_about_an_empty_tensor_does_not_verify(be
     upload = begin(manifest=Manifest((*MANIFEST.entries[:index], lie, *MANIFEST.entries[index + 1 :])))
     receive(upload)
     with pytest.raises(DigestMismatch):
-        upload.verify()
+        upload.verify({})
 
 
 # Dropped.
