@@ -69,9 +69,7 @@ def run(
     strategy: Annotated[str | None, typer.Option(help="fedavg, uniform or rank_decay. [default: fedavg]")] = None,
     update_encoding: Annotated[
         str | None,
-        typer.Option(
-            help="raw, zstd, bfloat16 or int8, or the last two with +zstd: how updates travel. [default: raw]"
-        ),
+        typer.Option(help="How updates travel: raw, zstd, bfloat16[+zstd] or int8[+zstd]. [default: raw]"),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Local epochs at most. [default: the task's]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="[default: the task's]")] = None,
@@ -329,6 +327,7 @@ def demo(
         typer.Option(help="even, quantity or dirichlet:ALPHA. [default: dirichlet:0.5, on the phantom even]"),
     ] = None,
     strategy: Annotated[str, typer.Option(help="fedavg, uniform or rank_decay.")] = "fedavg",
+    update_encoding: Annotated[str, typer.Option(help="raw, zstd, bfloat16[+zstd] or int8[+zstd].")] = "raw",
     epochs: Annotated[int | None, typer.Option(help="Local epochs at most. [default: the task's]")] = None,
     task_set: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the task; repeatable.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
@@ -344,6 +343,7 @@ def demo(
         rounds=rounds_,
         division=division,
         strategy=strategy,
+        update_encoding=update_encoding,
         epochs=epochs,
         task_settings=pairs(task_set, "--task-set") or {},
         seed=seed,

@@ -43,6 +43,7 @@ class DemoPlan:
     rounds: int | None
     division: str | None
     strategy: str
+    update_encoding: str
     epochs: int | None
     task_settings: Mapping[str, str]
     seed: int
@@ -121,6 +122,7 @@ def _server_command(plan: DemoPlan, data: Path) -> list[str]:
     command = [sys.executable, "-m", "fedserver.cli", "run", "--listen", "127.0.0.1:0", "--name", "demo"]
     command += ["--holdout", str(data / "val"), "--rounds", str(rounds), "--min-clients", str(_clients(plan))]
     command += ["--strategy", plan.strategy, "--seed", str(plan.seed), "--out", str(plan.out)]
+    command += ["--update-encoding", plan.update_encoding]
     command += ["--state", str(_state(plan.out)), "--log-json"]
     command += ["--backbone-weights", weights] if weights else []
     command += ["--epochs", str(plan.epochs)] if plan.epochs else []

@@ -17,11 +17,11 @@ from fedserver.server import Listening, Server
 from fedstream import limits
 from fedstream.body import Chunk, make_chunk
 from fedstream.dtypes import DataType
-from fedstream.errors import ProtocolError
+from fedstream.errors import ProtocolError, TransportError
 from fedstream.manifest import Digest, Manifest, manifest_of
 from fedstream.schema import ModelSchema
 from fedstream.status import from_rpc_error
-from fedstream.v1 import common_pb2, transfer_pb2
+from fedstream.v1 import common_pb2, negotiation_pb2_grpc, transfer_pb2
 from tests.support.serving import BareSite, body_of, cut, manifest_messages, serving
 from tests.support.tasks import random_weights
 
@@ -265,13 +265,25 @@ async def test_manifest_messages_out_of_order_get_their_documented_errors(tmp_pa
         wrong_digest.header.model_digest.sha256 = bytes(32)
         for messages, reason in (
             (parts, "INVALID_REQUEST"),
-            ([], "INVALID_REQUEST"),
             ([header], "INVALID_MANIFEST"),
             ([too_few, *parts], "INVALID_MANIFEST"),
             ([header, unknown_encoding], "INVALID_MANIFEST"),
             ([wrong_digest, *parts], "INVALID_MANIFEST"),
         ):
             assert (await refusal(site.transfer.PutManifest(iter(messages)))).reason == reason
+        await assert_serves_on(server, site, upload_id)
+
+
+async def test_stream_that_ends_before_its_first_message_is_taken_for_one_that_broke(tmp_path: Path) -> None:
+    async with a_round(tmp_path) as (server, _, site, upload_id):
+        with pytest.raises(grpc.RpcError) as caught:
+            await site.transfer.PutManifest(iter(()))
+        assert isinstance(from_rpc_error(caught.value), TransportError)
+        silent = negotiation_pb2_grpc.NegotiationServiceStub(site.channel).Negotiate()
+        await silent.done_writing()
+        with pytest.raises(grpc.RpcError) as caught:
+            await silent.read()
+        assert isinstance(from_rpc_error(caught.value), TransportError)
         await assert_serves_on(server, site, upload_id)
 
 
