@@ -17,7 +17,7 @@ import os
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -32,7 +32,8 @@ from fedserver.store.models import WAY_OUT as MODEL_WAY_OUT
 from fedserver.store.reading import StateReader
 from fedserver.store.state import CERTIFICATE, COLLECTION_LOCK, DATABASE, KEY, MODELS, UPDATES
 from fedserver.store.updates import WAY_OUT, WAY_OUT_OVER
-from fedserver.store.uploads import UploadState, entries_of, file_of
+from fedserver.store.upload_file import on_their_way
+from fedserver.store.uploads import UploadState, entries_of, file_of, is_encoded
 from fedstream.errors import FedstreamError
 from fedstream.files import TEMPORARY_SUFFIX, RealFileSystem, publish
 from fedstream.manifest import parse_canonical
@@ -152,30 +153,47 @@ def named_files(database: Database, folder: Path) -> Iterator[tuple[str, Path, i
         check_file(path, parse_canonical(manifest).entries, MODEL_WAY_OUT)
         yield f"{MODELS}/{path.name}", path, None
     at_work = {number for (number,) in database.query("SELECT number FROM open_rounds")}
-    sql = "SELECT upload_id, round, manifest, missing, committed_size, state FROM uploads"
-    for upload_id, number, manifest, missing, committed, state in database.query(sql):
+    sql = "SELECT upload_id, round, manifest, missing, facts, committed_size, state FROM uploads"
+    for upload_id, number, manifest, missing, facts, committed, state in database.query(sql):
         path, entries = file_of(folder / UPDATES, upload_id), entries_of(manifest, missing)
         if state != UploadState.OPEN.value:
             check_file(path, entries, WAY_OUT if number in at_work else WAY_OUT_OVER)
             yield f"{UPDATES}/{path.name}", path, None
         elif number in at_work:
-            yield from _on_its_way(database, path, header_of(entries), upload_id, committed)
+            copies = _copies(path, header_of(entries), committed, is_encoded(facts, entries))
+            yield from _on_its_way(database, upload_id, copies)
 
 
-def _on_its_way(
-    database: Database, path: Path, header: bytes, upload_id: str, committed: int
-) -> Iterator[tuple[str, Path, int | None]]:
-    """An upload on its way, up to what is committed. It may have been finished, dropped or begun anew meanwhile."""
-    partial = path.with_name(path.name + TEMPORARY_SUFFIX)
-    for candidate in (partial, path):
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """How an upload on its way can be in a backup: `size` bytes, `None` for all, of a file that begins with `start`."""
+
+    path: Path
+    start: bytes
+    size: int | None
+    name: str
+
+
+def _copies(path: Path, header: bytes, committed: int, encoded: bool) -> list[_Copy]:
+    """Of an upload whose update will be at `path`, up to what is committed. It may be there by now."""
+    values, body = on_their_way(path)
+    if encoded:
+        return [_Copy(body, b"", committed, body.name), _Copy(path, header, None, path.name)]
+    size = len(header) + committed
+    return [_Copy(values, header, size, values.name), _Copy(path, header, size, values.name)]
+
+
+def _on_its_way(database: Database, upload_id: str, copies: Sequence[_Copy]) -> Iterator[tuple[str, Path, int | None]]:
+    """The first copy that can be had. The upload may have been finished, dropped or begun anew meanwhile."""
+    for copy in copies:
         try:
-            with candidate.open("rb") as file:
-                is_same = file.read(len(header)) == header
-                is_whole = os.fstat(file.fileno()).st_size >= len(header) + committed
+            with copy.path.open("rb") as file:
+                is_same = file.read(len(copy.start)) == copy.start
+                is_whole = os.fstat(file.fileno()).st_size >= (copy.size or 0)
         except FileNotFoundError:
             continue
         if is_same and is_whole:
-            yield f"{UPDATES}/{partial.name}", candidate, len(header) + committed
+            yield f"{UPDATES}/{copy.name}", copy.path, copy.size
             return
     database.execute("DELETE FROM uploads WHERE upload_id = ?", upload_id)
 

@@ -27,7 +27,7 @@ from fedstream.files import TEMPORARY_SUFFIX, RealFileSystem, publish
 
 _NAME = re.compile(
     rf"{re.escape(DATABASE)}|{re.escape(KEY)}|{re.escape(CERTIFICATE)}|{MODELS}/[0-9a-f]{{64}}\.safetensors"
-    rf"|{UPDATES}/[0-9a-f]{{32}}\.safetensors({re.escape(TEMPORARY_SUFFIX)})?"
+    rf"|{UPDATES}/[0-9a-f]{{32}}\.safetensors((\.encoded)?{re.escape(TEMPORARY_SUFFIX)})?"
 )
 """What a backup may hold. Nothing else is ever written."""
 

@@ -160,6 +160,11 @@ def entries_of(manifest: bytes, missing: str) -> list[TensorEntry]:
     return [parsed.entries[index] for index in json.loads(missing)]
 
 
+def is_encoded(facts: str, entries: Sequence[TensorEntry]) -> bool:
+    """Whether an upload of these tensors travels encoded, from the column of its row."""
+    return not _FACTS.validate_json(facts).encoded.keys().isdisjoint(entry.name for entry in entries)
+
+
 def file_of(folder: Path, upload_id: str) -> Path:
     """Where a finished update stands. `upload_id` is the server's own invention, so it may name a file."""
     return folder / f"{upload_id}.safetensors"

@@ -20,7 +20,10 @@ from fedserver.store import DamagedFile, StateError, StateReader
 from fedserver.store import backup as backup_module
 from fedserver.store.backup import BackupError, back_up
 from fedserver.store.restore import restore
+from fedserver.store.updates import UpdateFacts
 from fedserver.verification import verify
+from fedstream.encodings import Encoded, Encoding, encode
+from fedstream.manifest import manifest_of
 from tests.support.bench import SCHEMA, Bench, image_of
 from tests.support.tasks import random_weights
 
@@ -83,6 +86,37 @@ async def test_restored_state_goes_on_to_the_same_model(folder: Path, tmp_path: 
     assert agrees(tmp_path / "restored")
     weights = random_weights(SCHEMA, 6)
     assert await finish(tmp_path / "restored", weights) == await finish(folder, weights)
+
+
+@pytest.mark.parametrize("is_finished_meanwhile", [False, True])
+async def test_upload_that_travels_encoded_goes_on_where_it_was(tmp_path: Path, is_finished_meanwhile: bool) -> None:
+    async with Bench.running(tmp_path / "live", "a", update_encoding="int8") as bench:
+        running = await bench.open_round()
+        assert bench.federation.model is not None
+        base = dict(bench.federation.model.weights())
+        weights = {**base, "large": base["large"] + np.float32(0.5)}
+        body = encode(Encoding.INT8, np.full_like(base["large"], 0.5))
+        facts = UpdateFacts(10, encoded={"large": Encoded(Encoding.INT8, len(body))})
+        upload_id = await bench.accept("a")
+        upload = (await bench.desk.begin(upload_id, manifest_of(SCHEMA, weights), facts)).upload
+        upload.write(0, body if is_finished_meanwhile else body[:100])
+        committed = await bench.desk.commit(upload_id, upload)
+        if is_finished_meanwhile:  # but not yet recorded, and the encoded body gone
+            upload.verify(base)
+            upload.seal()
+        back_up(tmp_path / "live", tmp_path / "backup")
+        running.cancel()
+    restore(tmp_path / "backup", tmp_path / "restored")
+    async with Bench.running(tmp_path / "restored", "a", update_encoding="int8") as bench:
+        running = await bench.open_round()
+        assert bench.desk.status(upload_id).committed_size == committed
+        upload = (await bench.desk.at_work(upload_id)).upload
+        upload.write(committed, body[committed:])
+        await bench.desk.commit(upload_id, upload)
+        await bench.desk.finish(upload_id)
+        work = await bench.end_round(running)
+        assert work.model is not None
+        assert np.array_equal(work.model.weights()["large"], weights["large"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
