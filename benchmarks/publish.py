@@ -90,7 +90,7 @@ async def _round(size: Size, folder: Path) -> tuple[float, float]:
 
 
 async def _take(intake: Intake, part: Participation, upload: Upload) -> None:
-    await asyncio.to_thread(upload.verify)
+    await asyncio.to_thread(upload.verify, intake.base)
     await asyncio.to_thread(upload.seal)
     refused = await intake.admit(part, upload.update())
     assert not refused, refused
