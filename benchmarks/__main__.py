@@ -23,6 +23,7 @@ PARTS: Mapping[str, str] = {
     "rounds": "rounds of a whole federation, against the same bytes through bare sockets and files",
     "upload": "one upload stream, against a plain file and against Arrow Flight",
     "publish": "how long the new model takes after the last update, against writing one model",
+    "sites": "a thousand connected sites: what they cost while they wait, and a round of all of them",
     "start": "how long a person waits for a server's first answer and for --help",
 }
 
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=[], metavar="NxMIB", help="clients and model, such as 32x100")
     parser.add_argument("--rounds", type=int, help="rounds measured in each run, by default 3, or 2 of large models")
     parser.add_argument("--repeats", type=int, default=2, help="runs of each thing, in turn [%(default)s]")
+    parser.add_argument("--sites", type=int, default=1000, help="how many wait in the part `sites` [%(default)s]")
     given = parser.parse_args()
     if unknown := set(given.parts) - PARTS.keys():
         parser.error(f"no part is called {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
@@ -43,7 +45,7 @@ def main() -> None:
             Size.parse(text)
     except ValueError as error:
         parser.error(str(error))
-    options = Options(given.repeats, given.rounds, given.sizes, Path(tempfile.gettempdir()))
+    options = Options(given.repeats, given.rounds, given.sizes, Path(tempfile.gettempdir()), given.sites)
     tables = {name: _run(name, options) for name in given.parts or PARTS}
     print(f"kept in {keep(tables, sys.argv[1:])}")
 

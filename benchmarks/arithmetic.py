@@ -31,9 +31,9 @@ def initial_tensor(index: int, num_elements: int, seed: int = SEED) -> np.ndarra
     return (generator.integers(-(2**16), 2**16, num_elements, np.int32) * _STEP).astype(np.float32)
 
 
-def initial_model(mib: int, seed: int = SEED) -> dict[str, np.ndarray]:
+def initial_model(mib: float, seed: int = SEED) -> dict[str, np.ndarray]:
     """All tensors of round 0, of `mib` MiB together."""
-    num_elements = mib * 2**20 // 4 // NUM_TENSORS
+    num_elements = int(mib * 2**20) // 4 // NUM_TENSORS
     return {tensor_name(index): initial_tensor(index, num_elements, seed) for index in range(NUM_TENSORS)}
 
 

@@ -1,13 +1,18 @@
-"""One federation as users run it, `fedserver run` and N times `fedclient run`, watched from outside."""
+"""One federation as users run it, `fedserver run` and N times `fedclient run`, watched from outside.
+
+Where there are more sites than this machine can run clients, bare ones can stand in for them.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
 from benchmarks import arithmetic, shift
 from benchmarks.course import Course
+from benchmarks.crowd import start_crowd
 from benchmarks.floor import ROOT
 from benchmarks.processes import MemoryWatch, cpu_seconds
 from benchmarks.rows import Row, Security
@@ -17,56 +22,16 @@ from tests.support.processes import Running, RunningServer, Stage, stage
 _ROUND_SECONDS = 300.0
 _POLL_SECONDS = 0.02
 
+Members = Callable[[Stage, RunningServer, Row, str], Sequence[Running]]
+"""Starts the sites of a federation; they log at the level that is given last."""
+
 
 class WrongResult(Exception):
     """The federation's model is not what it must be."""
 
 
-def run_federation(row: Row, rounds: int, folder: Path, log_level: str = "info") -> Course:
-    """Run one round more than are measured, and check the final model bit by bit.
-
-    Args:
-        row: how large, and how connected.
-        rounds: how many are measured.
-        folder: an empty one.
-        log_level: of server and clients, whose logs are left in the folder.
-
-    Raises:
-        NotInTime: something has not happened in time; the message has the log.
-        WrongResult: the final model differs from the one that it must be.
-    """
-    with stage(folder) as made:
-        server = _start_server(made, row, rounds, log_level)
-        watch = MemoryWatch(server.process.pid)
-        watch.start()
-        clients = _start_clients(made, server, row, log_level)
-        pids = [client.process.pid for client in clients]
-        _await_published(server, 1)
-        before = cpu_seconds([server.process.pid]), cpu_seconds(pids)
-        _await_published(server, rounds + 1)
-        after = cpu_seconds([server.process.pid]), cpu_seconds(pids)
-        for running in (*clients, server):
-            if status := running.wait():
-                raise WrongResult(f"{running.log.name} ended with status {status}:\n{running.text}")
-        peak = watch.stop()
-        published = server.said("published")
-        _check_model(server, published[-1]["model"], row, rounds + 1)
-    return Course(
-        ends=[datetime.fromisoformat(event["timestamp"]).timestamp() for event in published],
-        server_cpu_seconds=(after[0] - before[0]) / rounds,
-        client_cpu_seconds=(after[1] - before[1]) / rounds,
-        peak=peak,
-    )
-
-
-def _start_server(made: Stage, row: Row, rounds: int, log_level: str) -> RunningServer:
-    options = ["--rounds", str(rounds + 1), "--min-clients", str(row.size.clients), "--seed", str(arithmetic.SEED)]
-    options += ["--plaintext"] if row.security is Security.PLAIN else []
-    options += ["--log-level", log_level]
-    return made.server(*options, task=shift.REFERENCE, python_path=ROOT, mib=row.size.mib)
-
-
-def _start_clients(made: Stage, server: RunningServer, row: Row, log_level: str) -> list[Running]:
+def full_clients(made: Stage, server: RunningServer, row: Row, log_level: str) -> Sequence[Running]:
+    """Each site a `fedclient run`."""
     count = row.size.clients
     return [
         made.client(
@@ -80,6 +45,68 @@ def _start_clients(made: Stage, server: RunningServer, row: Row, log_level: str)
     ]
 
 
+def bare_sites(made: Stage, server: RunningServer, row: Row, _log_level: str) -> Sequence[Running]:
+    """A few processes that speak the protocol for all of them."""
+    return start_crowd(made, server.listening, row.size).running
+
+
+def run_federation(
+    row: Row, rounds: int, folder: Path, log_level: str = "info", members: Members = full_clients
+) -> Course:
+    """Run one round more than are measured, and check the final model bit by bit.
+
+    Args:
+        row: how large, and how connected.
+        rounds: how many are measured.
+        folder: an empty one.
+        log_level: of server and clients, whose logs are left in the folder.
+        members: what its sites are.
+
+    Raises:
+        NotInTime: something has not happened in time; the message has the log.
+        WrongResult: the final model differs from the one that it must be.
+    """
+    with stage(folder) as made:
+        server = start_server(made, row, rounds + 1, "--log-level", log_level)
+        watch = MemoryWatch(server.process.pid)
+        watch.start()
+        clients = members(made, server, row, log_level)
+        pids = [client.process.pid for client in clients]
+        _await_published(server, 1)
+        before = cpu_seconds([server.process.pid]), cpu_seconds(pids)
+        _await_published(server, rounds + 1)
+        after = cpu_seconds([server.process.pid]), cpu_seconds(pids)
+        await_end(server, clients)
+        peak = watch.stop()
+        published = server.said("published")
+        check_model(server, row, rounds + 1)
+    return Course(
+        ends=[datetime.fromisoformat(event["timestamp"]).timestamp() for event in published],
+        server_cpu_seconds=(after[0] - before[0]) / rounds,
+        client_cpu_seconds=(after[1] - before[1]) / rounds,
+        peak=peak,
+    )
+
+
+def start_server(made: Stage, row: Row, rounds: int, *options: str) -> RunningServer:
+    """The server of a federation in which all clients are in each of so many rounds."""
+    options += ("--rounds", str(rounds), "--min-clients", str(row.size.clients), "--seed", str(arithmetic.SEED))
+    options += ("--plaintext",) if row.security is Security.PLAIN else ()
+    return made.server(*options, task=shift.REFERENCE, python_path=ROOT, mib=row.size.mib)
+
+
+def await_end(server: RunningServer, clients: Sequence[Running]) -> None:
+    """Return when all have ended by themselves.
+
+    Raises:
+        NotInTime: one has not.
+        WrongResult: one has failed.
+    """
+    for running in (*clients, server):
+        if status := running.wait():
+            raise WrongResult(f"{running.log.name} ended with status {status}:\n{running.text}")
+
+
 def _await_published(server: RunningServer, count: int) -> None:
     deadline = time.monotonic() + _ROUND_SECONDS * count
     while len(server.said("published")) < count:
@@ -88,8 +115,13 @@ def _await_published(server: RunningServer, count: int) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def _check_model(server: RunningServer, digest: str, row: Row, rounds: int) -> None:
-    """Each tensor must be that of round 0 plus the number of rounds."""
+def check_model(server: RunningServer, row: Row, rounds: int) -> None:
+    """Each tensor of the last model must be that of round 0 plus the number of rounds.
+
+    Raises:
+        WrongResult: one is not.
+    """
+    digest = server.said("published")[-1]["model"]
     [path] = (server.state / "models").glob(f"{digest}*.safetensors")
     wrong = arithmetic.first_wrong(WeightsFile(path).weights(), rounds)
     if wrong is not None:

@@ -1,7 +1,9 @@
 """The processes of `benchmarks.floor`: `python -m benchmarks.floor_ends ORDER`, prints the seconds of each round.
 
-A process per connection on the server's side too: Python's TLS takes a record of 16 KiB a call, for which threads would
-wait for one another. Nothing here imports grpc, which does not survive a fork.
+Processes come in pairs, one of the server's and one of the clients', and each pair has a share of the connections, one
+where there are as many pairs as clients: Python's TLS takes a record of 16 KiB a call, for which threads would wait for
+one another. A pair serves its connections in turn, all models down and then all up, and syncs the files together.
+Nothing here imports grpc, which does not survive a fork.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import socket
 import ssl
 import sys
 import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -22,6 +26,9 @@ from pathlib import Path
 from benchmarks.plain_file import BLOCK_BYTES, write_and_sync
 
 _PATIENCE_SECONDS = 300.0
+_SYNCERS = 16
+"""fsyncs of one process that wait together, as many as a federation's server has."""
+
 _SERVER_NAME = "fedstream-server"  # `fedstream.tls.SERVER_NAME`, which comes with grpc
 
 
@@ -30,6 +37,7 @@ class Order:
     """What to move. With `tls` there is `folder/identity.pem`, a certificate and its key, for both ends."""
 
     clients: int
+    pairs: int
     num_bytes: int
     rounds: int
     folder: str
@@ -40,6 +48,10 @@ class Order:
         """Of a file in the folder."""
         return Path(self.folder) / name
 
+    def share(self, pair: int) -> range:
+        """Which clients a pair of processes serves."""
+        return range(self.clients * pair // self.pairs, self.clients * (pair + 1) // self.pairs)
+
 
 def main() -> None:
     """The server's main process: begins each round, and makes its new model durable."""
@@ -47,17 +59,13 @@ def main() -> None:
     write_and_sync(order.path("model"), memoryview(os.urandom(order.num_bytes)))
     new_model = memoryview(os.urandom(order.num_bytes))
     fork = multiprocessing.get_context("fork")
-    begin, over = fork.Barrier(order.clients + 1), fork.Barrier(order.clients + 1)
-    with socket.create_server(("127.0.0.1", 0), backlog=order.clients) as listener:
-        address = listener.getsockname()
-        handlers = [
-            fork.Process(target=serve, args=(order, number, listener, begin, over), daemon=True)
-            for number in range(order.clients)
-        ]
-        sites = [fork.Process(target=take_part, args=(order, address), daemon=True) for _ in range(order.clients)]
-        for process in (*handlers, *sites):
-            process.start()
-        print(json.dumps([_round(order, new_model, begin, over) for _ in range(order.rounds)]))
+    begin, over = fork.Barrier(order.pairs + 1), fork.Barrier(order.pairs + 1)
+    for pair in range(order.pairs):
+        with socket.create_server(("127.0.0.1", 0), backlog=order.clients) as listener:
+            address = listener.getsockname()
+            fork.Process(target=serve, args=(order, pair, listener, begin, over), daemon=True).start()
+            fork.Process(target=take_part, args=(order, pair, address), daemon=True).start()
+    print(json.dumps([_round(order, new_model, begin, over) for _ in range(order.rounds)]))
 
 
 def _round(order: Order, new_model: memoryview, begin: Barrier, over: Barrier) -> float:
@@ -72,34 +80,60 @@ def _round(order: Order, new_model: memoryview, begin: Barrier, over: Barrier) -
     return time.perf_counter() - began
 
 
-def serve(order: Order, number: int, listener: socket.socket, begin: Barrier, over: Barrier) -> None:
-    """The server's end of one connection."""
-    connection, _ = listener.accept()
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if order.tls:
-        connection = _server_context(order).wrap_socket(connection, server_side=True)
-    with connection, order.path("model").open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as model:
+def serve(order: Order, pair: int, listener: socket.socket, begin: Barrier, over: Barrier) -> None:
+    """The server's end of a pair's connections."""
+    with contextlib.ExitStack() as stack:
+        connections = {number: stack.enter_context(_accept(order, listener)) for number in order.share(pair)}
+        file = stack.enter_context(order.path("model").open("rb"))
+        model = stack.enter_context(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
+        syncers = stack.enter_context(ThreadPoolExecutor(_SYNCERS))
         for _ in range(order.rounds):
             begin.wait(_PATIENCE_SECONDS)
-            if order.tls:
-                _send(connection, memoryview(model))
-            else:
-                _send_file(connection, file.fileno(), order.num_bytes)
-            _receive_into_file(connection, order.path(f"update-{number}"), order.num_bytes)
+            for connection in connections.values():
+                if order.tls:
+                    _send(connection, memoryview(model))
+                else:
+                    _send_file(connection, file.fileno(), order.num_bytes)
+            for synced in [syncers.submit(_sync, update) for update in _receive_all(order, connections)]:
+                synced.result()
             over.wait(_PATIENCE_SECONDS)
 
 
-def take_part(order: Order, address: tuple[str, int]) -> None:
-    """A client: receives all of the model, and sends as much back."""
+def _accept(order: Order, listener: socket.socket) -> socket.socket:
+    connection, _ = listener.accept()
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return _server_context(order).wrap_socket(connection, server_side=True) if order.tls else connection
+
+
+def _receive_all(order: Order, connections: Mapping[int, socket.socket]) -> Iterator[int]:
+    """Each client's update in turn, in an open file."""
+    for number, connection in connections.items():
+        yield _receive_into_file(connection, order.path(f"update-{number}"), order.num_bytes)
+
+
+def _sync(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def take_part(order: Order, pair: int, address: tuple[str, int]) -> None:
+    """The pair's clients: each receives all of the model, and sends as much back."""
+    received = memoryview(bytearray(b"\1") * order.num_bytes)  # touched, so that no page is made while it is timed
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(_connect(order, address)) for _ in order.share(pair)]
+        for _ in range(order.rounds):
+            for connection in connections:
+                _receive(connection, received)
+            for connection in connections:
+                _send(connection, received)
+
+
+def _connect(order: Order, address: tuple[str, int]) -> socket.socket:
     connection = socket.create_connection(address)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if order.tls:
-        connection = _client_context(order).wrap_socket(connection, server_hostname=_SERVER_NAME)
-    received = memoryview(bytearray(b"\1") * order.num_bytes)  # touched, so that no page is made while it is timed
-    with connection:
-        for _ in range(order.rounds):
-            _receive(connection, received)
-            _send(connection, received)
+    return _client_context(order).wrap_socket(connection, server_hostname=_SERVER_NAME) if order.tls else connection
 
 
 def _send(connection: socket.socket, data: memoryview) -> None:
@@ -122,17 +156,15 @@ def _receive(connection: socket.socket, into: memoryview) -> None:
         into = into[count:]
 
 
-def _receive_into_file(connection: socket.socket, path: Path, num_bytes: int) -> None:
+def _receive_into_file(connection: socket.socket, path: Path, num_bytes: int) -> int:
+    """Gives the file, open and not synced."""
     block = memoryview(bytearray(BLOCK_BYTES))
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        for start in range(0, num_bytes, BLOCK_BYTES):
-            due = block[: min(BLOCK_BYTES, num_bytes - start)]
-            _receive(connection, due)
-            os.pwrite(descriptor, due, start)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    for start in range(0, num_bytes, BLOCK_BYTES):
+        due = block[: min(BLOCK_BYTES, num_bytes - start)]
+        _receive(connection, due)
+        os.pwrite(descriptor, due, start)
+    return descriptor
 
 
 def _server_context(order: Order) -> ssl.SSLContext:

@@ -14,13 +14,15 @@ from benchmarks.rows import Size
 class Options:
     """How much to measure. `chosen` sizes and `rounds` are the part's own where they are not given.
 
-    `folder` is for files that are written on the way: on the disk whose fsync is to be measured.
+    `num_sites` is how many wait in the part `sites`. `folder` is for files that are written on the way: on the disk
+    whose fsync is to be measured.
     """
 
     repeats: int
     rounds: int | None
     chosen: Sequence[str]
     folder: Path
+    num_sites: int
 
     def sizes(self, usual: Sequence[str]) -> list[Size]:
         """The sizes to measure."""

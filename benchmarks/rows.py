@@ -20,27 +20,27 @@ class Security(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """A federation's size: `clients` send and receive a model of `mib` MiB each."""
+    """A federation's size: `clients` send and receive a model of `mib` MiB each, a whole number of KiB."""
 
     clients: int
-    mib: int
+    mib: float
 
     @classmethod
     def parse(cls, text: str) -> Size:
-        """Read `4x9`: 4 clients, 9 MiB.
+        """Read `4x9`: 4 clients, 9 MiB; or `4x0.25`.
 
         Raises:
             ValueError: it is no such text.
         """
-        match = re.fullmatch(r"(\d+)x(\d+)", text)
-        if match is None or not int(match[1]) or not int(match[2]):
+        match = re.fullmatch(r"(\d+)x(\d+(?:\.\d+)?)", text)
+        if match is None or not int(match[1]) or not float(match[2]) or float(match[2]) * 1024 % 1:
             raise ValueError(f"{text!r} is no size; write CLIENTSxMIB, such as 4x9")
-        return cls(int(match[1]), int(match[2]))
+        return cls(int(match[1]), float(match[2]))
 
     @property
     def num_bytes(self) -> int:
         """Bytes of one model."""
-        return self.mib * MIB
+        return int(self.mib * MIB)
 
     @property
     def rounds(self) -> int:
@@ -48,7 +48,7 @@ class Size:
         return 2 if self.mib >= _LARGE_MIB else 3
 
     def __str__(self) -> str:
-        return f"{self.clients} x {self.mib} MiB"
+        return f"{self.clients} x {self.mib:g} MiB"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ class Shift:
     """See the module; `fedtask.task.Task` has what the members mean. Setting: `mib`, of the whole model."""
 
     def __init__(self, settings: Mapping[str, str]) -> None:
-        self._num_elements = int(settings["mib"]) * 2**20 // 4 // NUM_TENSORS
+        self._num_elements = int(float(settings["mib"]) * 2**20) // 4 // NUM_TENSORS
         self._add = np.float32(0)
 
     def meaning(self) -> TaskMeaning:

@@ -1,13 +1,39 @@
-"""The parts of `make bench` that no other test runs, at the smallest size: they end, and find what must be so."""
+"""The parts of `make bench` that no other test runs, at the smallest size: they end, and find what must be so. 20 s."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks import publish
+import pytest
+
+from benchmarks import publish, sites
+from benchmarks.floor import measure_floor
 from benchmarks.options import Options
+from benchmarks.rows import Row, Security, Size
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+
+
+def test_sites_wait_have_their_offers_and_play_each_round(tmp_path: Path) -> None:
+    found = sites.measure(Row(Size(6, 0.25), Security.TLS), 2, tmp_path, wait_seconds=0.2)
+    assert 0 < found.offering_seconds < found.rounds_seconds[0]
+    assert len(found.rounds_seconds) == 2
+    assert min(found.waiting.resident, found.working.resident, found.joining_seconds, found.server_cpu_seconds) > 0
 
 
 def test_publish_ends_with_the_right_model(tmp_path: Path) -> None:
-    table = publish.run(Options(1, None, ["2x1"], tmp_path))
+    table = publish.run(Options(1, None, ["2x1"], tmp_path, 1))
     assert [line.name for line in table.lines] == ["2 x 1 MiB"]
+
+
+@pytest.mark.parametrize("security", list(Security))
+def test_floor_many_clients_share_processes(tmp_path: Path, security: Security) -> None:
+    assert len(measure_floor(Row(Size(40, 0.25), security), 2, tmp_path)) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_size_a_part_of_a_mebibyte_is_read_and_shown() -> None:
+    size = Size.parse("1000x0.25")
+    assert (size.clients, size.num_bytes, str(size)) == (1000, 256 * 1024, "1000 x 0.25 MiB")
+    with pytest.raises(ValueError, match="is no size"):
+        Size.parse("4x0.0001")
