@@ -24,6 +24,7 @@ PARTS: Mapping[str, str] = {
     "upload": "one upload stream, against a plain file and against Arrow Flight",
     "publish": "how long the new model takes after the last update, against writing one model",
     "sites": "a thousand connected sites: what they cost while they wait, and a round of all of them",
+    "frozen": "what a round moves where a small part of the model is trained, as a share of the model",
     "start": "how long a person waits for a server's first answer and for --help",
 }
 

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import publish, sites
+from benchmarks import frozen, publish, sites
 from benchmarks.floor import measure_floor
 from benchmarks.options import Options
 from benchmarks.rows import Row, Security, Size
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+
+MODEL_BYTES = 260 * 35 * 1024 + 1281 * 4
 
 
 def test_sites_wait_have_their_offers_and_play_each_round(tmp_path: Path) -> None:
@@ -19,6 +21,13 @@ def test_sites_wait_have_their_offers_and_play_each_round(tmp_path: Path) -> Non
     assert 0 < found.offering_seconds < found.rounds_seconds[0]
     assert len(found.rounds_seconds) == 2
     assert min(found.waiting.resident, found.working.resident, found.joining_seconds, found.server_cpu_seconds) > 0
+
+
+async def test_frozen_model_counts_the_trained_part_each_way_and_the_rest_of_the_wire(tmp_path: Path) -> None:
+    found = await frozen.measure(tmp_path, rounds=1)
+    trained = 2 * 1281 * 4
+    assert found.weights == [frozen.Moved(down=trained, up=trained)]
+    assert all(trained < moved < MODEL_BYTES for moved in (found.wire.down, found.wire.up))
 
 
 def test_publish_ends_with_the_right_model(tmp_path: Path) -> None:

@@ -16,15 +16,15 @@ _PIECE_BYTES = 1 << 14  # small beside what tests count, so that a cut comes wit
 class Proxy:
     """Relays every connection to one server.
 
-    `bytes_up` counts what went from clients to the server, TLS and all; `cuts` the times that it cut. While it is
-    `refusing`, a connection is ended as soon as it is made, as if nobody were there.
+    `bytes_up` counts what went from clients to the server, TLS and all, and `bytes_down` what came back; `cuts` the
+    times that it cut. While it is `refusing`, a connection is ended as soon as it is made, as if nobody were there.
     """
 
     def __init__(self, target: str) -> None:
         self._target = split_address(target)
         self._writers: set[asyncio.StreamWriter] = set()
         self._cut_at: int | None = None
-        self.bytes_up = 0
+        self.bytes_up = self.bytes_down = 0
         self.cuts = 0
         self.refusing = False
 
@@ -60,7 +60,10 @@ class Proxy:
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, up: bool) -> None:
         try:
             while piece := await reader.read(_PIECE_BYTES):
-                self.bytes_up += len(piece) if up else 0
+                if up:
+                    self.bytes_up += len(piece)
+                else:
+                    self.bytes_down += len(piece)
                 if self._cut_at is not None and self.bytes_up >= self._cut_at:
                     self._cut_at = None
                     self.cut()
