@@ -25,6 +25,7 @@ PARTS: Mapping[str, str] = {
     "publish": "how long the new model takes after the last update, against writing one model",
     "sites": "a thousand connected sites: what they cost while they wait, and a round of all of them",
     "frozen": "what a round moves where a small part of the model is trained, as a share of the model",
+    "scaling": "rounds of more and more clients and of larger and larger models, in a table and a picture",
     "start": "how long a person waits for a server's first answer and for --help",
 }
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import frozen, publish, sites
+from benchmarks import frozen, publish, scaling_picture, sites
 from benchmarks.floor import measure_floor
 from benchmarks.options import Options
 from benchmarks.rows import Row, Security, Size
+from benchmarks.scaling import Point
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
@@ -39,6 +40,11 @@ def test_publish_ends_with_the_right_model(tmp_path: Path) -> None:
 def test_floor_many_clients_share_processes(tmp_path: Path, security: Security) -> None:
     assert len(measure_floor(Row(Size(40, 0.25), security), 2, tmp_path)) == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_scaling_one_size_alone_can_be_drawn(tmp_path: Path) -> None:
+    scaling_picture.draw([Point(Size(1, 1), is_bare=False, seconds=[0.5])], tmp_path / "scaling.png")
+    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_size_a_part_of_a_mebibyte_is_read_and_shown() -> None:
