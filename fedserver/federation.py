@@ -24,6 +24,7 @@ from fedserver.disk import DiskWatch
 from fedserver.evaluation import Evaluator
 from fedserver.handshake import Decline
 from fedserver.intake import Intake
+from fedserver.notices import Notices
 from fedserver.register import Register
 from fedserver.sessions import Sessions
 from fedserver.store import State, rounds
@@ -57,6 +58,10 @@ class FederationState(enum.Enum):
     FINISHING = "finishing"
     FINISHED = "finished"
     FAILED = "failed"
+
+
+_IDLE = (FederationState.PREPARING, FederationState.WAITING, FederationState.PAUSED)
+"""States in which clients have nothing to do, and are told what is waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +114,7 @@ class Federation:
         self.finish_round_first = False
         self.paused = False
         self._changed = asyncio.Event()
+        self._notices = Notices(self._tell_what_is_waited_for)
 
     # What everyone may ask.
 
@@ -139,11 +145,18 @@ class Federation:
 
     def stand(self, state: FederationState, reason: str) -> None:
         """Take note of what the federation does now and what it waits for; idle clients are told."""
-        if (self.standing.state, self.standing.reason) == (state, reason):
+        before = self.standing
+        if (before.state, before.reason) == (state, reason):
             return
         self.standing = Standing(state, reason, self.clock.monotonic())
         (log.error if state is FederationState.FAILED else log.info)(state.value, reason=reason)
-        if state in (FederationState.WAITING, FederationState.PAUSED, FederationState.PREPARING):
+        if state is not before.state:
+            self._notices.state_changed()
+        else:
+            self._notices.reason_changed()
+
+    def _tell_what_is_waited_for(self) -> None:
+        if self.standing.state in _IDLE:
             self.sessions.say(self.waiting_notice(client) for client in self.sessions.clients)
 
     def waiting_notice(self, client: str) -> Effect:
