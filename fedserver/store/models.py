@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ WAY_OUT = "restore a backup (`fedserver restore`); `fedserver verify` says what 
 
 _SCRATCH = f"new{TEMPORARY_SUFFIX}"
 """A model on its way in: its name is its digest, which is known when all of it has been written. Swept at start-up."""
+
+
+_MANIFESTS = 2
+"""How many manifests are kept as objects: of the round's base, and of what the round has made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,8 @@ class ModelStore:
         self._folder, self._database, self._files = folder, database, files
         # Guards the files against being collected while the same model is being stored again.
         self._lock = threading.Lock()
+        # A round's clients ask for one model, each by itself; what its row says is read once, as long as it says that.
+        self._read_manifest = functools.lru_cache(_MANIFESTS)(_read_manifest)
 
     def add(self, version: int, schema: ModelSchema, tensors: Iterable[tuple[TensorEntry, np.ndarray]]) -> StoredModel:
         """Store a model durably; storing the same one again is safe. One tensor is held in memory at a time.
@@ -101,7 +108,8 @@ class ModelStore:
                 _parts(schema, tensors, entries),
                 lambda: self._path(Manifest(tuple(entries)).model_digest().sha256),
             )
-            stored = self._stored(version, Manifest(tuple(entries)), kept=True)
+            manifest = Manifest(tuple(entries))
+            stored = self._stored(version, manifest, manifest.model_digest(), kept=True)
             sha256 = stored.digest.sha256
             keep = "INSERT INTO models VALUES (?, ?, 1) ON CONFLICT (sha256) DO UPDATE SET kept = 1"
             with self._database.transaction() as cursor:
@@ -158,14 +166,21 @@ class ModelStore:
     def _find(self, condition: str, *values: object) -> StoredModel | None:
         sql = "SELECT version, manifest, kept FROM versions JOIN models USING (sha256) WHERE "
         rows = self._database.query(f"{sql}{condition} ORDER BY version DESC LIMIT 1", *values)
-        return self._stored(rows[0][0], parse_canonical(rows[0][1]), kept=bool(rows[0][2])) if rows else None
+        if not rows:
+            return None
+        version, text, kept = rows[0]
+        return self._stored(version, *self._read_manifest(text), kept=bool(kept))
 
-    def _stored(self, version: int, manifest: Manifest, *, kept: bool) -> StoredModel:
-        digest = manifest.model_digest()
+    def _stored(self, version: int, manifest: Manifest, digest: Digest, *, kept: bool) -> StoredModel:
         return StoredModel(version, digest, manifest, self._path(digest.sha256), kept)
 
     def _path(self, sha256: bytes) -> Path:
         return self._folder / f"{sha256.hex()}.safetensors"
+
+
+def _read_manifest(text: bytes) -> tuple[Manifest, Digest]:
+    manifest = parse_canonical(text)
+    return manifest, manifest.model_digest()
 
 
 def _parts(

@@ -155,3 +155,15 @@ def test_models_are_there_for_the_next_process(models: ModelStore, state: State,
         assert same_bits(stored.weights(), random_weights())
     finally:
         reopened.close()
+
+
+def test_model_asked_for_again_has_its_manifest_read_once_and_a_changed_row_is_read_anew(
+    state: State, models: ModelStore
+) -> None:
+    stored = add(models, 1, random_weights())
+    first, second = models.of_version(1), models.get(stored.digest.sha256)
+    assert first.manifest is second.manifest
+    with state.database.transaction() as cursor:
+        cursor.execute("UPDATE models SET manifest = ?", (b"fedstream model v1\n",))
+    with pytest.raises(UnknownModel):
+        models.get(stored.digest.sha256)
