@@ -30,7 +30,7 @@ from fedserver.store.ledger import (
 )
 from fedserver.store.models import StoredModel
 from fedserver.store.rounds import late_updates
-from fedserver.store.uploads import FinishedUpload, finished_uploads
+from fedserver.store.uploads import Said, said_of_finished
 from fedtask.report import RoundRecord
 
 _OF_THIS_MACHINE = frozenset({"listen", "advertise", "state", "out"})
@@ -51,7 +51,7 @@ def ledger_entry(
     """
     state = federation.state
     assert federation.schema is not None, "a round ends when there is a schema"
-    uploads = {one.rank: one for one in finished_uploads(state.database, state.uploads.folder, round_.number)}
+    uploads = {said.rank: said for said in said_of_finished(state.database, round_.number)}
     late = late_updates(state.database, round_.number)
     return Entry(
         format=FORMAT,
@@ -93,7 +93,7 @@ def _plan(federation: Federation) -> CommonPlan:
     )
 
 
-def _member(part: Participation, intake: Intake, upload: FinishedUpload | None) -> Member:
+def _member(part: Participation, intake: Intake, upload: Said | None) -> Member:
     assert part.outcome is not None, "every part of a closed round has ended"
     return Member(
         rank=part.rank,
@@ -108,16 +108,16 @@ def _member(part: Participation, intake: Intake, upload: FinishedUpload | None) 
     )
 
 
-def _update(part: Participation, weight: float | None, upload: FinishedUpload) -> UpdateEntry:
+def _update(part: Participation, weight: float | None, upload: Said) -> UpdateEntry:
     # One that the checks against the cohort took out is still admitted by its own row, until this entry is written.
     reason = upload.reason if upload.state is UploadState.QUARANTINED else part.reason
     return UpdateEntry(
-        model_digest=upload.update.manifest.model_digest().hex,
-        num_examples=upload.update.facts.num_examples,
+        model_digest=upload.model_digest.hex,
+        num_examples=upload.facts.num_examples,
         weight=weight,
         admission="admitted" if weight is not None else "quarantined",
         reason="" if weight is not None else reason,
-        metrics=_finite(upload.update.facts.metrics),
+        metrics=_finite(upload.facts.metrics),
     )
 
 

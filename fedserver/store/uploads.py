@@ -19,7 +19,7 @@ from fedserver.store.journal import Statement
 from fedserver.store.updates import Update, UpdateFacts
 from fedserver.store.upload_file import Upload
 from fedstream.files import FileSystem
-from fedstream.manifest import Manifest, TensorEntry, parse_canonical
+from fedstream.manifest import Digest, Manifest, TensorEntry, parse_canonical
 
 _COLLECTED_FACT = "updates_collected_up_to"
 _FACTS = TypeAdapter(UpdateFacts)
@@ -146,6 +146,30 @@ def finished_uploads(database: Database, folder: Path, number: int) -> list[Fini
             ),
         )
         for upload_id, rank, state, reason, manifest, missing, facts in rows
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What the rows of a finished upload say of it, for the ledger: nothing of single tensors."""
+
+    rank: int
+    state: UploadState
+    reason: str
+    model_digest: Digest
+    facts: UpdateFacts
+
+
+def said_of_finished(database: Database, number: int) -> list[Said]:
+    """As `finished_uploads`, without taking manifests apart: of a thousand of them, that takes seconds."""
+    sql = """
+        SELECT rank, state, reason, manifest, facts FROM uploads JOIN participations USING (upload_id)
+        WHERE uploads.round = ? AND state IN (?, ?) ORDER BY rank
+    """
+    rows = database.query(sql, number, UploadState.ADMITTED.value, UploadState.QUARANTINED.value)
+    return [
+        Said(rank, UploadState(state), reason, Digest.of(manifest), _FACTS.validate_json(facts))
+        for rank, state, reason, manifest, facts in rows
     ]
 
 
