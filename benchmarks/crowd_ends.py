@@ -22,6 +22,7 @@ import numpy as np
 from benchmarks import shift
 from benchmarks.arithmetic import step_of
 from fedclient.connection import CHANNEL_OPTIONS
+from fedserver.open_files import allow_many_open_files
 from fedstream import limits, tls, wire
 from fedstream.manifest import manifest_of
 from fedstream.v1 import (
@@ -53,6 +54,7 @@ class Order:
 
 def main() -> None:
     """Live the sites' lives, to the federation's end."""
+    allow_many_open_files()
     asyncio.run(_Crowd(Order(**json.loads(sys.argv[1]))).run())
 
 

@@ -24,6 +24,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 from benchmarks.plain_file import BLOCK_BYTES, write_and_sync
+from fedserver.open_files import allow_many_open_files
 
 _PATIENCE_SECONDS = 300.0
 _SYNCERS = 16
@@ -55,6 +56,7 @@ class Order:
 
 def main() -> None:
     """The server's main process: begins each round, and makes its new model durable."""
+    allow_many_open_files()
     order = Order(**json.loads(sys.argv[1]))
     write_and_sync(order.path("model"), memoryview(os.urandom(order.num_bytes)))
     new_model = memoryview(os.urandom(order.num_bytes))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -20,14 +19,6 @@ def family(pid: int) -> list[int]:
     except (FileNotFoundError, ProcessLookupError):
         return []
     return [pid, *(member for child in children for member in family(child))]
-
-
-def raise_open_files(wanted: int) -> None:
-    """Let this process, and those that it starts, have so many files and sockets open, or as many as it may."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    if soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _children(task: Path) -> list[str]:

@@ -21,7 +21,7 @@ from benchmarks.crowd import Crowd, start_crowd
 from benchmarks.federation import await_end, check_model, start_server
 from benchmarks.floor import measure_floor
 from benchmarks.options import Options
-from benchmarks.processes import MemoryWatch, Peak, cpu_seconds, raise_open_files
+from benchmarks.processes import MemoryWatch, Peak, cpu_seconds
 from benchmarks.rows import Row, Security, Size
 from benchmarks.tables import Line, Table
 from fedstream.v1 import admin_pb2
@@ -33,8 +33,6 @@ _WAIT_SECONDS = 30.0
 """As long as from one keep-alive ping to the next, of either end: each connection has one of both."""
 
 _SETTLE_SECONDS = 3.0
-_FILES_PER_SITE = 2
-_OTHER_FILES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,6 @@ def run(options: Options) -> Table:
     """Measure as often as the options say, in turn with the floor."""
     row = Row(Size(options.num_sites, _MODEL_MIB), Security.TLS)
     rounds = options.rounds or _ROUNDS
-    raise_open_files(_FILES_PER_SITE * options.num_sites + _OTHER_FILES)
     found: list[Found] = []
     floors: list[float] = []
     for turn in range(options.repeats):

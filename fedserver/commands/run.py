@@ -14,6 +14,7 @@ from fedserver.config import ServerConfig
 from fedserver.disk import DiskRefuses
 from fedserver.exit_codes import ExitCode
 from fedserver.lifecycle import FederationFailed
+from fedserver.open_files import allow_many_open_files
 from fedserver.server import Listening, Server, own_addresses
 from fedserver.store import DamagedFile, StateError
 from fedserver.store.disk import trouble_of
@@ -26,6 +27,7 @@ log = structlog.get_logger()
 async def run_server(config: ServerConfig, log_json: bool | None, log_level: str) -> ExitCode:
     """Serve one federation to its end."""
     keep_few_heaps()
+    allow_many_open_files()
     configure_logs(as_json=log_json, level=log_level)
     structlog.contextvars.bind_contextvars(task=config.task)
     server: Server | None = None
