@@ -199,12 +199,15 @@ class Desk:
         for opened in self._tray.open.values():
             opened.superseded.set()
             if opened.finishing is None or opened.finishing.done():  # one that is late may still be on its way in
+                opened.inspection.stop()
                 self._drop(opened.upload)
         self._tray.clear()
         self._beginning.clear()
 
     def close(self) -> None:
         """Let go of the threads. No call about uploads may be at work any more."""
+        for opened in self._tray.open.values():
+            opened.inspection.stop()
         self._threads.close()
 
     def _drop(self, upload: Upload) -> None:

@@ -31,6 +31,11 @@ class Inspection:
         if self._upload.has_unverified and (self._ahead is None or self._ahead.done()):
             self._ahead = asyncio.create_task(self._look_ahead())
 
+    def stop(self) -> None:
+        """Look ahead no more: nobody will `finish`."""
+        if self._ahead is not None:
+            self._ahead.cancel()
+
     async def _look_ahead(self) -> None:
         with contextlib.suppress(
             DigestMismatch, RoundClosed, OSError

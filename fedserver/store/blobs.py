@@ -7,10 +7,10 @@ ends the process.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
+from typing import BinaryIO
 
 from fedserver.store.errors import DamagedFile
 from fedstream.manifest import TensorEntry
@@ -44,7 +44,7 @@ def damages(path: Path, entries: Sequence[TensorEntry]) -> Iterator[Damage]:
         yield Damage(f"cannot be read ({error.strerror})")
 
 
-def _damaged_tensors(file: BufferedReader, entries: Sequence[TensorEntry]) -> Iterator[Damage]:
+def _damaged_tensors(file: BinaryIO, entries: Sequence[TensorEntry]) -> Iterator[Damage]:
     for entry in entries:
         if sha256_of_next(file, entry.size_bytes) != entry.digest.sha256:
             yield Damage(f"is damaged: tensor {entry.name} does not match its digest", entry.name)
@@ -60,13 +60,10 @@ def check_file(path: Path, entries: Sequence[TensorEntry], way_out: str) -> None
         raise DamagedFile(path, damage.problem, way_out, damage.tensor)
 
 
-def sha256_of_next(file: BufferedReader, size_bytes: int, show: Callable[[memoryview], None] | None = None) -> bytes:
-    """sha256 of the next bytes of a file; of fewer, where it ends before. Each block of them is shown to `show`."""
+def sha256_of_next(file: BinaryIO, size_bytes: int) -> bytes:
+    """sha256 of the next bytes of a file; of fewer, where it ends before."""
     digest, left = hashlib.sha256(), size_bytes
-    block = memoryview(bytearray(min(size_bytes, BLOCK_BYTES)))
-    while left and (size := file.readinto(block[:left])):
-        digest.update(block[:size])
-        if show is not None:
-            show(block[:size])
-        left -= size
+    while left and (block := file.read(min(left, BLOCK_BYTES))):
+        digest.update(block)
+        left -= len(block)
     return digest.digest()
