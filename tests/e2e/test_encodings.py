@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
-from fedstream.v1 import negotiation_pb2
+from fedstream import wire
+from fedstream.encodings import Encoding
+from fedstream.v1 import common_pb2, negotiation_pb2
 from tests.support.processes import Look, RunningServer, Stage, stage
+from tests.support.serving import BareSite, serving
 
 pytestmark = [pytest.mark.e2e, pytest.mark.numpy_task, pytest.mark.timeout(240)]
 
@@ -44,6 +47,30 @@ def test_updates_take_so_many_fewer_bytes_and_the_model_learns(
     assert all(2 * MODEL_BYTES / int(one["bytes_received"]) > times_fewer for one in rounds)
     accuracies = [metric["value"] for metric in rounds[-1]["metrics"] if metric["name"] == "accuracy"]
     assert accuracies[0] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("client_takes", "welcome"),
+    [
+        (list(Encoding), [Encoding.INT8_ZSTD, Encoding.RAW]),
+        ([Encoding.INT8, Encoding.RAW], [Encoding.RAW]),
+        ([], [Encoding.RAW]),
+    ],
+)
+async def test_client_is_welcomed_with_the_encodings_that_both_ends_take(
+    tmp_path: Path, client_takes: list[Encoding], welcome: list[Encoding]
+) -> None:
+    task = "tests.support.tasks:Shapes"
+    async with (
+        serving(tmp_path, task=task, update_encoding="int8+zstd") as (server, listening),
+        BareSite.dial(listening) as site,
+    ):
+        described = await site.negotiation.DescribeTask(negotiation_pb2.DescribeTaskRequest())
+        assert wire.read_encodings(described.capabilities.encodings) == [Encoding.INT8_ZSTD, Encoding.RAW]
+        assert server.federation.schema is not None
+        capabilities = common_pb2.Capabilities(encodings=[*wire.write_encodings(client_takes), 99])
+        answer = await site.hello("a", server.federation.schema, server.federation.meaning, capabilities=capabilities)
+        assert wire.read_encodings(answer.welcome.encodings) == welcome
 
 
 def uploads_are_under_way(look: Look) -> bool:
