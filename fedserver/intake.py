@@ -114,8 +114,9 @@ class Intake:
     def _check(self, part: Participation, update: Update, survey: Survey | None) -> _Taken:
         check_num_examples(update.facts.num_examples, part.claimed_examples, self._limits)
         facts = check_update(self._schema, self.base, update.tensors()) if survey is None else survey.facts()
-        self._sums.require_room(facts)
-        return _Taken(update, self._strategy.weight(part.rank, update.facts.num_examples), facts)
+        weight = self._strategy.weight(part.rank, update.facts.num_examples)
+        self._sums.require_fit(part.rank, weight, facts)
+        return _Taken(update, weight, facts)
 
     async def caught_up(self) -> None:
         """Return when nothing is being added to the sums."""

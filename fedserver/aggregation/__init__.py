@@ -28,7 +28,7 @@ from fedserver.aggregation.errors import (
 )
 from fedserver.aggregation.offline import aggregate_all
 from fedserver.aggregation.strategies import STRATEGIES, Strategy, strategy_named
-from fedserver.aggregation.survey import Survey, UpdateFacts
+from fedserver.aggregation.survey import Look, Survey, UpdateFacts
 
 __all__ = [
     "STRATEGIES",
@@ -37,6 +37,7 @@ __all__ = [
     "BeyondHeadroom",
     "ExampleLimits",
     "ImplausibleExamples",
+    "Look",
     "NoUpdates",
     "NotFinite",
     "Quarantine",

@@ -137,7 +137,7 @@ class Accumulator:
         """
         self._check_rank_and_weight(rank, weight)
         facts = check_update(self.schema, self.base, tensors, threads=self.threads) if facts is None else facts
-        self.require_room(facts)
+        self.require_fit(rank, weight, facts)
         largest = np.full(len(self.schema), _UNCHANGED)
         for name, value in facts.largest.items():
             largest[self._index[name]] = value
@@ -146,12 +146,16 @@ class Accumulator:
         self._add(folded, tensors, kernels.Direction.IN)
         self._folded[rank] = folded
 
-    def require_room(self, facts: UpdateFacts) -> None:
-        """Check that every value of an update fits its tensor's grid. Unlike all else it may be called at any time.
+    def require_fit(self, rank: int, weight: float, facts: UpdateFacts) -> None:
+        """Check that an update of which `check_update` found `facts` can be added. Unlike all else it may be called at
+        any time.
 
         Raises:
-            BeyondHeadroom: names the first tensor that has a value beyond it.
+            UpdateRefused: `BeyondHeadroom` names the first tensor that has a value beyond its grid;
+                `ImplausibleExamples` as `fold`.
+            RankError: as `fold`.
         """
+        self._check_rank_and_weight(rank, weight)
         for name, value in facts.largest.items():
             limit = self._grid(self._index[name]).limit
             if value > limit:

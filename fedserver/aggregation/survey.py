@@ -32,7 +32,7 @@ class UpdateFacts:
 
 Look = Callable[[str, int, np.ndarray], None]
 """Takes a tensor's name, an element's place in the flat tensor (a multiple of `BLOCK_ELEMENTS`), and values from there
-on; those of one tensor in order. What is not averaged is passed over."""
+on; those of one tensor in order, and gone after the call. What is not averaged is passed over."""
 
 
 class Survey:
@@ -128,6 +128,7 @@ class _Looker:
     def __call__(self, name: str, start: int, values: np.ndarray) -> None:
         if not self._schema[name].dtype.is_floating:
             return
+        assert start % BLOCK_ELEMENTS == 0, "blocks lie elsewhere than in any other pass"
         started = flat(self._base[name])[start : start + values.size]
         for block in Span(0, 0, values.size).blocks(BLOCK_ELEMENTS):
             self._look(name, start + block.start, values[block], started[block])

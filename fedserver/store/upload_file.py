@@ -14,26 +14,23 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BufferedReader
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 
-from fedserver.store.blobs import sha256_of_next
+from fedserver.aggregation import Look
 from fedserver.store.updates import Update, UpdateFacts
 from fedstream import limits
-from fedstream.encodings import DecodingError, Encoded, Encoding, decode
+from fedstream.encodings import BasePiece, DecodingError, Encoded, Encoding, decode
 from fedstream.errors import DigestMismatch, RoundClosed, WrongOffset
 from fedstream.files import TEMPORARY_SUFFIX, FileSystem, publish
 from fedstream.manifest import Manifest, TensorEntry, raw_bytes
 from fedstream.weights_file import header_of
 from fedtask.task import Weights
-
-Look = Callable[[str, int, np.ndarray], None]
-"""Takes a tensor's name, a place in the flat tensor, and the values from there on, in the order of places; each time a
-MiB of them, the last time what is left. They are gone after the call."""
 
 
 class Upload:
@@ -65,13 +62,15 @@ class Upload:
     ) -> None:
         self.path, self.manifest, self.missing, self.facts = path, manifest, list(missing), facts
         self._entries = [manifest.entries[index] for index in missing]
-        raw = [Encoded(Encoding.RAW, entry.size_bytes) for entry in self._entries]
-        self._encoded = [facts.encoded.get(entry.name, as_is) for entry, as_is in zip(self._entries, raw, strict=True)]
+        self._raw = [Encoded(Encoding.RAW, entry.size_bytes) for entry in self._entries]
+        self._encoded = [
+            facts.encoded.get(entry.name, as_is) for entry, as_is in zip(self._entries, self._raw, strict=True)
+        ]
         # Where each tensor begins, and the last one ends, in the body and among the values.
         self._body_places = [0, *accumulate(encoded.size_bytes for encoded in self._encoded)]
         self._value_places = [0, *accumulate(entry.size_bytes for entry in self._entries)]
         self.size_bytes = self._body_places[-1]
-        self._is_encoded = self._encoded != raw
+        self._is_encoded = self._encoded != self._raw
         self._files = files
         # One fsync at a time, and the descriptor stays open for as long; taken before `_lock`, never within it.
         self._syncing = threading.Lock()
@@ -168,20 +167,20 @@ class Upload:
             DigestMismatch: one differs; the upload is to be dropped and started again.
         """
         if self._is_encoded and not self._sealed:
-            self._decode(base, look)
+            with self._weights_file() as written, self._body.open("rb") as file:
+                file.seek(self._body_places[self._num_verified])
+                self._check_whole(file, self._encoded, base, look, written)
             return
         with (self._partial if self._partial.exists() else self.path).open("rb") as file:
             if file.read(len(self._header)) != self._header:  # the server's own bytes: the disk has changed them
                 message = "the file of this upload is damaged in its header; put the manifest again and start at 0"
                 raise DigestMismatch(message)
             file.seek(self._value_places[self._num_verified], os.SEEK_CUR)
-            while (entry := self._next_whole()) is not None:
-                show = _shower(entry, look) if look is not None else None
-                if sha256_of_next(file, entry.size_bytes, show) != entry.digest.sha256:
-                    raise _mismatch(entry)
-                self._num_verified += 1
+            self._check_whole(file, self._raw, base, look)
 
-    def _decode(self, base: Weights, look: Look | None) -> None:
+    @contextmanager
+    def _weights_file(self) -> Iterator[int]:
+        """Where the values of a body that is encoded are written."""
         with self._lock:
             if self._dropped:
                 raise RoundClosed("this upload was dropped")
@@ -189,35 +188,36 @@ class Upload:
         try:
             if self._num_verified == 0:
                 self._files.write_at(descriptor, 0, self._header)
-            with self._body.open("rb") as file:
-                file.seek(self._body_places[self._num_verified])
-                while (entry := self._next_whole()) is not None:
-                    self._decode_next(file, entry, descriptor, base, look)
-                    self._num_verified += 1
+            yield descriptor
         finally:
             self._files.close(descriptor)
 
-    def _decode_next(
-        self, file: BufferedReader, entry: TensorEntry, descriptor: int, base: Weights, look: Look | None
+    def _check_whole(
+        self,
+        file: BufferedReader,
+        encoded: Sequence[Encoded],
+        base: Weights,
+        look: Look | None,
+        written: int | None = None,
     ) -> None:
-        digest, place = hashlib.sha256(), 0
-        start = len(self._header) + self._value_places[self._num_verified]
-
-        def base_piece(begin: int, end: int) -> np.ndarray:
-            return base[entry.name].reshape(-1)[begin:end]  # asked for piece by piece: what is held is in memory
-
-        try:
-            for values in decode(self._encoded[self._num_verified], file, entry, base_piece):
-                piece = raw_bytes(values)
-                digest.update(piece)
-                self._files.write_at(descriptor, start + place, piece)
-                if look is not None:
-                    look(entry.name, place // entry.dtype.itemsize, values)
-                place += piece.nbytes
-        except DecodingError as error:
-            raise _mismatch(entry) from error
-        if digest.digest() != entry.digest.sha256:
-            raise _mismatch(entry)
+        """Check tensors of `file`, from the first that was not on; values go to the descriptor `written`, if any."""
+        while (entry := self._next_whole()) is not None:
+            digest, place = hashlib.sha256(), 0
+            start = len(self._header) + self._value_places[self._num_verified]
+            try:
+                for values in decode(encoded[self._num_verified], file, entry, _pieces_of(base, entry)):
+                    piece = raw_bytes(values)
+                    digest.update(piece)
+                    if written is not None:
+                        self._files.write_at(written, start + place, piece)
+                    if look is not None:
+                        look(entry.name, place // entry.dtype.itemsize, values)
+                    place += piece.nbytes
+            except DecodingError as error:
+                raise _mismatch(entry) from error
+            if digest.digest() != entry.digest.sha256:
+                raise _mismatch(entry)
+            self._num_verified += 1
 
     @property
     def has_unverified(self) -> bool:
@@ -289,14 +289,8 @@ def _mismatch(entry: TensorEntry) -> DigestMismatch:
     return DigestMismatch(message, tensor=entry.name)
 
 
-def _shower(entry: TensorEntry, look: Look) -> Callable[[memoryview], None]:
-    """Takes the bytes of a tensor, piece after piece, and shows them as values."""
-    place = 0
+def _pieces_of(base: Weights, entry: TensorEntry) -> BasePiece:
+    def piece(begin: int, end: int) -> np.ndarray:
+        return base[entry.name].reshape(-1)[begin:end]  # asked for piece by piece: what is held is in memory
 
-    def show(piece: memoryview) -> None:
-        nonlocal place
-        whole = piece[: piece.nbytes - piece.nbytes % entry.dtype.itemsize]  # less only where the file was cut short
-        look(entry.name, place, np.frombuffer(whole, entry.dtype.numpy))
-        place += whole.nbytes // entry.dtype.itemsize
-
-    return show
+    return piece
