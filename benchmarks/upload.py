@@ -1,8 +1,9 @@
 """One upload stream against a plain file and against Arrow Flight, in turn.
 
 fedstream: a client's own code sends a model to a `fedserver run`, plaintext as Flight is: crc of every chunk, sha256 of
-every tensor, resumable, and durable before the answer, which also says whether the update is in the round. The file:
-written in blocks of 1 MiB, and synced. Flight: DoPut in batches of 1 MiB into a file that is synced before the answer.
+every tensor, resumable, and durable before the answer, which also says whether the update is in the round. Its end is
+what follows the last committed byte. The file: written in blocks of 1 MiB, and synced. Flight: DoPut in batches of
+1 MiB into a file that is synced before the answer.
 """
 
 from __future__ import annotations
@@ -46,15 +47,16 @@ def run(options: Options) -> Table:
     title = f"upload: seconds for one stream of {SIZE_MIB} MiB, durable before the answer"
     with tempfile.TemporaryDirectory(prefix="upload-", dir=options.folder) as folder:
         place = Path(folder)
-        manifest = _make_update(place / "update.safetensors")
+        manifest, ends = _make_update(place / "update.safetensors"), list[float]()
         measured = {
-            "fedstream": lambda: _fedstream(place, manifest),
+            "fedstream": lambda: _fedstream(place, manifest, ends),
             "file, written and synced": lambda: _plain_file(place),
             **_flight(place, options),
         }
         seconds = _in_turn(measured, options)
     file = statistics.median(seconds["file, written and synced"])
-    return Table(title, [_line(name, each, file) for name, each in seconds.items()])
+    lines = [_line(name, each, file) for name, each in seconds.items()]
+    return Table(title, [*lines, Line("fedstream's end", {"s": statistics.median(ends)}, {"seconds": ends})])
 
 
 def _in_turn(measured: Mapping[str, Callable[[], float]], options: Options) -> dict[str, list[float]]:
@@ -80,15 +82,18 @@ def _make_update(path: Path) -> Manifest:
     return manifest
 
 
-def _fedstream(place: Path, manifest: Manifest) -> float:
+def _fedstream(place: Path, manifest: Manifest, ends: list[float]) -> float:
     with tempfile.TemporaryDirectory(prefix="server-", dir=place) as folder, stage(Path(folder)) as made:
         options = ["--plaintext", "--rounds", "1", "--min-clients", "1"]
         server = made.server(*options, task=shift.REFERENCE, python_path=ROOT, mib=SIZE_MIB)
         server.until("the model to be made", lambda look: look.state.HasField("global_model") or None)
-        return asyncio.run(_send(server.listening, manifest, place / "update.safetensors"))
+        began, committed, ended = asyncio.run(_send(server.listening, manifest, place / "update.safetensors"))
+    ends.append(ended - committed)
+    return ended - began
 
 
-async def _send(listening: Listening, manifest: Manifest, path: Path) -> float:
+async def _send(listening: Listening, manifest: Manifest, path: Path) -> tuple[float, float, float]:
+    """When sending began, when the last byte was committed, and when the answer was there."""
     config = ClientConfig(server=listening.address, plaintext=True, name="sender", data=Path())
     connection = Connection(config)
     await connection.open()
@@ -99,14 +104,20 @@ async def _send(listening: Listening, manifest: Manifest, path: Path) -> float:
         file = WeightsFile(path)
         parcel = Parcel(offer.upload_id, manifest, {name: file.span(name) for name in file.names}, 10, {}, 1, 0.0)
         terms = Terms(limits.DEFAULT_CHUNK_BYTES, limits.WINDOW_BYTES)
-        upload = Upload(connection, parcel, terms, Patience(), lambda _done, _total: None)
+        committed: list[float] = []
+
+        def on_bytes(done: int, total: int) -> None:
+            if done == total:
+                committed.append(time.perf_counter())
+
+        upload = Upload(connection, parcel, terms, Patience(), on_bytes)
         began = time.perf_counter()
         async with asyncio.timeout(_TIMEOUT_SECONDS):
             delivery = await upload.run()
-        seconds = time.perf_counter() - began
+        ended = time.perf_counter()
     await connection.close()
     assert not delivery.quarantined, delivery.quarantined
-    return seconds
+    return began, committed[0], ended
 
 
 def _plain_file(place: Path) -> float:
