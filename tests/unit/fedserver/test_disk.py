@@ -206,12 +206,12 @@ async def test_disk_that_stays_full_is_not_filled_further_and_no_file_stays_open
         weights = random_weights(SCHEMA, 1)
         upload_id = await bench.accept("a")
         manifest = manifest_of(SCHEMA, weights)
-        before = open_files()
+        before = open_files(tmp_path)
         for _ in range(20):
             disk.fill(1, start=disk.steps + 2)  # the file can be made, its header not be written
             with pytest.raises(OSError, match="No space left"):
                 await bench.desk.begin(upload_id, manifest, UpdateFacts(10))
-        assert open_files() == before
+        assert open_files(tmp_path) == before
         model = bench.federation.model
         assert model is not None
         disk.fill(1, start=disk.steps + 3)  # one tensor fits

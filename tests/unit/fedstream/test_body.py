@@ -191,20 +191,20 @@ def test_body_whose_file_was_cut_short_gives_what_is_left_and_then_an_error(tmp_
 def test_body_whose_file_is_empty_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "short").touch()
     (tmp_path / "whole").write_bytes(BODY)
-    before = open_files()
+    before = open_files(tmp_path)
     for bad, error in (("short", WeightsFileError), ("nowhere", FileNotFoundError)):
         with pytest.raises(error, match=bad):
             BodyReader([FileSpan(tmp_path / "whole", 0, 10), FileSpan(tmp_path / bad, 0, 10)])
-    assert open_files() == before
+    assert open_files(tmp_path) == before
 
 
 def test_bodies_read_by_many_at_once_take_no_memory_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "large").write_bytes(bytes(8 << 20))
-    before = mapped_mib()
+    before = mapped_mib(tmp_path)
     bodies = [BodyReader([FileSpan(tmp_path / "large", 0, 8 << 20)]) for _ in range(3)]
     for body in bodies:
         assert sum(len(chunk.data) for chunk in body.chunks()) == 8 << 20
-    assert mapped_mib() - before < 4  # mapped, it would be 24 MiB
+    assert mapped_mib(tmp_path) - before < 4  # mapped, it would be 24 MiB
     for body in bodies:
         body.close()
 
@@ -222,12 +222,12 @@ def test_body_is_not_copied_where_the_tensors_of_a_chunk_follow_each_other_in_a_
     assert peak < 1.1 * len(data)
 
 
-def test_body_closed_gives_its_files_back(spans: list[FileSpan]) -> None:
-    before = open_files()
+def test_body_closed_gives_its_files_back(spans: list[FileSpan], tmp_path: Path) -> None:
+    before = open_files(tmp_path)
     body = BodyReader(spans)
-    assert open_files() == before + 2
+    assert open_files(tmp_path) == before + 2
     body.close()
     body.close()
-    assert open_files() == before
+    assert open_files(tmp_path) == before
     with pytest.raises((KeyError, ValueError)):
         body.read(0, 1)

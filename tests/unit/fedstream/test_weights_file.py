@@ -138,22 +138,22 @@ def test_tensor_on_demand_of_a_file_cut_short_since_is_an_error(tmp_path: Path, 
 def test_tensors_on_demand_leave_memory_when_they_are_let_go(tmp_path: Path) -> None:
     schema = ModelSchema(tuple(TensorSpec(f"t{i}", DataType.FLOAT32, (1 << 20,)) for i in range(8)))  # 4 MiB each
     file = WeightsFile(write(tmp_path, schema, {spec.name: np.ones(spec.shape, np.float32) for spec in schema}))
-    before = mapped_mib()
+    before = mapped_mib(tmp_path)
     total = sum(float(values.sum()) for values in file.on_demand().values())
-    assert mapped_mib() - before < 6
+    assert mapped_mib(tmp_path) - before < 6
     views = file.weights()
     assert sum(float(values.sum()) for values in views.values()) == total == 8 * 2**20
-    assert mapped_mib() - before > 26  # what it would be otherwise, so that this test can fail
+    assert mapped_mib(tmp_path) - before > 26  # what it would be otherwise, so that this test can fail
 
 
 def test_weights_file_let_go_gives_its_descriptors_back(tmp_path: Path) -> None:
     path = write(tmp_path, SIZED, sized_weights())
-    before = open_files()
+    before = open_files(tmp_path)
     file = WeightsFile(path)
     kept = [dict(file.on_demand()), file.weights()]
-    assert open_files() > before
+    assert open_files(tmp_path) > before
     del file, kept
-    assert open_files() == before
+    assert open_files(tmp_path) == before
 
 
 def test_span_of_each_tensor_is_where_its_bytes_stand(tmp_path: Path) -> None:
