@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 import tempfile
 import time
@@ -32,6 +33,8 @@ PARTS: Mapping[str, str] = {
 
 def main() -> None:
     """Run them, one after the other."""
+    # As Ctrl-C does: what a part has started is ended on the way out.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     listed = "; ".join(f"{name}: {words}" for name, words in PARTS.items())
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"which; by default all. {listed}")
