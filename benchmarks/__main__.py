@@ -22,6 +22,7 @@ from benchmarks.tables import Table, keep, show
 
 PARTS: Mapping[str, str] = {
     "rounds": "rounds of a whole federation, against the same bytes through bare sockets and files",
+    "peers": "the same rounds of NVFLARE and Flower, each in an environment that is made for it in .bench/",
     "upload": "one upload stream, against a plain file and against Arrow Flight",
     "publish": "how long the new model takes after the last update, against writing one model",
     "sites": "a thousand connected sites: what they cost while they wait, and a round of all of them",
