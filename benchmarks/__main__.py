@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 import tempfile
 import time
@@ -21,6 +22,7 @@ from benchmarks.tables import Table, keep, show
 
 PARTS: Mapping[str, str] = {
     "rounds": "rounds of a whole federation, against the same bytes through bare sockets and files",
+    "peers": "the same rounds of NVFLARE and Flower, each in an environment that is made for it in .bench/",
     "upload": "one upload stream, against a plain file and against Arrow Flight",
     "publish": "how long the new model takes after the last update, against writing one model",
     "sites": "a thousand connected sites: what they cost while they wait, and a round of all of them",
@@ -32,6 +34,8 @@ PARTS: Mapping[str, str] = {
 
 def main() -> None:
     """Run them, one after the other."""
+    # As Ctrl-C does: what a part has started is ended on the way out.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     listed = "; ".join(f"{name}: {words}" for name, words in PARTS.items())
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"which; by default all. {listed}")

@@ -37,10 +37,11 @@ def initial_model(mib: float, seed: int = SEED) -> dict[str, np.ndarray]:
     return {tensor_name(index): initial_tensor(index, num_elements, seed) for index in range(NUM_TENSORS)}
 
 
-def first_wrong(model: Mapping[str, np.ndarray], rounds: int) -> str | None:
-    """The first tensor that is not its initial value plus `rounds`; `None` if all are right."""
+def first_wrong(model: Mapping[str, np.ndarray], rounds: int, tolerance: float = 0.0) -> str | None:
+    """The first tensor that is further than `tolerance` from its initial value plus `rounds`; `None` if none is."""
     for index in range(NUM_TENSORS):
         values = np.asarray(model[tensor_name(index)])
-        if not np.array_equal(values, initial_tensor(index, values.size) + np.float32(rounds)):
+        due = initial_tensor(index, values.size) + np.float32(rounds)
+        if values.shape != due.shape or not np.allclose(values, due, rtol=0.0, atol=tolerance):
             return tensor_name(index)
     return None
