@@ -36,6 +36,8 @@ def mutated(kind: type[Message], data: bytes, seed: int) -> bytes:
 
 
 def _change(message: Any, rng: random.Random) -> None:
+    if not message.DESCRIPTOR.fields:
+        return
     field = rng.choice(message.DESCRIPTOR.fields)
     if rng.random() < 0.1:
         message.ClearField(field.name)
@@ -44,8 +46,7 @@ def _change(message: Any, rng: random.Random) -> None:
     elif field.message_type is not None:
         part = getattr(message, field.name)
         part.SetInParent()
-        if part.DESCRIPTOR.fields:
-            _change(part, rng)
+        _change(part, rng)
     else:
         setattr(message, field.name, _value(field, rng))
 
