@@ -22,7 +22,7 @@ from fedstream.join_token import JoinToken
 from fedstream.tls import shown_address, split_address
 from fedstream.v1 import enrolment_pb2, enrolment_pb2_grpc
 
-_PATIENCE = Patience(give_up_after_seconds=120.0)
+_PATIENCE = Patience(give_up_after_seconds=30.0)
 
 
 def read_token(text: str) -> JoinToken:

@@ -247,8 +247,8 @@ class Stage:
         with path.open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
 
-    def command(self, *words: str) -> Said:
-        """Run a command to its end; `words` begin with `fedserver` or `fedclient`."""
+    def command(self, *words: str, said: str = "") -> Said:
+        """Run a command to its end; `words` begin with `fedserver` or `fedclient`, `said` is its standard input."""
         program, *rest = words
         done = subprocess.run(
             [sys.executable, "-m", f"{program}.cli", *rest],
@@ -258,7 +258,7 @@ class Stage:
             env=_environment(None),
             timeout=PATIENCE_SECONDS,
             check=False,
-            stdin=subprocess.DEVNULL,
+            input=said,
         )
         return Said(done.returncode, done.stdout, done.stderr)
 
