@@ -54,6 +54,12 @@ OPTIONS = (
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.so_reuseport", 0),  # a second server on the same port must fail, not share its clients
 )
+ENROLMENT_OPTIONS = (
+    # Anybody can connect there. A request is under 1 KiB, and takes a signature and two commits.
+    ("grpc.max_receive_message_length", 16 << 10),
+    ("grpc.so_reuseport", 0),
+)
+_ENROLLING_AT_ONCE = 32
 _UNIX_PATH_LIMIT = 100  # bytes; the kernel takes 107
 _DOWNLOAD_SECONDS = 60.0
 
@@ -97,7 +103,7 @@ class Server:
         self._health = health.aio.HealthServicer()
         self._gate = self._open_gate()
         self._public = grpc.aio.server(options=OPTIONS, interceptors=[self._gate.callers] if self._gate else [])
-        self._enrolment = grpc.aio.server(options=OPTIONS)
+        self._enrolment = grpc.aio.server(options=ENROLMENT_OPTIONS, maximum_concurrent_rpcs=_ENROLLING_AT_ONCE)
         self._admin = grpc.aio.server()
         self.report: Path | None = None
 

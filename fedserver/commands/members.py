@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from fedserver.addresses import chosen, kept_advertised
 from fedserver.clock import SystemClock
 from fedserver.commands.admin import CALL_SECONDS, administration, compact_table, console, is_running, reading
 from fedserver.config import ServerConfig
+from fedserver.enrolment.membership import LONGEST_INVITATION
 from fedserver.exit_codes import ExitCode, fail
 from fedserver.gate import Gate, Office, server_identity
 from fedserver.store import State, StateError
@@ -28,6 +30,8 @@ from fedserver.store.state import is_state_directory
 from fedstream.errors import ProtocolError
 from fedstream.tls import is_loopback, split_address
 from fedstream.v1 import admin_pb2
+
+_LONGEST_HOURS = LONGEST_INVITATION // timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,8 @@ class Letter:
 
 def invite(state: Path, name: str, valid_hours: float | None) -> None:
     """Make a join token and print the command that it is for."""
+    if valid_hours is not None and not 0 < valid_hours <= _LONGEST_HOURS:
+        raise fail(f"--valid-hours: give more than 0 and at most {_LONGEST_HOURS}", ExitCode.BAD_CONFIGURATION)
     valid_for = timedelta(hours=valid_hours) if valid_hours is not None else None
     letter = _ask_server(state, name, valid_for) if is_running(state) else _write_letter(state, name, valid_for)
     command = shlex.join(["fedclient", "join", letter.server, "--token", letter.token])
@@ -54,7 +60,7 @@ def invite(state: Path, name: str, valid_hours: float | None) -> None:
 def _ask_server(state: Path, name: str, valid_for: timedelta | None) -> Letter:
     request = admin_pb2.InviteRequest(client_name=name)
     if valid_for is not None:
-        request.valid_for.CopyFrom(Duration(seconds=int(valid_for.total_seconds())))
+        request.valid_for.CopyFrom(Duration(seconds=math.ceil(valid_for.total_seconds())))
     with administration(state) as stub:
         answer = stub.Invite(request, timeout=CALL_SECONDS)
     return Letter(answer.token, answer.expires.ToDatetime(UTC), answer.server_address)
