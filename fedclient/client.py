@@ -25,7 +25,15 @@ from fedclient.identity import IdentityFolder
 from fedclient.renewal import keep_renewed, renew_if_due
 from fedclient.session import Session
 from fedclient.workplace import Workplace
-from fedstream.errors import LimitExceeded, PermissionDenied, ProtocolError, Superseded, TransportError, Unauthenticated
+from fedstream.errors import (
+    LimitExceeded,
+    NameMismatch,
+    PermissionDenied,
+    ProtocolError,
+    Superseded,
+    TransportError,
+    Unauthenticated,
+)
 from fedstream.files import FileSystem, RealFileSystem
 from fedstream.v1 import negotiation_pb2
 
@@ -109,7 +117,7 @@ class Client:
             return await self._talk(place)
         except Superseded as error:
             raise self._judge_rival() from error
-        except (Unauthenticated, PermissionDenied) as error:
+        except (Unauthenticated, PermissionDenied, NameMismatch) as error:
             raise Stop(ExitCode.UNTRUSTED, f"{error.message}: ask the coordinator") from error
         except LimitExceeded:
             raise

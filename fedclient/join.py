@@ -62,7 +62,7 @@ async def join(
     Raises:
         Stop: with the exit code and what to do.
     """
-    _require_room(folder, token.name)
+    _require_room(folder, Membership(token.name, server))
     try:
         key = folder.key()
         request = enrolment_pb2.EnrolRequest(
@@ -83,11 +83,12 @@ async def join(
     return f"joined as {token.name}; the certificate is valid until {expires:%Y-%m-%d} and renews itself"
 
 
-def _require_room(folder: IdentityFolder, name: str) -> None:
-    """One folder is one site; it may join again under its name, with the same key."""
+def _require_room(folder: IdentityFolder, wanted: Membership) -> None:
+    """One folder is one site of one federation; it may join that again, with the same key."""
     known = folder.membership()
-    if known is not None and known.name != name:
-        message = f"{folder.folder} is the identity of {known.name} at {known.server}; give another --identity"
+    if known is not None and known != wanted:
+        message = f"{folder.folder} is the identity of {known.name} at {known.server}: give another --identity"
+        message = f"{message}, or remove it if it is out of use"
         raise Stop(ExitCode.BAD_CONFIGURATION, message)
 
 

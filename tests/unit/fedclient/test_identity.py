@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -169,3 +170,13 @@ async def test_join_where_nobody_answers_says_that_nothing_is_lost_and_keeps_the
         assert "Nothing is lost: try again with the same token" in message_of(ExitCode.UNREACHABLE, stop)
     assert [path.name for path in sorted(folder.folder.iterdir())] == ["site.key"]
     assert folder.membership() is None
+
+
+@pytest.mark.parametrize("change", [{"name": "beta"}, {"server": "elsewhere.example.org:8443"}])
+async def test_join_does_not_put_a_site_in_the_place_of_another(folder: IdentityFolder, change: dict[str, str]) -> None:
+    token = replace(TOKEN, **change)
+    before = {path: path.read_bytes() for path in folder.folder.iterdir()}
+    with pytest.raises(Stop) as stop:
+        await join(token, token.server, "127.0.0.1:1", folder, Patience(0.01, 0.02, 0.1))
+    assert "is the identity of alpha at fl.example.org:8443" in message_of(ExitCode.BAD_CONFIGURATION, stop)
+    assert {path: path.read_bytes() for path in folder.folder.iterdir()} == before
