@@ -51,12 +51,12 @@ option = $(if $($(2)),$(1) '$($(2))')
 
 ##@ Run a federation
 
-run-server: $(INSTALLED) ## Start a server that waits for clients, and print the command with which a client joins.
+run-server: $(INSTALLED) ## Start a server that waits for clients, and print the command with which one is invited.
 #: ARGS='--rounds 20'      any options of `fedserver run`
 	$(BIN)/fedserver run --listen 0.0.0.0:8443 $(ARGS)
 
 run-client: $(INSTALLED) ## Start a client beside its data.
-#: ARGS='--server HOST:8443 --name SITE --data DIR'    any options of `fedclient run`
+#: ARGS='--data DIR'       any options of `fedclient run`; `fedclient join` comes first
 	$(BIN)/fedclient run $(ARGS)
 
 ##@ Change the code

@@ -57,7 +57,15 @@ def start_crowd(made: Stage, listening: Listening, size: Size, numbers: range | 
     chosen = numbers if numbers is not None else range(size.clients)
     bounds = [chosen.start + len(chosen) * part // PROCESSES for part in range(PROCESSES + 1)]
     orders = [
-        Order(listening.address, listening.fingerprint, first, stop - first, size.clients, size.mib)
+        Order(
+            address=listening.address,
+            admin=listening.admin_address,
+            enrolment=listening.enrolment_address,
+            first=first,
+            count=stop - first,
+            total=size.clients,
+            mib=size.mib,
+        )
         for first, stop in itertools.pairwise(bounds)
         if stop > first
     ]

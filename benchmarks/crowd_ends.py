@@ -32,6 +32,7 @@ from fedstream.v1 import (
     transfer_pb2,
     transfer_pb2_grpc,
 )
+from tests.support.joining import joined
 from tests.support.serving import chunk_messages, cut, manifest_messages
 
 _EXAMPLES = 100
@@ -42,10 +43,14 @@ together end together."""
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Sites `first` to `first + count`, not inclusive, of `total` that there are in all."""
+    """Sites `first` to `first + count`, not inclusive, of `total` that there are in all.
+
+    `admin` and `enrolment` are where they are invited and join; `enrolment` is `None` without TLS.
+    """
 
     address: str
-    fingerprint: str | None
+    admin: str
+    enrolment: str | None
     first: int
     count: int
     total: int
@@ -66,23 +71,31 @@ class _Crowd:
         self._task = shift.Shift({"mib": str(order.mib)})
         self._dialling = asyncio.Semaphore(_DIALLING)
         self._reached: defaultdict[tuple[str, int], int] = defaultdict(int)
-        self._credentials: grpc.ChannelCredentials | None = None
+        self._credentials: dict[int, grpc.ChannelCredentials] = {}
 
     async def run(self) -> None:
         """To the end of the federation."""
         order = self._order
-        if order.fingerprint is not None:
-            self._credentials = tls.channel_credentials(tls.fetch_certificate(order.address, order.fingerprint))
+        numbers = range(order.first, order.first + order.count)
+        await asyncio.gather(*(self._enrol(number) for number in numbers))
         print(json.dumps({"event": "dialling", "at": time.monotonic()}), flush=True)
         async with asyncio.TaskGroup() as lives:
-            for number in range(order.first, order.first + order.count):
+            for number in numbers:
                 lives.create_task(self._live(number))
 
+    async def _enrol(self, number: int) -> None:
+        """Have a site join, which is not part of what is measured."""
+        order = self._order
+        if order.enrolment is not None:
+            async with self._dialling:
+                found = (await joined(order.admin, order.enrolment, _name(number))).credentials()
+            self._credentials[number] = tls.channel_credentials(found.authority, found.identity)
+
     async def _live(self, number: int) -> None:
-        async with self._channel() as channel:
+        async with self._channel(number) as channel:
             site = _Site(channel, self._task, step_of(number, self._order.total))
             async with self._dialling:
-                await site.join(f"site-{number:04}")
+                await site.join(_name(number))
             self._note("joined", 0)
             while (message := await site.hear()) is not None:
                 if message.WhichOneof("kind") == "offer":
@@ -92,12 +105,13 @@ class _Crowd:
                     self._note("heard", message.round_outcome.round)
 
     @asynccontextmanager
-    async def _channel(self) -> Any:
+    async def _channel(self, number: int) -> Any:
         address, options = self._order.address, [*CHANNEL_OPTIONS, *tls.CHANNEL_OPTIONS]
-        if self._credentials is None:
+        credentials = self._credentials.get(number)
+        if credentials is None:
             channel = grpc.aio.insecure_channel(address, options=options)
         else:
-            channel = grpc.aio.secure_channel(address, self._credentials, options=options)
+            channel = grpc.aio.secure_channel(address, credentials, options=options)
         async with channel:
             yield channel
 
@@ -105,6 +119,10 @@ class _Crowd:
         self._reached[step, round_number] += 1
         if self._reached[step, round_number] == self._order.count:
             print(json.dumps({"event": step, "round": round_number, "at": time.monotonic()}), flush=True)
+
+
+def _name(number: int) -> str:
+    return f"site-{number:04}"
 
 
 class _Site:

@@ -1,7 +1,7 @@
 """Whole rounds of a federation against the floor, in turn: federation, floor, federation, floor.
 
-Time is from the end of one aggregation to the end of the next. Memory is of the server and its worker together. The
-certificate is the server's alone, trusted by its fingerprint, and the floor does what the row says.
+Time is from the end of one aggregation to the end of the next. Memory is of the server and its worker together. With
+TLS, the sites of a federation show certificates; the floor's certificate is its server's alone.
 """
 
 from __future__ import annotations

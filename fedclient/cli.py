@@ -40,17 +40,28 @@ def _options(
 
 @app.command(epilog=_EPILOG)
 def run(
-    server: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Address of the server.")] = None,
-    fingerprint: Annotated[
-        str | None, typer.Option(metavar="SHA256:HEX", help="The server's fingerprint, from its join command.")
-    ] = None,
-    plaintext: Annotated[
-        bool | None, typer.Option("--plaintext", help="No TLS; only for a server on this machine.")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="This site's name, unique in the federation. [host name]")] = None,
     data: Annotated[
         str | None,
         typer.Option(metavar="DIR", help="Folder with train/CLASS/ and perhaps val/CLASS/; `phantom` to generate one."),
+    ] = None,
+    identity: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="What `fedclient join` made. [~/.local/state/fedstream/identity]")
+    ] = None,
+    server: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Address of the server. [as joined]")] = None,
+    name: Annotated[str | None, typer.Option(help="This site's name. [as joined, or as its certificate says]")] = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="PEM of a certificate of your own authority, instead of joining."),
+    ] = None,
+    key: Annotated[Path | None, typer.Option(metavar="FILE", help="PEM of its private key.")] = None,
+    server_ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="PEM of the authority that signed the server's certificate.")
+    ] = None,
+    fingerprint: Annotated[
+        str | None, typer.Option(metavar="SHA256:HEX", help="Only for a server with --open-enrolment: its fingerprint.")
+    ] = None,
+    plaintext: Annotated[
+        bool | None, typer.Option("--plaintext", help="No TLS; only for a server on this machine.")
     ] = None,
     classes: Annotated[
         str | None, typer.Option(metavar="CLASS=FOLDER,...", help="Folders that are called otherwise here.")
@@ -78,9 +89,9 @@ def run(
     log_json: Annotated[bool | None, typer.Option("--log-json/--log-text", help="[JSON unless in a terminal]")] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
-    """Join a federation and take part until it ends.
+    """Take part in the federation that was joined, until it ends.
 
-    Example: fedclient run --server fl.example.org:8443 --fingerprint sha256:4f0c... --name site-a --data scans/
+    Example: fedclient run --data scans/
 
     Only weights, counts and metrics are sent. It reconnects by itself, and never repeats a finished training.
     """
@@ -97,6 +108,10 @@ def run(
 _SETTINGS = frozenset(
     {
         "server",
+        "identity",
+        "certificate",
+        "key",
+        "server_ca",
         "fingerprint",
         "plaintext",
         "name",
@@ -114,6 +129,37 @@ _SETTINGS = frozenset(
     }
 )
 """Parameters of `run` that are settings under the same name."""
+
+
+@app.command()
+def join(
+    server: Annotated[
+        str | None, typer.Argument(metavar="[HOST:PORT]", help="Address of the server. [as the token says]")
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(help="The token from the coordinator; `-` to read it from standard input.")
+    ] = None,
+    token_file: Annotated[Path | None, typer.Option(metavar="FILE", help="A file with the token.")] = None,
+    enrolment: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where to join, if that is elsewhere than the token says.")
+    ] = None,
+    identity: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for this site's key. [~/.local/state/fedstream/identity]")
+    ] = None,
+) -> None:
+    """Join a federation, once, with the token that its coordinator has sent.
+
+    Example: fedclient join fl.example.org:8443 --token fsj1_...
+
+    This site's private key is made here and never leaves this machine. If it breaks off, run it again with the same
+    token. A token on the command line is seen by other users of this machine: `--token -` and `--token-file` are not.
+    """
+    from fedclient.command import join_federation
+
+    try:
+        typer.echo(join_federation(server, token, token_file, enrolment, identity))
+    except Stop as stop:
+        _fail(stop)
 
 
 @app.command()

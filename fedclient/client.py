@@ -6,7 +6,9 @@ DESCRIBE the task --> PREPARE worker and data --> SESSION --> (cut: again from t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import AsyncIterator
 from importlib import metadata
 
 import structlog
@@ -19,9 +21,19 @@ from fedclient.connection import Connection
 from fedclient.display import Display
 from fedclient.events import FederationOutcome, RoundOutcome, TaskOnOffer
 from fedclient.exit_codes import ExitCode, Stop
+from fedclient.identity import IdentityFolder
+from fedclient.renewal import keep_renewed, renew_if_due
 from fedclient.session import Session
 from fedclient.workplace import Workplace
-from fedstream.errors import LimitExceeded, PermissionDenied, ProtocolError, Superseded, TransportError, Unauthenticated
+from fedstream.errors import (
+    LimitExceeded,
+    NameMismatch,
+    PermissionDenied,
+    ProtocolError,
+    Superseded,
+    TransportError,
+    Unauthenticated,
+)
 from fedstream.files import FileSystem, RealFileSystem
 from fedstream.v1 import negotiation_pb2
 
@@ -100,17 +112,39 @@ class Client:
         self._display.idle(f"connecting to {self._config.server}")
         try:
             await self._connection.open()
+            await self._renew()
             place = await self._prepare(await self._connection.describe_task())
             return await self._talk(place)
         except Superseded as error:
             raise self._judge_rival() from error
-        except (Unauthenticated, PermissionDenied) as error:
+        except (Unauthenticated, PermissionDenied, NameMismatch) as error:
             raise Stop(ExitCode.UNTRUSTED, f"{error.message}: ask the coordinator") from error
         except LimitExceeded:
             raise
         except ProtocolError as error:
             message = f"the server refused this client's message ({error.reason}): {error.message}"
             raise Stop(ExitCode.DEFECT, f"{message}. This is a defect; please report it with the log") from error
+
+    async def _renew(self) -> None:
+        """See to the site's certificate before a session."""
+        identity = self._config.identity
+        if identity is not None and await renew_if_due(IdentityFolder(identity), self._connection):
+            await self._connection.reopen()
+
+    @contextlib.asynccontextmanager
+    async def _kept_renewed(self) -> AsyncIterator[None]:
+        """And during one: the connection is made anew with the next certificate, and the session comes back."""
+        identity = self._config.identity
+        if identity is None:
+            yield
+            return
+        folder = IdentityFolder(identity)
+        task = asyncio.create_task(keep_renewed(folder, self._connection, self._connection.reopen))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     def _judge_rival(self) -> Exception:
         now, before = time.monotonic(), self._superseded_at
@@ -134,7 +168,8 @@ class Client:
         call = self._connection.negotiation.Negotiate()
         self._session = Session(call, schema, place.bench, self._display, self._news, on_round, collect)
         try:
-            return await self._session.run(self._hello(place), on_welcome)
+            async with self._kept_renewed():
+                return await self._session.run(self._hello(place), on_welcome)
         finally:
             self._session = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,8 @@ from fedclient.client import Client
 from fedclient.config import ClientConfig
 from fedclient.display import Display, LogDisplay, TerminalDisplay
 from fedclient.exit_codes import ExitCode, Stop
+from fedclient.identity import IdentityFolder, default_identity_folder
+from fedclient.join import join, places, read_token
 from fedstream.logs import configure_logs
 from fedtask.task import TaskError
 
@@ -38,6 +41,37 @@ def run_client(config: ClientConfig, log_json: bool | None, log_level: str) -> s
         structlog.contextvars.bind_contextvars(client=config.name)
         log.info("settings", **config.shown())
         return asyncio.run(_run(Client(config, display)))
+
+
+def join_federation(
+    server: str | None, token: str | None, token_file: Path | None, enrolment: str | None, identity: Path | None
+) -> str:
+    """Join with a token from the command line, standard input or a file; returns what to do next.
+
+    Raises:
+        Stop: it did not end well.
+    """
+    stamina.instrumentation.set_on_retry_hooks([])
+    configure_logs(None, "warning", sys.stderr)
+    read = read_token(_token_text(token, token_file))
+    chosen = identity or default_identity_folder()
+    joined = asyncio.run(join(read, *places(read, server, enrolment), IdentityFolder(chosen)))
+    option = f" --identity {shlex.quote(str(identity))}" if identity is not None else ""
+    return f"{joined}.\nIts key is in {chosen}. Take part with: fedclient run{option} --data DIR"
+
+
+_STANDARD_INPUT = "-"
+
+
+def _token_text(token: str | None, token_file: Path | None) -> str:
+    if (token is None) == (token_file is None):
+        raise Stop(ExitCode.BAD_CONFIGURATION, "give the token with --token or with --token-file")
+    try:
+        if token_file is not None:
+            return token_file.read_text(encoding="utf-8")
+        return token if token not in (None, _STANDARD_INPUT) else sys.stdin.read()
+    except (OSError, ValueError) as error:
+        raise Stop(ExitCode.BAD_CONFIGURATION, f"the token cannot be read: {error}") from error
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedclient.exit_codes import ExitCode, Stop
+from fedclient.identity import IdentityFolder, default_identity_folder, read_credentials
 from fedclient.reply import SiteLimits
 from fedstream import limits
 from fedstream.tls import is_loopback, split_address
@@ -65,6 +66,10 @@ class ClientConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     server: str
+    identity: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    server_ca: Path | None = None
     fingerprint: str | None = None
     plaintext: bool = False
     name: str = Field(default_factory=default_name)
@@ -109,13 +114,23 @@ class ClientConfig(BaseModel):
 
     @model_validator(mode="after")
     def _has_trust(self) -> Self:
+        brought = (self.certificate, self.key, self.server_ca)
+        if any(brought) and not all(brought):
+            raise ValueError("certificate, key and server-ca go together: name all three files, or none")
         if self.plaintext and self.fingerprint:
             raise ValueError("give either a fingerprint or plaintext, not both")
+        if (self.plaintext or self.fingerprint) and (all(brought) or self.identity):
+            raise ValueError("a fingerprint or plaintext is for servers that ask for no certificates: leave these off")
+        if self.identity and all(brought):
+            raise ValueError("give either an identity folder or files of your own, not both")
         host, _ = split_address(self.server)
         if self.plaintext and not is_loopback(host):
-            raise ValueError(f"plaintext is for a server on this machine only; {host} needs a fingerprint")
-        if not self.plaintext and not self.fingerprint:
-            raise ValueError("add the server's fingerprint: it stands in the join command that the server prints")
+            raise ValueError(f"plaintext is for a server on this machine only; join {host} with `fedclient join`")
+        if not (self.plaintext or self.fingerprint or self.identity or all(brought)):
+            raise ValueError(
+                "this site has not joined: run `fedclient join` with the coordinator's token first, or give the "
+                "--identity folder that it made"
+            )
         return self
 
     @property
@@ -155,10 +170,32 @@ def load_config(file: Path | None, flags: Mapping[str, Any]) -> ClientConfig:
         Stop: with `BAD_CONFIGURATION`; the message names each wrong option and what it should be.
     """
     given = {**_read_toml(file), **{key: value for key, value in flags.items() if value is not None}}
+    given = _with_identity(given)
     try:
         return ClientConfig.model_validate(given)
     except ValidationError as error:
         raise Stop(ExitCode.BAD_CONFIGURATION, _explain(error)) from error
+
+
+def _with_identity(given: dict[str, Any]) -> dict[str, Any]:
+    """What an identity says of server and name, under what the operator says."""
+    if given.get("plaintext") or given.get("fingerprint"):
+        return given
+    if given.get("certificate") and given.get("key") and given.get("server_ca"):
+        files = [Path(str(given[name])) for name in ("key", "certificate", "server_ca")]
+        return {"name": read_credentials(*files).facts.name, **given}
+    folder = Path(str(given.get("identity") or default_identity_folder()))
+    membership = IdentityFolder(folder).membership()
+    if membership is None:
+        if "identity" in given:
+            raise Stop(ExitCode.BAD_CONFIGURATION, f"no site has joined with {folder}: run `fedclient join` first")
+        return given
+    if given.get("name", membership.name) != membership.name:
+        message = (
+            f"--name: {folder} is the identity of {membership.name}; leave the name off, or give another --identity"
+        )
+        raise Stop(ExitCode.BAD_CONFIGURATION, message)
+    return {"server": membership.server, "name": membership.name, **given, "identity": folder}
 
 
 def _read_toml(file: Path | None) -> dict[str, Any]:
@@ -174,7 +211,7 @@ def _read_toml(file: Path | None) -> dict[str, Any]:
 
 
 _MISSING = {
-    "server": "name the server with --server HOST:PORT",
+    "server": "this site has not joined: run `fedclient join` with the coordinator's token first",
     "data": "name your folder of images with --data DIR, or try things out on generated ones with --data phantom",
 }
 

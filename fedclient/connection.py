@@ -1,8 +1,7 @@
-"""The one channel of a client: to one server, trusted by its fingerprint, kept alive through NATs and proxies."""
+"""The one channel of a client: to one server that it trusts, kept alive through NATs and proxies."""
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import grpc
@@ -12,9 +11,9 @@ from fedclient import codec
 from fedclient.calls import QUICK_CALL_SECONDS, translated
 from fedclient.config import ClientConfig
 from fedclient.events import TaskOnOffer
-from fedclient.exit_codes import ExitCode, Stop
+from fedclient.trust import trust_of
 from fedstream import tls
-from fedstream.v1 import negotiation_pb2, negotiation_pb2_grpc, transfer_pb2_grpc
+from fedstream.v1 import enrolment_pb2_grpc, negotiation_pb2, negotiation_pb2_grpc, transfer_pb2_grpc
 
 CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     # A NAT forgets an idle connection after minutes, some after one; a ping each half minute also finds a dead peer.
@@ -37,36 +36,40 @@ class Connection:
 
     def __init__(self, config: ClientConfig) -> None:
         self._config = config
+        self._trust = trust_of(config)
         self._channel: grpc.aio.Channel | None = None
+        self.certificates: enrolment_pb2_grpc.CertificateServiceAsyncStub
         self.negotiation: negotiation_pb2_grpc.NegotiationServiceAsyncStub
         self.transfer: transfer_pb2_grpc.TransferServiceAsyncStub
 
     async def open(self) -> None:
         """Check who answers at the address, and open the channel if it is not open yet. Idempotent.
 
-        The fingerprint is checked each time: gRPC could only say that a handshake failed, and would try for ever.
-
         Raises:
             TransportError: nobody answers.
             Stop: with `UNTRUSTED`, another server answers than the one that was named.
         """
-        certificate = None if self._config.plaintext else await self._fetch_certificate()
+        await self._trust.prepare(self._config.server)
         if self._channel is None:
-            self._channel = self._open_channel(certificate)
-            self.negotiation = negotiation_pb2_grpc.NegotiationServiceStub(self._channel)
-            self.transfer = transfer_pb2_grpc.TransferServiceStub(self._channel)
+            self._take(self._open_channel())
 
-    async def _fetch_certificate(self) -> bytes:
-        assert self._config.fingerprint is not None
-        try:
-            return await asyncio.to_thread(tls.fetch_certificate, self._config.server, self._config.fingerprint)
-        except tls.FingerprintMismatch as error:
-            raise Stop(ExitCode.UNTRUSTED, str(error)) from error
+    async def reopen(self) -> None:
+        """Connect anew, with the credentials as they are now. Calls at work are cut, and may be made again at once."""
+        before = self._channel
+        self._take(self._open_channel())
+        if before is not None:
+            await before.close()
 
-    def _open_channel(self, certificate: bytes | None) -> grpc.aio.Channel:
-        if certificate is None:
+    def _take(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+        self.negotiation = negotiation_pb2_grpc.NegotiationServiceStub(channel)
+        self.transfer = transfer_pb2_grpc.TransferServiceStub(channel)
+        self.certificates = enrolment_pb2_grpc.CertificateServiceStub(channel)
+
+    def _open_channel(self) -> grpc.aio.Channel:
+        credentials = self._trust.credentials()
+        if credentials is None:
             return grpc.aio.insecure_channel(self._config.server, options=CHANNEL_OPTIONS)
-        credentials = tls.channel_credentials(certificate)
         return grpc.aio.secure_channel(
             self._config.server, credentials, options=(*CHANNEL_OPTIONS, *tls.CHANNEL_OPTIONS)
         )

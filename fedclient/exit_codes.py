@@ -35,7 +35,7 @@ _MEANINGS = {
     ExitCode.BAD_DATA: "the data folder, the task or a model file cannot be used",
     ExitCode.DECLINED: "the server declined this client; the message says why and what to change",
     ExitCode.UNREACHABLE: "the server could not be reached within --give-up-after",
-    ExitCode.UNTRUSTED: "the server has another fingerprint, or it does not accept this client's identity",
+    ExitCode.UNTRUSTED: "it is another server than was named, or it does not accept this site's token or certificate",
     ExitCode.TRAINING_FAILED: "local training failed several times in a row",
     ExitCode.REPLACED: "another client of the same name took over",
     ExitCode.INTERRUPTED: "stopped by Ctrl-C",

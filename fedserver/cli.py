@@ -36,6 +36,24 @@ def pairs(values: list[str] | None, option: str) -> dict[str, str] | None:
 
 
 @app.command()
+def init(
+    state: State = DEFAULT_STATE,
+    advertise: Annotated[
+        list[str] | None, typer.Option(help="Name or address under which sites reach this server; repeatable.")
+    ] = None,
+    listen: Annotated[str, typer.Option(help="HOST:PORT for members.")] = "0.0.0.0:8443",
+    enrol_listen: Annotated[str, typer.Option(help="HOST:PORT for joining. [default: the port after it]")] = "",
+) -> None:
+    """Make the federation's own certificate authority and the server's certificate. `run` does so too if need be.
+
+    Example: fedserver init --state runs/server/state --advertise fl.example.org
+    """
+    from fedserver.commands.init import initialise
+
+    initialise(state, listen, enrol_listen, advertise or [])
+
+
+@app.command()
 def run(
     config: Annotated[Path | None, typer.Option(help="TOML file; options given here go over it.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the federation. [default: federation]")] = None,
@@ -43,7 +61,26 @@ def run(
     advertise: Annotated[
         list[str] | None, typer.Option(help="Name or address under which sites reach this server; repeatable.")
     ] = None,
-    plaintext: Annotated[bool | None, typer.Option("--plaintext", help="No TLS; loopback only.")] = None,
+    enrol_listen: Annotated[
+        str | None, typer.Option(help="HOST:PORT where sites join. [default: the port after --listen]")
+    ] = None,
+    client_ca: Annotated[
+        Path | None,
+        typer.Option(help="Also let in sites with certificates of this authority (PEM); they need no invitation."),
+    ] = None,
+    certificate_days: Annotated[
+        float | None, typer.Option(help="Validity of a site's certificate; it renews by itself. [default: 90]")
+    ] = None,
+    open_enrolment: Annotated[
+        bool | None,
+        typer.Option(
+            "--open-enrolment",
+            help="Ask for no certificates: whoever has the join command can join, under any name, also another site's.",
+        ),
+    ] = None,
+    plaintext: Annotated[
+        bool | None, typer.Option("--plaintext", help="No TLS and no certificates; loopback only.")
+    ] = None,
     task: Annotated[str | None, typer.Option(help="Task name or module:Class. [default: brain_mri]")] = None,
     task_set: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the task; repeatable.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Rounds to run. [default: 10]")] = None,
@@ -109,6 +146,7 @@ def run(
 
     Example: fedserver run --listen 0.0.0.0:8443 --holdout data/val --min-clients 3 --rounds 10
     """
+    from fedserver.addresses import chosen
     from fedserver.commands.run import run_server
     from fedserver.config import ConfigError, load_config
 
@@ -117,7 +155,7 @@ def run(
     flags["classes"] = pairs(classes, "--classes") or {}
     flags["plan"] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
     try:
-        settings = load_config(config, flags)
+        settings = load_config(config, flags, chosen)
     except ConfigError as error:
         raise fail(str(error), ExitCode.BAD_CONFIGURATION) from error
     raise typer.Exit(asyncio.run(run_server(settings, log_json, log_level)))
@@ -128,6 +166,10 @@ _RUN_SETTINGS = frozenset(
         "name",
         "listen",
         "advertise",
+        "enrol_listen",
+        "client_ca",
+        "certificate_days",
+        "open_enrolment",
         "plaintext",
         "task",
         "rounds",
@@ -157,6 +199,45 @@ _RUN_SETTINGS = frozenset(
     }
 )
 """Parameters of `run` that are settings under the same name."""
+
+
+@app.command()
+def invite(
+    name: Annotated[str, typer.Argument(help="Name of the site.")],
+    valid_hours: Annotated[float | None, typer.Option(help="How long the token can be used. [default: 72]")] = None,
+    state: State = DEFAULT_STATE,
+) -> None:
+    """Print a join token for one site, and the command that it is for. It can be used once, under this name.
+
+    Works with and without a running server. An earlier token of the name that was not used is taken back.
+
+    Example: fedserver invite site-a --valid-hours 24
+    """
+    from fedserver.commands import members
+
+    members.invite(state, name, valid_hours)
+
+
+@app.command()
+def clients(
+    state: State = DEFAULT_STATE,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """List the sites: invited, enrolled or revoked, until when, and when last seen. Needs no running server."""
+    from fedserver.commands import members
+
+    members.show_clients(state, as_json=as_json)
+
+
+@app.command()
+def revoke(
+    name: Annotated[str, typer.Argument(help="Name of the site.")],
+    state: State = DEFAULT_STATE,
+) -> None:
+    """Keep a site out, at once: its certificates and invitations count no more, and its open calls end."""
+    from fedserver.commands import members
+
+    members.revoke(state, name)
 
 
 @app.command()

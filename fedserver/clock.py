@@ -14,7 +14,7 @@ class Clock(Protocol):
         """Never jumps; deadlines and leases are measured by it."""
 
     def wall(self) -> float:
-        """Unix time; only ever shown, never compared."""
+        """Unix time; only ever shown, and compared with what ends by the calendar: certificates and invitations."""
 
 
 class SystemClock:

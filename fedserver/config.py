@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,7 +51,11 @@ class ServerConfig(BaseModel):
     name: str = "federation"
     listen: str = "127.0.0.1:8443"
     advertise: list[str] = []
+    enrol_listen: str = ""
     plaintext: bool = False
+    open_enrolment: bool = False
+    client_ca: Path | None = None
+    certificate_days: Annotated[float, Field(gt=0, le=3_650)] = 90.0
     task: str = "brain_mri"
     task_settings: dict[str, str] = {}
     plan: PlanSettings = PlanSettings()
@@ -88,6 +92,13 @@ class ServerConfig(BaseModel):
         split_address(value)
         return value
 
+    @field_validator("enrol_listen")
+    @classmethod
+    def _enrol_listen_is_an_address(cls, value: str) -> str:
+        if value:
+            split_address(value)
+        return value
+
     @field_validator("strategy")
     @classmethod
     def _strategy_is_known(cls, value: str) -> str:
@@ -106,6 +117,12 @@ class ServerConfig(BaseModel):
                 "plaintext would send weights readable and changeable by anyone on the way; it is allowed on a "
                 "loopback address only. Listen on 127.0.0.1, or leave plaintext off"
             )
+        if (self.plaintext or self.open_enrolment) and self.client_ca is not None:
+            raise ValueError(
+                "client_ca is for servers that ask for certificates: leave plaintext and open_enrolment off"
+            )
+        if self.plaintext and self.open_enrolment:
+            raise ValueError("plaintext asks for no certificates anyhow: leave open_enrolment off")
         if self.cohort_size and self.cohort_size < self.min_clients:
             raise ValueError("cohort_size is below min_clients, so that no round could succeed")
         if self.reporting_goal and self.reporting_goal < self.min_clients:
@@ -117,8 +134,15 @@ def _as_text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def load_config(path: Path | None, flags: Mapping[str, Any]) -> ServerConfig:
+def load_config(
+    path: Path | None, flags: Mapping[str, Any], chosen: Callable[[Path], Mapping[str, Any]] = lambda _state: {}
+) -> ServerConfig:
     """The configuration: the file's settings, if one is given, with those of `flags` that are not `None` over them.
+
+    Args:
+        path: of the file.
+        flags: options.
+        chosen: the defaults that a state directory has of its own.
 
     Raises:
         ConfigError: a setting is wrong; the message names each one, and what it should be.
@@ -130,6 +154,9 @@ def load_config(path: Path | None, flags: Mapping[str, Any]) -> ServerConfig:
             settings[key] = {**known, **{name: given for name, given in value.items() if given is not None}}
         elif value is not None and not isinstance(value, Mapping):
             settings[key] = value
+    state = settings.get("state", ServerConfig.model_fields["state"].default)
+    if isinstance(state, str | Path):
+        settings = {**chosen(Path(state)), **settings}
     try:
         return ServerConfig.model_validate(settings)
     except ValidationError as error:

@@ -204,6 +204,14 @@ class Federation:
             self.apply(self.round.leave(client, reason, self.clock.monotonic()))
         self.touch()
 
+    def expel(self, client: str, reason: str) -> None:
+        """A client is a member no more. What it had promised and not sent counts as failed; its calls end elsewhere."""
+        if client in self.population:
+            self.population.disconnect(client, ClientState.LEFT, reason, self.clock.wall())
+        if self.round is not None:
+            self.apply(self.round.leave(client, reason, self.clock.monotonic()))
+        self.touch()
+
     # Administration.
 
     def pause(self) -> None:

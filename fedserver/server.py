@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
-import socket
 import sqlite3
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from fedserver import lifecycle
+from fedserver.addresses import Advertised, enrolment_listen, keep_advertised, reached_as
 from fedserver.bounds import channel_options
 from fedserver.clock import Clock, SystemClock
 from fedserver.config import ServerConfig
@@ -25,8 +24,10 @@ from fedserver.desk import Desk
 from fedserver.disk import DiskRefuses, DiskWatch
 from fedserver.evaluation import Evaluator
 from fedserver.federation import Federation, FederationState
+from fedserver.gate import Gate, Office, server_identity
 from fedserver.services import shared_chunks
 from fedserver.services.admin import AdminServicer
+from fedserver.services.enrolment import CertificateServicer, EnrolmentServicer
 from fedserver.services.negotiation import NegotiationServicer
 from fedserver.services.parsing import ParsingInterceptor
 from fedserver.services.transfer import TransferServicer
@@ -34,10 +35,12 @@ from fedserver.store import DamagedFile, State, StateError
 from fedserver.store.database import RESTORE
 from fedserver.store.disk import FreeBytes, free_bytes
 from fedstream.files import FileSystem
-from fedstream.tls import fingerprint, server_credentials, split_address
+from fedstream.tls import Identity, fingerprint, server_credentials, shown_address, split_address
 from fedstream.v1 import (
     admin_pb2,
     admin_pb2_grpc,
+    enrolment_pb2,
+    enrolment_pb2_grpc,
     negotiation_pb2,
     negotiation_pb2_grpc,
     transfer_pb2,
@@ -53,17 +56,24 @@ OPTIONS = (
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.so_reuseport", 0),  # a second server on the same port must fail, not share its clients
 )
+ENROLMENT_OPTIONS = (
+    # Anybody can connect there. A request is under 1 KiB, and takes a signature and two commits.
+    ("grpc.max_receive_message_length", 16 << 10),
+    ("grpc.so_reuseport", 0),
+)
+_ENROLLING_AT_ONCE = 32
 _UNIX_PATH_LIMIT = 100  # bytes; the kernel takes 107
 _DOWNLOAD_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """Where a server can be reached. `fingerprint` is `None` without TLS."""
+    """Where a server can be reached. `fingerprint` is `None` without TLS, `enrolment_address` where nobody enrols."""
 
     address: str
     fingerprint: str | None
     admin_address: str
+    enrolment_address: str | None = None
 
 
 class Server:
@@ -93,11 +103,28 @@ class Server:
         self.federation = Federation(config, self._state, evaluator, clock or SystemClock(), disk)
         self._desk = Desk(self.federation)
         self._health = health.aio.HealthServicer()
-        self._public = grpc.aio.server(
-            interceptors=[ParsingInterceptor()], options=(*OPTIONS, *channel_options(config))
+        self._gate = self._open_gate()
+        bounds, checks = channel_options(config), [self._gate.callers] if self._gate else []
+        self._public = grpc.aio.server(interceptors=[*checks, ParsingInterceptor()], options=(*OPTIONS, *bounds))
+        self._enrolment = grpc.aio.server(
+            interceptors=[ParsingInterceptor()],
+            options=(*ENROLMENT_OPTIONS, *bounds),
+            maximum_concurrent_rpcs=_ENROLLING_AT_ONCE,
         )
         self._admin = grpc.aio.server()
         self.report: Path | None = None
+
+    def _open_gate(self) -> Gate | None:
+        """The gate, unless the coordinator has chosen to have none."""
+        if self._config.plaintext or self._config.open_enrolment:
+            return None
+        try:
+            gate = Gate.open(self._config, self._state, self.federation.clock)
+        except BaseException:
+            self._state.close()
+            raise
+        gate.attach(self.federation)
+        return gate
 
     async def start(self) -> Listening:
         """Open the ports and serve; the model is prepared afterwards.
@@ -105,44 +132,63 @@ class Server:
         Raises:
             OSError: the address cannot be listened on.
         """
-        negotiation_pb2_grpc.add_NegotiationServiceServicer_to_server(
-            NegotiationServicer(self.federation), self._public
-        )
-        shared_chunks.add_to_server(TransferServicer(self.federation, self._desk), self._public)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._public)
-        services = [_name(negotiation_pb2, "NegotiationService"), _name(transfer_pb2, "TransferService")]
-        reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], self._public)
-        admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(self.federation), self._admin)
+        services = self._add_services()
+        listening, office = self._listen()
+        admin = AdminServicer(self.federation, office)
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, self._admin)
         reflection.enable_server_reflection([_name(admin_pb2, "AdminService"), reflection.SERVICE_NAME], self._admin)
-        listening = self._listen()
         await self._public.start()
+        await self._enrolment.start()
         await self._admin.start()
         for service in ("", *services):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
-        self._state.write_contact(
-            {
-                "address": listening.address,
-                "fingerprint": listening.fingerprint,
-                "admin": listening.admin_address,
-            }
-        )
+        contact = {"address": listening.address, "fingerprint": listening.fingerprint}
+        contact |= {"enrolment": listening.enrolment_address, "admin": listening.admin_address}
+        self._state.write_contact(contact)
         return listening
 
-    def _listen(self) -> Listening:
-        host, _ = split_address(self._config.listen)
-        admin_address = f"unix:{self._admin_socket()}"
+    def _add_services(self) -> list[str]:
+        """Put the clients' services on their ports; returns the names of those on the public one."""
+        negotiation = NegotiationServicer(self.federation)
+        negotiation_pb2_grpc.add_NegotiationServiceServicer_to_server(negotiation, self._public)
+        shared_chunks.add_to_server(TransferServicer(self.federation, self._desk), self._public)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._public)
+        services = [_name(negotiation_pb2, "NegotiationService"), _name(transfer_pb2, "TransferService")]
+        if self._gate is not None:
+            membership = self._gate.membership
+            certificates = CertificateServicer(self.federation, membership)
+            enrolment_pb2_grpc.add_CertificateServiceServicer_to_server(certificates, self._public)
+            services.append(_name(enrolment_pb2, "CertificateService"))
+            enrolment = EnrolmentServicer(self.federation, membership, self._gate.authority)
+            enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(enrolment, self._enrolment)
+        reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], self._public)
+        return services
+
+    def _listen(self) -> tuple[Listening, Office | None]:
+        config, admin_address = self._config, f"unix:{self._admin_socket()}"
         self._admin.add_insecure_port(admin_address)
-        try:
-            if self._config.plaintext:
-                port, mark = self._public.add_insecure_port(self._config.listen), None
-            else:
-                identity = self._state.identity([*own_addresses(), *self._config.advertise])
-                port = self._public.add_secure_port(self._config.listen, server_credentials(identity))
-                mark = fingerprint(identity.certificate)
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {self._config.listen}: is another program using the port?") from error
-        shown = f"[{host}]" if ":" in host else host
-        return Listening(f"{shown}:{port}", mark, admin_address)
+        if config.plaintext:
+            port = _bound(config.listen, lambda: self._public.add_insecure_port(config.listen))
+            return Listening(_with_port(config.listen, port), None, admin_address), None
+        identity = server_identity(self._state, config.advertise)
+        roots = self._gate.client_roots if self._gate is not None else None
+        credentials = server_credentials(identity, roots)
+        port = _bound(config.listen, lambda: self._public.add_secure_port(config.listen, credentials))
+        address, mark = _with_port(config.listen, port), fingerprint(identity.certificate)
+        if self._gate is None:
+            return Listening(address, mark, admin_address), None
+        wanted = enrolment_listen(config.listen, config.enrol_listen)
+        port = _bound(wanted, lambda: self._enrolment.add_secure_port(wanted, server_credentials(identity)))
+        listening = Listening(address, mark, admin_address, _with_port(wanted, port))
+        return listening, self._open_office(self._gate, identity, listening)
+
+    def _open_office(self, gate: Gate, identity: Identity, listening: Listening) -> Office:
+        assert listening.enrolment_address is not None, "where there is a gate, sites enrol"
+        advertise = self._config.advertise
+        server, enrolment = reached_as(listening.address, advertise), reached_as(listening.enrolment_address, advertise)
+        advertised = Advertised(server, enrolment)
+        keep_advertised(self._state, advertised)
+        return Office(gate.membership, identity, advertised)
 
     def _admin_socket(self) -> Path:
         path = (self._config.state / "admin.sock").resolve()
@@ -193,7 +239,7 @@ class Server:
     async def close(self) -> None:
         """Stop serving and let go of everything. Clients that are still fetching the last model get a while."""
         await self._health.enter_graceful_shutdown()
-        await asyncio.gather(self._public.stop(_DOWNLOAD_SECONDS), self._admin.stop(1.0))
+        await asyncio.gather(self._public.stop(_DOWNLOAD_SECONDS), self._enrolment.stop(1.0), self._admin.stop(1.0))
         await self.federation.evaluator.close()
         await self.federation.register.settled()
         self._desk.close()
@@ -217,11 +263,12 @@ def _name(module: object, service: str) -> str:
     return name
 
 
-def own_addresses() -> Iterable[str]:
-    """Names and addresses by which other machines may know this one; never fails."""
-    found = [socket.gethostname()]
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        # No packet is sent by connecting a datagram socket: it only asks which address a route would use.
-        probe.connect(("192.0.2.1", 9))
-        found.append(probe.getsockname()[0])
-    return found
+def _bound(listen: str, bind: Callable[[], int]) -> int:
+    try:
+        return bind()
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {listen}: is another program using the port?") from error
+
+
+def _with_port(listen: str, port: int) -> str:
+    return shown_address(split_address(listen)[0], port)

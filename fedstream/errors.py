@@ -7,7 +7,8 @@
     │   ├── ManifestRequired, ManifestConflict
     │   ├── WrongOffset, BodyTooLong, ChunkTooLarge, ChecksumMismatch, BodyIncomplete, DigestMismatch
     │   ├── Superseded, LimitExceeded
-    │   └── Unauthenticated, PermissionDenied
+    │   ├── Unauthenticated, PermissionDenied, NameMismatch, UnknownSite
+    │   └── UnknownToken, TokenExpired, TokenUsed, TokenRevoked
     └── TransportError           the network, a proxy or a crash; reconnect, ask for the status, resume
 
 `errors.proto` says for each reason what a client is to do; `fedstream.status` puts them on the wire.
@@ -193,6 +194,48 @@ class UnknownRound(ProtocolError):
     """No round of that number."""
 
     reason = "UNKNOWN_ROUND"
+    code = "NOT_FOUND"
+
+
+class UnknownToken(ProtocolError):
+    """No invitation has this token: it was mistyped, or guessed."""
+
+    reason = "UNKNOWN_TOKEN"
+    code = "UNAUTHENTICATED"
+
+
+class TokenExpired(ProtocolError):
+    """The invitation's time is over."""
+
+    reason = "TOKEN_EXPIRED"
+    code = "PERMISSION_DENIED"
+
+
+class TokenUsed(ProtocolError):
+    """Another key has joined with this token."""
+
+    reason = "TOKEN_USED"
+    code = "PERMISSION_DENIED"
+
+
+class TokenRevoked(ProtocolError):
+    """The coordinator has taken the invitation back, or it was tried too often."""
+
+    reason = "TOKEN_REVOKED"
+    code = "PERMISSION_DENIED"
+
+
+class NameMismatch(ProtocolError):
+    """The name that was said is not the one that the token or the certificate is for."""
+
+    reason = "NAME_MISMATCH"
+    code = "PERMISSION_DENIED"
+
+
+class UnknownSite(ProtocolError):
+    """Nobody of that name was invited."""
+
+    reason = "UNKNOWN_SITE"
     code = "NOT_FOUND"
 
 

@@ -1,4 +1,4 @@
-"""Transport security: the server's certificate, and trust in it by its fingerprint.
+"""Transport security: the server's certificate, and trust in it by its fingerprint or by who signed it.
 
 A fingerprint is the sha256 of a certificate's DER form, written `sha256:` and 64 hexadecimal digits. Python's gRPC has
 no hook to check a peer's certificate, so a client fetches the certificate first, compares its fingerprint, and then
@@ -31,7 +31,11 @@ _VALIDITY = timedelta(days=397)
 _CONNECT_TIMEOUT_SECONDS = 10.0
 
 
-class FingerprintMismatch(FedstreamError):
+class UntrustedServer(FedstreamError):
+    """The server at the address is not the one that was named."""
+
+
+class FingerprintMismatch(UntrustedServer):
     """The server at the address has another certificate than the one the fingerprint names."""
 
 
@@ -92,22 +96,13 @@ def fetch_certificate(address: str, expected: str) -> bytes:
         FingerprintMismatch: it is another certificate.
         ValueError: `address` is none.
     """
-    host, port = split_address(address)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # trust is decided below, by the fingerprint
-    context.set_alpn_protocols(["h2"])
     try:
-        with (
-            socket.create_connection((host, port), timeout=_CONNECT_TIMEOUT_SECONDS) as plain,
-            context.wrap_socket(plain, server_hostname=SERVER_NAME) as secured,
-        ):
-            der = secured.getpeercert(binary_form=True) or b""
-    except ssl.SSLError as error:
-        raise TransportError(f"{address} does not speak TLS ({error.reason}); is it the right port?") from error
+        der = _handshake(address, context)
     except (OSError, UnicodeError) as error:  # the latter for a host that no name can be
-        raise TransportError(f"cannot reach {address} ({error}); is the server running and the port open?") from error
+        raise _unreachable(address, error) from error
     actual = _fingerprint_of_der(der)
     if not hmac.compare_digest(actual.encode(), expected.strip().lower().encode()):
         message = (
@@ -118,14 +113,72 @@ def fetch_certificate(address: str, expected: str) -> bytes:
     return ssl.DER_cert_to_PEM_cert(der).encode()
 
 
-def server_credentials(identity: Identity) -> grpc.ServerCredentials:
-    """Credentials for a listening port."""
-    return grpc.ssl_server_credentials([(identity.key, identity.certificate)])
+def server_credentials(identity: Identity, client_roots: bytes | None = None) -> grpc.ServerCredentials:
+    """Credentials for a listening port.
+
+    Args:
+        identity: the server's.
+        client_roots: authorities, PEM, one of which must have signed the certificate that every client shows; `None`
+            to ask for no certificate.
+    """
+    pair = [(identity.key, identity.certificate)]
+    if client_roots is None:
+        return grpc.ssl_server_credentials(pair)
+    return grpc.ssl_server_credentials(pair, root_certificates=client_roots, require_client_auth=True)
 
 
-def channel_credentials(certificate: bytes) -> grpc.ChannelCredentials:
-    """Credentials that trust exactly this certificate; use with `CHANNEL_OPTIONS`."""
-    return grpc.ssl_channel_credentials(root_certificates=certificate)
+def channel_credentials(certificate: bytes, identity: Identity | None = None) -> grpc.ChannelCredentials:
+    """Credentials that trust exactly this certificate, or those that it signed; use with `CHANNEL_OPTIONS`.
+
+    Args:
+        certificate: PEM.
+        identity: what this end shows of itself, if anything.
+    """
+    if identity is None:
+        return grpc.ssl_channel_credentials(root_certificates=certificate)
+    return grpc.ssl_channel_credentials(certificate, identity.key, identity.certificate)
+
+
+def check_server(address: str, authority: bytes) -> None:
+    """See that the server at `address` has a certificate of this authority (PEM). Blocks for at most 10 s.
+
+    gRPC could only say that a handshake failed, and would try for ever.
+
+    Raises:
+        TransportError: nothing answers at the address, or not with TLS.
+        UntrustedServer: it is another server.
+        ValueError: `address` is none.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cadata=authority.decode())
+    try:
+        _handshake(address, context)
+    except ssl.SSLCertVerificationError as error:
+        message = (
+            f"the server at {address} has no certificate of this federation's authority ({error.verify_message}): "
+            "it is another server, or somebody is in between. Ask the coordinator"
+        )
+        raise UntrustedServer(message) from error
+    except (OSError, UnicodeError) as error:
+        raise _unreachable(address, error) from error
+
+
+def _handshake(address: str, context: ssl.SSLContext) -> bytes:
+    """The certificate, DER, that the server shows."""
+    host, port = split_address(address)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["h2"])
+    with (
+        socket.create_connection((host, port), timeout=_CONNECT_TIMEOUT_SECONDS) as plain,
+        context.wrap_socket(plain, server_hostname=SERVER_NAME) as secured,
+    ):
+        return secured.getpeercert(binary_form=True) or b""
+
+
+def _unreachable(address: str, error: Exception) -> TransportError:
+    if isinstance(error, ssl.SSLError):
+        return TransportError(f"{address} does not speak TLS ({error.reason}); is it the right port?")
+    return TransportError(f"cannot reach {address} ({error}); is the server running and the port open?")
 
 
 CHANNEL_OPTIONS = (("grpc.ssl_target_name_override", SERVER_NAME),)
@@ -143,6 +196,11 @@ def split_address(address: str) -> tuple[str, int]:
     if not host or not port.isdecimal() or int(port) > 65_535:
         raise ValueError(f"{address!r} is no address; write HOST:PORT, such as fl.example.org:8443")
     return host, int(port)
+
+
+def shown_address(host: str, port: int) -> str:
+    """`HOST:PORT`, or `[V6ADDRESS]:PORT`."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_loopback(host: str) -> bool:

@@ -11,7 +11,10 @@ from fedserver.store import DamagedFile, StateError
 from fedserver.store.backup import BackupError, Contents, back_up
 from fedserver.store.restore import restore
 
-_KEY_NOTE = "It holds the server's private key: whoever has it can pass for this server. Keep it readable by you only."
+_KEY_NOTE = (
+    "It holds the private keys of the server and of its authority: whoever has them can pass for this server "
+    "and for any site. Keep it readable by you only."
+)
 
 
 def make_backup(state: Path, out: Path) -> None:
@@ -35,7 +38,7 @@ def restore_backup(backup: Path, state: Path) -> None:
         raise fail(str(error), ExitCode.FAILED) from error
     typer.echo(f"restored {_size(contents)} to {state}, every byte checked; go on with `fedserver run --state {state}`")
     if contents.has_key:
-        typer.echo("The server's private key is among them, so sites know it by the same fingerprint.")
+        typer.echo("The private keys are among them: sites know this server again, and their certificates go on.")
 
 
 def _size(contents: Contents) -> str:

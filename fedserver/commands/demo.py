@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,9 +60,11 @@ def run_demo(plan: DemoPlan) -> int:
         server = stack.enter_context(_process(_server_command(plan, data), plan.out / "logs" / "server.log"))
         contact = _await_contact(server, plan.out)
         console.print(f"server at {contact['address']}, {contact['fingerprint']}")
-        for number in range(_clients(plan)):
-            name = f"site_{number}"
-            command = _client_command(plan, data, contact, name, number)
+        names = [f"site_{number}" for number in range(_clients(plan))]
+        _join(plan, contact, names)
+        console.print(f"{len(names)} sites invited and joined, each with a key and a certificate of its own")
+        for number, name in enumerate(names):
+            command = _client_command(plan, data, name, number)
             stack.enter_context(_process(command, plan.out / "logs" / f"{name}.log"))
         console.print(f"{_clients(plan)} sites started; every process writes its log to {plan.out / 'logs'}")
         _show_until_over(server, contact, console)
@@ -131,10 +133,35 @@ def _server_command(plan: DemoPlan, data: Path) -> list[str]:
     return command
 
 
-def _client_command(plan: DemoPlan, data: Path, contact: Mapping[str, str], name: str, number: int) -> list[str]:
+def _join(plan: DemoPlan, contact: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Invite each site, and have it join, as a coordinator and the sites' engineers would."""
+    with ExitStack() as stack:
+        joining = []
+        for name, token in zip(names, _invite(contact, names), strict=True):
+            command = [sys.executable, "-m", "fedclient.cli", "join", "--token", "-"]
+            log = plan.out / "logs" / f"{name}.log"
+            process = stack.enter_context(_process([*command, "--identity", str(_identity(plan, name))], log, token))
+            joining.append((process, log))
+        for process, log in joining:
+            if process.wait(_START_SECONDS):
+                raise fail(f"a site could not join; see {log}", ExitCode.FAILED)
+
+
+def _invite(contact: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    with grpc.insecure_channel(contact["admin"]) as channel:
+        stub = admin_pb2_grpc.AdminServiceStub(channel)
+        requests = [admin_pb2.InviteRequest(client_name=name) for name in names]
+        return [stub.Invite(request, timeout=CALL_SECONDS).token for request in requests]
+
+
+def _identity(plan: DemoPlan, name: str) -> Path:
+    return plan.out / "clients" / name / "identity"
+
+
+def _client_command(plan: DemoPlan, data: Path, name: str, number: int) -> list[str]:
     folder = plan.out / "clients" / name
-    command = [sys.executable, "-m", "fedclient.cli", "run", "--server", contact["address"]]
-    command += ["--fingerprint", contact["fingerprint"], "--name", name, "--data", str(data)]
+    command = [sys.executable, "-m", "fedclient.cli", "run", "--identity", str(_identity(plan, name))]
+    command += ["--data", str(data)]
     command += ["--shard", f"{number}/{_clients(plan)}", "--division", _division(plan)]
     command += ["--division-seed", str(plan.seed), "--out", str(folder), "--state-dir", str(folder / "state")]
     return command
@@ -145,11 +172,20 @@ def _state(out: Path) -> Path:
 
 
 @contextmanager
-def _process(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A child whose output goes to `log`, and that is gone when the block ends, however it ends."""
-    with log.open("wb") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+def _process(command: Sequence[str], log: Path, said: str = "") -> Iterator[subprocess.Popen[bytes]]:
+    """A child whose output goes to `log`, and that is gone when the block ends, however it ends.
+
+    Args:
+        command: what it is.
+        log: where its output is appended.
+        said: what it reads from its standard input.
+    """
+    with log.open("ab") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, stdin=subprocess.PIPE)
     try:
+        assert process.stdin is not None, "it was asked for"
+        with process.stdin as stdin, suppress(BrokenPipeError):  # if it has ended already, its log says why
+            stdin.write(said.encode())
         yield process
         _wait_quietly(process, _LEAVE_SECONDS)
     finally:

@@ -9,13 +9,14 @@ import sqlite3
 import structlog
 from rich.console import Console
 
+from fedserver.addresses import reached_as
 from fedserver.allocator import keep_few_heaps
 from fedserver.config import ServerConfig
 from fedserver.disk import DiskRefuses
 from fedserver.exit_codes import ExitCode
 from fedserver.lifecycle import FederationFailed
 from fedserver.open_files import allow_many_open_files
-from fedserver.server import Listening, Server, own_addresses
+from fedserver.server import Listening, Server
 from fedserver.store import DamagedFile, StateError
 from fedserver.store.disk import trouble_of
 from fedstream.logs import configure_logs
@@ -72,22 +73,28 @@ def announce(config: ServerConfig, listening: Listening) -> None:
         f"\n[bold]{config.name}[/bold]: {config.task}, {config.rounds} rounds, at least {config.min_clients} "
         f"sites a round, {config.strategy}."
     )
-    console.print("A site joins with its own name and data folder:\n")
+    console.print(f"{_how_sites_join(config)}:\n")
     console.print(f"    {join_command(config, listening)}\n", markup=False)
     if config.holdout is None:
         console.print("No --holdout was given: global models are not scored.\n")
 
 
+def _how_sites_join(config: ServerConfig) -> str:
+    if config.plaintext or config.open_enrolment:
+        return "Whoever has this command can join, under any name"
+    return "Invite each site by its name, and send it the command that this prints"
+
+
 def join_command(config: ServerConfig, listening: Listening) -> str:
-    """The exact command for a site on another machine (or on this one, if only this one can reach the server)."""
-    host, port = split_address(listening.address)
-    if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not listened on
-        host = config.advertise[0] if config.advertise else list(own_addresses())[-1]
-    shown = f"[{host}]" if ":" in host else host
-    words = ["fedclient", "run", "--server", f"{shown}:{port}"]
+    """The exact command for the next step: the coordinator's, to invite a site, or where names are free, a site's."""
+    address = reached_as(listening.address, config.advertise)
+    note = "    # this server listens on loopback only: add --listen 0.0.0.0:8443"
+    note = note if is_loopback(split_address(address)[0]) else ""
+    if listening.enrolment_address is not None:
+        return shlex.join(["fedserver", "invite", "SITE_NAME", "--state", str(config.state)]) + note
+    words = ["fedclient", "run", "--server", address]
     words += ["--fingerprint", listening.fingerprint] if listening.fingerprint else ["--plaintext"]
     words += ["--name", "SITE_NAME", "--data", "DATA_FOLDER"]
     if ":" in config.task:
         words += ["--task", config.task]
-    note = "" if not is_loopback(host) else "    # this server listens on loopback only: add --listen 0.0.0.0:8443"
     return shlex.join(words) + note

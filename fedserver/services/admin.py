@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -10,27 +11,30 @@ from fedserver.coordinator.participation import OutcomeCounts, Participation
 from fedserver.coordinator.population import Client, ClientState
 from fedserver.coordinator.round import Round
 from fedserver.federation import Federation, FederationState
+from fedserver.gate import Office
 from fedserver.services import messages
 from fedserver.services.calls import Context, translates_errors
 from fedserver.store.database import Database
 from fedserver.store.ledger import RoundModels, models_of_rounds
 from fedserver.store.rounds import late_updates
 from fedstream import wire
-from fedstream.errors import InvalidRequest, UnknownRound
+from fedstream.errors import InvalidRequest, UnknownRound, WrongState
 from fedstream.v1 import admin_pb2, admin_pb2_grpc, negotiation_pb2
 from fedtask.report import Contribution, RoundRecord
 
 _FEDERATION_STATES = {
     state: admin_pb2.FederationState.Value(f"FEDERATION_STATE_{state.name}") for state in FederationState
 }
+_LONGEST_SECONDS = 10 * 366 * 86_400
 _PAGE_SIZE, _MAX_PAGE_SIZE = 100, 1_000
 
 
 class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     """Looks at a federation and steers it."""
 
-    def __init__(self, federation: Federation) -> None:
+    def __init__(self, federation: Federation, office: Office | None = None) -> None:
         self.federation = federation
+        self._office = office
 
     @translates_errors
     async def GetState(self, _request: admin_pb2.GetStateRequest, _context: Context) -> admin_pb2.GetStateResponse:
@@ -121,6 +125,33 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self.federation.stop(finish_round=request.finish_round)
         return admin_pb2.StopResponse()
 
+    @translates_errors
+    async def Invite(self, request: admin_pb2.InviteRequest, _context: Context) -> admin_pb2.InviteResponse:
+        """Makes a join token."""
+        office = self._require_office()
+        valid_for = _read_span(request.valid_for) if request.HasField("valid_for") else None
+        token, expires = await office.invite(request.client_name, valid_for)
+        response = admin_pb2.InviteResponse(
+            token=token, server_address=office.advertised.server, enrolment_address=office.advertised.enrolment
+        )
+        response.expires.FromDatetime(expires)
+        return response
+
+    @translates_errors
+    async def RevokeSite(self, request: admin_pb2.RevokeSiteRequest, _context: Context) -> admin_pb2.RevokeSiteResponse:
+        """Keeps a site out."""
+        revoked = await self._require_office().membership.revoke(request.client_name)
+        return admin_pb2.RevokeSiteResponse(certificates=revoked.certificates, invitations=revoked.invitations)
+
+    def _require_office(self) -> Office:
+        if self._office is None:
+            message = (
+                "this server was started with --plaintext or --open-enrolment and asks its sites for no certificates: "
+                "start it without, to invite sites or to keep them out"
+            )
+            raise WrongState(message, state="open")
+        return self._office
+
     def _write_over(self, records: Sequence[RoundRecord]) -> list[admin_pb2.Round]:
         return write_records(self.federation.state.database, records)
 
@@ -186,6 +217,11 @@ def _read_token(token: str) -> int:
     if not (token.isascii() and token.isdecimal() and len(token) < 10):
         raise InvalidRequest("the page token is not one that this call gave", field="page_token")
     return int(token)
+
+
+def _read_span(duration: Duration) -> timedelta | None:
+    """A span; `None` for 0. One beyond all bounds is cut, for it is too long either way."""
+    return timedelta(seconds=min(max(duration.seconds, -1), _LONGEST_SECONDS)) or None
 
 
 def _span(seconds: float) -> Duration:

@@ -41,7 +41,7 @@ def translates_errors(handler: Callable[..., Awaitable[Any]]) -> Any:
             return await _parsed(handler, servicer, request, context)
         except ProtocolError as error:
             log.info("refused", call=handler.__name__, reason=error.reason, said=error.message)
-            await _abort(context, error)
+            await abort(context, error)
         except grpc.aio.AbortError:
             raise
         except (OSError, sqlite3.Error) as error:
@@ -50,7 +50,7 @@ def translates_errors(handler: Callable[..., Awaitable[Any]]) -> Any:
                 await _fail(context, handler.__name__, error)
             else:
                 federation.touch()  # so that the round waits, and says for what
-                await _abort(context, federation.disk.refusal())
+                await abort(context, federation.disk.refusal())
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not end in silence
             await _fail(context, handler.__name__, error)
 
@@ -71,7 +71,8 @@ async def _fail(context: Context, call: str, error: Exception) -> None:
     await _end(context, grpc.StatusCode.INTERNAL, "the server failed; its log says how")
 
 
-async def _abort(context: Context, error: ProtocolError) -> None:
+async def abort(context: Context, error: ProtocolError) -> None:
+    """End a call with an error's status and its `ErrorInfo`."""
     status = rpc_status.to_status(to_status(error))
     await _end(context, status.code, status.details or "", status.trailing_metadata or ())
 

@@ -13,6 +13,7 @@ from fedserver.coordinator.population import ClientState, Introduction
 from fedserver.federation import Federation
 from fedserver.handshake import Decline, check_introduction, check_meaning, compare_schemas
 from fedserver.services import messages
+from fedserver.services.callers import require_name
 from fedserver.services.calls import Context, end_unheard, give_way, translates_errors
 from fedserver.sessions import Session
 from fedstream import limits, wire
@@ -60,6 +61,8 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
         """Holds one client's session."""
         hello = await self._hello(requests, context)
         introduction = messages.read_introduction(hello)
+        if limits.is_client_name(introduction.name):  # one that is none is declined below, with what a name is
+            await require_name(introduction.name)
         if not await self._handshake(hello, introduction, requests, context):
             return
         session = self.federation.sessions.open(introduction.name)

@@ -10,6 +10,7 @@ from fedserver.bounds import each_in_time, in_time
 from fedserver.desk import Committer, Desk, OpenUpload, UploadStatus
 from fedserver.federation import Federation
 from fedserver.services.calls import Context, end_unheard, give_way, translates_errors
+from fedserver.services.ownership import require_own
 from fedserver.services.shared_chunks import ChunkKey, EncodedChunk, SharedChunks
 from fedserver.store import UpdateFacts, Upload, UploadState
 from fedstream import limits, wire
@@ -83,6 +84,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
     async def _check_header(self, request: transfer_pb2.PutManifestRequest) -> transfer_pb2.UpdateHeader:
         if request.WhichOneof("kind") != "header":
             raise InvalidRequest("the first message must have the header", field="header")
+        await require_own(self.federation, self._desk, request.header.upload_id)
         await self._desk.require(request.header.upload_id)  # before anything is read for it
         if request.header.num_tensors > limits.MAX_TENSORS:
             raise InvalidManifest(f"{request.header.num_tensors} tensors; at most {limits.MAX_TENSORS} are allowed")
@@ -95,6 +97,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
         if first is None:
             return
         upload_id = first.upload_id
+        await require_own(self.federation, self._desk, upload_id)
         opened = await self._desk.at_work(upload_id)
         superseded = opened.take_over()
         try:
@@ -148,6 +151,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
         self, request: transfer_pb2.GetUploadStatusRequest, _context: Context
     ) -> transfer_pb2.GetUploadStatusResponse:
         """Says how far an upload is."""
+        await require_own(self.federation, self._desk, request.upload_id)
         await self._desk.opened()
         status = self._desk.status(request.upload_id)
         return transfer_pb2.GetUploadStatusResponse(
@@ -159,6 +163,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
         self, request: transfer_pb2.FinishUploadRequest, _context: Context
     ) -> transfer_pb2.FinishUploadResponse:
         """Verifies, stores and folds a complete upload."""
+        await require_own(self.federation, self._desk, request.upload_id)
         status: UploadStatus = await self._desk.finish(request.upload_id)
         return transfer_pb2.FinishUploadResponse(state=_STATES[status.state], reason=status.reason)
 

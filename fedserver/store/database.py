@@ -84,6 +84,34 @@ MIGRATIONS: Sequence[str] = (
         {checked("name", "row")}
     ) STRICT;
     """,
+    f"""
+    CREATE TABLE sites (
+        name TEXT PRIMARY KEY,
+        state TEXT NOT NULL,
+        since INTEGER NOT NULL,
+        {checked("name", "state", "since")}
+    ) STRICT;
+    CREATE TABLE invitations (
+        token_id BLOB PRIMARY KEY,
+        name TEXT NOT NULL,
+        secret_hash BLOB NOT NULL,
+        created INTEGER NOT NULL,
+        expires INTEGER NOT NULL,
+        state TEXT NOT NULL,
+        key_sha256 TEXT NOT NULL,
+        {checked("token_id", "name", "secret_hash", "created", "expires", "state", "key_sha256")}
+    ) STRICT;
+    CREATE TABLE certificates (
+        fingerprint TEXT PRIMARY KEY,
+        name TEXT NOT NULL,
+        key_sha256 TEXT NOT NULL,
+        certificate TEXT NOT NULL,
+        begins INTEGER NOT NULL,
+        expires INTEGER NOT NULL,
+        is_revoked INTEGER NOT NULL,
+        {checked("fingerprint", "name", "key_sha256", "certificate", "begins", "expires", "is_revoked")}
+    ) STRICT;
+    """,
 )
 """Step n takes a database from `user_version` n to n + 1. Released steps are never changed, only followed.
 

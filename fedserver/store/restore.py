@@ -22,11 +22,12 @@ from fedserver.store.backup import (
 )
 from fedserver.store.database import Database
 from fedserver.store.errors import DamagedFile, StateError
-from fedserver.store.state import CERTIFICATE, DATABASE, KEY, MODELS, UPDATES
+from fedserver.store.state import AUDIT_LOG, DATABASE, IDENTITY_FILES, MODELS, UPDATES
 from fedstream.files import TEMPORARY_SUFFIX, RealFileSystem, publish
 
+_SINGLE_FILES = "|".join(re.escape(name) for name in (DATABASE, *IDENTITY_FILES, AUDIT_LOG))
 _NAME = re.compile(
-    rf"{re.escape(DATABASE)}|{re.escape(KEY)}|{re.escape(CERTIFICATE)}|{MODELS}/[0-9a-f]{{64}}\.safetensors"
+    rf"{_SINGLE_FILES}|{MODELS}/[0-9a-f]{{64}}\.safetensors"
     rf"|{UPDATES}/[0-9a-f]{{32}}\.safetensors((\.encoded)?{re.escape(TEMPORARY_SUFFIX)})?"
 )
 """What a backup may hold. Nothing else is ever written."""

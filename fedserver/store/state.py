@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,18 @@ from fedserver.store.facts import fact, remembering
 from fedserver.store.journal import Journal
 from fedserver.store.models import ModelStore
 from fedserver.store.uploads import UploadStore
+from fedstream.certificates import facts_of, is_issued_by, issue_server, make_authority
 from fedstream.files import FileSystem, RealFileSystem, write_durably
-from fedstream.tls import Identity, make_self_signed
+from fedstream.tls import Identity
 
 DATABASE = "state.db"
 MODELS, UPDATES = "models", "updates"
 KEY, CERTIFICATE = "server.key", "server.crt"
+AUTHORITY_KEY, AUTHORITY_CERTIFICATE = "authority.key", "authority.crt"
+IDENTITY_FILES = (AUTHORITY_KEY, AUTHORITY_CERTIFICATE, KEY, CERTIFICATE)
+"""Each of them is remembered by its digest."""
+
+AUDIT_LOG = "audit.jsonl"
 COLLECTION_LOCK = "collection.lock"
 """Held while files are collected, and while a backup copies them."""
 
@@ -75,25 +82,62 @@ class State:
         self.journal = Journal(self.database)
         self._collecting = FileLock(folder / COLLECTION_LOCK, blocking=False)
 
+    def authority(self) -> Identity:
+        """The federation's own certificate authority, made at the first start and kept.
+
+        Raises:
+            StateError: its key or certificate is gone or not what it was.
+        """
+        every = f"{AUTHORITY_KEY}, {AUTHORITY_CERTIFICATE}, {KEY} and {CERTIFICATE}"
+        way_out = f"or remove {every} and invite every site anew"
+        return self._pair(AUTHORITY_KEY, AUTHORITY_CERTIFICATE, make_authority, way_out, lambda _kept: False)
+
     def identity(self, hosts: Sequence[str]) -> Identity:
-        """The server's key and certificate, made at the first start and kept, or anew if both were removed.
+        """The server's key and certificate, signed by the authority; made anew when a third of its time is left.
 
         Raises:
             StateError: one of them is gone or not what it was.
         """
-        paths = [self.folder / KEY, self.folder / CERTIFICATE]
+        authority = self.authority()
+
+        def is_outdated(certificate: bytes) -> bool:
+            is_due = facts_of(certificate).is_due(datetime.now(UTC))
+            return is_due or not is_issued_by(certificate, authority.certificate)
+
+        way_out = f"or remove {KEY} and {CERTIFICATE}: sites that have joined will not notice, open invitations end"
+        return self._pair(KEY, CERTIFICATE, lambda: issue_server(authority, hosts), way_out, is_outdated)
+
+    def _pair(
+        self,
+        key_name: str,
+        certificate_name: str,
+        make: Callable[[], Identity],
+        way_out: str,
+        is_outdated: Callable[[bytes], bool],
+    ) -> Identity:
+        """A key and its certificate as they are kept, or made if both are missing or the certificate is outdated."""
+        paths = [self.folder / key_name, self.folder / certificate_name]
         changed = [path for path in paths if is_changed(path, self.database)]
         if changed and any(path.exists() for path in paths):
-            message = f"{changed[0]} is not what it was, and sites know this server by it; restore a backup"
-            raise StateError(f"{message}, or remove {KEY} and {CERTIFICATE} and give every site the new join command")
-        if not all(path.exists() for path in paths):  # of an interrupted first start, nothing is remembered yet
-            made = make_self_signed(hosts)
-            for path, contents in zip(paths, (made.key, made.certificate), strict=True):
-                write_durably(self.files, path, [contents])
-        key, certificate = (path.read_bytes() for path in paths)
-        for path, contents in zip(paths, (key, certificate), strict=True):
+            raise StateError(f"{changed[0]} is not what it was; restore a backup, {way_out}")
+        # Of an interrupted first start nothing is remembered yet, and it is begun again.
+        is_kept = all(path.exists() and fact(self.database, _digest_fact(path)) is not None for path in paths)
+        if is_kept and not is_outdated(paths[1].read_bytes()):
+            return Identity(*(path.read_bytes() for path in paths))
+        made = make()
+        if is_kept:
+            self._forget(paths)
+        for path, contents in zip(paths, (made.key, made.certificate), strict=True):
+            write_durably(self.files, path, [contents])
+        for path, contents in zip(paths, (made.key, made.certificate), strict=True):
             self.remember(_digest_fact(path), hashlib.sha256(contents).hexdigest())
-        return Identity(key, certificate)
+        return made
+
+    def _forget(self, paths: Sequence[Path]) -> None:
+        """Before both files are replaced: a crash in between is to look like an interrupted first start."""
+        with self.database.transaction() as cursor:
+            for path in paths:
+                cursor.execute("DELETE FROM facts WHERE key = ?", (_digest_fact(path),))
 
     def fact(self, key: str) -> str | None:
         """A remembered fact."""

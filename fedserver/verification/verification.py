@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from fedserver.store import DamagedFile, StateReader
 from fedserver.store.ledger import Entry, last_hash
-from fedserver.store.state import CERTIFICATE, KEY, is_changed
+from fedserver.store.state import IDENTITY_FILES, is_changed
 from fedserver.store.uploads import FinishedUpload, collected_up_to
 from fedserver.verification.chain import Books, Page, missing_entries, read_pages
 from fedserver.verification.files import Shelf, as_recorded, updates_of
@@ -97,7 +97,7 @@ def _initial_model(books: Books, shelf: Shelf) -> Iterable[Difference]:
 
 
 def _identity(reader: StateReader) -> Iterable[Difference]:
-    paths = (reader.folder / KEY, reader.folder / CERTIFICATE)
+    paths = [reader.folder / name for name in IDENTITY_FILES]
     return [Difference(str(path), "it is not what it was") for path in paths if is_changed(path, reader.database)]
 
 

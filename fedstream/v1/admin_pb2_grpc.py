@@ -70,6 +70,16 @@ class AdminServiceStub:
                 request_serializer=fedstream_dot_v1_dot_admin__pb2.StopRequest.SerializeToString,
                 response_deserializer=fedstream_dot_v1_dot_admin__pb2.StopResponse.FromString,
                 _registered_method=True)
+        self.Invite = channel.unary_unary(
+                '/fedstream.v1.AdminService/Invite',
+                request_serializer=fedstream_dot_v1_dot_admin__pb2.InviteRequest.SerializeToString,
+                response_deserializer=fedstream_dot_v1_dot_admin__pb2.InviteResponse.FromString,
+                _registered_method=True)
+        self.RevokeSite = channel.unary_unary(
+                '/fedstream.v1.AdminService/RevokeSite',
+                request_serializer=fedstream_dot_v1_dot_admin__pb2.RevokeSiteRequest.SerializeToString,
+                response_deserializer=fedstream_dot_v1_dot_admin__pb2.RevokeSiteResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -151,6 +161,32 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Invite(self, request, context):
+        """What: makes a join token, with which one site can join once, under one name. The token is told here and nowhere else;
+        the server keeps only a hash of its secret.
+        Retry: not idempotent: each call makes a token, and takes back those that were made for the same name before and not
+        used. After UNAVAILABLE call again.
+        Resume: nothing to resume.
+        Errors: INVALID_ARGUMENT/INVALID_REQUEST: the name or the span cannot be used. FAILED_PRECONDITION/WRONG_STATE: this
+        server asks its sites for no certificates, so there is nothing to invite to. PERMISSION_DENIED: the caller is no
+        administrator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeSite(self, request, context):
+        """What: takes back a site's certificates and invitations. It is refused from now on, its open calls end, and what it had
+        promised in the round at work and not sent counts as failed.
+        Retry: idempotent; revoking a revoked site succeeds.
+        Resume: nothing to resume.
+        Errors: NOT_FOUND/UNKNOWN_SITE: nobody of that name was invited. FAILED_PRECONDITION/WRONG_STATE: this server asks its
+        sites for no certificates, so it cannot keep one out. PERMISSION_DENIED: the caller is no administrator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -188,6 +224,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.Stop,
                     request_deserializer=fedstream_dot_v1_dot_admin__pb2.StopRequest.FromString,
                     response_serializer=fedstream_dot_v1_dot_admin__pb2.StopResponse.SerializeToString,
+            ),
+            'Invite': grpc.unary_unary_rpc_method_handler(
+                    servicer.Invite,
+                    request_deserializer=fedstream_dot_v1_dot_admin__pb2.InviteRequest.FromString,
+                    response_serializer=fedstream_dot_v1_dot_admin__pb2.InviteResponse.SerializeToString,
+            ),
+            'RevokeSite': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeSite,
+                    request_deserializer=fedstream_dot_v1_dot_admin__pb2.RevokeSiteRequest.FromString,
+                    response_serializer=fedstream_dot_v1_dot_admin__pb2.RevokeSiteResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -380,6 +426,60 @@ class AdminService:
             '/fedstream.v1.AdminService/Stop',
             fedstream_dot_v1_dot_admin__pb2.StopRequest.SerializeToString,
             fedstream_dot_v1_dot_admin__pb2.StopResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Invite(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedstream.v1.AdminService/Invite',
+            fedstream_dot_v1_dot_admin__pb2.InviteRequest.SerializeToString,
+            fedstream_dot_v1_dot_admin__pb2.InviteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeSite(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedstream.v1.AdminService/RevokeSite',
+            fedstream_dot_v1_dot_admin__pb2.RevokeSiteRequest.SerializeToString,
+            fedstream_dot_v1_dot_admin__pb2.RevokeSiteResponse.FromString,
             options,
             channel_credentials,
             insecure,

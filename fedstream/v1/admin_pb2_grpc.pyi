@@ -80,6 +80,24 @@ class AdminServiceStub:
     Resume: nothing to resume.
     Errors: PERMISSION_DENIED: the caller is no administrator.
     """
+    Invite: _grpc.UnaryUnaryMultiCallable[_admin_pb2.InviteRequest, _admin_pb2.InviteResponse]
+    """What: makes a join token, with which one site can join once, under one name. The token is told here and nowhere else;
+      the server keeps only a hash of its secret.
+    Retry: not idempotent: each call makes a token, and takes back those that were made for the same name before and not
+      used. After UNAVAILABLE call again.
+    Resume: nothing to resume.
+    Errors: INVALID_ARGUMENT/INVALID_REQUEST: the name or the span cannot be used. FAILED_PRECONDITION/WRONG_STATE: this
+      server asks its sites for no certificates, so there is nothing to invite to. PERMISSION_DENIED: the caller is no
+      administrator.
+    """
+    RevokeSite: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RevokeSiteRequest, _admin_pb2.RevokeSiteResponse]
+    """What: takes back a site's certificates and invitations. It is refused from now on, its open calls end, and what it had
+      promised in the round at work and not sent counts as failed.
+    Retry: idempotent; revoking a revoked site succeeds.
+    Resume: nothing to resume.
+    Errors: NOT_FOUND/UNKNOWN_SITE: nobody of that name was invited. FAILED_PRECONDITION/WRONG_STATE: this server asks its
+      sites for no certificates, so it cannot keep one out. PERMISSION_DENIED: the caller is no administrator.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -132,6 +150,24 @@ class AdminServiceAsyncStub(AdminServiceStub):
     Retry: idempotent; stopping a federation that stops already succeeds.
     Resume: nothing to resume.
     Errors: PERMISSION_DENIED: the caller is no administrator.
+    """
+    Invite: _aio.UnaryUnaryMultiCallable[_admin_pb2.InviteRequest, _admin_pb2.InviteResponse]  # type: ignore[assignment]
+    """What: makes a join token, with which one site can join once, under one name. The token is told here and nowhere else;
+      the server keeps only a hash of its secret.
+    Retry: not idempotent: each call makes a token, and takes back those that were made for the same name before and not
+      used. After UNAVAILABLE call again.
+    Resume: nothing to resume.
+    Errors: INVALID_ARGUMENT/INVALID_REQUEST: the name or the span cannot be used. FAILED_PRECONDITION/WRONG_STATE: this
+      server asks its sites for no certificates, so there is nothing to invite to. PERMISSION_DENIED: the caller is no
+      administrator.
+    """
+    RevokeSite: _aio.UnaryUnaryMultiCallable[_admin_pb2.RevokeSiteRequest, _admin_pb2.RevokeSiteResponse]  # type: ignore[assignment]
+    """What: takes back a site's certificates and invitations. It is refused from now on, its open calls end, and what it had
+      promised in the round at work and not sent counts as failed.
+    Retry: idempotent; revoking a revoked site succeeds.
+    Resume: nothing to resume.
+    Errors: NOT_FOUND/UNKNOWN_SITE: nobody of that name was invited. FAILED_PRECONDITION/WRONG_STATE: this server asks its
+      sites for no certificates, so it cannot keep one out. PERMISSION_DENIED: the caller is no administrator.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -224,6 +260,36 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         Retry: idempotent; stopping a federation that stops already succeeds.
         Resume: nothing to resume.
         Errors: PERMISSION_DENIED: the caller is no administrator.
+        """
+
+    @_abc_1.abstractmethod
+    def Invite(
+        self,
+        request: _admin_pb2.InviteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.InviteResponse, _abc.Awaitable[_admin_pb2.InviteResponse]]:
+        """What: makes a join token, with which one site can join once, under one name. The token is told here and nowhere else;
+          the server keeps only a hash of its secret.
+        Retry: not idempotent: each call makes a token, and takes back those that were made for the same name before and not
+          used. After UNAVAILABLE call again.
+        Resume: nothing to resume.
+        Errors: INVALID_ARGUMENT/INVALID_REQUEST: the name or the span cannot be used. FAILED_PRECONDITION/WRONG_STATE: this
+          server asks its sites for no certificates, so there is nothing to invite to. PERMISSION_DENIED: the caller is no
+          administrator.
+        """
+
+    @_abc_1.abstractmethod
+    def RevokeSite(
+        self,
+        request: _admin_pb2.RevokeSiteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.RevokeSiteResponse, _abc.Awaitable[_admin_pb2.RevokeSiteResponse]]:
+        """What: takes back a site's certificates and invitations. It is refused from now on, its open calls end, and what it had
+          promised in the round at work and not sent counts as failed.
+        Retry: idempotent; revoking a revoked site succeeds.
+        Resume: nothing to resume.
+        Errors: NOT_FOUND/UNKNOWN_SITE: nobody of that name was invited. FAILED_PRECONDITION/WRONG_STATE: this server asks its
+          sites for no certificates, so it cannot keep one out. PERMISSION_DENIED: the caller is no administrator.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -82,6 +82,24 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_UNKNOWN_ROUND: _ErrorReason.ValueType  # 21
     """NOT_FOUND. Administration named a round that does not exist; metadata `round`."""
+    ERROR_REASON_UNKNOWN_TOKEN: _ErrorReason.ValueType  # 22
+    """UNAUTHENTICATED. No invitation has this token. Copy it again, whole, or ask the coordinator for a new one."""
+    ERROR_REASON_TOKEN_EXPIRED: _ErrorReason.ValueType  # 23
+    """PERMISSION_DENIED. The invitation's time is over. Ask the coordinator for a new one."""
+    ERROR_REASON_TOKEN_USED: _ErrorReason.ValueType  # 24
+    """PERMISSION_DENIED. Another key has joined with this token. If it was not yours, somebody else has used it: tell the
+    coordinator, and ask for a new one.
+    """
+    ERROR_REASON_TOKEN_REVOKED: _ErrorReason.ValueType  # 25
+    """PERMISSION_DENIED. The coordinator has taken the invitation back, or it was tried with wrong secrets too often. Ask
+    the coordinator for a new one.
+    """
+    ERROR_REASON_NAME_MISMATCH: _ErrorReason.ValueType  # 26
+    """PERMISSION_DENIED. The name that was said is not the one that the token or the certificate is for; metadata `name`,
+    what was said. Say the right one.
+    """
+    ERROR_REASON_UNKNOWN_SITE: _ErrorReason.ValueType  # 27
+    """NOT_FOUND. Administration named a site that was never invited; metadata `name`."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why the server refused a call. A refusal carries a `google.rpc.ErrorInfo` whose `domain` is `fedstream.v1` and whose
@@ -149,4 +167,22 @@ one that has finished; metadata `state`.
 """
 ERROR_REASON_UNKNOWN_ROUND: ErrorReason.ValueType  # 21
 """NOT_FOUND. Administration named a round that does not exist; metadata `round`."""
+ERROR_REASON_UNKNOWN_TOKEN: ErrorReason.ValueType  # 22
+"""UNAUTHENTICATED. No invitation has this token. Copy it again, whole, or ask the coordinator for a new one."""
+ERROR_REASON_TOKEN_EXPIRED: ErrorReason.ValueType  # 23
+"""PERMISSION_DENIED. The invitation's time is over. Ask the coordinator for a new one."""
+ERROR_REASON_TOKEN_USED: ErrorReason.ValueType  # 24
+"""PERMISSION_DENIED. Another key has joined with this token. If it was not yours, somebody else has used it: tell the
+coordinator, and ask for a new one.
+"""
+ERROR_REASON_TOKEN_REVOKED: ErrorReason.ValueType  # 25
+"""PERMISSION_DENIED. The coordinator has taken the invitation back, or it was tried with wrong secrets too often. Ask
+the coordinator for a new one.
+"""
+ERROR_REASON_NAME_MISMATCH: ErrorReason.ValueType  # 26
+"""PERMISSION_DENIED. The name that was said is not the one that the token or the certificate is for; metadata `name`,
+what was said. Say the right one.
+"""
+ERROR_REASON_UNKNOWN_SITE: ErrorReason.ValueType  # 27
+"""NOT_FOUND. Administration named a site that was never invited; metadata `name`."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

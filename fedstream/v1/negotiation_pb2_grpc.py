@@ -28,6 +28,9 @@ if _version_not_supported:
 class NegotiationServiceStub:
     """Negotiation of rounds. Clients dial out and keep one Negotiate stream open; everything the server wants of them comes
     down that stream.
+
+    Members show a certificate (see EnrolmentService). Every call can end with UNAUTHENTICATED, when it is none that counts
+    here, and with PERMISSION_DENIED, when it has been revoked, also while the call is open: ask the coordinator.
     """
 
     def __init__(self, channel):
@@ -51,6 +54,9 @@ class NegotiationServiceStub:
 class NegotiationServiceServicer:
     """Negotiation of rounds. Clients dial out and keep one Negotiate stream open; everything the server wants of them comes
     down that stream.
+
+    Members show a certificate (see EnrolmentService). Every call can end with UNAUTHENTICATED, when it is none that counts
+    here, and with PERMISSION_DENIED, when it has been revoked, also while the call is open: ask the coordinator.
     """
 
     def DescribeTask(self, request, context):
@@ -78,7 +84,8 @@ class NegotiationServiceServicer:
         that has already trained for it accepts again and goes on with its upload.
         Errors: INVALID_ARGUMENT/INVALID_REQUEST and INVALID_ARGUMENT/UNEXPECTED_MESSAGE: a defect of the client, do not
         retry. ABORTED/SUPERSEDED: another stream of this client took over. UNAUTHENTICATED, PERMISSION_DENIED: ask the
-        coordinator. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
+        coordinator. PERMISSION_DENIED/NAME_MISMATCH: the hello's name is not the certificate's; say that one.
+        RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,6 +115,9 @@ def add_NegotiationServiceServicer_to_server(servicer, server):
 class NegotiationService:
     """Negotiation of rounds. Clients dial out and keep one Negotiate stream open; everything the server wants of them comes
     down that stream.
+
+    Members show a certificate (see EnrolmentService). Every call can end with UNAUTHENTICATED, when it is none that counts
+    here, and with PERMISSION_DENIED, when it has been revoked, also while the call is open: ask the coordinator.
     """
 
     @staticmethod

@@ -29,6 +29,9 @@ GRPC_VERSION: str
 class NegotiationServiceStub:
     """Negotiation of rounds. Clients dial out and keep one Negotiate stream open; everything the server wants of them comes
     down that stream.
+
+    Members show a certificate (see EnrolmentService). Every call can end with UNAUTHENTICATED, when it is none that counts
+    here, and with PERMISSION_DENIED, when it has been revoked, also while the call is open: ask the coordinator.
     """
 
     @_typing.overload
@@ -56,13 +59,17 @@ class NegotiationServiceStub:
       that has already trained for it accepts again and goes on with its upload.
     Errors: INVALID_ARGUMENT/INVALID_REQUEST and INVALID_ARGUMENT/UNEXPECTED_MESSAGE: a defect of the client, do not
       retry. ABORTED/SUPERSEDED: another stream of this client took over. UNAUTHENTICATED, PERMISSION_DENIED: ask the
-      coordinator. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
+      coordinator. PERMISSION_DENIED/NAME_MISMATCH: the hello's name is not the certificate's; say that one.
+      RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
     """
 
 @_typing.type_check_only
 class NegotiationServiceAsyncStub(NegotiationServiceStub):
     """Negotiation of rounds. Clients dial out and keep one Negotiate stream open; everything the server wants of them comes
     down that stream.
+
+    Members show a certificate (see EnrolmentService). Every call can end with UNAUTHENTICATED, when it is none that counts
+    here, and with PERMISSION_DENIED, when it has been revoked, also while the call is open: ask the coordinator.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -87,12 +94,16 @@ class NegotiationServiceAsyncStub(NegotiationServiceStub):
       that has already trained for it accepts again and goes on with its upload.
     Errors: INVALID_ARGUMENT/INVALID_REQUEST and INVALID_ARGUMENT/UNEXPECTED_MESSAGE: a defect of the client, do not
       retry. ABORTED/SUPERSEDED: another stream of this client took over. UNAUTHENTICATED, PERMISSION_DENIED: ask the
-      coordinator. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
+      coordinator. PERMISSION_DENIED/NAME_MISMATCH: the hello's name is not the certificate's; say that one.
+      RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
     """
 
 class NegotiationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Negotiation of rounds. Clients dial out and keep one Negotiate stream open; everything the server wants of them comes
     down that stream.
+
+    Members show a certificate (see EnrolmentService). Every call can end with UNAUTHENTICATED, when it is none that counts
+    here, and with PERMISSION_DENIED, when it has been revoked, also while the call is open: ask the coordinator.
     """
 
     @_abc_1.abstractmethod
@@ -127,7 +138,8 @@ class NegotiationServiceServicer(metaclass=_abc_1.ABCMeta):
           that has already trained for it accepts again and goes on with its upload.
         Errors: INVALID_ARGUMENT/INVALID_REQUEST and INVALID_ARGUMENT/UNEXPECTED_MESSAGE: a defect of the client, do not
           retry. ABORTED/SUPERSEDED: another stream of this client took over. UNAUTHENTICATED, PERMISSION_DENIED: ask the
-          coordinator. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
+          coordinator. PERMISSION_DENIED/NAME_MISMATCH: the hello's name is not the certificate's; say that one.
+          RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
         """
 
 def add_NegotiationServiceServicer_to_server(servicer: NegotiationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

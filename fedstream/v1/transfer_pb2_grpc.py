@@ -28,6 +28,9 @@ if _version_not_supported:
 class TransferServiceStub:
     """Uploads of updates and downloads of models. Rules that hold for both directions: every chunk carries its own offset and
     crc32c; the receiver's progress is `committed_size`, which never decreases; what is committed may be sent again safely.
+
+    An upload is its client's alone: for any other it is unknown. Every call can end with UNAUTHENTICATED or
+    PERMISSION_DENIED, as those of the NegotiationService.
     """
 
     def __init__(self, channel):
@@ -71,6 +74,9 @@ class TransferServiceStub:
 class TransferServiceServicer:
     """Uploads of updates and downloads of models. Rules that hold for both directions: every chunk carries its own offset and
     crc32c; the receiver's progress is `committed_size`, which never decreases; what is committed may be sent again safely.
+
+    An upload is its client's alone: for any other it is unknown. Every call can end with UNAUTHENTICATED or
+    PERMISSION_DENIED, as those of the NegotiationService.
     """
 
     def PutManifest(self, request_iterator, context):
@@ -193,6 +199,9 @@ def add_TransferServiceServicer_to_server(servicer, server):
 class TransferService:
     """Uploads of updates and downloads of models. Rules that hold for both directions: every chunk carries its own offset and
     crc32c; the receiver's progress is `committed_size`, which never decreases; what is committed may be sent again safely.
+
+    An upload is its client's alone: for any other it is unknown. Every call can end with UNAUTHENTICATED or
+    PERMISSION_DENIED, as those of the NegotiationService.
     """
 
     @staticmethod

@@ -29,6 +29,9 @@ GRPC_VERSION: str
 class TransferServiceStub:
     """Uploads of updates and downloads of models. Rules that hold for both directions: every chunk carries its own offset and
     crc32c; the receiver's progress is `committed_size`, which never decreases; what is committed may be sent again safely.
+
+    An upload is its client's alone: for any other it is unknown. Every call can end with UNAUTHENTICATED or
+    PERMISSION_DENIED, as those of the NegotiationService.
     """
 
     @_typing.overload
@@ -92,6 +95,9 @@ class TransferServiceStub:
 class TransferServiceAsyncStub(TransferServiceStub):
     """Uploads of updates and downloads of models. Rules that hold for both directions: every chunk carries its own offset and
     crc32c; the receiver's progress is `committed_size`, which never decreases; what is committed may be sent again safely.
+
+    An upload is its client's alone: for any other it is unknown. Every call can end with UNAUTHENTICATED or
+    PERMISSION_DENIED, as those of the NegotiationService.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -151,6 +157,9 @@ class TransferServiceAsyncStub(TransferServiceStub):
 class TransferServiceServicer(metaclass=_abc_1.ABCMeta):
     """Uploads of updates and downloads of models. Rules that hold for both directions: every chunk carries its own offset and
     crc32c; the receiver's progress is `committed_size`, which never decreases; what is committed may be sent again safely.
+
+    An upload is its client's alone: for any other it is unknown. Every call can end with UNAUTHENTICATED or
+    PERMISSION_DENIED, as those of the NegotiationService.
     """
 
     @_abc_1.abstractmethod

@@ -161,7 +161,7 @@ async def test_schema_that_does_not_come_to_its_end_is_ended(tmp_path: Path) -> 
         call = site.negotiation.Negotiate()
         hello = negotiation_pb2.Hello(
             protocol=common_pb2.ProtocolRange(min=1, max=1),
-            client_name="beta",
+            client_name="alpha",
             schema_sha256=bytes(32),
             meaning=wire.write_meaning(server.federation.meaning),
             num_examples=1,

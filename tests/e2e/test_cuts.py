@@ -86,7 +86,7 @@ async def test_client_that_may_give_up_says_whom_it_could_not_reach(scene: Stage
 
 
 async def test_client_refuses_a_server_with_another_fingerprint(scene: Stage) -> None:
-    async with serving(scene.folder, min_clients=1) as (server, listening):
+    async with serving(scene.folder, min_clients=1, open_enrolment=True) as (server, listening):
         wrong = "sha256:" + "0" * 64
         client = scene.client("alpha", listening, "--fingerprint", wrong)
         assert await client.ended() == ExitCode.UNTRUSTED

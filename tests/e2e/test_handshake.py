@@ -129,7 +129,9 @@ async def test_hello_that_does_not_fit_is_declined_and_the_stream_ends_well(
 
 
 async def test_client_declined_before_the_model_is_ready_hears_why_at_once(tmp_path: Path) -> None:
-    config = ServerConfig(task="linear", listen="127.0.0.1:0", state=tmp_path / "state", out=tmp_path / "out")
+    config = ServerConfig(
+        task="linear", listen="127.0.0.1:0", state=tmp_path / "state", out=tmp_path / "out", open_enrolment=True
+    )
     server, task = Server(config), Linear({})
     listening = await server.start()
     try:

@@ -16,7 +16,12 @@ from tests.support.serving import BareSite, administration, serving
 
 pytestmark = [pytest.mark.e2e, pytest.mark.numpy_task]
 
-PUBLIC = ["fedstream.v1.NegotiationService", "fedstream.v1.TransferService", "grpc.health.v1.Health"]
+PUBLIC = [
+    "fedstream.v1.CertificateService",
+    "fedstream.v1.NegotiationService",
+    "fedstream.v1.TransferService",
+    "grpc.health.v1.Health",
+]
 
 
 async def reflect(channel: grpc.aio.Channel, **request: str) -> reflection_pb2.ServerReflectionResponse:
@@ -44,7 +49,7 @@ async def code_of(call: Any) -> grpc.StatusCode:
 async def test_health_and_reflection_answer_on_the_public_port(tmp_path: Path) -> None:
     async with serving(tmp_path) as (_, listening), BareSite.dial(listening) as site:
         health = health_pb2_grpc.HealthStub(site.channel)
-        for service in ("", *PUBLIC[:2]):
+        for service in ("", *PUBLIC[:3]):
             answer = await health.Check(health_pb2.HealthCheckRequest(service=service))
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
         unknown = health.Check(health_pb2.HealthCheckRequest(service="fedstream.v1.AdminService"))

@@ -145,7 +145,7 @@ async def test_newer_stream_of_an_upload_takes_over_and_the_older_is_aborted(tmp
         message.chunk.write_offset, message.chunk.crc32c = 0, make_chunk(0, b"").crc32c
         await older.write(message)
         await asyncio.sleep(0.1)
-        async with BareSite.dial(listening) as newer:
+        async with BareSite.dial(listening, site.name) as newer:
             assert await newer.write(upload_id, cut(body, 300)) == len(body)
         assert (await refusal(older.read())).reason == "SUPERSEDED"
         assert (await site.finish(upload_id)).state == transfer_pb2.UPLOAD_STATE_ADMITTED

@@ -22,6 +22,7 @@ import grpc
 from fedserver.server import Listening
 from fedserver.store.state import read_contact
 from fedstream.v1 import admin_pb2, admin_pb2_grpc
+from tests.support import joining
 
 PATIENCE_SECONDS = 90.0
 """How long anything may take before a test fails. Only ever waited for in full by a test that fails anyway."""
@@ -182,11 +183,12 @@ class Stage:
     running: list[Running] = field(default_factory=list)
 
     def start(self, log: str, command: Sequence[str], python_path: Path | None = None) -> Running:
-        """Start a program of this project; `python_path` is where it finds tasks that are not installed."""
+        """Start a module or file with its arguments; `python_path` is where it finds tasks that are not installed."""
         path = self.folder / f"{log}.log"
         with path.open("ab") as stream:
+            is_file = command[0].endswith(".py")
             process = subprocess.Popen(
-                [sys.executable, "-m", *command],
+                [sys.executable, *command] if is_file else [sys.executable, "-m", *command],
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -204,11 +206,13 @@ class Stage:
         listen: str = "127.0.0.1:0",
         task: str = "linear",
         python_path: Path | None = None,
+        open_enrolment: bool = False,
         **settings: object,
     ) -> RunningServer:
         """Start a server and wait until it serves. `settings` are of the task."""
         state, out = self.folder / name / "state", self.folder / name / "out"
         command = ["fedserver.cli", "run", "--task", task, "--listen", listen, "--state", str(state), "--out", str(out)]
+        command += ["--open-enrolment"] if open_enrolment and "--plaintext" not in options else []
         command += [word for key, value in settings.items() for word in ("--task-set", f"{key}={value}")]
         started = self.start(name, [*command, *options], python_path)
 
@@ -218,7 +222,7 @@ class Stage:
             return found if found.get("pid") == started.process.pid else None
 
         found = until(f"{name} to serve", contact)
-        listening = Listening(found["address"], found["fingerprint"], found["admin"])
+        listening = Listening(found["address"], found["fingerprint"], found["admin"], found["enrolment"])
         return RunningServer(started.process, started.log, listening, state, out)
 
     def client(
@@ -232,9 +236,8 @@ class Stage:
     ) -> Running:
         """Start a client on generated data; what it makes is in the folder `home`, which is called as it is itself."""
         folder = self.folder / (home or name)
-        trust = ["--fingerprint", listening.fingerprint] if listening.fingerprint else ["--plaintext"]
-        command = ["fedclient.cli", "run", "--server", listening.address, *trust]
-        command += ["--name", name, "--data", "phantom", "--shard", shard]
+        command = [*_joining(name, listening), "--server", listening.address, "--name", name]
+        command += ["--data", "phantom", "--shard", shard]
         command += ["--out", str(folder), "--state-dir", str(folder / "state")]
         return self.start(folder.name, [*command, *options], python_path)
 
@@ -244,8 +247,8 @@ class Stage:
         with path.open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
 
-    def command(self, *words: str) -> Said:
-        """Run a command to its end; `words` begin with `fedserver` or `fedclient`."""
+    def command(self, *words: str, said: str = "") -> Said:
+        """Run a command to its end; `words` begin with `fedserver` or `fedclient`, `said` is its standard input."""
         program, *rest = words
         done = subprocess.run(
             [sys.executable, "-m", f"{program}.cli", *rest],
@@ -255,7 +258,7 @@ class Stage:
             env=_environment(None),
             timeout=PATIENCE_SECONDS,
             check=False,
-            stdin=subprocess.DEVNULL,
+            input=said,
         )
         return Said(done.returncode, done.stdout, done.stderr)
 
@@ -263,6 +266,16 @@ class Stage:
         """End what still runs, the last started first."""
         for running in reversed(self.running):
             running.end()
+
+
+def _joining(name: str, listening: Listening) -> list[str]:
+    """The command of a client, up to how it knows the server and the server knows it."""
+    if listening.enrolment_address is not None:
+        folder = joining.identity_folder(listening.admin_address, name)
+        before = [joining.__file__, listening.admin_address, listening.enrolment_address, name]
+        return [*before, "run", "--identity", str(folder)]
+    trust = ["--fingerprint", listening.fingerprint] if listening.fingerprint else ["--plaintext"]
+    return ["fedclient.cli", "run", *trust]
 
 
 @contextmanager

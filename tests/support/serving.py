@@ -13,7 +13,7 @@ import numpy as np
 
 from fedserver.config import ServerConfig
 from fedserver.server import Listening, Server
-from fedstream import wire
+from fedstream import limits, wire
 from fedstream.body import Chunk, make_chunk
 from fedstream.manifest import Manifest, manifest_of, raw_bytes
 from fedstream.schema import ModelSchema, TaskMeaning
@@ -26,6 +26,7 @@ from fedstream.v1 import (
     transfer_pb2,
     transfer_pb2_grpc,
 )
+from tests.support.joining import joined
 
 PATIENCE_SECONDS = 30.0
 
@@ -47,36 +48,47 @@ async def serving(folder: Path, **settings: Any) -> AsyncIterator[tuple[Server, 
 
 
 class BareSite:
-    """One client at the level of messages."""
+    """One client at the level of messages. Its certificate is for the name that it says last."""
 
-    def __init__(self, listening: Listening, certificate: bytes | None) -> None:
-        options = [("grpc.use_local_subchannel_pool", 1)]
-        if certificate is None:
-            self.channel = grpc.aio.insecure_channel(listening.address, options=options)
-        else:
-            credentials = channel_credentials(certificate)
-            self.channel = grpc.aio.secure_channel(listening.address, credentials, options=[*CHANNEL_OPTIONS, *options])
-        self.negotiation = negotiation_pb2_grpc.NegotiationServiceStub(self.channel)
-        self.transfer = transfer_pb2_grpc.TransferServiceStub(self.channel)
+    def __init__(self, listening: Listening) -> None:
+        self._listening = listening
+        self.name = ""
+        self.channel: grpc.aio.Channel
+        self.negotiation: negotiation_pb2_grpc.NegotiationServiceAsyncStub
+        self.transfer: transfer_pb2_grpc.TransferServiceAsyncStub
         self.stream: Any = None
 
     @classmethod
     @asynccontextmanager
-    async def dial(cls, listening: Listening) -> AsyncIterator[BareSite]:
-        """Connect, trusting the server by its fingerprint."""
-        certificate = None
-        if listening.fingerprint is not None:
-            certificate = await asyncio.to_thread(fetch_certificate, listening.address, listening.fingerprint)
-        site = cls(listening, certificate)
+    async def dial(cls, listening: Listening, name: str = "somebody") -> AsyncIterator[BareSite]:
+        """Connect, as a member of that name where the server asks for certificates."""
+        site = cls(listening)
+        await site.become(name)
         try:
             yield site
         finally:
             await site.channel.close()
 
+    async def become(self, name: str) -> None:
+        """Connect under another name."""
+        if self.name:
+            await self.channel.close()
+        self.name, listening = name, self._listening
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        if listening.fingerprint is None:
+            self.channel = grpc.aio.insecure_channel(listening.address, options=options)
+        else:
+            credentials = await _credentials(listening, name)
+            self.channel = grpc.aio.secure_channel(listening.address, credentials, options=[*CHANNEL_OPTIONS, *options])
+        self.negotiation = negotiation_pb2_grpc.NegotiationServiceStub(self.channel)
+        self.transfer = transfer_pb2_grpc.TransferServiceStub(self.channel)
+
     async def hello(
         self, name: str, schema: ModelSchema, meaning: TaskMeaning, num_examples: int = 10, **fields: Any
     ) -> negotiation_pb2.NegotiateResponse:
         """Open a stream and say hello; returns the first answer that is no notice about waiting."""
+        if self._listening.enrolment_address is not None and limits.is_client_name(name) and name != self.name:
+            await self.become(name)
         hello = negotiation_pb2.Hello(
             protocol=common_pb2.ProtocolRange(min=1, max=1),
             client_name=name,
@@ -173,6 +185,15 @@ class BareSite:
         request = transfer_pb2.ReadChunksRequest(model_sha256=sha256, read_offset=offset, max_chunk_bytes=chunk_bytes)
         pieces = [response.chunk.data async for response in self.transfer.ReadChunks(request)]
         return b"".join(pieces)
+
+
+async def _credentials(listening: Listening, name: str) -> grpc.ChannelCredentials:
+    if listening.enrolment_address is not None:
+        folder = await joined(listening.admin_address, listening.enrolment_address, name)
+        found = folder.credentials()
+        return channel_credentials(found.authority, found.identity)
+    assert listening.fingerprint is not None, "there is TLS"
+    return channel_credentials(await asyncio.to_thread(fetch_certificate, listening.address, listening.fingerprint))
 
 
 def administration(listening: Listening) -> tuple[grpc.aio.Channel, admin_pb2_grpc.AdminServiceStub]:

@@ -54,7 +54,7 @@ def at(server: str, folder: Path, *more: str) -> Sequence[str]:
 def test_help_names_every_setting_every_exit_code_and_an_example() -> None:
     text = " ".join(call("run", "--help").stdout.split())
 
-    assert "Example: fedclient run --server fl.example.org:8443 --fingerprint sha256:4f0c" in text
+    assert "Example: fedclient run --data scans/" in text
     assert [name for name in ClientConfig.model_fields if f"--{name.replace('_', '-')} " not in text] == []
     assert [code for code in ExitCode if f"{code.value} {code.meaning}" not in text] == []
 
@@ -63,7 +63,7 @@ def test_help_lists_the_commands() -> None:
     lines = call("--help").stdout.splitlines()
     commands = lines[lines.index("Commands:") + 1 :]
 
-    assert [line.split()[0] for line in commands if re.match(r"  \S", line)] == ["run", "predict"]
+    assert [line.split()[0] for line in commands if re.match(r"  \S", line)] == ["run", "join", "predict"]
 
 
 def test_help_is_quick_because_nothing_heavy_is_loaded() -> None:
@@ -84,11 +84,14 @@ def test_version_is_that_of_the_package() -> None:
     assert re.fullmatch(r"fedclient \d+\.\d+\.\d+\S*\n", call("--version").stdout)
 
 
-def test_run_without_settings_says_what_is_missing_and_exits_2() -> None:
+def test_run_without_settings_says_what_is_missing_and_exits_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))  # who tries the tests may be a site
     result = call("run")
 
     assert (result.returncode, result.stdout) == (ExitCode.BAD_CONFIGURATION, "")
-    assert result.stderr.startswith("fedclient: name the server with --server HOST:PORT\n")
+    assert result.stderr.startswith(
+        "fedclient: this site has not joined: run `fedclient join` with the coordinator's token"
+    )
 
 
 async def test_run_with_wrong_fingerprint_exits_6_at_once(tmp_path: Path) -> None:

@@ -16,6 +16,12 @@ FINGERPRINT = "sha256:" + "ab" * 32
 LEAST = {"server": "fl.example.org:8443", "fingerprint": FINGERPRINT, "data": "scans"}
 
 
+@pytest.fixture(autouse=True)
+def no_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who tries the tests may be a site."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "home"))
+
+
 def message_of(file: Path | None, flags: dict[str, Any]) -> str:
     with pytest.raises(Stop) as caught:
         load_config(file, flags)
@@ -62,13 +68,24 @@ def test_config_classes_and_shard_are_read_from_text() -> None:
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"server": None}, "name the server with --server HOST:PORT"),
+    ({"server": None}, "this site has not joined: run `fedclient join` with the coordinator's token first"),
     (
         {"data": None},
         "name your folder of images with --data DIR, or try things out on generated ones with --data phantom",
     ),
     ({"server": "up"}, "--server: 'up' is no address; write HOST:PORT, such as fl.example.org:8443"),
-    ({"fingerprint": None}, "add the server's fingerprint: it stands in the join command that the server prints"),
+    (
+        {"fingerprint": None},
+        (
+            "this site has not joined: run `fedclient join` with the coordinator's token first, or give the "
+            "--identity folder that it made"
+        ),
+    ),
+    (
+        {"identity": "here"},
+        "a fingerprint or plaintext is for servers that ask for no certificates: leave these off",
+    ),
+    ({"key": "here"}, "certificate, key and server-ca go together: name all three files, or none"),
     (
         {"fingerprint": "12:34"},
         "--fingerprint: write sha256: and 64 hexadecimal digits, as in the join command that the server prints",
@@ -76,7 +93,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"plaintext": True}, "give either a fingerprint or plaintext, not both"),
     (
         {"plaintext": True, "fingerprint": None},
-        "plaintext is for a server on this machine only; fl.example.org needs a fingerprint",
+        "plaintext is for a server on this machine only; join fl.example.org with `fedclient join`",
     ),
     (
         {"name": "../up"},
@@ -101,7 +118,7 @@ def test_config_file_with_unknown_key_names_the_known_ones(tmp_path: Path) -> No
     file = tmp_path / "site.toml"
     file.write_text("serverr = 'a:1'\n")
 
-    assert "serverr is no setting; known are server, fingerprint," in message_of(file, LEAST)
+    assert "serverr is no setting; known are server, identity," in message_of(file, LEAST)
 
 
 def test_config_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -104,6 +104,16 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"listen": "localhost:http"},
         "listen: 'localhost:http' is no address; write HOST:PORT, such as fl.example.org:8443",
     ),
+    ({"enrol_listen": "8444"}, "enrol_listen: '8444' is no address; write HOST:PORT, such as fl.example.org:8443"),
+    ({"certificate_days": 0}, "certificate_days: Input should be greater than 0"),
+    (
+        {"plaintext": True, "open_enrolment": True},
+        "settings: plaintext asks for no certificates anyhow: leave open_enrolment off",
+    ),
+    (
+        {"open_enrolment": True, "client_ca": "ca.pem"},
+        "settings: client_ca is for servers that ask for certificates: leave plaintext and open_enrolment off",
+    ),
     ({"strategy": "fedprox"}, "strategy: unknown strategy 'fedprox'; choose one of fedavg, uniform, rank_decay"),
     (
         {"cohort_size": 2, "min_clients": 3},

@@ -25,7 +25,7 @@ def test_reasons_are_those_of_the_contract_and_no_others() -> None:
     values = errors_pb2.ErrorReason.DESCRIPTOR.values
     contract = [value.name.removeprefix(prefix) for value in values if value.number]
     assert sorted(PROTOCOL_ERRORS) == sorted(contract)
-    assert len(PROTOCOL_ERRORS) == 21
+    assert len(PROTOCOL_ERRORS) == 27
 
 
 def test_status_codes_are_those_that_the_contract_names_in_its_comments() -> None:

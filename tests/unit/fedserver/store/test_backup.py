@@ -273,10 +273,10 @@ def run(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_commands_say_that_the_private_key_is_in_it(folder: Path, tmp_path: Path) -> None:
+def test_commands_say_that_the_private_keys_are_in_it(folder: Path, tmp_path: Path) -> None:
     code, output = run("backup", "--state", str(folder), "--out", str(tmp_path / "b.tar"))
     assert code == 0
-    assert "It holds the server's private key" in output
+    assert "It holds the private keys of the server and of its authority" in output
     code, output = run("restore", str(tmp_path / "b.tar"), "--state", str(tmp_path / "restored"))
     assert code == 0
     assert f"go on with `fedserver run --state {tmp_path / 'restored'}`" in output

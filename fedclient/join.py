@@ -1,0 +1,120 @@
+"""`fedclient join`: from a token to a certificate.
+
+KEY made and kept --> SERVER checked by the token's fingerprint --> ENROL with token and request --> certificate KEPT
+
+It may be cut anywhere and done again with the same token: the key is kept before it is used, and the server gives the
+same key the same certificate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+
+from fedclient.calls import QUICK_CALL_SECONDS, Patience, plain_words, translated, until_done
+from fedclient.exit_codes import ExitCode, Stop
+from fedclient.identity import IdentityFolder, Membership, check_answer
+from fedstream import tls
+from fedstream.certificates import facts_of, make_request, to_pem
+from fedstream.errors import LimitExceeded, ProtocolError, TransportError
+from fedstream.join_token import JoinToken
+from fedstream.tls import shown_address, split_address
+from fedstream.v1 import enrolment_pb2, enrolment_pb2_grpc
+
+_PATIENCE = Patience(give_up_after_seconds=30.0)
+
+
+def read_token(text: str) -> JoinToken:
+    """The token that was given.
+
+    Raises:
+        Stop: with `BAD_CONFIGURATION`, it is none.
+    """
+    try:
+        return JoinToken.decode(text)
+    except ValueError as error:
+        raise Stop(ExitCode.BAD_CONFIGURATION, f"{error}") from error
+
+
+def places(token: JoinToken, server: str | None, enrolment: str | None) -> tuple[str, str]:
+    """Where the server is and where to join: as the token says, but for what the operator says.
+
+    Raises:
+        Stop: with `BAD_CONFIGURATION`, an address is none.
+    """
+    try:
+        if server is not None and enrolment is None:
+            enrolment = shown_address(split_address(server)[0], split_address(token.enrolment)[1])
+        for address in (server, enrolment):
+            if address is not None:
+                split_address(address)
+    except ValueError as error:
+        raise Stop(ExitCode.BAD_CONFIGURATION, str(error)) from error
+    return server or token.server, enrolment or token.enrolment
+
+
+async def join(
+    token: JoinToken, server: str, enrolment: str, folder: IdentityFolder, patience: Patience = _PATIENCE
+) -> str:
+    """Join a federation; returns what to say to the operator.
+
+    Raises:
+        Stop: with the exit code and what to do.
+    """
+    _require_room(folder, Membership(token.name, server))
+    try:
+        key = folder.key()
+        request = enrolment_pb2.EnrolRequest(
+            client_name=token.name,
+            token_id=token.token_id,
+            token_secret=token.secret,
+            certificate_request=make_request(key, token.name),
+        )
+        answer = await _until_answered(enrolment, token, request, patience)
+        certificate, authority = to_pem(answer.certificate), to_pem(answer.authority)
+        check_answer(token.name, key, certificate, authority)
+        await asyncio.to_thread(folder.keep, Membership(token.name, server), certificate, authority)
+    except OSError as error:
+        raise Stop(ExitCode.BAD_CONFIGURATION, f"the identity cannot be kept: {error}") from error
+    except ValueError as error:
+        raise Stop(ExitCode.DEFECT, f"the server's answer cannot be used: {error}") from error
+    expires = facts_of(certificate).expires
+    return f"joined as {token.name}; the certificate is valid until {expires:%Y-%m-%d} and renews itself"
+
+
+def _require_room(folder: IdentityFolder, wanted: Membership) -> None:
+    """One folder is one site of one federation; it may join that again, with the same key."""
+    known = folder.membership()
+    if known is not None and known != wanted:
+        message = f"{folder.folder} is the identity of {known.name} at {known.server}: give another --identity"
+        message = f"{message}, or remove it if it is out of use"
+        raise Stop(ExitCode.BAD_CONFIGURATION, message)
+
+
+async def _until_answered(
+    address: str, token: JoinToken, request: enrolment_pb2.EnrolRequest, patience: Patience
+) -> enrolment_pb2.EnrolResponse:
+    try:
+        return await until_done(lambda: _ask(address, token, request), lambda: 0, patience, "joining")
+    except tls.UntrustedServer as error:
+        raise Stop(ExitCode.UNTRUSTED, f"{error} Nothing was sent to it") from error
+    except TransportError as error:
+        message = f"cannot join at {address}: {plain_words(error)}. Nothing is lost: try again with the same token"
+        raise Stop(ExitCode.UNREACHABLE, message) from error
+    except LimitExceeded as error:
+        raise Stop(ExitCode.UNREACHABLE, f"the server has no time for this site: {error.message}") from error
+    except ProtocolError as error:
+        raise Stop(ExitCode.UNTRUSTED, f"the server refused ({error.reason}): {error.message}") from error
+
+
+async def _ask(address: str, token: JoinToken, request: enrolment_pb2.EnrolRequest) -> enrolment_pb2.EnrolResponse:
+    # Nothing but a TLS handshake goes out before the certificate is known to be the token's.
+    certificate = await asyncio.to_thread(tls.fetch_certificate, address, token.fingerprint)
+    credentials = tls.channel_credentials(certificate)
+    options = (*tls.CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
+    async with grpc.aio.secure_channel(address, credentials, options=options) as channel:
+        stub = enrolment_pb2_grpc.EnrolmentServiceStub(channel)
+        with translated():
+            answer: enrolment_pb2.EnrolResponse = await stub.Enrol(request, timeout=QUICK_CALL_SECONDS)
+            return answer

@@ -1,0 +1,61 @@
+"""Renewing the site's certificate, while a client runs: before a third of its validity is left, without anybody."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+
+import structlog
+
+from fedclient.calls import QUICK_CALL_SECONDS, plain_words, translated
+from fedclient.connection import Connection
+from fedclient.identity import IdentityFolder, check_answer
+from fedstream.certificates import facts_of, to_pem
+from fedstream.errors import FedstreamError, ProtocolError
+from fedstream.v1 import enrolment_pb2
+
+log = structlog.get_logger()
+
+_LOOK_SECONDS = 3_600.0
+"""A third of 90 days is 30 days, so a look each hour leaves hundreds of tries to a server that is away."""
+
+
+async def renew_if_due(folder: IdentityFolder, connection: Connection) -> bool:
+    """Get the next certificate if it is time; whether there is one. After a failure the next look tries again."""
+    credentials = folder.credentials()
+    if not credentials.facts.is_due(datetime.now(UTC)):
+        return False
+    try:
+        with translated():
+            request = enrolment_pb2.RenewCertificateRequest()
+            answer = await connection.certificates.RenewCertificate(request, timeout=QUICK_CALL_SECONDS)
+        certificate = to_pem(answer.certificate)
+        check_answer(credentials.facts.name, credentials.identity.key, certificate, credentials.authority)
+        await asyncio.to_thread(folder.keep_certificate, certificate)
+    except (FedstreamError, OSError, ValueError) as error:
+        words = error.message if isinstance(error, ProtocolError) else plain_words(error)
+        log.warning("the certificate could not be renewed", because=words, expires=str(credentials.facts.expires))
+        return False
+    log.info("certificate renewed", expires=str(facts_of(certificate).expires))
+    return facts_of(certificate).fingerprint != credentials.facts.fingerprint
+
+
+async def keep_renewed(
+    folder: IdentityFolder,
+    connection: Connection,
+    renewed: Callable[[], Awaitable[None]],
+    look_seconds: float = _LOOK_SECONDS,
+) -> None:
+    """Look again and again. Never returns.
+
+    Args:
+        folder: where the certificate is.
+        connection: to the server, open.
+        renewed: is called when there is a new certificate, so that the connection is made anew with it.
+        look_seconds: between two looks.
+    """
+    while True:
+        await asyncio.sleep(look_seconds)
+        if await renew_if_due(folder, connection):
+            await renewed()

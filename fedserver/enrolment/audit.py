@@ -1,0 +1,90 @@
+"""The audit log: one JSON line per event that matters for security, appended to a file that only its owner reads.
+
+A grant is written, durably, before it takes effect: what is not in the log was not granted. Refusals are written after
+they were decided, and no more than sixty a minute, since anybody can cause them; the next line says how many were left
+out. No line holds a token, a key or a certificate. What the TLS handshake itself refuses (no certificate, one of
+another authority, one that has expired) never reaches this program: gRPC writes it to standard error.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import os
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+
+from fedserver.clock import Clock
+from fedserver.store.state import AUDIT_LOG
+from fedstream import limits
+
+log = structlog.get_logger()
+
+_REFUSALS_A_MINUTE = 60
+
+
+class AuditEvent(enum.Enum):
+    """What can be in the log."""
+
+    AUTHORITY_MADE = "authority made"
+    INVITED = "invited"
+    INVITATION_CLOSED = "invitation closed"
+    ENROLLED = "enrolled"
+    ENROLMENT_REPEATED = "enrolment repeated"
+    ENROLMENT_REFUSED = "enrolment refused"
+    RENEWED = "renewed"
+    REVOKED = "revoked"
+    CALL_REFUSED = "call refused"
+
+
+class AuditLog:
+    """Appends to `audit.jsonl` of a state directory. Safe to use from several threads.
+
+    Args:
+        folder: the state directory.
+        clock: what time it is.
+    """
+
+    def __init__(self, folder: Path, clock: Clock) -> None:
+        self._path, self._clock = folder / AUDIT_LOG, clock
+        self._lock = threading.Lock()  # guards what follows; only the file is written under it
+        self._window, self._refusals, self._left_out = -1, 0, 0
+
+    def note(self, event: AuditEvent, **facts: object) -> None:
+        """Write a line, durably.
+
+        Raises:
+            OSError: it cannot be written; then what it says must not be done.
+        """
+        with self._lock:
+            self._append(event, facts)
+
+    def note_refusal(self, event: AuditEvent, **facts: object) -> None:
+        """Write a line, or leave it out where there are too many. Never fails."""
+        with self._lock:
+            window = int(self._clock.wall() // 60)
+            if window != self._window:
+                self._window, self._refusals = window, 0
+            self._refusals += 1
+            if self._refusals > _REFUSALS_A_MINUTE:
+                self._left_out += 1
+                return
+            try:
+                self._append(event, facts | ({"refusals_left_out": self._left_out} if self._left_out else {}))
+                self._left_out = 0
+            except OSError as error:
+                log.error("the audit log cannot be written", event_left_out=event.value, error=str(error))
+
+    def _append(self, event: AuditEvent, facts: dict[str, object]) -> None:
+        time = datetime.fromtimestamp(self._clock.wall(), UTC).isoformat(timespec="milliseconds")
+        shown = {key: limits.clip_reason(value) if isinstance(value, str) else value for key, value in facts.items()}
+        line = json.dumps({"time": time, "event": event.value, **shown}) + "\n"
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(descriptor, line.encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

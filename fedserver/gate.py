@@ -1,0 +1,109 @@
+"""The gate of a federation: authority, members' book, audit log, and the check on every call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from fedserver.addresses import Advertised, own_addresses
+from fedserver.clock import Clock
+from fedserver.config import ServerConfig
+from fedserver.enrolment import AuditEvent, AuditLog, Membership
+from fedserver.enrolment.book import Book
+from fedserver.enrolment.membership import DEFAULT_INVITATION
+from fedserver.federation import Federation
+from fedserver.services.callers import Callers
+from fedserver.store import State
+from fedserver.store.state import AUTHORITY_CERTIFICATE
+from fedstream.certificates import facts_of
+from fedstream.errors import ProtocolError
+from fedstream.join_token import JoinToken
+from fedstream.tls import Identity, fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What stands between a federation and the network, where its sites have certificates."""
+
+    membership: Membership
+    callers: Callers
+    authority: bytes
+    client_roots: bytes
+    """Authorities, PEM, whose certificates the TLS handshake lets in; the check on every call looks closer."""
+
+    @classmethod
+    def open(cls, config: ServerConfig, state: State, clock: Clock) -> Gate:
+        """The gate of a state directory; its authority is made if need be.
+
+        Raises:
+            StateError: the authority's key or certificate is not what it was.
+            OSError: the file of a further authority cannot be read.
+            ValueError: there is no certificate in it.
+        """
+        client_ca = config.client_ca.read_bytes() if config.client_ca is not None else None
+        if client_ca is not None:
+            facts_of(client_ca)
+        audit = AuditLog(state.folder, clock)
+        authority = open_authority(state, audit)
+        validity = timedelta(days=config.certificate_days)
+        book = Book(state.database, state.journal)
+        membership = Membership(book, authority, audit, clock, validity, client_ca)
+        roots = authority.certificate + (client_ca or b"")
+        return cls(membership, Callers(membership), authority.certificate, roots)
+
+    def attach(self, federation: Federation) -> None:
+        """Let a revocation reach the federation and its open calls."""
+
+        def shut_out(name: str, why: ProtocolError) -> None:
+            federation.expel(name, why.message)
+            self.callers.end(name, why)
+
+        self.membership.shut_out = shut_out
+
+
+def open_authority(state: State, audit: AuditLog) -> Identity:
+    """The authority of a state directory, made if need be; that it was made is in the audit log.
+
+    Raises:
+        StateError: its key or certificate is not what it was.
+    """
+    is_new = not (state.folder / AUTHORITY_CERTIFICATE).exists()
+    authority = state.authority()
+    if is_new:
+        audit.note(AuditEvent.AUTHORITY_MADE, authority=facts_of(authority.certificate).fingerprint)
+    return authority
+
+
+@dataclass(frozen=True, slots=True)
+class Office:
+    """Where invitations are made out: beside the members' book, it takes what a token says of the server."""
+
+    membership: Membership
+    server: Identity
+    advertised: Advertised
+
+    async def invite(self, name: str, valid_for: timedelta | None) -> tuple[str, datetime]:
+        """Invite a site; returns the token and when it ends.
+
+        Raises:
+            InvalidRequest: the name or the span cannot be used.
+        """
+        invited = await self.membership.invite(name, valid_for or DEFAULT_INVITATION)
+        token = JoinToken(
+            token_id=invited.token_id,
+            secret=invited.secret,
+            fingerprint=fingerprint(self.server.certificate),
+            name=name,
+            server=self.advertised.server,
+            enrolment=self.advertised.enrolment,
+        )
+        return token.encode(), invited.expires
+
+
+def server_identity(state: State, advertise: list[str]) -> Identity:
+    """The server's key and certificate.
+
+    Raises:
+        StateError: one of them is gone or not what it was.
+    """
+    return state.identity([*own_addresses(), *advertise])

@@ -1,0 +1,182 @@
+"""A site's identity on its disk, and what joining needs of it. 2 s."""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from fedclient.calls import Patience
+from fedclient.config import load_config
+from fedclient.exit_codes import ExitCode, Stop
+from fedclient.identity import IdentityFolder, Membership, check_answer, read_credentials
+from fedclient.join import join, places
+from fedclient.trust import Certified, Pinned, Plain, trust_of
+from fedstream.certificates import issue_site, key_sha256, make_authority, make_key, make_request, read_request
+from fedstream.join_token import JoinToken
+
+pytestmark = pytest.mark.numpy_task
+
+AUTHORITY = make_authority()
+TOKEN = JoinToken(bytes(8), bytes(16), "sha256:" + "00" * 32, "alpha", "fl.example.org:8443", "fl.example.org:8444")
+
+
+def certificate_for(key: bytes, name: str = "alpha", validity: timedelta = timedelta(days=90)) -> bytes:
+    return issue_site(AUTHORITY, name, read_request(make_request(key, name)).public_key, validity)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> IdentityFolder:
+    """Of a site that has joined."""
+    made = IdentityFolder(tmp_path / "identity")
+    made.keep(Membership("alpha", "fl.example.org:8443"), certificate_for(made.key()), AUTHORITY.certificate)
+    return made
+
+
+def test_key_is_made_once_and_readable_by_its_owner_only(tmp_path: Path) -> None:
+    folder = IdentityFolder(tmp_path / "a" / "b")
+    assert folder.membership() is None
+    key = folder.key()
+    assert folder.key() == key
+    assert stat.S_IMODE((tmp_path / "a" / "b" / "site.key").stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) == 0o700
+    assert folder.membership() is None
+
+
+def test_identity_is_read_as_it_was_kept(folder: IdentityFolder) -> None:
+    assert folder.membership() == Membership("alpha", "fl.example.org:8443")
+    found = folder.credentials()
+    assert (found.facts.name, found.authority) == ("alpha", AUTHORITY.certificate)
+    assert found.facts.key_sha256 == key_sha256(found.identity.key)
+    found.require_valid()
+
+
+def test_run_takes_server_and_name_from_the_identity(folder: IdentityFolder) -> None:
+    config = load_config(None, {"identity": folder.folder, "data": "phantom"})
+    assert (config.server, config.name, config.identity) == ("fl.example.org:8443", "alpha", folder.folder)
+    assert isinstance(trust_of(config), Certified)
+    elsewhere = load_config(None, {"identity": folder.folder, "data": "phantom", "server": "10.0.0.1:1"})
+    assert elsewhere.server == "10.0.0.1:1"
+
+
+def test_run_finds_the_identity_in_its_usual_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    made = IdentityFolder(tmp_path / "fedstream" / "identity")
+    made.keep(Membership("alpha", "a:1"), certificate_for(made.key()), AUTHORITY.certificate)
+    assert load_config(None, {"data": "phantom"}).name == "alpha"
+    assert isinstance(trust_of(load_config(None, {"data": "phantom", "server": "[::1]:1", "plaintext": True})), Plain)
+    pinned = {"data": "phantom", "server": "b:1", "fingerprint": "sha256:" + "0" * 64}
+    assert isinstance(trust_of(load_config(None, pinned)), Pinned)
+
+
+def message_of(code: ExitCode, stop: pytest.ExceptionInfo[Stop]) -> str:
+    assert stop.value.code is code
+    return stop.value.message
+
+
+def test_run_under_another_name_than_the_identity_is_refused(folder: IdentityFolder) -> None:
+    with pytest.raises(Stop) as stop:
+        load_config(None, {"identity": folder.folder, "data": "phantom", "name": "beta"})
+    assert "is the identity of alpha; leave the name off" in message_of(ExitCode.BAD_CONFIGURATION, stop)
+
+
+def test_run_with_a_folder_where_nothing_was_joined_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Stop) as stop:
+        load_config(None, {"identity": tmp_path, "data": "phantom"})
+    assert "run `fedclient join` first" in message_of(ExitCode.BAD_CONFIGURATION, stop)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"name": "alpha"}', '{"name": "../up", "server": "a:1"}'])
+def test_identity_that_is_damaged_is_named(folder: IdentityFolder, text: str) -> None:
+    (folder.folder / "identity.json").write_text(text)
+    with pytest.raises(Stop) as stop:
+        folder.membership()
+    assert "identity.json cannot be used" in message_of(ExitCode.BAD_CONFIGURATION, stop)
+
+
+@pytest.mark.parametrize("name", ["site.key", "site.crt", "authority.crt"])
+@pytest.mark.parametrize("contents", [None, b"", b"noise"])
+def test_file_of_an_identity_that_cannot_be_used_is_named(
+    folder: IdentityFolder, name: str, contents: bytes | None
+) -> None:
+    path = folder.folder / name
+    path.unlink() if contents is None else path.write_bytes(contents)
+    with pytest.raises(Stop) as stop:
+        folder.credentials()
+    assert f"{name} cannot be used: " in message_of(ExitCode.BAD_CONFIGURATION, stop)
+
+
+def test_certificate_of_another_key_is_refused(folder: IdentityFolder) -> None:
+    folder.keep_certificate(certificate_for(make_key()))
+    with pytest.raises(Stop, match=r"site\.crt is not the certificate of the key"):
+        folder.credentials()
+
+
+def test_certificate_that_has_expired_is_told_before_the_server_hangs_up(folder: IdentityFolder) -> None:
+    folder.keep_certificate(certificate_for(folder.key(), validity=timedelta(minutes=-1)))
+    with pytest.raises(Stop) as stop:
+        folder.credentials().require_valid()
+    assert "ask the coordinator for a new invitation" in message_of(ExitCode.UNTRUSTED, stop)
+
+
+def test_own_files_name_the_site(tmp_path: Path) -> None:
+    key = make_key()
+    for name, contents in (("k", key), ("c", certificate_for(key, "hospital")), ("a", AUTHORITY.certificate)):
+        (tmp_path / name).write_bytes(contents)
+    files = {"key": tmp_path / "k", "certificate": tmp_path / "c", "server_ca": tmp_path / "a"}
+    assert load_config(None, {**files, "server": "a:1", "data": "phantom"}).name == "hospital"
+    assert read_credentials(files["key"], files["certificate"], files["server_ca"]).facts.name == "hospital"
+
+
+def test_answer_that_was_not_asked_for_is_refused() -> None:
+    key = make_key()
+    check_answer("alpha", key, certificate_for(key), AUTHORITY.certificate)
+    wrong = [
+        (certificate_for(make_key()), AUTHORITY.certificate),
+        (certificate_for(key, "beta"), AUTHORITY.certificate),
+        (certificate_for(key), make_authority().certificate),
+    ]
+    for certificate, authority in wrong:
+        with pytest.raises(ValueError, match="not the one that was asked for"):
+            check_answer("alpha", key, certificate, authority)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ((None, None), ("fl.example.org:8443", "fl.example.org:8444")),
+        (("10.0.0.1:9", None), ("10.0.0.1:9", "10.0.0.1:8444")),
+        ((None, "10.0.0.1:9"), ("fl.example.org:8443", "10.0.0.1:9")),
+        (("[::1]:1", "[::1]:2"), ("[::1]:1", "[::1]:2")),
+    ],
+)
+def test_operator_may_say_where_the_server_is(given: tuple[str | None, str | None], found: tuple[str, str]) -> None:
+    assert places(TOKEN, *given) == found
+
+
+def test_address_that_is_none_is_refused() -> None:
+    with pytest.raises(Stop, match="is no address"):
+        places(TOKEN, "here", None)
+
+
+async def test_join_where_nobody_answers_says_that_nothing_is_lost_and_keeps_the_key(tmp_path: Path) -> None:
+    folder, impatient = IdentityFolder(tmp_path / "identity"), Patience(0.01, 0.02, 0.1)
+    for _ in range(2):
+        with pytest.raises(Stop) as stop:
+            await join(TOKEN, "127.0.0.1:1", "127.0.0.1:1", folder, impatient)
+        assert "Nothing is lost: try again with the same token" in message_of(ExitCode.UNREACHABLE, stop)
+    assert [path.name for path in sorted(folder.folder.iterdir())] == ["site.key"]
+    assert folder.membership() is None
+
+
+@pytest.mark.parametrize("change", [{"name": "beta"}, {"server": "elsewhere.example.org:8443"}])
+async def test_join_does_not_put_a_site_in_the_place_of_another(folder: IdentityFolder, change: dict[str, str]) -> None:
+    token = replace(TOKEN, **change)
+    before = {path: path.read_bytes() for path in folder.folder.iterdir()}
+    with pytest.raises(Stop) as stop:
+        await join(token, token.server, "127.0.0.1:1", folder, Patience(0.01, 0.02, 0.1))
+    assert "is the identity of alpha at fl.example.org:8443" in message_of(ExitCode.BAD_CONFIGURATION, stop)
+    assert {path: path.read_bytes() for path in folder.folder.iterdir()} == before

@@ -1,0 +1,138 @@
+"""Where a server listens, what sites are told, and `fedserver init` and `invite` without a server. 5 s."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fedserver.addresses import chosen, enrolment_listen, own_addresses, reached_as
+from fedserver.cli import app
+from fedserver.config import load_config
+from fedserver.exit_codes import ExitCode
+from fedserver.store import State
+from fedstream.join_token import JoinToken
+from fedstream.tls import fingerprint
+
+pytestmark = pytest.mark.numpy_task
+
+
+@pytest.mark.parametrize(
+    ("listen", "chosen_one", "found"),
+    [
+        ("0.0.0.0:8443", "", "0.0.0.0:8444"),
+        ("[::]:8443", "", "[::]:8444"),
+        ("127.0.0.1:0", "", "127.0.0.1:0"),
+        ("127.0.0.1:65535", "", "127.0.0.1:0"),
+        ("0.0.0.0:8443", "10.0.0.1:443", "10.0.0.1:443"),
+    ],
+)
+def test_enrolment_listens_on_the_next_port_or_where_it_is_told(listen: str, chosen_one: str, found: str) -> None:
+    assert enrolment_listen(listen, chosen_one) == found
+
+
+def test_sites_are_told_the_advertised_name_or_an_address_that_others_can_dial() -> None:
+    assert reached_as("0.0.0.0:8443", ["fl.example.org", "other"]) == "fl.example.org:8443"
+    assert reached_as("[::]:8443", ["2001:db8::1"]) == "[2001:db8::1]:8443"
+    assert reached_as("127.0.0.1:8443", []) == "127.0.0.1:8443"
+    assert reached_as("0.0.0.0:8443", []) in [f"{host}:8443" for host in own_addresses()]
+
+
+def run(*words: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, words)
+    return result.exit_code, result.output
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    folder = tmp_path / "state"
+    words = ("--advertise", "fl.example.org", "--listen", "0.0.0.0:9443", "--state", str(folder))
+    code, said = run("init", *words)
+    assert code == 0
+    assert "sites join at fl.example.org:9444 and then reach fl.example.org:9443" in said
+    return folder
+
+
+def test_run_listens_as_init_was_told_unless_it_is_told_otherwise(state: Path, tmp_path: Path) -> None:
+    config = load_config(None, {"state": state}, chosen)
+    assert (config.listen, config.advertise) == ("0.0.0.0:9443", ["fl.example.org"])
+    (tmp_path / "server.toml").write_text('listen = "10.0.0.1:1"\n')
+    config = load_config(tmp_path / "server.toml", {"state": str(state)}, chosen)
+    assert (config.listen, config.advertise) == ("10.0.0.1:1", ["fl.example.org"])
+    assert load_config(None, {"state": tmp_path / "other"}, chosen).listen == "127.0.0.1:8443"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3"])
+def test_file_of_init_that_is_damaged_is_as_if_there_were_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "addresses.json").write_text(text)
+    assert chosen(tmp_path) == {}
+
+
+def test_init_keeps_what_is_there(state: Path) -> None:
+    before = {path.name: path.read_bytes() for path in state.glob("*.*") if path.suffix in (".key", ".crt")}
+    assert run("init", "--state", str(state))[0] == 0
+    assert {name: (state / name).read_bytes() for name in before} == before
+    assert len(before) == 4
+
+
+@pytest.mark.parametrize("listen", ["8443", "0.0.0.0:0"])
+def test_init_refuses_what_is_no_address_or_no_port(tmp_path: Path, listen: str) -> None:
+    code, said = run("init", "--listen", listen, "--state", str(tmp_path))
+    assert (code, "give one" in said or "is no address" in said) == (ExitCode.BAD_CONFIGURATION, True)
+
+
+def test_invitation_without_a_server_holds_all_that_a_site_needs(state: Path) -> None:
+    code, said = run("invite", "site-a", "--valid-hours", "24", "--state", str(state))
+    assert code == 0
+    token = JoinToken.decode(re.findall(r"fsj1_\S+", said)[0])
+    assert (token.name, token.server, token.enrolment) == ("site-a", "fl.example.org:9443", "fl.example.org:9444")
+    assert token.fingerprint == fingerprint((state / "server.crt").read_bytes())
+    assert "fedclient join fl.example.org:9443 --token fsj1_" in said
+
+
+def test_sites_are_listed_and_revoked_without_a_server(state: Path) -> None:
+    assert run("invite", "site-a", "--state", str(state))[0] == 0
+    assert "site-a   invited" in run("clients", "--state", str(state))[1]
+    assert run("revoke", "site-a", "--state", str(state)) == (
+        0,
+        "site-a is revoked: 0 certificates, 1 open invitations\n",
+    )
+    assert "site-a   revoked" in run("clients", "--state", str(state))[1]
+
+
+@pytest.mark.parametrize("command", ["invite", "revoke", "clients"])
+def test_command_on_what_is_no_state_directory_says_so(tmp_path: Path, command: str) -> None:
+    code, said = run(command, *(() if command == "clients" else ("site-a",)), "--state", str(tmp_path / "none"))
+    assert code == ExitCode.BAD_STATE
+    assert "is no state directory of a server" in said
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(("no name",), "a name has 1 to 64"), (("a", "--valid-hours", "0"), "--valid-hours: give more than 0")],
+)
+def test_invitation_that_cannot_be_is_refused(state: Path, words: tuple[str, ...], message: str) -> None:
+    code, said = run("invite", *words, "--state", str(state))
+    assert (code in (ExitCode.FAILED, ExitCode.BAD_CONFIGURATION), message in said) == (True, True)
+
+
+def test_authority_that_was_changed_is_refused_with_what_to_do(state: Path) -> None:
+    (state / "authority.key").write_bytes(b"")
+    code, said = run("invite", "site-a", "--state", str(state))
+    assert code == ExitCode.BAD_STATE
+    assert (
+        "authority.key is not what it was; restore a backup, or remove authority.key, authority.crt, server.key" in said
+    )
+
+
+def test_server_certificate_that_was_removed_is_made_anew_by_the_same_authority(state: Path) -> None:
+    before = (state / "server.crt").read_bytes()
+    for name in ("server.key", "server.crt"):
+        (state / name).unlink()
+    opened = State(state)
+    assert opened.identity([]).certificate != before
+    opened.close()
+    assert run("invite", "site-a", "--state", str(state))[0] == 0
