@@ -104,9 +104,13 @@ class IdentityFolder:
         """Key, certificate and authority as they are now.
 
         Raises:
-            Stop: with `BAD_CONFIGURATION`, one of them cannot be used.
+            Stop: with `BAD_CONFIGURATION`, one of them cannot be used, or they do not belong together.
         """
-        return read_credentials(self.folder / KEY, self.folder / CERTIFICATE, self.folder / AUTHORITY)
+        found = read_credentials(self.folder / KEY, self.folder / CERTIFICATE, self.folder / AUTHORITY)
+        if not is_issued_by(found.identity.certificate, found.authority):  # the server would only hang up
+            message = f"{self.folder / CERTIFICATE} is none of {self.folder / AUTHORITY}: one of them is damaged"
+            raise Stop(ExitCode.BAD_CONFIGURATION, f"{message}; ask the coordinator for a new invitation")
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,15 +7,16 @@ made: the other end's clock may be a little behind.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import ipaddress
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
@@ -132,13 +133,14 @@ def read_request(der: bytes) -> CertificateRequest:
     """
     if len(der) > MAX_REQUEST_BYTES:
         raise ValueError(f"it has {len(der)} bytes; at most {MAX_REQUEST_BYTES} are allowed")
-    request = x509.load_der_x509_csr(der)
-    key = request.public_key()
-    if not (isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1)):
-        raise ValueError("its key is none of P-256")
-    if not request.is_signature_valid:
-        raise ValueError("it is not signed by its own key")
-    return CertificateRequest(_common_name(request.subject), _public_der(key))
+    with _as_value_errors():
+        request = x509.load_der_x509_csr(der)
+        key = request.public_key()
+        if not (isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1)):
+            raise ValueError("its key is none of P-256")
+        if not request.is_signature_valid:
+            raise ValueError("it is not signed by its own key")
+        return CertificateRequest(_common_name(request.subject), _public_der(key))
 
 
 def key_sha256(key: bytes) -> str:
@@ -157,23 +159,25 @@ def facts_of(certificate: bytes) -> CertificateFacts:
     Raises:
         ValueError: it is none.
     """
-    parsed = x509.load_pem_x509_certificate(certificate)
-    return CertificateFacts(
-        name=_common_name(parsed.subject),
-        serial=f"{parsed.serial_number:x}",
-        fingerprint=f"sha256:{parsed.fingerprint(hashes.SHA256()).hex()}",
-        key_sha256=hashlib.sha256(_public_der(parsed.public_key())).hexdigest(),
-        begins=parsed.not_valid_before_utc,
-        expires=parsed.not_valid_after_utc,
-    )
+    with _as_value_errors():
+        parsed = x509.load_pem_x509_certificate(certificate)
+        return CertificateFacts(
+            name=_common_name(parsed.subject),
+            serial=f"{parsed.serial_number:x}",
+            fingerprint=f"sha256:{parsed.fingerprint(hashes.SHA256()).hex()}",
+            key_sha256=hashlib.sha256(_public_der(parsed.public_key())).hexdigest(),
+            begins=parsed.not_valid_before_utc,
+            expires=parsed.not_valid_after_utc,
+        )
 
 
 def is_issued_by(certificate: bytes, authority: bytes) -> bool:
     """Whether the authority with that certificate signed the other one; both PEM."""
     try:
-        issuer = x509.load_pem_x509_certificate(authority)
-        x509.load_pem_x509_certificate(certificate).verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature):
+        with _as_value_errors():
+            issuer = x509.load_pem_x509_certificate(authority)
+            x509.load_pem_x509_certificate(certificate).verify_directly_issued_by(issuer)
+    except (ValueError, InvalidSignature):
         return False
     return True
 
@@ -189,7 +193,17 @@ def to_pem(certificate: bytes) -> bytes:
     Raises:
         ValueError: it is none.
     """
-    return _pem(x509.load_der_x509_certificate(certificate))
+    with _as_value_errors():
+        return _pem(x509.load_der_x509_certificate(certificate))
+
+
+@contextlib.contextmanager
+def _as_value_errors() -> Iterator[None]:
+    """What is read may be anybody's noise, and `cryptography` has several errors for that."""
+    try:
+        yield
+    except (UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension, TypeError) as error:
+        raise ValueError(f"it is of an unknown kind ({error})") from error
 
 
 def _builder(

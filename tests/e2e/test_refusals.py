@@ -15,6 +15,8 @@ from typing import Any
 import grpc
 import pytest
 
+from fedclient.config import ClientConfig
+from fedclient.connection import Connection
 from fedclient.exit_codes import ExitCode, Stop
 from fedclient.identity import IdentityFolder
 from fedclient.join import join
@@ -29,6 +31,7 @@ from fedstream.certificates import (
     read_request,
 )
 from fedstream.errors import ProtocolError
+from fedstream.files import RealFileSystem
 from fedstream.join_token import JoinToken
 from fedstream.manifest import Manifest, manifest_of
 from fedstream.status import from_rpc_error
@@ -364,6 +367,54 @@ async def test_site_whose_answer_was_lost_joins_with_the_same_token(tmp_path: Pa
         assert await described(listening, found.authority, found.identity) is grpc.StatusCode.OK
 
 
+class BreakingFiles(RealFileSystem):
+    """Breaks off at one step, counted from 0; says how many there were."""
+
+    def __init__(self, breaks_at: int) -> None:
+        self.breaks_at, self.steps = breaks_at, 0
+
+    def _step(self) -> None:
+        self.steps += 1
+        if self.steps - 1 == self.breaks_at:
+            raise BrokenOff
+
+    def sync(self, descriptor: int) -> None:
+        self._step()
+        super().sync(descriptor)
+
+    def rename(self, source: Path, target: Path) -> None:
+        self._step()
+        super().rename(source, target)
+
+    def sync_folder(self, folder: Path) -> None:
+        self._step()
+        super().sync_folder(folder)
+
+
+class BrokenOff(Exception):
+    """The client is gone."""
+
+
+async def test_join_that_breaks_off_at_any_step_is_finished_by_the_same_command(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (_, listening):
+        assert listening.enrolment_address is not None
+        for number in range(13):
+            token = await invited(listening.admin_address, f"site-{number}")
+            where, files = tmp_path / f"identity-{number}", BreakingFiles(number)
+            try:
+                await join(token, listening.address, listening.enrolment_address, IdentityFolder(where, files), QUICK)
+                assert number == files.steps == 12, "each of the four files is synced, named, and its name synced"
+            except BrokenOff:
+                pass
+            found = IdentityFolder(where)
+            key = found.key()
+            await join(token, listening.address, listening.enrolment_address, found, QUICK)
+            assert (found.key(), found.credentials().facts.name) == (key, token.name)
+    told = [one["event"] for one in audit_of(tmp_path)]
+    assert told.count("enrolled") == 13
+    assert told.count("enrolment refused") == 0
+
+
 class Eavesdropper(enrolment_pb2_grpc.EnrolmentServiceServicer):
     """Takes down what it hears."""
 
@@ -388,6 +439,23 @@ async def test_somebody_in_between_with_a_certificate_of_his_own_hears_nothing(t
         assert caught.value.code is ExitCode.UNTRUSTED
         assert eavesdropper.heard == []
     assert [one["event"] for one in audit_of(tmp_path)] == ["authority made", "invited"]
+
+
+@pytest.mark.parametrize("impostor", ["a stranger", "a member"])
+async def test_member_does_not_speak_to_somebody_in_between(tmp_path: Path, impostor: str) -> None:
+    async with serving(tmp_path) as (_, listening):
+        assert listening.enrolment_address is not None
+        folder = await joined(listening.admin_address, listening.enrolment_address, "alpha")
+        other = (await joined(listening.admin_address, listening.enrolment_address, "beta")).credentials().identity
+        between = grpc.aio.server()
+        shown = make_self_signed(["localhost"]) if impostor == "a stranger" else other
+        port = between.add_secure_port("127.0.0.1:0", server_credentials(shown))
+        await between.start()
+        settings = {"identity": folder.folder, "name": "alpha", "server": f"127.0.0.1:{port}", "data": "phantom"}
+        with pytest.raises(Stop, match="it is another server, or somebody is in between") as caught:
+            await Connection(ClientConfig.model_validate(settings)).open()
+        await between.stop(0)
+        assert caught.value.code is ExitCode.UNTRUSTED
 
 
 def test_keys_and_the_audit_log_are_readable_by_their_owner_only(tmp_path: Path) -> None:

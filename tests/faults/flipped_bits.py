@@ -32,7 +32,7 @@ from fedclient.updates import UpdateStore
 from fedserver.store import DamagedFile, StateReader
 from fedserver.store.errors import StateError
 from fedserver.store.row_checks import register
-from fedserver.store.state import CERTIFICATE, KEY
+from fedserver.store.state import AUTHORITY_CERTIFICATE, AUTHORITY_KEY, CERTIFICATE, KEY
 from fedserver.verification import verify
 from fedstream.errors import DigestMismatch
 from fedstream.files import RealFileSystem, write_durably
@@ -292,6 +292,8 @@ async def run(order: Order, leave_out: Collection[str] = ()) -> Findings:
             "server, log of the database": _write_ahead_log(originals),
             "server, key": _identity_file(originals, KEY),
             "server, certificate": _identity_file(originals, CERTIFICATE),
+            "server, authority's key": _identity_file(originals, AUTHORITY_KEY),
+            "server, authority's certificate": _identity_file(originals, AUTHORITY_CERTIFICATE),
             "client, kept update, tensors": _kept_update(originals, ".safetensors"),
             "client, kept update, facts": _kept_update(originals, ".json"),
             "client, model": _kept_model(originals),

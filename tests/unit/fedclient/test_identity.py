@@ -115,6 +115,21 @@ def test_certificate_of_another_key_is_refused(folder: IdentityFolder) -> None:
         folder.credentials()
 
 
+@pytest.mark.parametrize("name", ["site.crt", "authority.crt"])
+def test_certificate_that_its_authority_did_not_sign_is_named(folder: IdentityFolder, name: str) -> None:
+    other = make_authority()
+    key = folder.key()
+    public_key = read_request(make_request(key, "alpha")).public_key
+    certificates = {
+        "site.crt": issue_site(other, "alpha", public_key, timedelta(days=1)),
+        "authority.crt": other.certificate,
+    }
+    (folder.folder / name).write_bytes(certificates[name])
+    with pytest.raises(Stop) as stop:
+        folder.credentials()
+    assert "one of them is damaged" in message_of(ExitCode.BAD_CONFIGURATION, stop)
+
+
 def test_certificate_that_has_expired_is_told_before_the_server_hangs_up(folder: IdentityFolder) -> None:
     folder.keep_certificate(certificate_for(folder.key(), validity=timedelta(minutes=-1)))
     with pytest.raises(Stop) as stop:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedstream.certificates import (
     facts_of,
@@ -187,3 +190,17 @@ def test_strict_verification_of_openssl_accepts_the_server() -> None:
             context.wrap_socket(plain, server_hostname="fl.example.org") as secured,
         ):
             assert secured.version() in ("TLSv1.2", "TLSv1.3")
+
+
+changes = st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=6)
+
+
+@given(changes=changes)
+def test_damaged_request_or_certificate_is_a_value_error_or_read(changes: list[tuple[int, int]]) -> None:
+    readers = ((SOUND, read_request), (to_der(SERVER.certificate), lambda der: facts_of(to_pem(der))))
+    for sound, reader in readers:
+        damaged = bytearray(sound)
+        for place, value in changes:
+            damaged[place % len(damaged)] = value
+        with contextlib.suppress(ValueError):
+            reader(bytes(damaged))
