@@ -20,9 +20,11 @@ from fedclient import codec
 from fedserver.services import messages
 from fedstream import limits, wire
 from fedstream.body import admit_chunk, make_chunk
+from fedstream.certificates import make_key, make_request, read_request
 from fedstream.dtypes import DataType
 from fedstream.encodings import DecodingError, Encoded, Encoding, check_encoded, decode, encode
 from fedstream.errors import FedstreamError, LimitExceeded
+from fedstream.join_token import JoinToken
 from fedstream.manifest import Digest, TensorEntry, check_manifest, manifest_of, parse_canonical
 from fedstream.schema import ModelSchema, TaskMeaning, TensorSpec
 from fedstream.status import STATUS_DETAILS_KEY, from_rpc_error, to_status
@@ -204,6 +206,20 @@ def _read_address(data: bytes) -> None:
     assert 0 <= port <= 65_535
 
 
+def _read_token(data: bytes) -> None:
+    JoinToken.decode(data.decode(errors="surrogateescape"))
+
+
+def _token() -> bytes:
+    token = JoinToken(bytes(8), bytes(16), f"sha256:{bytes(32).hex()}", "site-a", "fl.example.org:8443", "[::1]:8444")
+    return token.encode().encode()
+
+
+def _read_certificate_request(data: bytes) -> None:
+    request = read_request(data)
+    assert request.public_key, "a request has a key"
+
+
 def _large_entry() -> TensorEntry:
     return TensorEntry("large", DataType.FLOAT32, (1 << 20,), Digest(bytes(32), 4 << 20))
 
@@ -244,6 +260,8 @@ TARGETS: Mapping[str, Target] = {
     ),
     "canonical": Target(_read_canonical, [_MANIFEST.canonical_bytes()], (FedstreamError, ValueError)),
     "address": Target(_read_address, [b"127.0.0.1:8443", b"[::1]:1", b"fl.example.org:8443"], (ValueError,)),
+    "join_token": Target(_read_token, [_token()], (ValueError,)),
+    "certificate_request": Target(_read_certificate_request, [make_request(make_key(), "site-a")], (ValueError,)),
     "zstd_bomb": Target(
         _read_bomb, [encode(Encoding.ZSTD, np.zeros(1 << 20, np.float32))], (DecodingError, FedstreamError)
     ),
