@@ -29,6 +29,11 @@ class EnrolmentServiceStub:
     """Enrolment. Served on a port of its own with TLS and without client certificates, since whoever comes here has none yet.
     A client first fetches the server's certificate and compares its fingerprint with the token's; before that it sends
     nothing.
+
+    A join token is one line of text: `fsj1_`, then base64url (RFC 4648, section 5) without `=` of these bytes: 8 of
+    `token_id`, 16 of `token_secret`, 32 of the sha256 of the server's certificate in DER form; in UTF-8, with a line feed
+    between them, the site's name, the server's address HOST:PORT, and that of this service, which is only `:PORT` where the
+    host is the same; and last the first 4 bytes of the sha256 of all bytes before. White space in a token does not count.
     """
 
     def __init__(self, channel):
@@ -48,6 +53,11 @@ class EnrolmentServiceServicer:
     """Enrolment. Served on a port of its own with TLS and without client certificates, since whoever comes here has none yet.
     A client first fetches the server's certificate and compares its fingerprint with the token's; before that it sends
     nothing.
+
+    A join token is one line of text: `fsj1_`, then base64url (RFC 4648, section 5) without `=` of these bytes: 8 of
+    `token_id`, 16 of `token_secret`, 32 of the sha256 of the server's certificate in DER form; in UTF-8, with a line feed
+    between them, the site's name, the server's address HOST:PORT, and that of this service, which is only `:PORT` where the
+    host is the same; and last the first 4 bytes of the sha256 of all bytes before. White space in a token does not count.
     """
 
     def Enrol(self, request, context):
@@ -87,6 +97,11 @@ class EnrolmentService:
     """Enrolment. Served on a port of its own with TLS and without client certificates, since whoever comes here has none yet.
     A client first fetches the server's certificate and compares its fingerprint with the token's; before that it sends
     nothing.
+
+    A join token is one line of text: `fsj1_`, then base64url (RFC 4648, section 5) without `=` of these bytes: 8 of
+    `token_id`, 16 of `token_secret`, 32 of the sha256 of the server's certificate in DER form; in UTF-8, with a line feed
+    between them, the site's name, the server's address HOST:PORT, and that of this service, which is only `:PORT` where the
+    host is the same; and last the first 4 bytes of the sha256 of all bytes before. White space in a token does not count.
     """
 
     @staticmethod

@@ -6,6 +6,7 @@ code that the vectors check.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -219,7 +220,41 @@ model of 5 tensors. The cases with the reason null are sound neighbours of malfo
     )
 
 
+TOKENS: Mapping[str, tuple[str, str, str]] = {
+    "the same host": ("site-a", "fl.example.org:8443", ":8444"),
+    "another host": ("Site_B.2", "fl.example.org:8443", "join.example.org:443"),
+    "an address of version 6": ("c", "[2001:db8::1]:8443", ":1"),
+}
+
+
+def token_file() -> str:
+    """Join tokens."""
+    token_id, secret, pinned = bytes(range(8)), bytes(range(100, 116)), hashlib.sha256(b"a certificate").digest()
+    cases: list[dict[str, Any]] = []
+    for case, (name, server, enrolment) in TOKENS.items():
+        host = server.rpartition(":")[0]
+        facts = {"token_id": token_id.hex(), "token_secret": secret.hex(), "fingerprint": f"sha256:{pinned.hex()}"}
+        facts |= {"name": name, "server": server, "enrolment": (host if enrolment[0] == ":" else "") + enrolment}
+        sound = token_id + secret + pinned + f"{name}\n{server}\n{enrolment}".encode()
+        cases.append({"case": case, **facts, "token": _token(sound, hashlib.sha256(sound).digest()[:4])})
+    cases.append({"case": "wrong check digits", "malformed": True, "token": _token(sound, bytes(4))})
+    short = token_id + secret + pinned
+    cases.append({"case": "no names", "malformed": True, "token": _token(short, hashlib.sha256(short).digest()[:4])})
+    return text.write(
+        "Join tokens (see EnrolmentService in enrolment.proto).",
+        """
+`token` is the text of the rest; `enrolment` is shown with its host. A token with `malformed` must be refused.
+""",
+        cases,
+    )
+
+
+def _token(contents: bytes, check: bytes) -> str:
+    return "fsj1_" + base64.urlsafe_b64encode(contents + check).decode().rstrip("=")
+
+
 FILES = {
+    "tokens.txt": token_file,
     "schemas.txt": schema_file,
     "models.txt": model_file,
     "manifests.txt": manifest_file,

@@ -15,6 +15,7 @@ from fedstream import wire
 from fedstream.body import Chunk, admit_chunk, make_chunk
 from fedstream.dtypes import DataType
 from fedstream.errors import PROTOCOL_ERRORS, LimitExceeded, ProtocolError
+from fedstream.join_token import JoinToken
 from fedstream.manifest import Digest, Manifest, TensorEntry, check_manifest, manifest_of, parse_canonical
 from fedstream.schema import ModelSchema, TaskMeaning, TensorRole, TensorSpec
 from fedstream.status import STATUS_DETAILS_KEY, from_rpc_error, to_status
@@ -39,7 +40,14 @@ def test_vector_file_is_what_make_vectors_writes(name: str) -> None:
 def test_vector_files_hold_what_they_should() -> None:
     counts = {name: len(text.read(name)) for name in make_vectors.FILES}
     assert counts.pop("malformed.txt") > 70
-    assert counts == {"schemas.txt": 9, "models.txt": 3, "manifests.txt": 3, "chunks.txt": 5, "errors.txt": 27}
+    assert counts == {
+        "schemas.txt": 9,
+        "models.txt": 3,
+        "manifests.txt": 3,
+        "chunks.txt": 5,
+        "errors.txt": 27,
+        "tokens.txt": 5,
+    }
     assert {path.name for path in text.FOLDER.iterdir()} == set(make_vectors.FILES)
 
 
@@ -69,6 +77,27 @@ def test_meaning_is_described_and_named_as_the_vector_says(case: text.Case) -> N
     meaning = TaskMeaning(tuple(case["class_names"]), case["positive_class"], case["preprocessing"])
     assert (meaning.canonical_bytes(), meaning.digest().hex()) == (case["canonical"].encode(), case["sha256"])
     assert wire.read_meaning(wire.write_meaning(meaning)) == meaning
+
+
+# Join tokens.
+
+
+@pytest.mark.parametrize("case", cases("tokens.txt"))
+def test_join_token_is_read_and_written_as_the_vector_says(case: text.Case) -> None:
+    if case.get("malformed"):
+        with pytest.raises(ValueError, match="token"):
+            JoinToken.decode(case["token"])
+        return
+    token = JoinToken(
+        token_id=bytes.fromhex(case["token_id"]),
+        secret=bytes.fromhex(case["token_secret"]),
+        fingerprint=case["fingerprint"],
+        name=case["name"],
+        server=case["server"],
+        enrolment=case["enrolment"],
+    )
+    assert token.encode() == case["token"]
+    assert JoinToken.decode(case["token"]) == token
 
 
 # Models and manifests.
