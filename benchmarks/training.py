@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +33,12 @@ from fedtask.task import EpochReport, SiteOptions, Weights
 _IMAGES = 512
 _EPOCHS = 5
 _ROUNDS = 5
+_PLAIN = "model.fit"
 SETTINGS = {"fine_tune": UPPER, "batch_norm": "frozen", "learning_rate": "0.0001"}
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class Measured:
     """A first fine-tune and one of a later round, from the same weights, and the first one's scores."""
 
     first: Fit
@@ -50,17 +52,17 @@ class Pair:
 
 
 def run(options: Options) -> Table:
-    """Measure both, as often as is asked for."""
+    """Measure every way in turn, as often as is asked for."""
     with tempfile.TemporaryDirectory(prefix="training-", dir=options.folder) as name:
         scans = find_scans(Path(name), SETTINGS)
         site, val = _site(scans)
-        plain, kept = [], []
-        for seed in range(options.repeats):
-            for pairs, measure in ((plain, measure_plain), (kept, measure_kept)):
-                pairs.append(measure(scans, site, val, _plan(scans, seed), Path(name) / str(seed)))
-                options.say(f"{measure.__name__}, seed {seed}: {_told(pairs[-1])}")
+        found: dict[str, list[Measured]] = {way: [] for way in _WAYS}
+        for seed, way in product(range(options.repeats), _WAYS):
+            one = _WAYS[way](scans, site, val, _plan(scans, seed), Path(name) / f"{way} {seed}")
+            options.say(f"{way}, seed {seed}: {_told(one)}")
+            found[way].append(one)
     title = f"training: {scans.name}, {len(site.train)} images of {scans.settings.image_size}, {_EPOCHS} epochs a round"
-    return Table(title, _lines(plain, kept, len(site.train)))
+    return Table(title, list(_lines(found, len(site.train))))
 
 
 def _site(scans: Scans) -> tuple[Site, ImageSet]:
@@ -75,18 +77,31 @@ def _plan(scans: Scans, seed: int) -> Plan:
     return Plan(_EPOCHS, scans.settings.batch_size, scans.settings.learning_rate, 0, seed)
 
 
-def measure_plain(scans: Scans, site: Site, val: ImageSet, plan: Plan, _folder: Path) -> Pair:
+def measure_plain(scans: Scans, site: Site, val: ImageSet, plan: Plan, _folder: Path) -> Measured:
     """Measure `model.fit`."""
     base, plain = initial_weights(scans.settings, plan.seed, scans.backbone), PlainFit(scans.settings, plan)
     first, later = plain.fit(site.train, base), plain.fit(site.train, base)
     return _scored(Training(scans.settings), scans, val, first, later)
 
 
-def measure_kept(scans: Scans, site: Site, val: ImageSet, plan: Plan, folder: Path) -> Pair:
+def measure_kept(scans: Scans, site: Site, val: ImageSet, plan: Plan, folder: Path) -> Measured:
     """Measure the task's training, with features in files as a client keeps them; in `folder`, which is empty."""
     base, training = initial_weights(scans.settings, plan.seed, scans.backbone), Training(scans.settings)
     first, later = (_fine_tune(training, site, base, plan, folder) for _ in range(2))
     return _scored(training, scans, val, first, later)
+
+
+def measure_kept_float32(scans: Scans, site: Site, val: ImageSet, plan: Plan, folder: Path) -> Measured:
+    """The same, on any processor as on one that is not made for bfloat16."""
+    alike = replace(scans, settings=replace(scans.settings, products="float32"))
+    return measure_kept(alike, site, val, plan, folder)
+
+
+_WAYS: Mapping[str, Callable[[Scans, Site, ImageSet, Plan, Path], Measured]] = {
+    _PLAIN: measure_plain,
+    "features kept, float32": measure_kept_float32,
+    "features kept": measure_kept,
+}
 
 
 def _fine_tune(training: Training, site: Site, base: Weights, plan: Plan, folder: Path) -> Fit:
@@ -101,45 +116,48 @@ def _fine_tune(training: Training, site: Site, base: Weights, plan: Plan, folder
     return fit_of(began, ended, tuned.weights)
 
 
-def _scored(training: Training, scans: Scans, val: ImageSet, first: Fit, later: Fit) -> Pair:
+def _scored(training: Training, scans: Scans, val: ImageSet, first: Fit, later: Fit) -> Measured:
     names = scans.settings.class_names
     metrics = binary_evaluation(val.labels, training.predict(val, first.weights), names, names[1]).metrics
-    return Pair(first, later, metrics["accuracy"] or 0.0, metrics["loss"] or 0.0)
+    return Measured(first, later, metrics["accuracy"] or 0.0, metrics["loss"] or 0.0)
 
 
-def _told(pair: Pair) -> str:
-    epoch = f"{pair.later.epoch_seconds:.1f} s an epoch, {pair.later.processor_seconds:.1f} s of the processor"
-    return f"{epoch}, accuracy {pair.accuracy:.4f}, loss {pair.loss:.4f}"
+def _told(one: Measured) -> str:
+    epoch = f"{one.later.epoch_seconds:.1f} s an epoch, {one.later.processor_seconds:.1f} s of the processor"
+    return f"{epoch}, accuracy {one.accuracy:.4f}, loss {one.loss:.4f}"
 
 
-_FIGURES: Mapping[str, Callable[[Pair], float]] = {
-    "s an epoch": lambda pair: pair.later.epoch_seconds,
-    "processor s an epoch": lambda pair: pair.later.processor_seconds,
-    "s once": lambda pair: pair.first.once_seconds,
-    "s first round": lambda pair: pair.seconds(1),
-    f"s {_ROUNDS} rounds": lambda pair: pair.seconds(_ROUNDS),
+_FIGURES: Mapping[str, Callable[[Measured], float]] = {
+    "s an epoch": lambda one: one.later.epoch_seconds,
+    "processor s an epoch": lambda one: one.later.processor_seconds,
+    "s once": lambda one: one.first.once_seconds,
+    "s first round": lambda one: one.seconds(1),
+    f"s {_ROUNDS} rounds": lambda one: one.seconds(_ROUNDS),
 }
 
 
-def _lines(plain: Sequence[Pair], kept: Sequence[Pair], num_images: int) -> list[Line]:
+def _lines(found: Mapping[str, Sequence[Measured]], num_images: int) -> Iterator[Line]:
     note = f"{_ROUNDS} rounds are the first fine-tune and {_ROUNDS - 1} times the second; once: features, and compiling"
-    times = {
-        name: [figure(theirs) / figure(ours) for theirs, ours in zip(plain, kept, strict=True)]
-        for name, figure in _FIGURES.items()
+    for way, measured in found.items():
+        yield _line(way, measured, num_images)
+        if way != _PLAIN:
+            yield _faster(found[_PLAIN], measured, note)
+
+
+def _faster(plain: Sequence[Measured], kept: Sequence[Measured], note: str) -> Line:
+    samples = {
+        heading: [figure(theirs) / figure(ours) for theirs, ours in zip(plain, kept, strict=True)]
+        for heading, figure in _FIGURES.items()
     }
-    faster = {name: statistics.median(samples) for name, samples in times.items()}
-    return [
-        _line("model.fit", plain, num_images),
-        _line("features kept", kept, num_images),
-        Line("times faster", {"images/s": faster["s an epoch"], **faster}, times, note),
-    ]
+    medians = {heading: statistics.median(each) for heading, each in samples.items()}
+    return Line("  times faster", {"images/s": medians["s an epoch"], **medians}, samples, note)
 
 
-def _line(name: str, pairs: Sequence[Pair], num_images: int) -> Line:
-    samples = {heading: [figure(pair) for pair in pairs] for heading, figure in _FIGURES.items()}
+def _line(name: str, measured: Sequence[Measured], num_images: int) -> Line:
+    samples = {heading: [figure(one) for one in measured] for heading, figure in _FIGURES.items()}
     medians = {heading: statistics.median(each) for heading, each in samples.items()}
     scores = {
-        "accuracy": f"{statistics.fmean(pair.accuracy for pair in pairs):.4f}",
-        "loss": f"{statistics.fmean(pair.loss for pair in pairs):.4f}",
+        "accuracy": f"{statistics.fmean(one.accuracy for one in measured):.4f}",
+        "loss": f"{statistics.fmean(one.loss for one in measured):.4f}",
     }
     return Line(name, {"images/s": num_images / medians["s an epoch"], **medians, **scores}, samples)
