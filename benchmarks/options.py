@@ -14,8 +14,8 @@ from benchmarks.rows import Size
 class Options:
     """How much to measure. `chosen` sizes and `rounds` are the part's own where they are not given.
 
-    `num_sites` is how many wait in the part `sites`. `folder` is for files that are written on the way: on the disk
-    whose fsync is to be measured.
+    `num_sites` is how many wait in the part `sites`, `num_seeds` how many federations the part `encodings` runs with
+    each encoding. `folder` is for files that are written on the way: on the disk whose fsync is to be measured.
     """
 
     repeats: int
@@ -23,6 +23,7 @@ class Options:
     chosen: Sequence[str]
     folder: Path
     num_sites: int
+    num_seeds: int = 1
 
     def sizes(self, usual: Sequence[str]) -> list[Size]:
         """The sizes to measure."""

@@ -6,6 +6,7 @@ the caller as it was raised, a compiled step serves every round, and the order o
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -62,10 +63,18 @@ class Trainer:
         model: gives `[n, 1]` (probability of label 1) or `[n, num_classes]` (probabilities).
         loss: a Keras loss with `reduction=None`, which gives one number per example.
         make_optimizer: called once with the learning rate; its state is reset before each fine-tune.
+        forward: from a batch to the model's outputs in training; without it, the model itself.
     """
 
-    def __init__(self, model: Any, loss: Any, make_optimizer: Callable[[float], Any] = keras.optimizers.Adam) -> None:
+    def __init__(
+        self,
+        model: Any,
+        loss: Any,
+        make_optimizer: Callable[[float], Any] = keras.optimizers.Adam,
+        forward: Callable[[Any], Any] | None = None,
+    ) -> None:
         self._model = model
+        self._training_forward = forward or functools.partial(model, training=True)
         self._loss = loss
         self._optimizer = make_optimizer(1e-3)
         self._optimizer.build(model.trainable_variables)
@@ -156,7 +165,7 @@ class Trainer:
 
     def _train_batch(self, inputs: Any, labels: Any, weights: Any) -> tuple[Any, Any]:
         with tf.GradientTape() as tape:
-            outputs = self._model(inputs, training=True)
+            outputs = self._training_forward(inputs)
             loss = tf.reduce_mean(self._loss(labels[:, None], outputs) * weights)
         variables = self._model.trainable_variables
         self._optimizer.apply(tape.gradient(loss, variables), variables)

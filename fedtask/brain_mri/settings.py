@@ -49,6 +49,11 @@ class BrainMriSettings:
     variants: int = option(
         4, "augmented forms of an image that are kept, of which each epoch draws one", low=1, high=64
     )
+    products: str = option(
+        "auto",
+        "of 1x1 convolutions in training; auto: bfloat16 if the processor is made for it and BatchNorm is frozen",
+        choices=("auto", "float32", "bfloat16"),
+    )
     dropout: float = option(0.2, "share of features dropped before the output", low=0.0, high=0.9)
     epochs: int = option(10, "most local epochs of the default plan", low=1, high=1000)
     batch_size: int = option(32, "batch size of the default plan", low=1, high=4096)

@@ -16,6 +16,7 @@ from fedtask.brain_mri.activations import (
     MemoryStore,
 )
 from fedtask.brain_mri.model import build_network
+from fedtask.brain_mri.products import forward_in_bfloat16, multiplies_bfloat16
 from fedtask.brain_mri.settings import BrainMriSettings
 from fedtask.images.image_set import ImageSet
 from fedtask.images.site import Site
@@ -36,7 +37,9 @@ class Training:
         self._settings = settings
         self.network = build_network(settings)
         optimizer = functools.partial(keras.optimizers.Adam, epsilon=settings.adam_epsilon)
-        self._trainer = Trainer(self.network.upper, keras.losses.BinaryCrossentropy(reduction=None), optimizer)
+        loss, upper = keras.losses.BinaryCrossentropy(reduction=None), self.network.upper
+        forward = forward_in_bfloat16(upper) if _in_bfloat16(settings) else None
+        self._trainer = Trainer(upper, loss, optimizer, forward)
         self._activations: dict[Path | None, Activations] = {}
 
     def fine_tune(self, site: Site, base: Weights, plan: Plan, report: Report, cache_folder: Path | None) -> FineTuned:
@@ -87,3 +90,10 @@ class Training:
         activations = self._activations[cache_folder]
         activations.use(weights)
         return FeatureExamples(images, activations, self._settings.num_variants)
+
+
+def _in_bfloat16(settings: BrainMriSettings) -> bool:
+    if settings.products == "auto":
+        # Where BatchNorm is trained too, rounding reaches its statistics, and nobody has measured what that does.
+        return settings.batch_norm == "frozen" and multiplies_bfloat16()
+    return settings.products == "bfloat16"

@@ -1,4 +1,4 @@
-"""The parts of `make bench` that no other test runs, at the smallest size: they end, and find what must be so. 20 s."""
+"""The parts of `make bench` that no other test runs, at the smallest size: they end, and find what must be so. 60 s."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import frozen, publish, scaling_picture, sites
+from benchmarks import encodings, frozen, publish, scaling_picture, sites, training
 from benchmarks.floor import measure_floor
 from benchmarks.options import Options
 from benchmarks.rows import Row, Security, Size
 from benchmarks.scaling import Point
+from benchmarks.scans import find_scans
+from fedstream.encodings import Encoding
+from fedtask.brain_mri.training import Training
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
@@ -40,6 +43,27 @@ def test_publish_ends_with_the_right_model(tmp_path: Path) -> None:
 def test_floor_many_clients_share_processes(tmp_path: Path, security: Security) -> None:
     assert len(measure_floor(Row(Size(40, 0.25), security), 2, tmp_path)) == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_encodings_updates_of_a_federation_shrink_and_arrive_as_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDSTREAM_SHARED", str(tmp_path))  # without scans: the phantom
+    scans = find_scans(tmp_path, {"epochs": "1", "phantom_images": "40"})
+    network = Training(scans.settings)
+    found = encodings.measure(network, scans, 0, Encoding.INT8, 2, tmp_path / "run", clients=2)
+    raw = network.network.schema.size_bytes
+    assert 0 < found.mean_bytes[Encoding.INT8_ZSTD] < found.mean_bytes[Encoding.INT8] < raw / 3
+    assert 0 <= found.accuracy <= 1
+
+
+def test_training_both_ways_are_timed_and_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDSTREAM_SHARED", str(tmp_path))
+    monkeypatch.setitem(training.SETTINGS, "phantom_images", "40")
+    table = training.run(Options(1, None, [], tmp_path, 1))
+    ways = ["model.fit", "features kept, float32", "features kept"]
+    assert [line.name for line in table.lines if "faster" not in line.name] == ways
+    assert all(line.figures["images/s"] > 0 for line in table.lines)
 
 
 def test_scaling_one_size_alone_can_be_drawn(tmp_path: Path) -> None:

@@ -23,9 +23,15 @@ def differing(one: Weights, other: Weights) -> list[str]:
     return [name for name in one if np.asarray(one[name]).tobytes() != np.asarray(other[name]).tobytes()]
 
 
-def shared_folder() -> Path:
-    """The folder with real data and weights beside the checkout; skips the test where there is none."""
+def find_shared_folder() -> Path | None:
+    """The folder with real data and weights, named in FEDSTREAM_SHARED or beside the checkout; `None` without one."""
     folder = Path(os.environ.get("FEDSTREAM_SHARED", Path(__file__).resolve().parents[2].parent / "shared"))
-    if not (folder / "data" / "brain_mri").is_dir():
+    return folder if (folder / "data" / "brain_mri").is_dir() else None
+
+
+def shared_folder() -> Path:
+    """That folder; skips the test where there is none."""
+    folder = find_shared_folder()
+    if folder is None:
         pytest.skip("no real images beside the checkout; name the folder that holds data/ in FEDSTREAM_SHARED")
     return folder
