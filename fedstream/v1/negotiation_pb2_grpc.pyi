@@ -54,9 +54,10 @@ class NegotiationServiceStub:
       client takes over; the older ends with ABORTED/SUPERSEDED.
     Resume: after a reconnect the server repeats the outstanding offer with the same `offer_id` and `upload_id`; a client
       that has already trained for it accepts again and goes on with its upload.
-    Errors: INVALID_ARGUMENT/INVALID_REQUEST and INVALID_ARGUMENT/UNEXPECTED_MESSAGE: a defect of the client, do not
-      retry. ABORTED/SUPERSEDED: another stream of this client took over. UNAUTHENTICATED, PERMISSION_DENIED: ask the
-      coordinator. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
+    Errors: INVALID_ARGUMENT/INVALID_REQUEST, INVALID_ARGUMENT/INVALID_MANIFEST (a tensor of a schema part is malformed) and
+      INVALID_ARGUMENT/UNEXPECTED_MESSAGE: a defect of the client, do not retry. ABORTED/SUPERSEDED:
+      another stream of this client took over. UNAUTHENTICATED, PERMISSION_DENIED: ask the coordinator.
+      RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
     """
 
 @_typing.type_check_only
@@ -85,9 +86,10 @@ class NegotiationServiceAsyncStub(NegotiationServiceStub):
       client takes over; the older ends with ABORTED/SUPERSEDED.
     Resume: after a reconnect the server repeats the outstanding offer with the same `offer_id` and `upload_id`; a client
       that has already trained for it accepts again and goes on with its upload.
-    Errors: INVALID_ARGUMENT/INVALID_REQUEST and INVALID_ARGUMENT/UNEXPECTED_MESSAGE: a defect of the client, do not
-      retry. ABORTED/SUPERSEDED: another stream of this client took over. UNAUTHENTICATED, PERMISSION_DENIED: ask the
-      coordinator. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
+    Errors: INVALID_ARGUMENT/INVALID_REQUEST, INVALID_ARGUMENT/INVALID_MANIFEST (a tensor of a schema part is malformed) and
+      INVALID_ARGUMENT/UNEXPECTED_MESSAGE: a defect of the client, do not retry. ABORTED/SUPERSEDED:
+      another stream of this client took over. UNAUTHENTICATED, PERMISSION_DENIED: ask the coordinator.
+      RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
     """
 
 class NegotiationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -125,9 +127,10 @@ class NegotiationServiceServicer(metaclass=_abc_1.ABCMeta):
           client takes over; the older ends with ABORTED/SUPERSEDED.
         Resume: after a reconnect the server repeats the outstanding offer with the same `offer_id` and `upload_id`; a client
           that has already trained for it accepts again and goes on with its upload.
-        Errors: INVALID_ARGUMENT/INVALID_REQUEST and INVALID_ARGUMENT/UNEXPECTED_MESSAGE: a defect of the client, do not
-          retry. ABORTED/SUPERSEDED: another stream of this client took over. UNAUTHENTICATED, PERMISSION_DENIED: ask the
-          coordinator. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
+        Errors: INVALID_ARGUMENT/INVALID_REQUEST, INVALID_ARGUMENT/INVALID_MANIFEST (a tensor of a schema part is malformed) and
+          INVALID_ARGUMENT/UNEXPECTED_MESSAGE: a defect of the client, do not retry. ABORTED/SUPERSEDED:
+          another stream of this client took over. UNAUTHENTICATED, PERMISSION_DENIED: ask the coordinator.
+          RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
         """
 
 def add_NegotiationServiceServicer_to_server(servicer: NegotiationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
