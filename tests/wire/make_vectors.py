@@ -18,6 +18,7 @@ from google.rpc import error_details_pb2, status_pb2
 from fedstream.errors import PROTOCOL_ERRORS
 from fedstream.v1 import transfer_pb2
 from tests.wire import text
+from tests.wire.encoded import encoded_cases
 from tests.wire.malformed import malformed_cases
 from tests.wire.messages import chunk, data_type, entry, serialised
 
@@ -205,6 +206,22 @@ def _any(message: Any) -> any_pb2.Any:
     return packed
 
 
+def encoding_file() -> str:
+    """Encodings."""
+    return text.write(
+        "Tensors in every encoding of an update, and what they decode to.",
+        """
+`encoding` is a value of fedstream.v1.Encoding. `encoded` are the tensor's bytes in the body, `values` the float32
+values they decode to, `sha256` the digest of these. A lossy encoding starts from `base` and carries what the tensor was
+`moved` by; both are float32. Where `moved` is given, an encoder that follows the spec writes exactly `encoded`. What is
+in a zstd frame is compared decoded only, since compressors may differ. A case whose `values` are null is declared, in a
+manifest, to be a float32 tensor of `size_bytes`, and must be refused with `reason` when the upload is finished.
+Numbers are worked out in exact fractions, and frames put together by hand, in tests/wire/encoded.py.
+""",
+        encoded_cases(),
+    )
+
+
 def malformed_file() -> str:
     """What must be refused."""
     return text.write(
@@ -225,6 +242,7 @@ FILES = {
     "manifests.txt": manifest_file,
     "chunks.txt": chunk_file,
     "errors.txt": error_file,
+    "encodings.txt": encoding_file,
     "malformed.txt": malformed_file,
 }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from io import BytesIO
 from typing import Any
 
 import grpc
@@ -14,8 +16,17 @@ from google.rpc import status_pb2
 from fedstream import wire
 from fedstream.body import Chunk, admit_chunk, make_chunk
 from fedstream.dtypes import DataType
+from fedstream.encodings import DecodingError, Encoded, Encoding, check_encoded, decode, encode
 from fedstream.errors import PROTOCOL_ERRORS, LimitExceeded, ProtocolError
-from fedstream.manifest import Digest, Manifest, TensorEntry, check_manifest, manifest_of, parse_canonical
+from fedstream.manifest import (
+    Digest,
+    Manifest,
+    TensorEntry,
+    check_manifest,
+    manifest_of,
+    parse_canonical,
+    raw_bytes,
+)
 from fedstream.schema import ModelSchema, TaskMeaning, TensorRole, TensorSpec
 from fedstream.status import STATUS_DETAILS_KEY, from_rpc_error, to_status
 from fedstream.v1 import common_pb2, transfer_pb2
@@ -39,7 +50,14 @@ def test_vector_file_is_what_make_vectors_writes(name: str) -> None:
 def test_vector_files_hold_what_they_should() -> None:
     counts = {name: len(text.read(name)) for name in make_vectors.FILES}
     assert counts.pop("malformed.txt") > 70
-    assert counts == {"schemas.txt": 9, "models.txt": 3, "manifests.txt": 3, "chunks.txt": 5, "errors.txt": 21}
+    assert counts == {
+        "schemas.txt": 9,
+        "models.txt": 3,
+        "manifests.txt": 3,
+        "chunks.txt": 5,
+        "errors.txt": 21,
+        "encodings.txt": 38,
+    }
     assert {path.name for path in text.FOLDER.iterdir()} == set(make_vectors.FILES)
 
 
@@ -128,6 +146,36 @@ def test_manifest_of_many_tensors_travels_in_parts_within_the_bounds() -> None:
     parts[0].entries.append(parts[1].entries[0])
     with pytest.raises(ProtocolError, match="a part has at most 1000 tensors, this one 1001"):
         wire.read_part(parts[0])
+
+
+# Encodings.
+
+
+def decoded(case: text.Case, size_bytes: int) -> bytes:
+    """What a tensor of float32 of that size has, decoded from a case in front of other bytes of a body."""
+    data, base = bytes.fromhex(case["encoded"]), np.frombuffer(bytes.fromhex(case.get("base", "")), "<f4")
+    entry = TensorEntry("t", DataType.FLOAT32, (size_bytes // 4,), Digest(bytes(32), size_bytes))
+    encoded = Encoded(Encoding[case["encoding"].removeprefix("ENCODING_")], len(data))
+    check_encoded(encoded, entry)
+    pieces = decode(encoded, BytesIO(data + b"the next tensor"), entry, lambda begin, end: base[begin:end])
+    return b"".join(bytes(raw_bytes(piece)) for piece in pieces)
+
+
+@pytest.mark.parametrize("case", [case for case in cases("encodings.txt") if case.values[0]["values"] is not None])
+def test_encoding_is_written_and_read_as_the_vector_says(case: text.Case) -> None:
+    values = bytes.fromhex(case["values"])
+    assert decoded(case, len(values)).hex() == case["values"]
+    assert hashlib.sha256(values).hexdigest() == case["sha256"]
+    if "moved" in case:
+        moved = np.frombuffer(bytes.fromhex(case["moved"]), "<f4")
+        assert encode(Encoding[case["encoding"].removeprefix("ENCODING_")], moved).hex() == case["encoded"]
+
+
+@pytest.mark.parametrize("case", [case for case in cases("encodings.txt") if case.values[0]["values"] is None])
+def test_encoded_bytes_that_are_not_what_they_should_be_are_refused_as_the_vector_says(case: text.Case) -> None:
+    with pytest.raises(DecodingError):
+        decoded(case, case["size_bytes"])
+    assert case["reason"] == "DIGEST_MISMATCH"  # what the server makes of a DecodingError
 
 
 # Chunks.
