@@ -21,6 +21,7 @@ from tests.wire import text
 from tests.wire.encoded import encoded_cases
 from tests.wire.malformed import malformed_cases
 from tests.wire.messages import chunk, data_type, entry, serialised
+from tests.wire.sessions import session_cases
 
 Tensor = tuple[str, str, list[int], bool, str]
 
@@ -222,6 +223,23 @@ Numbers are worked out in exact fractions, and frames put together by hand, in t
     )
 
 
+def negotiation_file() -> str:
+    """Sessions."""
+    return text.write(
+        "Whole sessions of one client, message by message, with the calls of the TransferService between them.",
+        """
+The steps of a `session` are numbered. A step is a message that one side says in a `call`, or something that `happens`;
+`seconds_later` is how long after the step before. `message` is a serialised message of the type `type`; `json` is the
+same in protobuf's JSON form, with the fields' names in the proto: there bytes are base64, 64-bit numbers strings, spans
+such as `60s`. A google.rpc.Status is what stands in the trailing metadata of a call that the server ends with an error.
+Compare what was read, not the bytes, and of texts for people only whether there is one. Of a WriteChunks, just the last
+answer stands here. The client is `site-1`; the federation's model is `kernel` F32 (1, 2), which is 1.0 and -2.0, and
+`step` I64 (), which is 3. The update's kernel is 1.5 and -2.5.
+""",
+        session_cases(),
+    )
+
+
 def malformed_file() -> str:
     """What must be refused."""
     return text.write(
@@ -230,7 +248,9 @@ def malformed_file() -> str:
 `message` is a serialised fedstream.v1 message of the type `type`; `reason` is that of the ErrorInfo it must be refused
 with. Manifests (ManifestPart) are checked against the schema of two tensors: kernel F32 (1, 2), then step I64 ().
 Chunks come where 8 of 16 bytes are committed and at most 10 bytes a chunk were negotiated. ReadChunksRequests ask for a
-model of 5 tensors. The cases with the reason null are sound neighbours of malformed ones and must be taken.
+model of 5 tensors. PutManifestRequests are the first of their stream, and SchemaParts the whole schema. A TensorEntry
+comes where `negotiated` are the encodings of the welcome, or ENCODING_RAW alone. The cases with the reason null are
+sound neighbours of malformed ones and must be taken.
 """,
         malformed_cases(),
     )
@@ -243,6 +263,7 @@ FILES = {
     "chunks.txt": chunk_file,
     "errors.txt": error_file,
     "encodings.txt": encoding_file,
+    "negotiation.txt": negotiation_file,
     "malformed.txt": malformed_file,
 }
 
