@@ -59,7 +59,7 @@ def refused(call: str, code: int, reason: str, message: str, **metadata: str) ->
     """The server ends a call with an error."""
     info = error_details_pb2.ErrorInfo(reason=reason, domain="fedstream.v1", metadata=metadata)
     status = status_pb2.Status(code=code, message=message)
-    status.details.add().Pack(info)
+    status.details.add().Pack(info, deterministic=True)
     return Step("server", call, status)
 
 
@@ -261,6 +261,118 @@ def countered(reason: str, seconds: int, **terms: Any) -> Step:
     return client(counter_offer={"offer_id": OFFER_ID, "time_needed": f"{seconds}s", "reason": reason, **terms})
 
 
+# Calls in another order than the usual one, and the answers of each state.
+
+NOT_YET = "put the manifest of this upload first"
+GAP = "the chunk starts at 5 but 4 bytes are committed; resume there"
+NOT_ALL = "4 of 8 bytes are committed; resume there, then finish"
+WRONG = "tensor kernel does not match its digest; put the manifest again and start at 0"
+STRANGE = "no upload of that id is expected; wait for the next offer"
+NO_MODEL = "no model of that digest is published now; use the base model of the current offer"
+NO_INDEX = "tensor indexes must ascend and stay below 2; 2 does not"
+OTHER_PUT = [
+    transfer(
+        "client", "PutManifest", "PutManifestRequest", header={**HEADER, "model_digest": model_digest(TRAINED[::-1])}
+    ),
+    transfer("client", "PutManifest", "PutManifestRequest", part=part(TRAINED[::-1])),
+]
+BASE_SHA256 = {"model_sha256": model_digest(KERNEL)["sha256"]}
+
+
+def reading(**json: Any) -> Step:
+    """A ReadChunks of the base model."""
+    return transfer("client", "ReadChunks", "ReadChunksRequest", **BASE_SHA256, **json)
+
+
+EACH_STATE = [
+    *AGREED,
+    *status(state="UPLOAD_STATE_AWAITING_MANIFEST"),
+    written(0, TRAINED)[0],
+    refused("WriteChunks", 9, "MANIFEST_REQUIRED", NOT_YET),
+    FINISHED[0],
+    refused("FinishUpload", 9, "MANIFEST_REQUIRED", NOT_YET),
+    *PUT,
+    *status(body_size_bytes="8", state="UPLOAD_STATE_OPEN"),
+    *written(0, TRAINED[:4]),
+    FINISHED[0],
+    refused("FinishUpload", 9, "BODY_INCOMPLETE", NOT_ALL, committed_size="4", body_size="8"),
+    *PUT[:2],
+    transfer(
+        "server",
+        "PutManifest",
+        "PutManifestResponse",
+        missing_tensors=[0],
+        body_size_bytes="8",
+        committed_size="4",
+    ),
+    *OTHER_PUT,
+    refused("PutManifest", 6, "MANIFEST_CONFLICT", "another manifest was given for this upload; send that one"),
+    written(5, TRAINED[5:])[0],
+    refused("WriteChunks", 11, "WRONG_OFFSET", GAP, committed_size="4"),
+    *written(2, TRAINED[2:]),
+    *FINISHED,
+    *status(committed_size="8", body_size_bytes="8", state="UPLOAD_STATE_ADMITTED"),
+    *FINISHED,
+    *PUT[:2],
+    refused("PutManifest", 9, "ROUND_CLOSED", "round 1 does not wait for this update: it is in already", round="1"),
+]
+BEGUN_ANEW = [
+    *AGREED,
+    *PUT,
+    *written(0, TRAINED[::-1]),
+    FINISHED[0],
+    refused("FinishUpload", 15, "DIGEST_MISMATCH", WRONG, tensor="kernel"),
+    *status(state="UPLOAD_STATE_AWAITING_MANIFEST"),
+    *PUT,
+    *written(0, TRAINED),
+    *FINISHED,
+]
+NOBODY_KNOWS = [
+    *OFFERED,
+    transfer("client", "GetUploadStatus", "GetUploadStatusRequest", upload_id="u"),
+    refused("GetUploadStatus", 5, "UNKNOWN_UPLOAD", STRANGE),
+    transfer("client", "WriteChunks", "WriteChunksRequest", chunk=chunk(0, b"x")),
+    refused("WriteChunks", 5, "UNKNOWN_UPLOAD", STRANGE),
+    transfer("client", "GetManifest", "GetManifestRequest", model_sha256=sha256(b"")),
+    refused("GetManifest", 5, "UNKNOWN_MODEL", NO_MODEL),
+    reading(tensors=[1, 2]),
+    refused("ReadChunks", 3, "INVALID_REQUEST", NO_INDEX, field="tensors"),
+    reading(read_offset="17"),
+    refused("ReadChunks", 11, "WRONG_OFFSET", "the body has 16 bytes; reading cannot start at 17", committed_size="16"),
+    reading(read_offset="16"),
+    happens("the call ends with OK and no chunk"),
+    reading(tensors=[1], read_offset="3", max_chunk_bytes=2),
+    transfer("server", "ReadChunks", "ReadChunksResponse", chunk=chunk(3, STEP[3:5])),
+    transfer("server", "ReadChunks", "ReadChunksResponse", chunk=chunk(5, STEP[5:7])),
+    transfer("server", "ReadChunks", "ReadChunksResponse", chunk=chunk(7, STEP[7:])),
+]
+
+
+def epochs(number: int) -> list[Step]:
+    """A counter-offer of so many epochs, and its confirmation."""
+    return [
+        client(counter_offer={"offer_id": OFFER_ID, "epochs": number}),
+        server(confirm={**CONFIRM, "plan": {**PLAN, "epochs": number}}),
+    ]
+
+
+AGAIN_AND_AGAIN = [
+    *OFFERED,
+    client(progress={"offer_id": OFFER_ID}),
+    server(lease_renewal={"offer_id": OFFER_ID, "lease": "60s"}),
+    *epochs(2),
+    *epochs(1),
+    client(counter_offer={"offer_id": OFFER_ID, "epochs": 9}),
+    server(confirm={**CONFIRM, "plan": {**PLAN, "epochs": 1}}),
+    client(accept={"offer_id": OFFER_ID}),
+    server(confirm={**CONFIRM, "plan": {**PLAN, "epochs": 1}}),
+    client(accept={"offer_id": "another"}),
+    server(withdraw={"offer_id": "another", "reason": "the offer no longer stands"}),
+    client(progress={"offer_id": "another"}),
+    server(cancel={"offer_id": "another", "reason": "the round is over"}),
+]
+
+
 # Clients that cannot take part.
 
 OTHER_TEXT = SCHEMA_TEXT.replace(b"1,2", b"1,3")
@@ -343,6 +455,10 @@ SESSIONS: Mapping[str, Sequence[Step]] = {
             round="1",
         ),
     ],
+    "an upload in each of its states": EACH_STATE,
+    "an upload of wrong bytes, which begins anew": BEGUN_ANEW,
+    "reads of parts, and of what nobody knows": NOBODY_KNOWS,
+    "answers that come again, and about another offer": AGAIN_AND_AGAIN,
     "declined: another schema": OTHER_SCHEMA,
     "declined: another meaning": [
         client(hello={**HELLO, "meaning": OTHER_MEANING}),
@@ -392,6 +508,8 @@ def _described(step: Step) -> text.Case:
     if step.message is None:
         return {**later, "happens": step.happens}
     json = json_format.MessageToDict(step.message, preserving_proto_field_name=True)
+    for detail in json.get("details", ()):
+        detail["metadata"] = dict(sorted(detail.get("metadata", {}).items()))  # a map has no order of its own
     kind = step.message.DESCRIPTOR.full_name
     described = {"from": step.who, "call": step.call, "type": kind, "json": json}
     return {**later, **described, "message": serialised(step.message)}

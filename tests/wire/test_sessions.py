@@ -11,7 +11,7 @@ from google.protobuf import json_format, symbol_database
 from fedclient import codec
 from fedstream.v1 import negotiation_pb2
 from tests.wire import text
-from tests.wire.replay import replay
+from tests.wire.replay import parsed, replay
 from tests.wire.sessions import SESSIONS, Step
 
 pytestmark = pytest.mark.numpy_task
@@ -29,7 +29,7 @@ def _step(case: text.Case) -> Step:
         return Step("", happens=case["happens"], seconds=seconds)
     kind = symbol_database.Default().GetSymbol(case["type"])
     message = kind.FromString(bytes.fromhex(case["message"]))
-    assert json_format.ParseDict(case["json"], kind()) == message
+    assert parsed(json_format.ParseDict(case["json"], kind())) == parsed(message)
     return Step(case["from"], case["call"], message, seconds=seconds)
 
 
