@@ -38,7 +38,7 @@ def nearest(value: Fraction, negative_zero: bool = False) -> int:
     if value == 0:
         return NEGATIVE if negative_zero else 0
     sign, size = (NEGATIVE, -value) if value < 0 else (0, value)
-    exponent = LOWEST_EXPONENT
+    exponent = max(LOWEST_EXPONENT, size.numerator.bit_length() - size.denominator.bit_length() - 1)
     while size >= Fraction(2) ** (exponent + 1):
         exponent += 1
     steps = round(size / Fraction(2) ** (exponent - 23))  # Python rounds a fraction half to even
