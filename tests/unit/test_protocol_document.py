@@ -13,6 +13,7 @@ from fedstream import limits
 from fedstream.dtypes import DataType
 from fedstream.errors import PROTOCOL_ERRORS
 from fedstream.v1 import common_pb2, negotiation_pb2, transfer_pb2
+from tests.wire import text
 
 pytestmark = pytest.mark.numpy_task
 
@@ -36,8 +37,8 @@ def words(cell: str) -> list[str]:
 
 def metadata_in_proto() -> Mapping[str, list[str]]:
     """The metadata keys that the comment of each reason names."""
-    text = (ROOT / "protos/fedstream/v1/errors.proto").read_text()
-    found = re.findall(r"((?:  //[^\n]*\n)+)  ERROR_REASON_(\w+) = [1-9]\d*;", text)
+    proto = (ROOT / "protos/fedstream/v1/errors.proto").read_text()
+    found = re.findall(r"((?:  //[^\n]*\n)+)  ERROR_REASON_(\w+) = [1-9]\d*;", proto)
     return {reason: _metadata_named(comment) for comment, reason in found}
 
 
@@ -119,12 +120,22 @@ def test_every_rule_that_is_cited_exists(path: Path) -> None:
     assert sorted(set(CITED.findall(path.read_text())) - known) == []
 
 
+def test_every_rule_that_names_an_error_has_a_malformed_message_or_a_session() -> None:
+    blocks = re.split(r"\n(?=\n|- |\| |#)", PROTOCOL)
+    rules = [(RULE.match(block.lstrip("\n")), re.search(r"Otherwise:\s+`[A-Z_]+`", block)) for block in blocks]
+    with_error = {rule[1] for rule, error in rules if rule and error}
+    tried = {case["rule"] for case in text.read("malformed.txt")}
+    in_sessions = {"R-HEL-1", "R-UP-8"}  # tests/wire/vectors/negotiation.txt: out of order, and what nobody knows
+    assert with_error - tried == in_sessions
+    assert tried <= {rule for rule, _, _ in RULE.findall(PROTOCOL)}
+
+
 # The links.
 
 
-def anchors(text: str) -> set[str]:
+def anchors(document: str) -> set[str]:
     """The anchors of a document's headings, as GitHub makes them."""
-    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", document, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 

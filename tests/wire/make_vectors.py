@@ -245,12 +245,13 @@ def malformed_file() -> str:
     return text.write(
         "Messages that must be refused, one for each way to be wrong, and with what reason.",
         """
-`message` is a serialised fedstream.v1 message of the type `type`; `reason` is that of the ErrorInfo it must be refused
-with. Manifests (ManifestPart) are checked against the schema of two tensors: kernel F32 (1, 2), then step I64 ().
-Chunks come where 8 of 16 bytes are committed and at most 10 bytes a chunk were negotiated. ReadChunksRequests ask for a
-model of 5 tensors. PutManifestRequests are the first of their stream, and SchemaParts the whole schema. A TensorEntry
-comes where `negotiated` are the encodings of the welcome, or ENCODING_RAW alone. The cases with the reason null are
-sound neighbours of malformed ones and must be taken.
+`message` is a serialised fedstream.v1 message of the type `type`; `reason` is that of the ErrorInfo it must be
+refused with; `rule` is the rule of docs/protocol.md that it is about. Manifests (ManifestPart) are checked against
+the schema of two tensors: kernel F32 (1, 2), then step I64 (). Chunks come where 8 of 16 bytes are committed and at
+most 10 bytes a chunk were negotiated. ReadChunksRequests ask for a model of 5 tensors. PutManifestRequests are the
+first of their stream, and SchemaParts the whole schema. A TensorEntry comes where `negotiated` are the encodings of
+the welcome, or ENCODING_RAW alone. The cases with the reason null are sound neighbours of malformed ones and must be
+taken.
 """,
         malformed_cases(),
     )

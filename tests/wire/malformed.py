@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 
 from fedstream.v1 import common_pb2, negotiation_pb2, transfer_pb2
 from tests.wire import text
@@ -23,10 +25,42 @@ NEGOTIATED = [name for name in common_pb2.Encoding.keys() if name not in ("ENCOD
 def malformed_cases() -> Iterator[text.Case]:
     """All of them, as they stand in the file."""
     for case, message, reason in [*_entries(), *_manifests(), *_chunks(), *_requests(), *_negotiation()]:
-        yield {"case": case, "type": type(message).__name__, "message": serialised(message), "reason": reason}
+        yield _case(case, message, reason)
     for case, message, reason in _encoded_entries():
-        encodings = {"negotiated": NEGOTIATED}
-        yield {"case": case, "type": "TensorEntry", **encodings, "message": serialised(message), "reason": reason}
+        yield _case(case, message, reason, negotiated=NEGOTIATED)
+
+
+RULES: Sequence[tuple[str, str]] = [
+    (r"(entry|spec): .*\bname|entry: nothing|schema: a tensor|manifest: one entry", "R-SCH-3"),
+    (r"(entry|spec): .*\baxes|entry: (larger|a huge)|header: 65,537", "R-SCH-4"),
+    (r"(entry|spec): (element type|sound)|spec: |progress: .*phase", "R-EVO-3"),
+    (r"entry: encoded|encoded: (sound|raw|bfloat16 of one|int8 with|an empty|a frame)", "R-MOD-4"),
+    (r"entry: encoding|encoded: not", "R-ENC-1"),
+    (r"encoded: .* of float64", "R-ENC-2"),
+    (r"entry: ", "R-MOD-3"),
+    (r"manifest: ", "R-MOD-5"),
+    (r"chunk: sound, (overlaps|all of it)", "R-CH-5"),
+    (r"chunk: .*(bytes$|ends the body)", "R-CH-1"),
+    (r"chunk: .*checksum", "R-CH-2"),
+    (r"chunk: .*past the end", "R-CH-4"),
+    (r"chunk: ", "R-CH-3"),
+    (r"indexes: ", "R-DL-2"),
+    (r"digest: |header: ", "R-UP-1"),
+    (r"meaning: ", "R-SCH-5"),
+    (r"plan: ", "R-RND-13"),
+    (r"metrics: |progress: a metric", "R-MOD-6"),
+    (r"progress: .*fraction", "R-RND-12"),
+    (r"hello: (sound|software)", "R-HEL-5"),
+    (r"hello: |counter-offer: ", "R-TIM-7"),
+    (r"schema: ", "R-HEL-6"),
+]
+"""The rule of docs/protocol.md that a case is about: that of the first pattern with which its name begins."""
+
+
+def _case(name: str, message: Message, reason: str | None, **given: object) -> text.Case:
+    rule = next(rule for pattern, rule in RULES if re.match(pattern, name))
+    about = {"case": name, "rule": rule, "type": type(message).__name__, **given}
+    return {**about, "message": serialised(message), "reason": reason}
 
 
 Cases = Iterable[tuple[str, Any, str | None]]
