@@ -13,6 +13,7 @@ from fedstream import limits
 from fedstream.dtypes import DataType
 from fedstream.errors import PROTOCOL_ERRORS
 from fedstream.v1 import common_pb2, negotiation_pb2, transfer_pb2
+from fedtask.linear import Linear
 from tests.wire import text
 
 pytestmark = pytest.mark.numpy_task
@@ -21,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
 RULE = re.compile(r"^- \*\*(R-([A-Z]+)-(\d+))\*\* ", flags=re.MULTILINE)
 CITED = re.compile(r"\bR-[A-Z]+-\d+\b")
-DOCUMENTS = [ROOT / "docs" / name for name in ("protocol.md", "write-a-client.md")]
+GUIDE = ROOT / "docs" / "write-a-client.md"
+DOCUMENTS = [ROOT / "docs" / "protocol.md", GUIDE]
 
 
 def table(first_column: str) -> list[list[str]]:
@@ -128,6 +130,18 @@ def test_every_rule_that_names_an_error_has_a_malformed_message_or_a_session() -
     in_sessions = {"R-HEL-1", "R-UP-8"}  # tests/wire/vectors/negotiation.txt: out of order, and what nobody knows
     assert with_error - tried == in_sessions
     assert tried <= {rule for rule, _, _ in RULE.findall(PROTOCOL)}
+
+
+# The guide.
+
+
+def test_guide_describes_the_task_that_it_lets_a_server_learn() -> None:
+    guide, task = " ".join(GUIDE.read_text().split()), Linear({})
+    weights, bias = task.schema()
+    assert (weights.shape, bias.shape, weights.dtype, bias.dtype) == ((10,), (), DataType.FLOAT32, DataType.FLOAT32)
+    assert f"`{weights.name}` F32 (10), then `{bias.name}` F32 ()" in guide
+    assert f"begins with `{task.schema().digest().hex()[:8]}`" in guide
+    assert f"the preprocessing `{task.meaning().preprocessing}`" in guide
 
 
 # The links.
