@@ -203,7 +203,7 @@ class TensorSpec(_message.Message):
     TRAINABLE_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Unique within the model, UTF-8, 1 to 256 bytes, no control characters."""
+    """Unique within the model, UTF-8, 1 to 256 bytes, no control characters, not `__metadata__` (safetensors keeps that)."""
     dtype: Global___DataType.ValueType
     """Element type."""
     trainable: _builtins.bool

@@ -39,8 +39,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_UNKNOWN_MODEL: _ErrorReason.ValueType  # 6
     """NOT_FOUND. No published model of that digest. Ask for the current offer's base model."""
     ERROR_REASON_ROUND_CLOSED: _ErrorReason.ValueType  # 7
-    """FAILED_PRECONDITION. The upload's round is closed; metadata `round`. Drop the upload; the outcome follows on the
-    negotiation stream.
+    """FAILED_PRECONDITION. The update is not waited for: its round is closed, its offer has ended or is not accepted yet, or
+    it is in already (GetUploadStatus says so); metadata `round`. Drop the upload; the outcome follows on the negotiation
+    stream.
     """
     ERROR_REASON_MANIFEST_REQUIRED: _ErrorReason.ValueType  # 8
     """FAILED_PRECONDITION. Chunks or a finish came before the manifest. Send the manifest, then resume."""
@@ -49,13 +50,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     offer.
     """
     ERROR_REASON_WRONG_OFFSET: _ErrorReason.ValueType  # 10
-    """OUT_OF_RANGE. A chunk starts after `committed_size`, or a read starts after the end; metadata `committed_size`.
-    Resume there.
+    """OUT_OF_RANGE. A chunk starts after `committed_size`, or a read starts after the end; metadata `committed_size`, for a
+    read the size of the body. Resume there.
     """
     ERROR_REASON_BODY_TOO_LONG: _ErrorReason.ValueType  # 11
     """OUT_OF_RANGE. A chunk reaches past the end of the body; metadata `body_size`. Mend the sender."""
     ERROR_REASON_CHUNK_TOO_LARGE: _ErrorReason.ValueType  # 12
-    """INVALID_ARGUMENT. A chunk is larger than was negotiated; metadata `max_chunk_bytes`. Send smaller chunks."""
+    """INVALID_ARGUMENT. A chunk is larger than the receiver takes; metadata `max_chunk_bytes`. Send smaller chunks."""
     ERROR_REASON_CHECKSUM_MISMATCH: _ErrorReason.ValueType  # 13
     """DATA_LOSS. A chunk's bytes do not match its crc32c; metadata `write_offset`. Send it again."""
     ERROR_REASON_BODY_INCOMPLETE: _ErrorReason.ValueType  # 14
@@ -124,8 +125,9 @@ ERROR_REASON_UNKNOWN_UPLOAD: ErrorReason.ValueType  # 5
 ERROR_REASON_UNKNOWN_MODEL: ErrorReason.ValueType  # 6
 """NOT_FOUND. No published model of that digest. Ask for the current offer's base model."""
 ERROR_REASON_ROUND_CLOSED: ErrorReason.ValueType  # 7
-"""FAILED_PRECONDITION. The upload's round is closed; metadata `round`. Drop the upload; the outcome follows on the
-negotiation stream.
+"""FAILED_PRECONDITION. The update is not waited for: its round is closed, its offer has ended or is not accepted yet, or
+it is in already (GetUploadStatus says so); metadata `round`. Drop the upload; the outcome follows on the negotiation
+stream.
 """
 ERROR_REASON_MANIFEST_REQUIRED: ErrorReason.ValueType  # 8
 """FAILED_PRECONDITION. Chunks or a finish came before the manifest. Send the manifest, then resume."""
@@ -134,13 +136,13 @@ ERROR_REASON_MANIFEST_CONFLICT: ErrorReason.ValueType  # 9
 offer.
 """
 ERROR_REASON_WRONG_OFFSET: ErrorReason.ValueType  # 10
-"""OUT_OF_RANGE. A chunk starts after `committed_size`, or a read starts after the end; metadata `committed_size`.
-Resume there.
+"""OUT_OF_RANGE. A chunk starts after `committed_size`, or a read starts after the end; metadata `committed_size`, for a
+read the size of the body. Resume there.
 """
 ERROR_REASON_BODY_TOO_LONG: ErrorReason.ValueType  # 11
 """OUT_OF_RANGE. A chunk reaches past the end of the body; metadata `body_size`. Mend the sender."""
 ERROR_REASON_CHUNK_TOO_LARGE: ErrorReason.ValueType  # 12
-"""INVALID_ARGUMENT. A chunk is larger than was negotiated; metadata `max_chunk_bytes`. Send smaller chunks."""
+"""INVALID_ARGUMENT. A chunk is larger than the receiver takes; metadata `max_chunk_bytes`. Send smaller chunks."""
 ERROR_REASON_CHECKSUM_MISMATCH: ErrorReason.ValueType  # 13
 """DATA_LOSS. A chunk's bytes do not match its crc32c; metadata `write_offset`. Send it again."""
 ERROR_REASON_BODY_INCOMPLETE: ErrorReason.ValueType  # 14

@@ -453,7 +453,7 @@ Global___Hello: _TypeAlias = Hello  # noqa: Y015
 
 @_typing.final
 class SiteLimits(_message.Message):
-    """Limits that a site has set for itself; the client enforces them, and tells, so that offers fit."""
+    """Limits that a site has set for itself; the client enforces them, and tells, so that a server can make offers that fit."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -568,7 +568,7 @@ class CounterOffer(_message.Message):
     offer_id: _builtins.str
     """The offer."""
     epochs: _builtins.int
-    """At most this many epochs; 0 to leave the plan's."""
+    """At most this many epochs; 0 to leave the plan's. More than the plan's changes nothing."""
     reason: _builtins.str
     """Why, for people. At most 1,024 bytes."""
     @_builtins.property

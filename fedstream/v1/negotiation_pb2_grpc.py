@@ -82,9 +82,10 @@ class NegotiationServiceServicer:
         client takes over; the older ends with ABORTED/SUPERSEDED.
         Resume: after a reconnect the server repeats the outstanding offer with the same `offer_id` and `upload_id`; a client
         that has already trained for it accepts again and goes on with its upload.
-        Errors: INVALID_ARGUMENT/INVALID_REQUEST and INVALID_ARGUMENT/UNEXPECTED_MESSAGE: a defect of the client, do not
-        retry. ABORTED/SUPERSEDED: another stream of this client took over. UNAUTHENTICATED, PERMISSION_DENIED: ask the
-        coordinator. PERMISSION_DENIED/NAME_MISMATCH: the hello's name is not the certificate's; say that one.
+        Errors: INVALID_ARGUMENT/INVALID_REQUEST, INVALID_ARGUMENT/INVALID_MANIFEST (a tensor of a schema part is malformed) and
+        INVALID_ARGUMENT/UNEXPECTED_MESSAGE: a defect of the client, do not retry. ABORTED/SUPERSEDED:
+        another stream of this client took over. UNAUTHENTICATED, PERMISSION_DENIED: ask the coordinator.
+        PERMISSION_DENIED/NAME_MISMATCH: the hello's name is not the certificate's; say that one.
         RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -300,7 +300,9 @@ class WriteChunksResponse(_message.Message):
 
     COMMITTED_SIZE_FIELD_NUMBER: _builtins.int
     committed_size: _builtins.int
-    """Bytes of the body that are durable. Never decreases."""
+    """Bytes of the body that are durable. Never decreases while the upload lasts; it starts again at 0 after
+    DIGEST_MISMATCH.
+    """
     def __init__(
         self,
         *,
@@ -479,7 +481,7 @@ class ReadChunksRequest(_message.Message):
     read_offset: _builtins.int
     """Where in that body to start."""
     max_chunk_bytes: _builtins.int
-    """Largest chunk to send, in bytes; 0 for what was negotiated."""
+    """Largest chunk to send, in bytes; 0 means 1,048,576, and values over 4,128,768 are read as that."""
     @_builtins.property
     def tensors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Indexes into the manifest, ascending, of the tensors wanted. The body holds just those, in that order. Empty for all."""

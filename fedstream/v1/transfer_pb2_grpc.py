@@ -83,11 +83,12 @@ class TransferServiceServicer:
         """What: gives the manifest of an update, in parts, and learns which tensors the server lacks. The first message has
         `header`; messages with `part` follow, in order.
         Retry: idempotent for the same manifest; retry on UNAVAILABLE with back-off.
-        Resume: call again with the whole manifest; the answer says how much of the body is committed already.
+        Resume: call again with the whole manifest; the answer says how much of the body is committed already. Of an upload
+        that is finished it is ROUND_CLOSED: a client that does not know asks GetUploadStatus first.
         Errors: NOT_FOUND/UNKNOWN_UPLOAD, FAILED_PRECONDITION/ROUND_CLOSED: drop the update.
-        INVALID_ARGUMENT/INVALID_MANIFEST, FAILED_PRECONDITION/SCHEMA_MISMATCH: a defect of the client, do not retry.
-        ALREADY_EXISTS/MANIFEST_CONFLICT: send the manifest that was given first. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come
-        back after the RetryInfo's delay.
+        INVALID_ARGUMENT/INVALID_REQUEST, INVALID_ARGUMENT/INVALID_MANIFEST,
+        FAILED_PRECONDITION/SCHEMA_MISMATCH: a defect of the client, do not retry. ALREADY_EXISTS/MANIFEST_CONFLICT: send
+        the manifest that was given first. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -101,10 +102,10 @@ class TransferServiceServicer:
         older ends with ABORTED/SUPERSEDED.
         Resume: ask GetUploadStatus for `committed_size` and go on from there.
         Errors: OUT_OF_RANGE/WRONG_OFFSET: resume at `committed_size`. DATA_LOSS/CHECKSUM_MISMATCH: resume at
-        `committed_size`. OUT_OF_RANGE/BODY_TOO_LONG, INVALID_ARGUMENT/CHUNK_TOO_LARGE: a defect of the client, do not
-        retry. FAILED_PRECONDITION/MANIFEST_REQUIRED: put the manifest first. NOT_FOUND/UNKNOWN_UPLOAD,
-        FAILED_PRECONDITION/ROUND_CLOSED: drop the update. ABORTED/SUPERSEDED: another stream took over.
-        RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
+        `committed_size`. OUT_OF_RANGE/BODY_TOO_LONG, INVALID_ARGUMENT/CHUNK_TOO_LARGE, INVALID_ARGUMENT/INVALID_REQUEST
+        (a stream carries one upload): a defect of the client, do not retry. FAILED_PRECONDITION/MANIFEST_REQUIRED: put the
+        manifest first. NOT_FOUND/UNKNOWN_UPLOAD, FAILED_PRECONDITION/ROUND_CLOSED: drop the update. ABORTED/SUPERSEDED:
+        another stream took over. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -121,13 +122,14 @@ class TransferServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def FinishUpload(self, request, context):
-        """What: completes an upload. Only now are all digests verified and the update stored durably, before the answer.
+        """What: completes an upload. Only now are all digests verified and the update stored durably, before the answer. It
+        waits for a stream of this upload that is still open.
         Retry: idempotent; finishing a finished upload gives the same answer. Retry on UNAVAILABLE with back-off.
         Resume: on BODY_INCOMPLETE go on writing at `committed_size`, then finish again.
         Errors: FAILED_PRECONDITION/BODY_INCOMPLETE: resume. DATA_LOSS/DIGEST_MISMATCH: put the manifest again and start at
         offset 0. FAILED_PRECONDITION/MANIFEST_REQUIRED: put the manifest first. NOT_FOUND/UNKNOWN_UPLOAD,
-        FAILED_PRECONDITION/ROUND_CLOSED: drop the update. ABORTED/SUPERSEDED: another process writes to this upload; ask
-        GetUploadStatus.
+        FAILED_PRECONDITION/ROUND_CLOSED: drop the update. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the
+        RetryInfo's delay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

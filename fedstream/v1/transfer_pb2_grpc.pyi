@@ -42,11 +42,12 @@ class TransferServiceStub:
     """What: gives the manifest of an update, in parts, and learns which tensors the server lacks. The first message has
       `header`; messages with `part` follow, in order.
     Retry: idempotent for the same manifest; retry on UNAVAILABLE with back-off.
-    Resume: call again with the whole manifest; the answer says how much of the body is committed already.
+    Resume: call again with the whole manifest; the answer says how much of the body is committed already. Of an upload
+      that is finished it is ROUND_CLOSED: a client that does not know asks GetUploadStatus first.
     Errors: NOT_FOUND/UNKNOWN_UPLOAD, FAILED_PRECONDITION/ROUND_CLOSED: drop the update.
-      INVALID_ARGUMENT/INVALID_MANIFEST, FAILED_PRECONDITION/SCHEMA_MISMATCH: a defect of the client, do not retry.
-      ALREADY_EXISTS/MANIFEST_CONFLICT: send the manifest that was given first. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come
-      back after the RetryInfo's delay.
+      INVALID_ARGUMENT/INVALID_REQUEST, INVALID_ARGUMENT/INVALID_MANIFEST,
+      FAILED_PRECONDITION/SCHEMA_MISMATCH: a defect of the client, do not retry. ALREADY_EXISTS/MANIFEST_CONFLICT: send
+      the manifest that was given first. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
     """
     WriteChunks: _grpc.StreamStreamMultiCallable[_transfer_pb2.WriteChunksRequest, _transfer_pb2.WriteChunksResponse]
     """What: carries the body of an update. The server answers with `committed_size` as bytes become durable; at most
@@ -56,10 +57,10 @@ class TransferServiceStub:
       older ends with ABORTED/SUPERSEDED.
     Resume: ask GetUploadStatus for `committed_size` and go on from there.
     Errors: OUT_OF_RANGE/WRONG_OFFSET: resume at `committed_size`. DATA_LOSS/CHECKSUM_MISMATCH: resume at
-      `committed_size`. OUT_OF_RANGE/BODY_TOO_LONG, INVALID_ARGUMENT/CHUNK_TOO_LARGE: a defect of the client, do not
-      retry. FAILED_PRECONDITION/MANIFEST_REQUIRED: put the manifest first. NOT_FOUND/UNKNOWN_UPLOAD,
-      FAILED_PRECONDITION/ROUND_CLOSED: drop the update. ABORTED/SUPERSEDED: another stream took over.
-      RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
+      `committed_size`. OUT_OF_RANGE/BODY_TOO_LONG, INVALID_ARGUMENT/CHUNK_TOO_LARGE, INVALID_ARGUMENT/INVALID_REQUEST
+      (a stream carries one upload): a defect of the client, do not retry. FAILED_PRECONDITION/MANIFEST_REQUIRED: put the
+      manifest first. NOT_FOUND/UNKNOWN_UPLOAD, FAILED_PRECONDITION/ROUND_CLOSED: drop the update. ABORTED/SUPERSEDED:
+      another stream took over. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
     """
     GetUploadStatus: _grpc.UnaryUnaryMultiCallable[_transfer_pb2.GetUploadStatusRequest, _transfer_pb2.GetUploadStatusResponse]
     """What: says how much of an upload is committed and whether it is finished.
@@ -68,13 +69,14 @@ class TransferServiceStub:
     Errors: NOT_FOUND/UNKNOWN_UPLOAD: wait for the next offer.
     """
     FinishUpload: _grpc.UnaryUnaryMultiCallable[_transfer_pb2.FinishUploadRequest, _transfer_pb2.FinishUploadResponse]
-    """What: completes an upload. Only now are all digests verified and the update stored durably, before the answer.
+    """What: completes an upload. Only now are all digests verified and the update stored durably, before the answer. It
+      waits for a stream of this upload that is still open.
     Retry: idempotent; finishing a finished upload gives the same answer. Retry on UNAVAILABLE with back-off.
     Resume: on BODY_INCOMPLETE go on writing at `committed_size`, then finish again.
     Errors: FAILED_PRECONDITION/BODY_INCOMPLETE: resume. DATA_LOSS/DIGEST_MISMATCH: put the manifest again and start at
       offset 0. FAILED_PRECONDITION/MANIFEST_REQUIRED: put the manifest first. NOT_FOUND/UNKNOWN_UPLOAD,
-      FAILED_PRECONDITION/ROUND_CLOSED: drop the update. ABORTED/SUPERSEDED: another process writes to this upload; ask
-      GetUploadStatus.
+      FAILED_PRECONDITION/ROUND_CLOSED: drop the update. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the
+      RetryInfo's delay.
     """
     GetManifest: _grpc.UnaryStreamMultiCallable[_transfer_pb2.GetManifestRequest, _transfer_pb2.GetManifestResponse]
     """What: gives the manifest of a published model, in parts.
@@ -105,11 +107,12 @@ class TransferServiceAsyncStub(TransferServiceStub):
     """What: gives the manifest of an update, in parts, and learns which tensors the server lacks. The first message has
       `header`; messages with `part` follow, in order.
     Retry: idempotent for the same manifest; retry on UNAVAILABLE with back-off.
-    Resume: call again with the whole manifest; the answer says how much of the body is committed already.
+    Resume: call again with the whole manifest; the answer says how much of the body is committed already. Of an upload
+      that is finished it is ROUND_CLOSED: a client that does not know asks GetUploadStatus first.
     Errors: NOT_FOUND/UNKNOWN_UPLOAD, FAILED_PRECONDITION/ROUND_CLOSED: drop the update.
-      INVALID_ARGUMENT/INVALID_MANIFEST, FAILED_PRECONDITION/SCHEMA_MISMATCH: a defect of the client, do not retry.
-      ALREADY_EXISTS/MANIFEST_CONFLICT: send the manifest that was given first. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come
-      back after the RetryInfo's delay.
+      INVALID_ARGUMENT/INVALID_REQUEST, INVALID_ARGUMENT/INVALID_MANIFEST,
+      FAILED_PRECONDITION/SCHEMA_MISMATCH: a defect of the client, do not retry. ALREADY_EXISTS/MANIFEST_CONFLICT: send
+      the manifest that was given first. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
     """
     WriteChunks: _aio.StreamStreamMultiCallable[_transfer_pb2.WriteChunksRequest, _transfer_pb2.WriteChunksResponse]  # type: ignore[assignment]
     """What: carries the body of an update. The server answers with `committed_size` as bytes become durable; at most
@@ -119,10 +122,10 @@ class TransferServiceAsyncStub(TransferServiceStub):
       older ends with ABORTED/SUPERSEDED.
     Resume: ask GetUploadStatus for `committed_size` and go on from there.
     Errors: OUT_OF_RANGE/WRONG_OFFSET: resume at `committed_size`. DATA_LOSS/CHECKSUM_MISMATCH: resume at
-      `committed_size`. OUT_OF_RANGE/BODY_TOO_LONG, INVALID_ARGUMENT/CHUNK_TOO_LARGE: a defect of the client, do not
-      retry. FAILED_PRECONDITION/MANIFEST_REQUIRED: put the manifest first. NOT_FOUND/UNKNOWN_UPLOAD,
-      FAILED_PRECONDITION/ROUND_CLOSED: drop the update. ABORTED/SUPERSEDED: another stream took over.
-      RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
+      `committed_size`. OUT_OF_RANGE/BODY_TOO_LONG, INVALID_ARGUMENT/CHUNK_TOO_LARGE, INVALID_ARGUMENT/INVALID_REQUEST
+      (a stream carries one upload): a defect of the client, do not retry. FAILED_PRECONDITION/MANIFEST_REQUIRED: put the
+      manifest first. NOT_FOUND/UNKNOWN_UPLOAD, FAILED_PRECONDITION/ROUND_CLOSED: drop the update. ABORTED/SUPERSEDED:
+      another stream took over. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
     """
     GetUploadStatus: _aio.UnaryUnaryMultiCallable[_transfer_pb2.GetUploadStatusRequest, _transfer_pb2.GetUploadStatusResponse]  # type: ignore[assignment]
     """What: says how much of an upload is committed and whether it is finished.
@@ -131,13 +134,14 @@ class TransferServiceAsyncStub(TransferServiceStub):
     Errors: NOT_FOUND/UNKNOWN_UPLOAD: wait for the next offer.
     """
     FinishUpload: _aio.UnaryUnaryMultiCallable[_transfer_pb2.FinishUploadRequest, _transfer_pb2.FinishUploadResponse]  # type: ignore[assignment]
-    """What: completes an upload. Only now are all digests verified and the update stored durably, before the answer.
+    """What: completes an upload. Only now are all digests verified and the update stored durably, before the answer. It
+      waits for a stream of this upload that is still open.
     Retry: idempotent; finishing a finished upload gives the same answer. Retry on UNAVAILABLE with back-off.
     Resume: on BODY_INCOMPLETE go on writing at `committed_size`, then finish again.
     Errors: FAILED_PRECONDITION/BODY_INCOMPLETE: resume. DATA_LOSS/DIGEST_MISMATCH: put the manifest again and start at
       offset 0. FAILED_PRECONDITION/MANIFEST_REQUIRED: put the manifest first. NOT_FOUND/UNKNOWN_UPLOAD,
-      FAILED_PRECONDITION/ROUND_CLOSED: drop the update. ABORTED/SUPERSEDED: another process writes to this upload; ask
-      GetUploadStatus.
+      FAILED_PRECONDITION/ROUND_CLOSED: drop the update. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the
+      RetryInfo's delay.
     """
     GetManifest: _aio.UnaryStreamMultiCallable[_transfer_pb2.GetManifestRequest, _transfer_pb2.GetManifestResponse]  # type: ignore[assignment]
     """What: gives the manifest of a published model, in parts.
@@ -171,11 +175,12 @@ class TransferServiceServicer(metaclass=_abc_1.ABCMeta):
         """What: gives the manifest of an update, in parts, and learns which tensors the server lacks. The first message has
           `header`; messages with `part` follow, in order.
         Retry: idempotent for the same manifest; retry on UNAVAILABLE with back-off.
-        Resume: call again with the whole manifest; the answer says how much of the body is committed already.
+        Resume: call again with the whole manifest; the answer says how much of the body is committed already. Of an upload
+          that is finished it is ROUND_CLOSED: a client that does not know asks GetUploadStatus first.
         Errors: NOT_FOUND/UNKNOWN_UPLOAD, FAILED_PRECONDITION/ROUND_CLOSED: drop the update.
-          INVALID_ARGUMENT/INVALID_MANIFEST, FAILED_PRECONDITION/SCHEMA_MISMATCH: a defect of the client, do not retry.
-          ALREADY_EXISTS/MANIFEST_CONFLICT: send the manifest that was given first. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come
-          back after the RetryInfo's delay.
+          INVALID_ARGUMENT/INVALID_REQUEST, INVALID_ARGUMENT/INVALID_MANIFEST,
+          FAILED_PRECONDITION/SCHEMA_MISMATCH: a defect of the client, do not retry. ALREADY_EXISTS/MANIFEST_CONFLICT: send
+          the manifest that was given first. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
         """
 
     @_abc_1.abstractmethod
@@ -191,10 +196,10 @@ class TransferServiceServicer(metaclass=_abc_1.ABCMeta):
           older ends with ABORTED/SUPERSEDED.
         Resume: ask GetUploadStatus for `committed_size` and go on from there.
         Errors: OUT_OF_RANGE/WRONG_OFFSET: resume at `committed_size`. DATA_LOSS/CHECKSUM_MISMATCH: resume at
-          `committed_size`. OUT_OF_RANGE/BODY_TOO_LONG, INVALID_ARGUMENT/CHUNK_TOO_LARGE: a defect of the client, do not
-          retry. FAILED_PRECONDITION/MANIFEST_REQUIRED: put the manifest first. NOT_FOUND/UNKNOWN_UPLOAD,
-          FAILED_PRECONDITION/ROUND_CLOSED: drop the update. ABORTED/SUPERSEDED: another stream took over.
-          RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
+          `committed_size`. OUT_OF_RANGE/BODY_TOO_LONG, INVALID_ARGUMENT/CHUNK_TOO_LARGE, INVALID_ARGUMENT/INVALID_REQUEST
+          (a stream carries one upload): a defect of the client, do not retry. FAILED_PRECONDITION/MANIFEST_REQUIRED: put the
+          manifest first. NOT_FOUND/UNKNOWN_UPLOAD, FAILED_PRECONDITION/ROUND_CLOSED: drop the update. ABORTED/SUPERSEDED:
+          another stream took over. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
         """
 
     @_abc_1.abstractmethod
@@ -215,13 +220,14 @@ class TransferServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _transfer_pb2.FinishUploadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_transfer_pb2.FinishUploadResponse, _abc.Awaitable[_transfer_pb2.FinishUploadResponse]]:
-        """What: completes an upload. Only now are all digests verified and the update stored durably, before the answer.
+        """What: completes an upload. Only now are all digests verified and the update stored durably, before the answer. It
+          waits for a stream of this upload that is still open.
         Retry: idempotent; finishing a finished upload gives the same answer. Retry on UNAVAILABLE with back-off.
         Resume: on BODY_INCOMPLETE go on writing at `committed_size`, then finish again.
         Errors: FAILED_PRECONDITION/BODY_INCOMPLETE: resume. DATA_LOSS/DIGEST_MISMATCH: put the manifest again and start at
           offset 0. FAILED_PRECONDITION/MANIFEST_REQUIRED: put the manifest first. NOT_FOUND/UNKNOWN_UPLOAD,
-          FAILED_PRECONDITION/ROUND_CLOSED: drop the update. ABORTED/SUPERSEDED: another process writes to this upload; ask
-          GetUploadStatus.
+          FAILED_PRECONDITION/ROUND_CLOSED: drop the update. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the
+          RetryInfo's delay.
         """
 
     @_abc_1.abstractmethod

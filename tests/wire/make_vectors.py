@@ -19,8 +19,10 @@ from google.rpc import error_details_pb2, status_pb2
 from fedstream.errors import PROTOCOL_ERRORS
 from fedstream.v1 import transfer_pb2
 from tests.wire import text
+from tests.wire.encoded import encoded_cases
 from tests.wire.malformed import malformed_cases
 from tests.wire.messages import chunk, data_type, entry, serialised
+from tests.wire.sessions import session_cases
 
 Tensor = tuple[str, str, list[int], bool, str]
 
@@ -206,15 +208,51 @@ def _any(message: Any) -> any_pb2.Any:
     return packed
 
 
+def encoding_file() -> str:
+    """Encodings."""
+    return text.write(
+        "Tensors in every encoding of an update, and what they decode to.",
+        """
+`encoding` is a value of fedstream.v1.Encoding. `encoded` are the tensor's bytes in the body, `values` the float32
+values they decode to, `sha256` the digest of these. A lossy encoding starts from `base` and carries what the tensor was
+`moved` by; both are float32. Where `moved` is given, an encoder that follows the spec writes exactly `encoded`. What is
+in a zstd frame is compared decoded only, since compressors may differ. A case whose `values` are null is declared, in a
+manifest, to be a float32 tensor of `size_bytes`, and must be refused with `reason` when the upload is finished.
+Numbers are worked out in exact fractions, and frames put together by hand, in tests/wire/encoded.py.
+""",
+        encoded_cases(),
+    )
+
+
+def negotiation_file() -> str:
+    """Sessions."""
+    return text.write(
+        "Whole sessions of one client, message by message, with the calls of the TransferService between them.",
+        """
+The steps of a `session` are numbered. A step is a message that one side says in a `call`, or something that `happens`;
+`seconds_later` is how long after the step before. `message` is a serialised message of the type `type`; `json` is the
+same in protobuf's JSON form, with the fields' names in the proto: there bytes are base64, 64-bit numbers strings, spans
+such as `60s`. A google.rpc.Status is what stands in the trailing metadata of a call that the server ends with an error.
+Compare what was read, not the bytes, and of texts for people only whether there is one. Of a WriteChunks, just the last
+answer stands here. The client is `site-1`; the federation's model is `kernel` F32 (1, 2), which is 1.0 and -2.0, and
+`step` I64 (), which is 3. The update's kernel is 1.5 and -2.5.
+""",
+        session_cases(),
+    )
+
+
 def malformed_file() -> str:
     """What must be refused."""
     return text.write(
         "Messages that must be refused, one for each way to be wrong, and with what reason.",
         """
-`message` is a serialised fedstream.v1 message of the type `type`; `reason` is that of the ErrorInfo it must be refused
-with. Manifests (ManifestPart) are checked against the schema of two tensors: kernel F32 (1, 2), then step I64 ().
-Chunks come where 8 of 16 bytes are committed and at most 10 bytes a chunk were negotiated. ReadChunksRequests ask for a
-model of 5 tensors. The cases with the reason null are sound neighbours of malformed ones and must be taken.
+`message` is a serialised fedstream.v1 message of the type `type`; `reason` is that of the ErrorInfo it must be
+refused with; `rule` is the rule of docs/protocol.md that it is about. Manifests (ManifestPart) are checked against
+the schema of two tensors: kernel F32 (1, 2), then step I64 (). Chunks come where 8 of 16 bytes are committed and at
+most 10 bytes a chunk were negotiated. ReadChunksRequests ask for a model of 5 tensors. PutManifestRequests are the
+first of their stream, and SchemaParts the whole schema. A TensorEntry comes where `negotiated` are the encodings of
+the welcome, or ENCODING_RAW alone. The cases with the reason null are sound neighbours of malformed ones and must be
+taken.
 """,
         malformed_cases(),
     )
@@ -260,6 +298,8 @@ FILES = {
     "manifests.txt": manifest_file,
     "chunks.txt": chunk_file,
     "errors.txt": error_file,
+    "encodings.txt": encoding_file,
+    "negotiation.txt": negotiation_file,
     "malformed.txt": malformed_file,
 }
 

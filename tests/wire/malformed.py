@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from fedstream.v1 import common_pb2, transfer_pb2
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+
+from fedstream.v1 import common_pb2, negotiation_pb2, transfer_pb2
 from tests.wire import text
 from tests.wire.messages import chunk, entry, serialised
 
@@ -14,11 +18,49 @@ MANIFEST = "INVALID_MANIFEST"
 MISMATCH = "SCHEMA_MISMATCH"
 REQUEST = "INVALID_REQUEST"
 
+NEGOTIATED = [name for name in common_pb2.Encoding.keys() if name not in ("ENCODING_UNSPECIFIED", "ENCODING_ZSTD")]  # noqa: SIM118 - an enum wrapper is no dict
+"""What the welcome listed, in cases that say so: everything but plain zstd."""
+
 
 def malformed_cases() -> Iterator[text.Case]:
     """All of them, as they stand in the file."""
-    for case, message, reason in [*_entries(), *_manifests(), *_chunks(), *_requests()]:
-        yield {"case": case, "type": type(message).__name__, "message": serialised(message), "reason": reason}
+    for case, message, reason in [*_entries(), *_manifests(), *_chunks(), *_requests(), *_negotiation()]:
+        yield _case(case, message, reason)
+    for case, message, reason in _encoded_entries():
+        yield _case(case, message, reason, negotiated=NEGOTIATED)
+
+
+RULES: Sequence[tuple[str, str]] = [
+    (r"(entry|spec): .*\bname|entry: nothing|schema: a tensor|manifest: one entry", "R-SCH-3"),
+    (r"(entry|spec): .*\baxes|entry: (larger|a huge)|header: 65,537", "R-SCH-4"),
+    (r"(entry|spec): (element type|sound)|spec: |progress: .*phase", "R-EVO-3"),
+    (r"entry: encoded|encoded: (sound|raw|bfloat16 of one|int8 with|an empty|a frame)", "R-MOD-4"),
+    (r"entry: encoding|encoded: not", "R-ENC-1"),
+    (r"encoded: .* of float64", "R-ENC-2"),
+    (r"entry: ", "R-MOD-3"),
+    (r"manifest: ", "R-MOD-5"),
+    (r"chunk: sound, (overlaps|all of it)", "R-CH-5"),
+    (r"chunk: .*(bytes$|ends the body)", "R-CH-1"),
+    (r"chunk: .*checksum", "R-CH-2"),
+    (r"chunk: .*past the end", "R-CH-4"),
+    (r"chunk: ", "R-CH-3"),
+    (r"indexes: ", "R-DL-2"),
+    (r"digest: |header: ", "R-UP-1"),
+    (r"meaning: ", "R-SCH-5"),
+    (r"plan: ", "R-RND-13"),
+    (r"metrics: |progress: a metric", "R-MOD-6"),
+    (r"progress: .*fraction", "R-RND-12"),
+    (r"hello: (sound|software)", "R-HEL-5"),
+    (r"hello: |counter-offer: ", "R-TIM-7"),
+    (r"schema: ", "R-HEL-6"),
+]
+"""The rule of docs/protocol.md that a case is about: that of the first pattern with which its name begins."""
+
+
+def _case(name: str, message: Message, reason: str | None, **given: object) -> text.Case:
+    rule = next(rule for pattern, rule in RULES if re.match(pattern, name))
+    about = {"case": name, "rule": rule, "type": type(message).__name__, **given}
+    return {**about, "message": serialised(message), "reason": reason}
 
 
 Cases = Iterable[tuple[str, Any, str | None]]
@@ -59,6 +101,72 @@ def _entries() -> Cases:
         ("entry: sha256 of 33 bytes", entry(sha256=b"\x11" * 33), MANIFEST),
         ("entry: sha256 empty", entry(sha256=b""), MANIFEST),
         ("entry: encoded size is not the size", entry(encoded_size_bytes=7), MANIFEST),
+    ]
+
+
+def _encoded(encoding: str, size_bytes: int, dtype: str = "FLOAT32") -> transfer_pb2.TensorEntry:
+    """A tensor of 1,000 elements in an encoding."""
+    return entry(
+        dtype=common_pb2.DataType.Value(f"DATA_TYPE_{dtype}"),
+        shape=[1000],
+        size_bytes={"FLOAT32": 4000, "FLOAT64": 8000}[dtype],
+        encoding=common_pb2.Encoding.Value(f"ENCODING_{encoding}"),
+        encoded_size_bytes=size_bytes,
+    )
+
+
+def _encoded_entries() -> Cases:
+    longest = 2000 + 2000 // 128 + 512
+    return [
+        ("encoded: sound, raw", _encoded("RAW", 4000), None),
+        ("encoded: sound, bfloat16", _encoded("BFLOAT16", 2000), None),
+        ("encoded: sound, int8 in four blocks", _encoded("INT8", 1016), None),
+        ("encoded: sound, the shortest frame", _encoded("BFLOAT16_ZSTD", 1), None),
+        ("encoded: sound, the longest frame", _encoded("BFLOAT16_ZSTD", longest), None),
+        ("encoded: not negotiated", _encoded("ZSTD", 4000), MANIFEST),
+        ("encoded: raw of another size", _encoded("RAW", 3999), MANIFEST),
+        ("encoded: bfloat16 of one byte more", _encoded("BFLOAT16", 2001), MANIFEST),
+        ("encoded: int8 without scales", _encoded("INT8", 1000), MANIFEST),
+        ("encoded: int8 with a scale too many", _encoded("INT8", 1020), MANIFEST),
+        ("encoded: an empty frame", _encoded("INT8_ZSTD", 0), MANIFEST),
+        ("encoded: a frame longer than any", _encoded("BFLOAT16_ZSTD", longest + 1), MANIFEST),
+        ("encoded: bfloat16 of float64", _encoded("BFLOAT16", 2000, "FLOAT64"), MANIFEST),
+        ("encoded: int8 in zstd of float64", _encoded("INT8_ZSTD", 1000, "FLOAT64"), MANIFEST),
+    ]
+
+
+def _negotiation() -> Cases:
+    hello = {"client_name": "site-1", "num_examples": 1}
+    spec = common_pb2.TensorSpec(name="t", dtype=common_pb2.DATA_TYPE_BOOL)
+    endless = Duration(seconds=2**62)
+    header = transfer_pb2.UpdateHeader(upload_id="u", num_tensors=65_536)
+    too_many = transfer_pb2.UpdateHeader(upload_id="u", num_tensors=65_537)
+    return [
+        ("hello: sound", negotiation_pb2.Hello(**hello, software="s" * 128), None),
+        ("hello: software of 129 bytes", negotiation_pb2.Hello(**hello, software="s" * 129), REQUEST),
+        ("hello: software with a newline", negotiation_pb2.Hello(**hello, software="a\nb"), REQUEST),
+        ("hello: an epoch longer than any span", negotiation_pb2.Hello(**hello, epoch_duration=endless), REQUEST),
+        (
+            "hello: a training longer than any span",
+            negotiation_pb2.Hello(**hello, limits=negotiation_pb2.SiteLimits(max_training_time=endless)),
+            REQUEST,
+        ),
+        ("counter-offer: sound", negotiation_pb2.CounterOffer(time_needed=Duration(seconds=3600)), None),
+        ("counter-offer: longer than any span", negotiation_pb2.CounterOffer(time_needed=endless), REQUEST),
+        ("progress: sound, of a phase that is not known", negotiation_pb2.Progress(phase=99), None),  # type: ignore[arg-type]
+        ("progress: sound, with a fraction out of range", negotiation_pb2.Progress(fraction=7.0), None),
+        (
+            "progress: a metric without a name",
+            negotiation_pb2.Progress(metrics=[common_pb2.Metric(value=1.0)]),
+            REQUEST,
+        ),
+        ("schema: sound", negotiation_pb2.SchemaPart(tensors=[spec], last=True), None),
+        ("schema: a tensor twice", negotiation_pb2.SchemaPart(tensors=[spec, spec], last=True), REQUEST),
+        ("schema: a tensor without a name", negotiation_pb2.SchemaPart(tensors=[{}], last=True), MANIFEST),
+        ("header: sound", transfer_pb2.PutManifestRequest(header=header), None),
+        ("header: 65,537 tensors", transfer_pb2.PutManifestRequest(header=too_many), MANIFEST),
+        ("header: a part comes first", transfer_pb2.PutManifestRequest(part={}), REQUEST),
+        ("header: nothing comes first", transfer_pb2.PutManifestRequest(), REQUEST),
     ]
 
 

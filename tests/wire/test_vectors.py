@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+import hashlib
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import timedelta
+from functools import partial
+from io import BytesIO
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -11,15 +17,27 @@ import numpy as np
 import pytest
 from google.rpc import status_pb2
 
+from fedserver.services import messages
+from fedserver.services.negotiation import NegotiationServicer
+from fedserver.services.transfer import TransferServicer
 from fedstream import wire
 from fedstream.body import Chunk, admit_chunk, make_chunk
 from fedstream.dtypes import DataType
+from fedstream.encodings import DecodingError, Encoded, Encoding, check_encoded, decode, encode
 from fedstream.errors import PROTOCOL_ERRORS, LimitExceeded, ProtocolError
 from fedstream.join_token import JoinToken
-from fedstream.manifest import Digest, Manifest, TensorEntry, check_manifest, manifest_of, parse_canonical
+from fedstream.manifest import (
+    Digest,
+    Manifest,
+    TensorEntry,
+    check_manifest,
+    manifest_of,
+    parse_canonical,
+    raw_bytes,
+)
 from fedstream.schema import ModelSchema, TaskMeaning, TensorRole, TensorSpec
 from fedstream.status import STATUS_DETAILS_KEY, from_rpc_error, to_status
-from fedstream.v1 import common_pb2, transfer_pb2
+from fedstream.v1 import common_pb2, negotiation_pb2, transfer_pb2
 from tests.wire import make_vectors, text
 
 pytestmark = pytest.mark.numpy_task
@@ -39,7 +57,8 @@ def test_vector_file_is_what_make_vectors_writes(name: str) -> None:
 
 def test_vector_files_hold_what_they_should() -> None:
     counts = {name: len(text.read(name)) for name in make_vectors.FILES}
-    assert counts.pop("malformed.txt") > 70
+    assert counts.pop("malformed.txt") > 100
+    assert counts.pop("negotiation.txt") > 150
     assert counts == {
         "schemas.txt": 9,
         "models.txt": 3,
@@ -47,8 +66,16 @@ def test_vector_files_hold_what_they_should() -> None:
         "chunks.txt": 5,
         "errors.txt": 27,
         "tokens.txt": 5,
+        "encodings.txt": 38,
     }
-    assert {path.name for path in text.FOLDER.iterdir()} == set(make_vectors.FILES)
+    assert {path.name for path in text.FOLDER.glob("*.txt")} == set(make_vectors.FILES)
+
+
+def test_readme_beside_the_vectors_names_every_file() -> None:
+    named = re.findall(
+        r"^\| `(\w+\.txt)` \|", (text.FOLDER / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
+    assert sorted(named) == sorted(make_vectors.FILES)
 
 
 # Schemas and meanings.
@@ -159,6 +186,36 @@ def test_manifest_of_many_tensors_travels_in_parts_within_the_bounds() -> None:
         wire.read_part(parts[0])
 
 
+# Encodings.
+
+
+def decoded(case: text.Case, size_bytes: int) -> bytes:
+    """What a tensor of float32 of that size has, decoded from a case in front of other bytes of a body."""
+    data, base = bytes.fromhex(case["encoded"]), np.frombuffer(bytes.fromhex(case.get("base", "")), "<f4")
+    entry = TensorEntry("t", DataType.FLOAT32, (size_bytes // 4,), Digest(bytes(32), size_bytes))
+    encoded = Encoded(Encoding[case["encoding"].removeprefix("ENCODING_")], len(data))
+    check_encoded(encoded, entry)
+    pieces = decode(encoded, BytesIO(data + b"the next tensor"), entry, lambda begin, end: base[begin:end])
+    return b"".join(bytes(raw_bytes(piece)) for piece in pieces)
+
+
+@pytest.mark.parametrize("case", [case for case in cases("encodings.txt") if case.values[0]["values"] is not None])
+def test_encoding_is_written_and_read_as_the_vector_says(case: text.Case) -> None:
+    values = bytes.fromhex(case["values"])
+    assert decoded(case, len(values)).hex() == case["values"]
+    assert hashlib.sha256(values).hexdigest() == case["sha256"]
+    if "moved" in case:
+        moved = np.frombuffer(bytes.fromhex(case["moved"]), "<f4")
+        assert encode(Encoding[case["encoding"].removeprefix("ENCODING_")], moved).hex() == case["encoded"]
+
+
+@pytest.mark.parametrize("case", [case for case in cases("encodings.txt") if case.values[0]["values"] is None])
+def test_encoded_bytes_that_are_not_what_they_should_be_are_refused_as_the_vector_says(case: text.Case) -> None:
+    with pytest.raises(DecodingError):
+        decoded(case, case["size_bytes"])
+    assert case["reason"] == "DIGEST_MISMATCH"  # what the server makes of a DecodingError
+
+
 # Chunks.
 
 
@@ -216,6 +273,28 @@ def test_error_is_read_and_written_as_the_vector_says(case: text.Case) -> None:
 
 SCHEMA = ModelSchema((TensorSpec("kernel", DataType.FLOAT32, (1, 2)), TensorSpec("step", DataType.INT64, ())))
 
+
+def read_schema(part: negotiation_pb2.SchemaPart) -> ModelSchema:
+    """What the service makes of a schema that came whole."""
+    federation: Any = SimpleNamespace(config=SimpleNamespace(message_timeout_seconds=5.0))
+
+    async def requests() -> AsyncIterator[negotiation_pb2.NegotiateRequest]:
+        yield negotiation_pb2.NegotiateRequest(schema_part=part)
+
+    return asyncio.run(NegotiationServicer(federation)._read_schema(requests()))
+
+
+def read_header(request: transfer_pb2.PutManifestRequest) -> transfer_pb2.UpdateHeader:
+    """What the service makes of the first message of a PutManifest."""
+
+    async def require(_upload_id: str) -> None:
+        return None
+
+    desk: Any = SimpleNamespace(require=require)
+    federation: Any = None
+    return asyncio.run(TransferServicer(federation, desk)._check_header(request))
+
+
 READERS: Mapping[str, tuple[Any, Callable[[Any], object]]] = {
     "TensorEntry": (transfer_pb2.TensorEntry, wire.read_entry),
     "ManifestPart": (transfer_pb2.ManifestPart, lambda part: check_manifest(wire.read_part(part), SCHEMA)),
@@ -226,12 +305,20 @@ READERS: Mapping[str, tuple[Any, Callable[[Any], object]]] = {
     "Plan": (common_pb2.Plan, wire.read_plan),
     "UpdateHeader": (transfer_pb2.UpdateHeader, lambda header: wire.read_metrics(header.metrics)),
     "TensorSpec": (common_pb2.TensorSpec, wire.read_spec),
+    "Hello": (negotiation_pb2.Hello, messages.read_introduction),
+    "CounterOffer": (negotiation_pb2.CounterOffer, messages.read_counter_seconds),
+    "Progress": (negotiation_pb2.Progress, messages.read_progress),
+    "SchemaPart": (negotiation_pb2.SchemaPart, read_schema),
+    "PutManifestRequest": (transfer_pb2.PutManifestRequest, read_header),
 }
 
 
 @pytest.mark.parametrize("case", cases("malformed.txt"))
 def test_malformed_message_is_refused_with_the_reason_the_vector_says(case: text.Case) -> None:
     kind, read = READERS[case["type"]]
+    if "negotiated" in case:
+        allowed = wire.read_encodings(map(common_pb2.Encoding.Value, case["negotiated"]))
+        read = partial(wire.read_encoded_entry, allowed=allowed)
     message = kind.FromString(bytes.fromhex(case["message"]))
     if case["reason"] is None:
         read(message)
