@@ -7,6 +7,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from fedclient import looking
 from fedclient.exit_codes import ExitCode, Stop
 
 _EPILOG = "Exit codes: " + "; ".join(f"{code.value} {code.meaning}" for code in ExitCode) + "."
@@ -132,6 +133,9 @@ def predict(
             typer.echo(line)
     except Stop as stop:
         _fail(stop)
+
+
+app.command()(looking.doctor)
 
 
 def _fail(stop: Stop) -> NoReturn:

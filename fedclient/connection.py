@@ -11,7 +11,7 @@ import grpc.aio
 from fedclient import codec
 from fedclient.calls import QUICK_CALL_SECONDS, translated
 from fedclient.config import ClientConfig
-from fedclient.events import TaskOnOffer
+from fedclient.events import FederationOnOffer, TaskOnOffer
 from fedclient.exit_codes import ExitCode, Stop
 from fedstream import tls
 from fedstream.v1 import negotiation_pb2, negotiation_pb2_grpc, transfer_pb2_grpc
@@ -77,9 +77,17 @@ class Connection:
         Raises:
             TransportError: the call did not get through.
         """
+        return (await self.describe()).task
+
+    async def describe(self) -> FederationOnOffer:
+        """All that the server says before anybody says hello.
+
+        Raises:
+            TransportError: the call did not get through.
+        """
         with translated():
             request = negotiation_pb2.DescribeTaskRequest()
-            return codec.read_task(await self.negotiation.DescribeTask(request, timeout=QUICK_CALL_SECONDS))
+            return codec.read_federation(await self.negotiation.DescribeTask(request, timeout=QUICK_CALL_SECONDS))
 
     async def close(self) -> None:
         """Close the channel. Safe to call twice."""

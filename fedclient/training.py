@@ -47,6 +47,20 @@ def choose_task(offered: str, own: str | None) -> str:
     return offered
 
 
+def site_options(config: ClientConfig, cache_folder: Path | None) -> SiteOptions:
+    """Where the site's examples are and which of them are used, as its settings say."""
+    shard, num_shards = config.shard
+    return SiteOptions(
+        folder=config.data,
+        classes=dict(config.classes),
+        shard=shard,
+        num_shards=num_shards,
+        division=config.division,
+        division_seed=config.division_seed,
+        cache_folder=cache_folder,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     """A task with this site's data, ready to train."""
@@ -76,24 +90,11 @@ class Trainer:
         """
         try:
             description = await self._worker.describe()
-            summary = await self._worker.open_site(self._site_options())
+            summary = await self._worker.open_site(site_options(self._config, self._config.state_folder / "cache"))
         except (TaskError, WorkerCrashed) as error:
             raise Stop(ExitCode.BAD_DATA, str(error)) from error
         _report_site(summary)
         return Site(description, summary)
-
-    def _site_options(self) -> SiteOptions:
-        config = self._config
-        shard, num_shards = config.shard
-        return SiteOptions(
-            folder=config.data,
-            classes=dict(config.classes),
-            shard=shard,
-            num_shards=num_shards,
-            division=config.division,
-            division_seed=config.division_seed,
-            cache_folder=config.state_folder / "cache",
-        )
 
     async def fine_tune(
         self, base: Path, plan: Plan, out: Path, on_report: Callable[[EpochReport], None]

@@ -118,6 +118,38 @@ def fetch_certificate(address: str, expected: str) -> bytes:
     return ssl.DER_cert_to_PEM_cert(der).encode()
 
 
+@dataclass(frozen=True, slots=True)
+class Handshake:
+    """What a server shows of itself before it is known whether to trust it.
+
+    `certificate` is PEM; `version` is of TLS; `protocol` is that within, `h2` for gRPC, `None` if none was agreed on.
+    """
+
+    certificate: bytes
+    version: str
+    protocol: str | None
+
+
+def look_at(address: str) -> Handshake:
+    """Shake hands with whoever is at the address, for a look: nothing is sent, nothing is trusted. Blocks up to 10 s.
+
+    Raises:
+        OSError: nothing answers, or not with TLS.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    with (
+        socket.create_connection(split_address(address), timeout=_CONNECT_TIMEOUT_SECONDS) as plain,
+        context.wrap_socket(plain, server_hostname=SERVER_NAME) as secured,
+    ):
+        der = secured.getpeercert(binary_form=True) or b""
+        certificate = ssl.DER_cert_to_PEM_cert(der).encode()
+        return Handshake(certificate, secured.version() or "TLS", secured.selected_alpn_protocol())
+
+
 def server_credentials(identity: Identity) -> grpc.ServerCredentials:
     """Credentials for a listening port."""
     return grpc.ssl_server_credentials([(identity.key, identity.certificate)])
