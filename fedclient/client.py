@@ -19,7 +19,7 @@ from fedclient.connection import Connection
 from fedclient.display import Display
 from fedclient.events import FederationOutcome, RoundOutcome, TaskOnOffer
 from fedclient.exit_codes import ExitCode, Stop
-from fedclient.session import Session
+from fedclient.session import EnoughRounds, Session
 from fedclient.workplace import Workplace
 from fedstream.errors import LimitExceeded, PermissionDenied, ProtocolError, Superseded, TransportError, Unauthenticated
 from fedstream.files import FileSystem, RealFileSystem
@@ -82,6 +82,8 @@ class Client:
         try:
             ending = await self._take_part()
             return await self._save(ending)
+        except EnoughRounds as enough:
+            return await self._go(str(enough))
         finally:
             if self._place is not None:
                 await self._place.close()
@@ -170,6 +172,13 @@ class Client:
         return self._place
 
     # The end.
+
+    async def _go(self, reason: str) -> str:
+        """End before the federation does, as the site's limit says."""
+        assert self._place is not None
+        await self._place.settle()
+        self._place.forget_weights()
+        return f"left: {reason}. The federation goes on; ask the coordinator for its final model"
 
     async def _save(self, ending: FederationOutcome) -> str:
         text = outcome.describe(ending)

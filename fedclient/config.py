@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from fedclient.exit_codes import ExitCode, Stop
 from fedclient.reply import SiteLimits
+from fedclient.reporting import Reporting
 from fedstream import limits
 from fedstream.tls import is_loopback, split_address
 
@@ -49,6 +50,16 @@ def parse_shard(value: object) -> object:
     return int(match[1]), int(match[2])
 
 
+def parse_report(value: object) -> object:
+    """`all` as `None`, `none` as no name, and else names with commas between them."""
+    if not isinstance(value, str):
+        return value
+    words = [word.strip() for word in value.split(",")]
+    if not all(words):
+        raise ValueError("write all, none, or names of metrics with commas between them, such as accuracy,val_accuracy")
+    return {"all": None, "none": ()}.get(value.strip(), tuple(words))
+
+
 def parse_data(value: object) -> object:
     """The words for generated data as `None`."""
     return None if value in GENERATED_DATA_WORDS else value
@@ -58,8 +69,9 @@ class ClientConfig(BaseModel):
     """The settings of one client. Every field is an option of `fedclient run` and a key of its TOML file.
 
     `data` is `None` for the task's generated examples. `shard` is (i, n): the i-th, counted from 0, of n parts of
-    the folder, for trying things out. `max_epochs` 0 and `max_hours` `None` are no limit. `give_up_after` is in
-    seconds without any contact to the server; `None` is never.
+    the folder, for trying things out. `max_epochs`, `max_rounds` and `max_examples` 0 and `max_hours` `None` are no
+    limit. `report` names the metrics that may leave; `None` is all. `give_up_after` is in seconds without any contact
+    to the server; `None` is never.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -75,6 +87,9 @@ class ClientConfig(BaseModel):
     division_seed: int = Field(default=0, ge=0)
     max_epochs: int = Field(default=0, ge=0)
     max_hours: float | None = Field(default=None, gt=0)
+    max_rounds: int = Field(default=0, ge=0)
+    max_examples: int = Field(default=0, ge=0)
+    report: Annotated[tuple[str, ...] | None, BeforeValidator(parse_report)] = None
     out: Path | None = None
     state_dir: Path | None = None
     task: str | None = None
@@ -132,13 +147,19 @@ class ClientConfig(BaseModel):
     def site_limits(self) -> SiteLimits:
         """What the site allows."""
         seconds = None if self.max_hours is None else self.max_hours * 3600
-        return SiteLimits(self.max_epochs, seconds)
+        return SiteLimits(self.max_epochs, seconds, self.max_rounds)
+
+    @property
+    def reporting(self) -> Reporting:
+        """What the site lets be told of its training."""
+        return Reporting(None if self.report is None else frozenset(self.report))
 
     def shown(self) -> dict[str, object]:
         """The effective settings, for the log."""
         shown = self.model_dump(mode="json", exclude_none=True)
         shown["data"] = "generated" if self.data is None else str(self.data)
         shown["shard"] = f"{self.shard[0]}/{self.shard[1]}"
+        shown["report"] = "all" if self.report is None else ",".join(self.report) or "none"
         return shown | {"out": str(self.out_folder), "state_dir": str(self.state_folder)}
 
 

@@ -27,6 +27,7 @@ from fedclient.memory import SiteMemory
 from fedclient.models import LocalModel, ModelStore
 from fedclient.pace import Pace
 from fedclient.packing import Packer
+from fedclient.reporting import Reporting
 from fedclient.training import Site, Trainer, TrainingFailed
 from fedclient.updates import FinishedUpdate, UpdateStore
 from fedclient.upload import Delivery, Parcel, Terms, UpdateUnwanted, Upload
@@ -65,6 +66,7 @@ class Workshop:
     display: Display
     patience: Patience
     keepsakes: Keepsakes
+    reporting: Reporting
     on_news: Callable[[], None]
 
 
@@ -225,11 +227,12 @@ class Job:
             spans=packed.spans,
             encoded=packed.encoded,
             num_examples=update.num_examples,
-            metrics=update.metrics,
+            metrics=self.workshop.reporting.filtered(update.metrics),
             epochs=update.epochs,
             training_seconds=update.training_seconds,
         )
         self._show(Progress(Phase.UPLOADING))
+        self.workshop.memory.note_sent(self.offer.round)
         upload = Upload(self.workshop.connection, parcel, terms, self.workshop.patience, on_bytes)
         return await upload.run()
 
@@ -246,7 +249,8 @@ class Job:
 
     def _show(self, progress: Progress, note: str = "") -> None:
         moved_on = (progress.phase, progress.epoch) != (self.progress.phase, self.progress.epoch)
-        self.progress = progress
+        # The person at the site sees all; what is told to the server is taken from here.
+        self.progress = replace(progress, metrics=self.workshop.reporting.filtered(progress.metrics))
         self.workshop.display.show(self.offer.round, progress, note)
         if moved_on:
             self.workshop.on_news()
