@@ -146,6 +146,7 @@ def predict(
 
 
 app.command()(looking.doctor)
+app.command()(looking.preview)
 
 
 def _fail(stop: Stop) -> NoReturn:

@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from importlib import metadata
 
 import structlog
 from filelock import FileLock, Timeout
 
-from fedclient import codec, outcome
+from fedclient import outcome
 from fedclient.calls import Patience, plain_words, until_done
 from fedclient.config import ClientConfig
 from fedclient.connection import Connection
 from fedclient.display import Display
 from fedclient.events import FederationOutcome, RoundOutcome, TaskOnOffer
 from fedclient.exit_codes import ExitCode, Stop
+from fedclient.introduction import introduce
 from fedclient.session import EnoughRounds, Session
 from fedclient.workplace import Workplace
 from fedstream.errors import LimitExceeded, PermissionDenied, ProtocolError, Superseded, TransportError, Unauthenticated
 from fedstream.files import FileSystem, RealFileSystem
-from fedstream.v1 import negotiation_pb2
 
 log = structlog.get_logger()
 
@@ -133,25 +132,13 @@ class Client:
             place.errands.add(asyncio.create_task(place.shop.global_models.fetch_ahead(event)))
 
         schema = place.shop.site.description.schema
+        hello = introduce(self._config, place.shop.site, place.shop.memory.experience)
         call = self._connection.negotiation.Negotiate()
         self._session = Session(call, schema, place.bench, self._display, self._news, on_round, collect)
         try:
-            return await self._session.run(self._hello(place), on_welcome)
+            return await self._session.run(hello, on_welcome)
         finally:
             self._session = None
-
-    def _hello(self, place: Workplace) -> negotiation_pb2.NegotiateRequest:
-        site = place.shop.site
-        return codec.write_hello(
-            name=self._config.name,
-            schema=site.description.schema,
-            meaning=site.description.meaning,
-            num_examples=site.summary.num_examples,
-            site_limits=self._config.site_limits,
-            epoch_seconds=place.shop.memory.experience.epoch_seconds,
-            software=f"fedstream {metadata.version('fedstream')}",
-            synthetic_data=site.summary.synthetic,
-        )
 
     # Preparing.
 

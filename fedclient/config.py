@@ -169,13 +169,22 @@ def default_state_folder(server: str, name: str) -> Path:
     return home / "fedstream" / re.sub(r"[^A-Za-z0-9.-]", "_", server) / name
 
 
-def load_config(file: Path | None, flags: Mapping[str, Any]) -> ClientConfig:
+def load_config(
+    file: Path | None, flags: Mapping[str, Any], without_server: Mapping[str, Any] | None = None
+) -> ClientConfig:
     """The settings from a TOML file, if one is given, with the flags that are not `None` over it.
+
+    Args:
+        file: the TOML file.
+        flags: options by the names of their settings.
+        without_server: settings that are used where neither names a server.
 
     Raises:
         Stop: with `BAD_CONFIGURATION`; the message names each wrong option and what it should be.
     """
     given = {**_read_toml(file), **{key: value for key, value in flags.items() if value is not None}}
+    if without_server is not None and "server" not in given:
+        given = {**given, **without_server}
     try:
         return ClientConfig.model_validate(given)
     except ValidationError as error:

@@ -8,13 +8,13 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from fedclient import codec
+from fedclient import codec, requests
 from fedclient.calls import QUICK_CALL_SECONDS, translated
 from fedclient.config import ClientConfig
 from fedclient.events import FederationOnOffer, TaskOnOffer
 from fedclient.exit_codes import ExitCode, Stop
 from fedstream import tls
-from fedstream.v1 import negotiation_pb2, negotiation_pb2_grpc, transfer_pb2_grpc
+from fedstream.v1 import negotiation_pb2_grpc, transfer_pb2_grpc
 
 CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     # A NAT forgets an idle connection after minutes, some after one; a ping each half minute also finds a dead peer.
@@ -86,7 +86,7 @@ class Connection:
             TransportError: the call did not get through.
         """
         with translated():
-            request = negotiation_pb2.DescribeTaskRequest()
+            request = requests.describe_task()
             return codec.read_federation(await self.negotiation.DescribeTask(request, timeout=QUICK_CALL_SECONDS))
 
     async def close(self) -> None:

@@ -28,9 +28,10 @@ from fedclient.models import LocalModel, ModelStore
 from fedclient.pace import Pace
 from fedclient.packing import Packer
 from fedclient.reporting import Reporting
+from fedclient.requests import parcel_of
 from fedclient.training import Site, Trainer, TrainingFailed
 from fedclient.updates import FinishedUpdate, UpdateStore
-from fedclient.upload import Delivery, Parcel, Terms, UpdateUnwanted, Upload
+from fedclient.upload import Delivery, Terms, UpdateUnwanted, Upload
 from fedstream.encodings import Encoding
 from fedstream.errors import DigestMismatch, FedstreamError, ProtocolError, UnknownModel
 from fedstream.plan import Plan
@@ -221,15 +222,8 @@ class Job:
 
         update = finished.update
         packed = await asyncio.to_thread(self.workshop.packer.pack, base, finished, terms.encoding)
-        parcel = Parcel(
-            upload_id=self.offer.upload_id,
-            manifest=packed.manifest,
-            spans=packed.spans,
-            encoded=packed.encoded,
-            num_examples=update.num_examples,
-            metrics=self.workshop.reporting.filtered(update.metrics),
-            epochs=update.epochs,
-            training_seconds=update.training_seconds,
+        parcel = parcel_of(
+            self.offer.upload_id, update, packed.manifest, packed.spans, packed.encoded, self.workshop.reporting
         )
         self._show(Progress(Phase.UPLOADING))
         self.workshop.memory.note_sent(self.offer.round)

@@ -1,4 +1,4 @@
-"""The commands that look before anything is done: `doctor`. As in `fedclient.cli`, nothing heavy is imported above."""
+"""The commands that look before anything is done. As in `fedclient.cli`, nothing heavy is imported above."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from fedclient.exit_codes import Stop
+from fedclient.exit_codes import ExitCode, Stop
 
 Server = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Address of the server.")]
 Fingerprint = Annotated[
@@ -63,7 +63,55 @@ def doctor(
     raise typer.Exit(run_doctor(settings, typer.echo, model=model, as_json=as_json))
 
 
-_NO_SETTINGS = frozenset({"config", "model", "as_json"})
+def preview(
+    server: Server = None,
+    fingerprint: Fingerprint = None,
+    plaintext: Plaintext = None,
+    name: Name = None,
+    data: Data = None,
+    classes: Classes = None,
+    max_epochs: Annotated[int | None, typer.Option(help="Most epochs per round.")] = None,
+    max_hours: Annotated[float | None, typer.Option(help="Most hours of training per round.")] = None,
+    max_rounds: Annotated[int | None, typer.Option(help="Most rounds.")] = None,
+    max_examples: Annotated[int | None, typer.Option(help="Most examples.")] = None,
+    report: Annotated[str | None, typer.Option(metavar="NAME,...", help="Metrics that may leave.")] = None,
+    state_dir: StateDir = None,
+    task: Annotated[
+        str | None, typer.Option(help="The task, where no server is asked; or your own task class.")
+    ] = None,
+    task_set: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Setting of that task; repeatable.")
+    ] = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what would leave this machine, and what would not, before anything does.
+
+    Reads the data and builds the model as `fedclient run` does, and makes the same messages, but sends none. A server
+    that is named is asked what it learns; without one, name the task.
+
+    Example: fedclient preview --task brain_mri --data scans/ --max-epochs 5 --report none
+    """
+    flags = _settings(locals())
+    from fedclient.config import load_config
+    from fedclient.preview.command import NOWHERE, run_preview
+
+    _quiet()
+    try:
+        settings = load_config(config, flags, without_server=NOWHERE)
+        run_preview(settings, _pairs(task_set), typer.echo, as_json=as_json)
+    except Stop as stop:
+        _fail(stop)
+
+
+def _pairs(values: list[str] | None) -> dict[str, str]:
+    pairs = [value.partition("=") for value in values or ()]
+    if not all(name and equals for name, equals, _ in pairs):
+        raise Stop(ExitCode.BAD_CONFIGURATION, "--task-set takes NAME=VALUE")
+    return {name: value for name, _, value in pairs}
+
+
+_NO_SETTINGS = frozenset({"config", "model", "as_json", "task_set"})
 """Parameters that are no settings of a site."""
 
 
