@@ -40,6 +40,7 @@ def _not_asked(_scene: Scene) -> Result:
 
 _REACHED = (
     Check("name resolution", network.resolve, ExitCode.UNREACHABLE),
+    Check("proxy", network.proxy, ExitCode.UNREACHABLE),
     Check("TCP connection", network.connect, ExitCode.UNREACHABLE, ("name resolution",)),
 )
 _SECURED = (

@@ -12,11 +12,14 @@ from fedclient.doctor.scene import Scene
 from fedclient.exit_codes import Stop
 from fedstream import tls
 from fedstream.checkup.certificate import judge_clock, judge_name, judge_validity
-from fedstream.checkup.runner import Result, failed, ok
+from fedstream.checkup.runner import Result, failed, ok, warning
 from fedstream.errors import ProtocolError, TransportError
 from fedstream.limits import PROTOCOL_VERSION
 
 _CONNECT_SECONDS = 10.0
+_PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
+_EXEMPTIONS = ("no_grpc_proxy", "no_proxy")
+"""What gRPC looks at, in its order."""
 _RENEWAL = "Ask the coordinator to renew it; sites then need the new join command"
 
 
@@ -29,6 +32,19 @@ async def resolve(scene: Scene) -> Result:
         advice = "Check the spelling of --server and this machine's DNS, or write the server's address as a number"
         return failed(f"{host} has no address ({error})", advice)
     return ok(f"{host} is {', '.join(dict.fromkeys(str(one[4][0]) for one in found))}")
+
+
+def proxy(scene: Scene) -> Result:
+    """No proxy comes in between: gRPC obeys the environment, the check of the certificate dials directly."""
+    host, _ = tls.split_address(scene.config.server)
+    name = next((name for name in _PROXY_VARIABLES if os.environ.get(name)), None)
+    if name is None:
+        return ok("none is set in the environment")
+    exempt = next((os.environ[name] for name in _EXEMPTIONS if os.environ.get(name)), "")
+    if any(entry and host.endswith(entry.strip().lstrip(".")) for entry in exempt.split(",")):
+        return ok(f"{name} is set, but not for {host}")
+    advice = f"If the server can be reached directly, add {host} to no_proxy; else see docs/operating.md on proxies"
+    return warning(f"{name} is set, and gRPC goes by it", advice)
 
 
 async def connect(scene: Scene) -> Result:
