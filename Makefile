@@ -19,10 +19,12 @@ RELEASED := protos/released.binpb
 # the order of tests/conftest.py: xdist's own puts files with few tests last, and those are the ones that take minutes.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+WHEELHOUSE = $(or $(OUT),dist/wheelhouse)
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run-server run-client demo test faults fuzz bench check check-style check-types check-imports check-protos \
-        check-stubs format protos protos-release clean
+.PHONY: help setup run-server run-client wheelhouse demo test faults fuzz bench check check-style check-types check-imports \
+        check-protos check-stubs format protos protos-release clean
 
 ##@ Start here
 
@@ -58,6 +60,15 @@ run-server: $(INSTALLED) ## Start a server that waits for clients, and print the
 run-client: $(INSTALLED) ## Start a client beside its data.
 #: ARGS='--data DIR'       any options of `fedclient run`; `fedclient join` comes first
 	$(BIN)/fedclient run $(ARGS)
+
+wheelhouse: $(INSTALLED) ## Collect all wheels for sites without internet, of this platform and this Python.
+#: OUT=dist/wheelhouse     the folder to carry to the site, some 650 MB; a README.txt in it says how to install
+	rm -f '$(WHEELHOUSE)'/fedstream-*.whl
+	$(BIN)/python -m pip wheel --quiet --wheel-dir '$(WHEELHOUSE)' .
+	@$(BIN)/python -c 'import sys, sysconfig; print("For Python %d.%d on %s: python%d.%d -m pip install" \
+	    " --no-index --find-links . fedstream" % (*sys.version_info[:2], sysconfig.get_platform(), *sys.version_info[:2]))' \
+	    > '$(WHEELHOUSE)/README.txt'
+	@cat '$(WHEELHOUSE)/README.txt'
 
 ##@ Change the code
 

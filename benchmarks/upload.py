@@ -28,7 +28,8 @@ from benchmarks.tables import Line, Table
 from fedclient.calls import Patience
 from fedclient.config import ClientConfig
 from fedclient.connection import Connection
-from fedclient.upload import Parcel, Terms, Upload
+from fedclient.requests import Parcel
+from fedclient.upload import Terms, Upload
 from fedserver.server import Listening
 from fedstream import limits
 from fedstream.files import RealFileSystem, write_durably

@@ -7,6 +7,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from fedclient import looking
 from fedclient.exit_codes import ExitCode, Stop
 
 _EPILOG = "Exit codes: " + "; ".join(f"{code.value} {code.meaning}" for code in ExitCode) + "."
@@ -75,6 +76,13 @@ def run(
     division_seed: Annotated[int | None, typer.Option(help="Seed of that; the same at all clients. [0]")] = None,
     max_epochs: Annotated[int | None, typer.Option(help="Most epochs per round allowed here. [no limit]")] = None,
     max_hours: Annotated[float | None, typer.Option(help="Most hours of training per round. [no limit]")] = None,
+    max_rounds: Annotated[int | None, typer.Option(help="Leave after updates of so many rounds. [no limit]")] = None,
+    max_examples: Annotated[
+        int | None, typer.Option(help="Train on at most so many examples, always the same ones. [no limit]")
+    ] = None,
+    report: Annotated[
+        str | None, typer.Option(metavar="NAME,...", help="Metrics that may leave: all, none, or their names. [all]")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for models and plots. [runs/NAME]")] = None,
     state_dir: Annotated[
         Path | None, typer.Option(help="Folder for what must survive a restart. [~/.local/state/fedstream/...]")
@@ -122,6 +130,9 @@ _SETTINGS = frozenset(
         "division_seed",
         "max_epochs",
         "max_hours",
+        "max_rounds",
+        "max_examples",
+        "report",
         "out",
         "state_dir",
         "task",
@@ -178,6 +189,10 @@ def predict(
             typer.echo(line)
     except Stop as stop:
         _fail(stop)
+
+
+app.command()(looking.doctor)
+app.command()(looking.preview)
 
 
 def _fail(stop: Stop) -> NoReturn:

@@ -9,12 +9,11 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
-from importlib import metadata
 
 import structlog
 from filelock import FileLock, Timeout
 
-from fedclient import codec, outcome
+from fedclient import outcome
 from fedclient.calls import Patience, plain_words, until_done
 from fedclient.config import ClientConfig
 from fedclient.connection import Connection
@@ -22,8 +21,9 @@ from fedclient.display import Display
 from fedclient.events import FederationOutcome, RoundOutcome, TaskOnOffer
 from fedclient.exit_codes import ExitCode, Stop
 from fedclient.identity import IdentityFolder
+from fedclient.introduction import introduce
 from fedclient.renewal import keep_renewed, renew_if_due
-from fedclient.session import Session
+from fedclient.session import EnoughRounds, Session
 from fedclient.workplace import Workplace
 from fedstream.errors import (
     LimitExceeded,
@@ -35,7 +35,6 @@ from fedstream.errors import (
     Unauthenticated,
 )
 from fedstream.files import FileSystem, RealFileSystem
-from fedstream.v1 import negotiation_pb2
 
 log = structlog.get_logger()
 
@@ -94,6 +93,8 @@ class Client:
         try:
             ending = await self._take_part()
             return await self._save(ending)
+        except EnoughRounds as enough:
+            return await self._go(str(enough))
         finally:
             if self._place is not None:
                 await self._place.close()
@@ -165,26 +166,14 @@ class Client:
             place.errands.add(asyncio.create_task(place.shop.global_models.fetch_ahead(event)))
 
         schema = place.shop.site.description.schema
+        hello = introduce(self._config, place.shop.site, place.shop.memory.experience)
         call = self._connection.negotiation.Negotiate()
         self._session = Session(call, schema, place.bench, self._display, self._news, on_round, collect)
         try:
             async with self._kept_renewed():
-                return await self._session.run(self._hello(place), on_welcome)
+                return await self._session.run(hello, on_welcome)
         finally:
             self._session = None
-
-    def _hello(self, place: Workplace) -> negotiation_pb2.NegotiateRequest:
-        site = place.shop.site
-        return codec.write_hello(
-            name=self._config.name,
-            schema=site.description.schema,
-            meaning=site.description.meaning,
-            num_examples=site.summary.num_examples,
-            site_limits=self._config.site_limits,
-            epoch_seconds=place.shop.memory.experience.epoch_seconds,
-            software=f"fedstream {metadata.version('fedstream')}",
-            synthetic_data=site.summary.synthetic,
-        )
 
     # Preparing.
 
@@ -205,6 +194,13 @@ class Client:
         return self._place
 
     # The end.
+
+    async def _go(self, reason: str) -> str:
+        """End before the federation does, as the site's limit says."""
+        assert self._place is not None
+        await self._place.settle()
+        self._place.forget_weights()
+        return f"left: {reason}. The federation goes on; ask the coordinator for its final model"
 
     async def _save(self, ending: FederationOutcome) -> str:
         text = outcome.describe(ending)

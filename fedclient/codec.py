@@ -13,6 +13,7 @@ from fedclient.events import (
     Confirmation,
     Declined,
     Event,
+    FederationOnOffer,
     FederationOutcome,
     LeaseRenewal,
     ModelRef,
@@ -35,9 +36,19 @@ from fedstream.v1 import common_pb2, negotiation_pb2
 _PHASES = {phase: negotiation_pb2.Phase.Value(f"PHASE_{phase.name}") for phase in Phase}
 
 
-def read_task(message: negotiation_pb2.DescribeTaskResponse) -> TaskOnOffer:
-    """What the federation learns."""
-    return TaskOnOffer(message.federation_name, message.task_name, dict(message.task_settings))
+def read_federation(message: negotiation_pb2.DescribeTaskResponse) -> FederationOnOffer:
+    """What the federation learns, and how it talks.
+
+    Raises:
+        InvalidRequest: a part of it is malformed.
+    """
+    return FederationOnOffer(
+        task=TaskOnOffer(message.federation_name, message.task_name, dict(message.task_settings)),
+        protocol=(message.protocol.min, message.protocol.max),
+        meaning=wire.read_meaning(message.meaning) if message.HasField("meaning") else None,
+        schema_sha256=message.schema_sha256,
+        encodings=tuple(wire.read_encodings(message.capabilities.encodings)),
+    )
 
 
 def read_event(message: negotiation_pb2.NegotiateResponse) -> Event | None:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from fedclient.exit_codes import ExitCode, Stop
 from fedclient.identity import IdentityFolder, default_identity_folder, read_credentials
 from fedclient.reply import SiteLimits
+from fedclient.reporting import Reporting
 from fedstream import limits
 from fedstream.tls import is_loopback, split_address
 
@@ -50,6 +51,16 @@ def parse_shard(value: object) -> object:
     return int(match[1]), int(match[2])
 
 
+def parse_report(value: object) -> object:
+    """`all` as `None`, `none` as no name, and else names with commas between them."""
+    if not isinstance(value, str):
+        return value
+    words = [word.strip() for word in value.split(",")]
+    if not all(words):
+        raise ValueError("write all, none, or names of metrics with commas between them, such as accuracy,val_accuracy")
+    return {"all": None, "none": ()}.get(value.strip(), tuple(words))
+
+
 def parse_data(value: object) -> object:
     """The words for generated data as `None`."""
     return None if value in GENERATED_DATA_WORDS else value
@@ -59,8 +70,9 @@ class ClientConfig(BaseModel):
     """The settings of one client. Every field is an option of `fedclient run` and a key of its TOML file.
 
     `data` is `None` for the task's generated examples. `shard` is (i, n): the i-th, counted from 0, of n parts of
-    the folder, for trying things out. `max_epochs` 0 and `max_hours` `None` are no limit. `give_up_after` is in
-    seconds without any contact to the server; `None` is never.
+    the folder, for trying things out. `max_epochs`, `max_rounds` and `max_examples` 0 and `max_hours` `None` are no
+    limit. `report` names the metrics that may leave; `None` is all. `give_up_after` is in seconds without any contact
+    to the server; `None` is never.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -80,6 +92,9 @@ class ClientConfig(BaseModel):
     division_seed: int = Field(default=0, ge=0)
     max_epochs: int = Field(default=0, ge=0)
     max_hours: float | None = Field(default=None, gt=0)
+    max_rounds: int = Field(default=0, ge=0)
+    max_examples: int = Field(default=0, ge=0)
+    report: Annotated[tuple[str, ...] | None, BeforeValidator(parse_report)] = None
     out: Path | None = None
     state_dir: Path | None = None
     task: str | None = None
@@ -147,13 +162,19 @@ class ClientConfig(BaseModel):
     def site_limits(self) -> SiteLimits:
         """What the site allows."""
         seconds = None if self.max_hours is None else self.max_hours * 3600
-        return SiteLimits(self.max_epochs, seconds)
+        return SiteLimits(self.max_epochs, seconds, self.max_rounds)
+
+    @property
+    def reporting(self) -> Reporting:
+        """What the site lets be told of its training."""
+        return Reporting(None if self.report is None else frozenset(self.report))
 
     def shown(self) -> dict[str, object]:
         """The effective settings, for the log."""
         shown = self.model_dump(mode="json", exclude_none=True)
         shown["data"] = "generated" if self.data is None else str(self.data)
         shown["shard"] = f"{self.shard[0]}/{self.shard[1]}"
+        shown["report"] = "all" if self.report is None else ",".join(self.report) or "none"
         return shown | {"out": str(self.out_folder), "state_dir": str(self.state_folder)}
 
 
@@ -163,14 +184,23 @@ def default_state_folder(server: str, name: str) -> Path:
     return home / "fedstream" / re.sub(r"[^A-Za-z0-9.-]", "_", server) / name
 
 
-def load_config(file: Path | None, flags: Mapping[str, Any]) -> ClientConfig:
+def load_config(
+    file: Path | None, flags: Mapping[str, Any], without_server: Mapping[str, Any] | None = None
+) -> ClientConfig:
     """The settings from a TOML file, if one is given, with the flags that are not `None` over it.
+
+    Args:
+        file: the TOML file.
+        flags: options by the names of their settings.
+        without_server: settings that are used where neither names a server.
 
     Raises:
         Stop: with `BAD_CONFIGURATION`; the message names each wrong option and what it should be.
     """
     given = {**_read_toml(file), **{key: value for key, value in flags.items() if value is not None}}
     given = _with_identity(given)
+    if without_server is not None and "server" not in given:
+        given = {**given, **without_server}
     try:
         return ClientConfig.model_validate(given)
     except ValidationError as error:

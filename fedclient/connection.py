@@ -7,13 +7,13 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from fedclient import codec
+from fedclient import codec, requests
 from fedclient.calls import QUICK_CALL_SECONDS, translated
 from fedclient.config import ClientConfig
-from fedclient.events import TaskOnOffer
+from fedclient.events import FederationOnOffer, TaskOnOffer
 from fedclient.trust import trust_of
 from fedstream import tls
-from fedstream.v1 import enrolment_pb2_grpc, negotiation_pb2, negotiation_pb2_grpc, transfer_pb2_grpc
+from fedstream.v1 import enrolment_pb2_grpc, negotiation_pb2_grpc, transfer_pb2_grpc
 
 CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     # A NAT forgets an idle connection after minutes, some after one; a ping each half minute also finds a dead peer.
@@ -80,9 +80,17 @@ class Connection:
         Raises:
             TransportError: the call did not get through.
         """
+        return (await self.describe()).task
+
+    async def describe(self) -> FederationOnOffer:
+        """All that the server says before anybody says hello.
+
+        Raises:
+            TransportError: the call did not get through.
+        """
         with translated():
-            request = negotiation_pb2.DescribeTaskRequest()
-            return codec.read_task(await self.negotiation.DescribeTask(request, timeout=QUICK_CALL_SECONDS))
+            request = requests.describe_task()
+            return codec.read_federation(await self.negotiation.DescribeTask(request, timeout=QUICK_CALL_SECONDS))
 
     async def close(self) -> None:
         """Close the channel. Safe to call twice."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 
+from fedclient import requests
 from fedclient.calls import LONG_CALL_SECONDS, Patience, moving, translated, until_done
 from fedclient.connection import Connection
 from fedclient.models import DamagedTensor, LocalModel, ModelStore
@@ -93,7 +94,7 @@ class Downloader:
         return await until_done(once, lambda: 0, self._patience, "asking for the model's manifest")
 
     async def _read_manifest(self, digest: Digest) -> list[TensorEntry]:
-        request = transfer_pb2.GetManifestRequest(model_sha256=digest.sha256)
+        request = requests.get_manifest(digest)
         entries: list[TensorEntry] = []
         async for message in self._connection.transfer.GetManifest(request, timeout=LONG_CALL_SECONDS):
             entries += _checked_part(message.part)
@@ -119,12 +120,7 @@ class Downloader:
 
     async def _receive(self, digest: Digest, partial: PartialModel, max_chunk_bytes: int, on_bytes: OnBytes) -> None:
         async def once() -> None:
-            request = transfer_pb2.ReadChunksRequest(
-                model_sha256=digest.sha256,
-                tensors=partial.lacking,
-                read_offset=partial.kept,
-                max_chunk_bytes=max_chunk_bytes,
-            )
+            request = requests.read_chunks(digest, partial.lacking, partial.kept, max_chunk_bytes)
             try:
                 with translated():
                     await self._read_chunks(request, partial, on_bytes)

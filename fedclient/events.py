@@ -30,6 +30,21 @@ class TaskOnOffer:
 
 
 @dataclass(frozen=True, slots=True)
+class FederationOnOffer:
+    """All that a server says before anybody says hello.
+
+    `protocol` is the lowest and the highest version it speaks. `meaning` is `None` and `schema_sha256` empty while it
+    still prepares its model. `encodings` are those of updates, best first.
+    """
+
+    task: TaskOnOffer
+    protocol: tuple[int, int]
+    meaning: TaskMeaning | None
+    schema_sha256: bytes
+    encodings: tuple[Encoding, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Welcome:
     """The client is in the population, on these terms."""
 

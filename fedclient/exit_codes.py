@@ -29,7 +29,7 @@ class ExitCode(enum.IntEnum):
 
 
 _MEANINGS = {
-    ExitCode.FINISHED: "the federation finished and its final model is saved",
+    ExitCode.FINISHED: "the federation finished and its final model is saved, or the site left as --max-rounds says",
     ExitCode.DEFECT: "an error that should not happen, in the client or in what it was told",
     ExitCode.BAD_CONFIGURATION: "an option or the configuration file is wrong",
     ExitCode.BAD_DATA: "the data folder, the task or a model file cannot be used",

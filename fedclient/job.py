@@ -27,9 +27,11 @@ from fedclient.memory import SiteMemory
 from fedclient.models import LocalModel, ModelStore
 from fedclient.pace import Pace
 from fedclient.packing import Packer
+from fedclient.reporting import Reporting
+from fedclient.requests import parcel_of
 from fedclient.training import Site, Trainer, TrainingFailed
 from fedclient.updates import FinishedUpdate, UpdateStore
-from fedclient.upload import Delivery, Parcel, Terms, UpdateUnwanted, Upload
+from fedclient.upload import Delivery, Terms, UpdateUnwanted, Upload
 from fedstream.encodings import Encoding
 from fedstream.errors import DigestMismatch, FedstreamError, ProtocolError, UnknownModel
 from fedstream.plan import Plan
@@ -65,6 +67,7 @@ class Workshop:
     display: Display
     patience: Patience
     keepsakes: Keepsakes
+    reporting: Reporting
     on_news: Callable[[], None]
 
 
@@ -219,17 +222,11 @@ class Job:
 
         update = finished.update
         packed = await asyncio.to_thread(self.workshop.packer.pack, base, finished, terms.encoding)
-        parcel = Parcel(
-            upload_id=self.offer.upload_id,
-            manifest=packed.manifest,
-            spans=packed.spans,
-            encoded=packed.encoded,
-            num_examples=update.num_examples,
-            metrics=update.metrics,
-            epochs=update.epochs,
-            training_seconds=update.training_seconds,
+        parcel = parcel_of(
+            self.offer.upload_id, update, packed.manifest, packed.spans, packed.encoded, self.workshop.reporting
         )
         self._show(Progress(Phase.UPLOADING))
+        self.workshop.memory.note_sent(self.offer.round)
         upload = Upload(self.workshop.connection, parcel, terms, self.workshop.patience, on_bytes)
         return await upload.run()
 
@@ -246,7 +243,8 @@ class Job:
 
     def _show(self, progress: Progress, note: str = "") -> None:
         moved_on = (progress.phase, progress.epoch) != (self.progress.phase, self.progress.epoch)
-        self.progress = progress
+        # The person at the site sees all; what is told to the server is taken from here.
+        self.progress = replace(progress, metrics=self.workshop.reporting.filtered(progress.metrics))
         self.workshop.display.show(self.offer.round, progress, note)
         if moved_on:
             self.workshop.on_news()

@@ -34,6 +34,7 @@ class SiteMemory:
         self._files = files
         self._rows: list[Row] = []
         self._experience = Experience()
+        self._sent: set[int] = set()
         self._load()
 
     @property
@@ -43,13 +44,23 @@ class SiteMemory:
 
     @property
     def experience(self) -> Experience:
-        """What rounds took here."""
-        return self._experience
+        """What rounds took here, and how many there were."""
+        return replace(self._experience, rounds_sent=len(self._sent))
+
+    def experience_before(self, round_number: int) -> Experience:
+        """What other rounds took here: one that is offered again must not stand in its own way."""
+        return replace(self._experience, rounds_sent=len(self._sent - {round_number}))
 
     def learn(self, experience: Experience) -> None:
         """Remember what a round took."""
         self._experience = experience
         self._save()
+
+    def note_sent(self, round_number: int) -> None:
+        """Count a round, before the first byte of its update leaves: a crash must not make room for one more."""
+        if round_number not in self._sent:
+            self._sent.add(round_number)
+            self._save()
 
     def add_history(
         self, round_number: int, history: Sequence[Mapping[str, Any]], epoch_seconds: float | None = None
@@ -68,6 +79,7 @@ class SiteMemory:
             if held["federation"] == self._federation:
                 self._rows = list(held["rows"])
                 self._experience = Experience(held["epoch_seconds"], held["transfer_seconds"])
+                self._sent = set(held.get("sent", ()))  # files of earlier versions have none
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -79,5 +91,6 @@ class SiteMemory:
             "epoch_seconds": self._experience.epoch_seconds,
             "transfer_seconds": self._experience.transfer_seconds,
             "rows": self._rows,
+            "sent": sorted(self._sent),
         }
         write_durably(self._files, self._path, [seal(held)])

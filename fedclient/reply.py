@@ -12,10 +12,15 @@ SAFETY = 1.2
 
 @dataclass(frozen=True, slots=True)
 class SiteLimits:
-    """What a site allows in one round: `max_epochs` 0 and `max_training_seconds` `None` are no limit."""
+    """What a site allows in one round, and `max_rounds` rounds in all. 0 and `None` are no limit."""
 
     max_epochs: int = 0
     max_training_seconds: float | None = None
+    max_rounds: int = 0
+
+    def are_used_up(self, rounds_sent: int) -> bool:
+        """Whether updates of as many rounds have left the site as may."""
+        return 0 < self.max_rounds <= rounds_sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +28,14 @@ class Experience:
     """What earlier rounds took at this site, in seconds; `epoch_seconds` is `None` before the first.
 
     `transfer_seconds` is download and upload together. `more_time_refused` says that the server once withdrew an offer
-    for which the client had asked for more time.
+    for which the client had asked for more time. `rounds_sent` counts the rounds of which an update was sent, or begun
+    to be.
     """
 
     epoch_seconds: float | None = None
     transfer_seconds: float = 0.0
     more_time_refused: bool = False
+    rounds_sent: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,8 @@ Reply = Accept | Decline | Counter
 
 def answer(offer: Offer, limits: SiteLimits, experience: Experience) -> Reply:
     """Accept, or counter with the fewest changes that make the offer fit, or decline if nothing can."""
+    if limits.are_used_up(experience.rounds_sent):
+        return Decline(f"this site takes part in at most {limits.max_rounds} rounds")
     planned = offer.plan.epochs
     epochs, reasons = planned, []
     if limits.max_epochs and epochs > limits.max_epochs:

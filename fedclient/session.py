@@ -3,6 +3,7 @@
     GREETING --welcome--> MEMBER --federation_outcome--> OVER
     GREETING --schema_query--> GREETING    the schema is sent
     GREETING --declined--> OVER            raises `Stop`
+    MEMBER --enough rounds--> OVER         raises `EnoughRounds`, after good-bye
     any --cut--> OVER                      raises `TransportError`; the work goes on, and a new session takes it up
 
 Two things go on at a time: what the server says is listened to, and signs of progress keep the lease.
@@ -42,8 +43,9 @@ from fedclient.events import (
 )
 from fedclient.exit_codes import ExitCode, Stop
 from fedclient.job import Job, JobState
+from fedclient.reply import Decline
 from fedclient.workbench import Workbench
-from fedstream.errors import TransportError
+from fedstream.errors import FedstreamError, TransportError
 from fedstream.schema import ModelSchema
 from fedstream.v1 import negotiation_pb2
 from fedstream.waiting import comes
@@ -60,6 +62,10 @@ _PAUSE_SECONDS = 1.0
 """How long to let news gather before it is told."""
 
 _LAST_WORDS_SECONDS = 3.0
+
+
+class EnoughRounds(FedstreamError):
+    """The site has taken part in as many rounds as it allows itself, and has said good-bye. The message says so."""
 
 
 class SessionState(enum.Enum):
@@ -127,6 +133,8 @@ class Session:
         self._sending = asyncio.Lock()  # guards the stream's sending side: gRPC takes one message at a time
         self._lease: Lease | None = None
         self._outcome: FederationOutcome | None = None
+        self._rounds = 0
+        self._enough: str | None = None
         self.state = SessionState.GREETING
 
     async def run(self, hello: negotiation_pb2.NegotiateRequest, on_welcome: Callable[[], None]) -> FederationOutcome:
@@ -134,6 +142,7 @@ class Session:
 
         Raises:
             Stop: declined, or training is hopeless.
+            EnoughRounds: the site's limit on rounds is reached, and the server knows.
             TransportError: the stream broke.
             ProtocolError: the server ended it by a rule.
         """
@@ -147,6 +156,8 @@ class Session:
             if not listener.done():
                 # The listener hears why the stream ended, the keeper only that it did.
                 await asyncio.wait({listener}, timeout=_LAST_WORDS_SECONDS)
+            if self._enough is not None:  # whichever of the two said good-bye, the other may only see the end
+                raise EnoughRounds(self._enough)
             return await (listener if listener.done() else keeper)
         finally:
             self.state = SessionState.OVER
@@ -209,6 +220,8 @@ class Session:
             case Offer():
                 reply = await self._bench.consider(event)
                 await self._send(codec.write_reply(event.offer_id, reply))
+                if isinstance(reply, Decline):
+                    await self._leave_if_enough()
             case Confirmation():
                 self._bench.confirm(event)
                 self._lease = Lease(event.offer_id, event.lease_seconds)
@@ -221,8 +234,18 @@ class Session:
             case Cancellation(offer_id, reason):
                 self._bench.cancel(offer_id, reason)
 
+    async def _leave_if_enough(self) -> None:
+        """Say good-bye once the site's limit on rounds is reached.
+
+        Not later than with the last update: an offer that crossed the good-bye would count as failed.
+        """
+        self._enough = self._bench.enough()
+        if self._enough is not None:
+            await self.leave(self._enough)
+            raise EnoughRounds(self._enough)
+
     def _on_welcome(self, welcome: Welcome) -> None:
-        self.state = SessionState.MEMBER
+        self.state, self._rounds = SessionState.MEMBER, welcome.rounds
         self._bench.welcome(welcome)
         self._display.idle("waiting for the next round")
         log.info("welcome", known_as=welcome.client_name, rounds=welcome.rounds)
@@ -257,6 +280,8 @@ class Session:
             await self._send(codec.write_failure(job.offer.offer_id, job.reason))
         if job.state is JobState.DELIVERED:
             self._display.idle("waiting for the other clients")
+            if job.offer.round < self._rounds:  # after the last one, the federation ends by itself, with its model
+                await self._leave_if_enough()
 
 
 def _log_round(event: RoundOutcome) -> None:

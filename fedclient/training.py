@@ -47,6 +47,21 @@ def choose_task(offered: str, own: str | None) -> str:
     return offered
 
 
+def site_options(config: ClientConfig, cache_folder: Path | None) -> SiteOptions:
+    """Where the site's examples are and which of them are used, as its settings say."""
+    shard, num_shards = config.shard
+    return SiteOptions(
+        folder=config.data,
+        classes=dict(config.classes),
+        shard=shard,
+        num_shards=num_shards,
+        division=config.division,
+        division_seed=config.division_seed,
+        max_examples=config.max_examples,
+        cache_folder=cache_folder,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     """A task with this site's data, ready to train."""
@@ -76,24 +91,19 @@ class Trainer:
         """
         try:
             description = await self._worker.describe()
-            summary = await self._worker.open_site(self._site_options())
+            summary = await self._worker.open_site(site_options(self._config, self._config.state_folder / "cache"))
         except (TaskError, WorkerCrashed) as error:
             raise Stop(ExitCode.BAD_DATA, str(error)) from error
+        if self._are_too_many(summary.num_examples):
+            message = (
+                f"this task would use {summary.num_examples} examples, more than --max-examples allows: it does not"
+            )
+            raise Stop(ExitCode.BAD_DATA, f"{message} heed SiteOptions.max_examples. Put fewer into the folder instead")
         _report_site(summary)
         return Site(description, summary)
 
-    def _site_options(self) -> SiteOptions:
-        config = self._config
-        shard, num_shards = config.shard
-        return SiteOptions(
-            folder=config.data,
-            classes=dict(config.classes),
-            shard=shard,
-            num_shards=num_shards,
-            division=config.division,
-            division_seed=config.division_seed,
-            cache_folder=config.state_folder / "cache",
-        )
+    def _are_too_many(self, num_examples: int) -> bool:
+        return 0 < self._config.max_examples < num_examples
 
     async def fine_tune(
         self, base: Path, plan: Plan, out: Path, on_report: Callable[[EpochReport], None]
@@ -107,7 +117,7 @@ class Trainer:
         for crash in range(1, _MAX_CRASHES + 1):
             try:
                 async with asyncio.timeout(self._config.site_limits.max_training_seconds):
-                    return await self._worker.fine_tune(base, plan, out, on_report)
+                    update = await self._worker.fine_tune(base, plan, out, on_report)
             except TimeoutError:
                 raise TrainingFailed("the site's limit on training time was reached") from None
             except TaskError as error:
@@ -115,6 +125,10 @@ class Trainer:
                 raise TrainingFailed("local training failed") from error
             except WorkerCrashed as error:
                 log.error("the training process ended unexpectedly", attempt=crash, because=str(error))
+            else:
+                if self._are_too_many(update.num_examples):  # a task of one's own may do as it likes
+                    raise TrainingFailed("the task used more examples than this site allows")
+                return update
         raise TrainingFailed("the training process ended unexpectedly")
 
     async def save_model(self, base: Path, changes: Path) -> None:

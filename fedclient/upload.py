@@ -9,18 +9,19 @@ What is sent but not yet committed never exceeds the window, so that no cut cost
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
+from fedclient import requests
 from fedclient.calls import LONG_CALL_SECONDS, QUICK_CALL_SECONDS, Patience, moving, send, translated, until_done
 from fedclient.connection import Connection
 from fedclient.download import OnBytes
+from fedclient.requests import Parcel
 from fedstream import wire
 from fedstream.body import BodyReader, make_chunk
-from fedstream.encodings import Encoded, Encoding
+from fedstream.encodings import Encoding
 from fedstream.errors import (
     BodyIncomplete,
     ChecksumMismatch,
@@ -34,9 +35,7 @@ from fedstream.errors import (
     UnknownUpload,
     WrongOffset,
 )
-from fedstream.manifest import Manifest
 from fedstream.v1 import transfer_pb2
-from fedstream.weights_file import FileSpan
 
 log = structlog.get_logger()
 
@@ -55,23 +54,6 @@ class Terms:
     max_chunk_bytes: int
     window_bytes: int
     encoding: Encoding = Encoding.RAW
-
-
-@dataclass(frozen=True, slots=True)
-class Parcel:
-    """What is to be sent: the update's manifest, where its tensors stand, and the facts of the fine-tune.
-
-    `encoded` has the tensors that travel in another encoding than raw.
-    """
-
-    upload_id: str
-    manifest: Manifest
-    spans: Mapping[str, FileSpan]
-    num_examples: int
-    metrics: Mapping[str, float | None]
-    epochs: int
-    training_seconds: float
-    encoded: Mapping[str, Encoded] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +129,7 @@ class Upload:
 
     async def _can_resume(self, body: BodyReader) -> bool:
         """Ask how far the server is; whether it can go on from there with the body as agreed."""
-        request = transfer_pb2.GetUploadStatusRequest(upload_id=self._parcel.upload_id)
+        request = requests.get_upload_status(self._parcel.upload_id)
         with translated():
             status = await self._connection.transfer.GetUploadStatus(request, timeout=QUICK_CALL_SECONDS)
         if status.state == transfer_pb2.UPLOAD_STATE_CLOSED:
@@ -164,28 +146,14 @@ class Upload:
 
     async def _put_manifest(self) -> BodyReader:
         with translated():
-            answer = await self._connection.transfer.PutManifest(self._manifest_messages(), timeout=LONG_CALL_SECONDS)
+            messages = requests.put_manifest(self._parcel)
+            answer = await self._connection.transfer.PutManifest(messages, timeout=LONG_CALL_SECONDS)
         entries = self._parcel.manifest.entries
         missing = wire.read_indexes(answer.missing_tensors, len(entries))
         body = BodyReader([self._parcel.spans[entries[index].name] for index in missing])
         self._commit(answer.committed_size, body)
         log.info("sending the update", bytes=body.size_bytes, committed=self._committed, tensors=len(missing))
         return body
-
-    def _manifest_messages(self) -> Iterator[transfer_pb2.PutManifestRequest]:
-        parcel = self._parcel
-        header = transfer_pb2.UpdateHeader(
-            upload_id=parcel.upload_id,
-            num_tensors=len(parcel.manifest),
-            model_digest=wire.write_digest(parcel.manifest.model_digest()),
-            num_examples=parcel.num_examples,
-            metrics=wire.write_metrics(parcel.metrics),
-            epochs=parcel.epochs,
-            training_seconds=parcel.training_seconds,
-        )
-        yield transfer_pb2.PutManifestRequest(header=header)
-        for part in wire.manifest_parts(parcel.manifest, parcel.encoded):
-            yield transfer_pb2.PutManifestRequest(part=part)
 
     async def _write_body(self, body: BodyReader) -> None:
         if self._committed == body.size_bytes:
@@ -211,8 +179,7 @@ class Upload:
             while offset + len(data) > self._committed + window:
                 if not await self._hear_commit(call, body):
                     raise TransportError("the server ended the stream")
-            chunk = wire.write_chunk(make_chunk(offset, data))
-            await send(call, transfer_pb2.WriteChunksRequest(upload_id=self._parcel.upload_id, chunk=chunk))
+            await send(call, requests.write_chunk(self._parcel.upload_id, make_chunk(offset, data)))
             offset += len(data)
 
     async def _hear_commit(self, call: Any, body: BodyReader) -> bool:
@@ -231,7 +198,7 @@ class Upload:
         self._on_bytes(self._committed, body.size_bytes)
 
     async def _finish(self) -> Delivery:
-        request = transfer_pb2.FinishUploadRequest(upload_id=self._parcel.upload_id)
+        request = requests.finish_upload(self._parcel.upload_id)
         with translated():
             answer = await self._connection.transfer.FinishUpload(request, timeout=LONG_CALL_SECONDS)
         if answer.state == transfer_pb2.UPLOAD_STATE_QUARANTINED:

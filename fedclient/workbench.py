@@ -57,7 +57,7 @@ class Workbench:
         self._workshop.keepsakes.work_begins()  # not only when training does: a call of the worker may take seconds
         if await job.is_trained():
             return Accept()
-        reply = answer(offer, self._limits, self._workshop.memory.experience)
+        reply = self._answer(offer)
         self._asked_for_time = isinstance(reply, Counter) and reply.seconds_needed is not None
         if isinstance(reply, Decline):
             self._workshop.keepsakes.work_ends()
@@ -68,8 +68,11 @@ class Workbench:
         if job.state is JobState.FAILED:
             return Decline(job.reason)
         if job.state is JobState.OFFERED:
-            return answer(job.offer, self._limits, self._workshop.memory.experience)
+            return self._answer(job.offer)
         return Accept()
+
+    def _answer(self, offer: Offer) -> Reply:
+        return answer(offer, self._limits, self._workshop.memory.experience_before(offer.round))
 
     def confirm(self, confirmation: Confirmation) -> None:
         """Begin, or go on with, what was agreed."""
@@ -90,6 +93,13 @@ class Workbench:
         if job is not None and job.state in (JobState.OFFERED, JobState.WORKING):
             log.info("the server does not want this round's update", because=reason, round=job.offer.round)
             self._drop(job, reason)
+
+    def enough(self) -> str | None:
+        """Why this site takes part no longer, once the last round that it allows is done; `None` while it does."""
+        at_work = self.job is not None and self.job.state is JobState.WORKING
+        if at_work or not self._limits.are_used_up(self._workshop.memory.experience.rounds_sent):
+            return None
+        return f"this site takes part in at most {self._limits.max_rounds} rounds"
 
     def check_health(self) -> None:
         """Call after a job has ended.

@@ -104,6 +104,7 @@ class Workplace:
                 display=display,
                 patience=lasting,
                 keepsakes=Keepsakes(trainer),
+                reporting=config.reporting,
                 on_news=on_news,
             )
         except BaseException as error:

@@ -292,6 +292,39 @@ def stop(
 
 
 @app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Option(help="The TOML file of `fedserver run`; options go over it.")] = None,
+    listen: Annotated[str | None, typer.Option(help="HOST:PORT. [default: 127.0.0.1:8443]")] = None,
+    advertise: Annotated[list[str] | None, typer.Option(help="Name under which sites reach it; repeatable.")] = None,
+    plaintext: Annotated[bool | None, typer.Option("--plaintext", help="No TLS; loopback only.")] = None,
+    task: Annotated[str | None, typer.Option(help="Task name or module:Class. [default: brain_mri]")] = None,
+    task_set: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the task; repeatable.")] = None,
+    holdout: Annotated[str | None, typer.Option(help="Folder <class>/*, or `phantom`.")] = None,
+    test: Annotated[str | None, typer.Option(help="Folder <class>/*, looked at once, at the end.")] = None,
+    classes: Annotated[list[str] | None, typer.Option(help="CLASS=FOLDER; repeatable.")] = None,
+    min_free_bytes: Annotated[int | None, typer.Option(help="Disk space that no round may need.")] = None,
+    state: Annotated[Path | None, typer.Option(help=f"State directory. [default: {DEFAULT_STATE}]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where report and models go. [default: runs/server]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Check whether a server could run with these settings, and say what to do where it could not.
+
+    Works beside a running server too, and writes nothing. The exit status is 0 if nothing failed, and else the one with
+    which `fedserver run` would end.
+    """
+    flags: dict[str, Any] = {key: value for key, value in locals().items() if key in _RUN_SETTINGS}
+    flags |= {"task_settings": pairs(task_set, "--task-set") or {}, "classes": pairs(classes, "--classes") or {}}
+    from fedserver.config import ConfigError, load_config
+    from fedserver.doctor.checkup import run_doctor
+
+    try:
+        settings = load_config(config, flags)
+    except ConfigError as error:
+        raise fail(str(error), ExitCode.BAD_CONFIGURATION) from error
+    raise typer.Exit(run_doctor(settings, typer.echo, as_json=as_json))
+
+
+@app.command()
 def verify(
     number: Annotated[int | None, typer.Option("--round", help="This round and the chain only.")] = None,
     state: State = DEFAULT_STATE,

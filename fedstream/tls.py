@@ -81,11 +81,7 @@ def _general_name(host: str) -> x509.GeneralName:
 
 def fingerprint(certificate: bytes) -> str:
     """The fingerprint of a PEM certificate."""
-    return _fingerprint_of_der(ssl.PEM_cert_to_DER_cert(certificate.decode()))
-
-
-def _fingerprint_of_der(der: bytes) -> str:
-    return f"sha256:{hashlib.sha256(der).hexdigest()}"
+    return f"sha256:{hashlib.sha256(ssl.PEM_cert_to_DER_cert(certificate.decode())).hexdigest()}"
 
 
 def fetch_certificate(address: str, expected: str) -> bytes:
@@ -96,21 +92,41 @@ def fetch_certificate(address: str, expected: str) -> bytes:
         FingerprintMismatch: it is another certificate.
         ValueError: `address` is none.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # trust is decided below, by the fingerprint
     try:
-        der = _handshake(address, context)
+        certificate = _shake_hands(
+            address, _trusting_nobody()
+        ).certificate  # trust is decided below, by the fingerprint
     except (OSError, UnicodeError) as error:  # the latter for a host that no name can be
         raise _unreachable(address, error) from error
-    actual = _fingerprint_of_der(der)
+    actual = fingerprint(certificate)
     if not hmac.compare_digest(actual.encode(), expected.strip().lower().encode()):
         message = (
             f"the server at {address} has the certificate {actual}, not {expected}: it is another server, or somebody "
             "is in between. Ask the coordinator for the current join command."
         )
         raise FingerprintMismatch(message)
-    return ssl.DER_cert_to_PEM_cert(der).encode()
+    return certificate
+
+
+@dataclass(frozen=True, slots=True)
+class Handshake:
+    """What a server shows of itself before it is known whether to trust it.
+
+    `certificate` is PEM; `version` is of TLS; `protocol` is that within, `h2` for gRPC, `None` if none was agreed on.
+    """
+
+    certificate: bytes
+    version: str
+    protocol: str | None
+
+
+def look_at(address: str) -> Handshake:
+    """Shake hands with whoever is at the address, for a look: nothing is sent, nothing is trusted. Blocks up to 10 s.
+
+    Raises:
+        OSError: nothing answers, or not with TLS.
+    """
+    return _shake_hands(address, _trusting_nobody())
 
 
 def server_credentials(identity: Identity, client_roots: bytes | None = None) -> grpc.ServerCredentials:
@@ -152,7 +168,7 @@ def check_server(address: str, authority: bytes) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=authority.decode())
     try:
-        _handshake(address, context)
+        _shake_hands(address, context)
     except ssl.SSLCertVerificationError as error:
         message = (
             f"the server at {address} has no certificate of this federation's authority ({error.verify_message}): "
@@ -163,8 +179,15 @@ def check_server(address: str, authority: bytes) -> None:
         raise _unreachable(address, error) from error
 
 
-def _handshake(address: str, context: ssl.SSLContext) -> bytes:
-    """The certificate, DER, that the server shows."""
+def _trusting_nobody() -> ssl.SSLContext:
+    """For a handshake whose outcome says nothing: what the server shows is judged by whoever looks at it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _shake_hands(address: str, context: ssl.SSLContext) -> Handshake:
     host, port = split_address(address)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["h2"])
@@ -172,7 +195,9 @@ def _handshake(address: str, context: ssl.SSLContext) -> bytes:
         socket.create_connection((host, port), timeout=_CONNECT_TIMEOUT_SECONDS) as plain,
         context.wrap_socket(plain, server_hostname=SERVER_NAME) as secured,
     ):
-        return secured.getpeercert(binary_form=True) or b""
+        der = secured.getpeercert(binary_form=True) or b""
+        certificate = ssl.DER_cert_to_PEM_cert(der).encode()
+        return Handshake(certificate, secured.version() or "TLS", secured.selected_alpn_protocol())
 
 
 def _unreachable(address: str, error: Exception) -> TransportError:

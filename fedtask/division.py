@@ -55,6 +55,22 @@ def divide(labels: npt.NDArray[np.int64], num_shards: int, division: str, seed: 
     return [np.sort(shard) for shard in _top_up(shards, least, rng)]
 
 
+def limited(labels: npt.NDArray[np.int64], most: int, seed: int) -> Indices:
+    """At most `most` of the examples with labels `int64 [n]`, as ascending indices; all of them if `most` is 0.
+
+    Each class keeps its share as nearly as whole examples allow. The same arguments give the same choice.
+    """
+    if not 0 < most < len(labels):
+        return np.arange(len(labels))
+    rng = np.random.default_rng([seed, most])
+    classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    shares = np.array([len(members) * most / len(labels) for members in classes])
+    counts = np.floor(shares).astype(np.int64)
+    counts[np.argsort(counts - shares, kind="stable")[: most - counts.sum()]] += 1  # the largest remainders
+    chosen = [rng.permutation(members)[:count] for members, count in zip(classes, counts, strict=True)]
+    return np.sort(np.concatenate(chosen))
+
+
 def _parse(division: str) -> tuple[str, float]:
     kind, colon, text = division.partition(":")
     try:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from fedstream.plan import Plan
 from fedstream.schema import ModelSchema, TaskMeaning
-from fedtask.division import divide
+from fedtask.division import divide, limited
 from fedtask.metrics import EPSILON, binary_evaluation
 from fedtask.progress import Progress
 from fedtask.settings import option, read_settings
@@ -122,6 +122,8 @@ class KerasTask:
             self._train, self._val = examples, self._checked(self.load(val), "val")
         else:
             self._train, self._val = _split(examples)
+        chosen = limited(self._train.labels, options.max_examples, options.division_seed)
+        self._train = self._train.take(chosen)
         counts = {"train": self._counts(self._train), "val": self._counts(self._val)}
         return SiteSummary(len(self._train.labels), counts, synthetic=options.folder is None)
 

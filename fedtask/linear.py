@@ -19,7 +19,7 @@ from fedstream.dtypes import DataType
 from fedstream.plan import Plan
 from fedstream.schema import ModelSchema, TaskMeaning, TensorSpec
 from fedtask.checkpoints import in_schema_order
-from fedtask.division import divide
+from fedtask.division import divide, limited
 from fedtask.metrics import binary_evaluation
 from fedtask.settings import option, read_settings
 from fedtask.task import (
@@ -124,6 +124,7 @@ class Linear:
 
     def open_site(self, options: SiteOptions) -> SiteSummary:
         train, val = self._generated_site(options) if options.folder is None else self._read_site(options)
+        train = train.take(limited(train.y, options.max_examples, options.division_seed))
         self._train, self._val = train, val
         counts = {"train": self._counts(train), "val": self._counts(val)}
         return SiteSummary(len(train), counts, synthetic=options.folder is None)

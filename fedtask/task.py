@@ -35,6 +35,8 @@ class SiteOptions:
     `shard` and `num_shards` divide one folder among clients for trying things out, by `division` (see
     `fedtask.division`), seeded by `division_seed`. With `num_shards > 1` the folder's `val/` belongs to the coordinator
     and is not read.
+    `max_examples` is the most that may be trained on, 0 for all: a fixed choice of them (`division.limited`), of which
+    `num_examples` of the summary and of every update then speak.
     """
 
     folder: Path | None
@@ -44,6 +46,7 @@ class SiteOptions:
     division: str = "even"
     division_seed: int = 0
     cache_folder: Path | None = None
+    max_examples: int = 0
 
 
 @dataclass(frozen=True, slots=True)

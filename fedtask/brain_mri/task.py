@@ -10,6 +10,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,15 +59,7 @@ class BrainMri:
 
     def open_site(self, options: SiteOptions) -> SiteSummary:
         folder = options.folder if options.folder is not None else self._phantom(options.cache_folder)
-        options = SiteOptions(
-            folder,
-            options.classes,
-            options.shard,
-            options.num_shards,
-            options.division,
-            options.division_seed,
-            options.cache_folder,
-        )
+        options = replace(options, folder=folder)
         self._cache_folder = options.cache_folder
         self._site = open_site(options, self._settings.class_names, self._settings.image_size, options.division_seed)
         return self._site.summary

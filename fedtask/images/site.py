@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedtask.division import divide
+from fedtask.division import divide, limited
 from fedtask.images.folders import (
     Listing,
     Progress,
@@ -76,6 +76,7 @@ def open_site(
         if not len(val):
             message = _no_images(val_listing, val_skipped, class_names)
             raise TaskError(f"{message}. Or remove that folder: images for validation are then split off from train/")
+    train = train.subset(limited(train.labels, options.max_examples, options.division_seed))
     warnings += [*_class_warnings("train", train, class_names), *_class_warnings("val", val, class_names)]
     counts = {"train": _counts(train, class_names), "val": _counts(val, class_names)}
     return Site(train, val, _summary(folder, counts, len(train), skipped, warnings), tuple(skipped))

@@ -219,6 +219,25 @@ async def test_client_with_a_limit_takes_part_with_one_epoch_beside_one_that_run
         assert [line["because"] for line in countered] == ["this site allows at most 1 epochs a round"] * 2
 
 
+async def test_client_with_all_limits_leaves_after_its_rounds_and_the_federation_goes_on(scene: Stage) -> None:
+    async with serving(scene.folder, min_clients=2, rounds=3, holdout="phantom") as (server, listening):
+        options = ("--max-rounds", "1", "--max-examples", "40", "--report", "val_accuracy", "--log-json")
+        limited = scene.client("limited", listening, *options, shard="0/3")
+        others = [scene.client(f"free-{one}", listening, shard=f"{one}/3") for one in (1, 2)]
+        assert await limited.ended() == 0
+        assert [await other.ended() for other in others] == [0, 0]
+        parts = [
+            (record.number, one.outcome, one.num_examples, sorted(one.metrics))
+            for record in server.federation.history
+            for one in record.contributions
+            if one.client_name == "limited"
+        ]
+        assert parts[0] == (1, "completed", 40, ["val_accuracy"])
+        assert parts[1:] in ([], [(2, "declined", None, [])])  # an offer may be on its way when the site leaves
+        assert len(server.federation.history) == 3
+        assert "left: this site takes part in at most 1 rounds. The federation goes on" in limited.text
+
+
 @asynccontextmanager
 async def at_work(site: BareSite, offer_id: str) -> AsyncIterator[None]:
     """A site that shows signs of progress in the background of the block."""

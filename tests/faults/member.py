@@ -16,7 +16,7 @@ import numpy as np
 
 from fedclient.config import ClientConfig
 from fedclient.connection import Connection
-from fedclient.upload import Parcel
+from fedclient.requests import Parcel
 from fedserver.server import Listening
 from fedserver.store.state import read_contact
 from fedstream.files import RealFileSystem, write_durably

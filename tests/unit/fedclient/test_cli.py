@@ -63,7 +63,8 @@ def test_help_lists_the_commands() -> None:
     lines = call("--help").stdout.splitlines()
     commands = lines[lines.index("Commands:") + 1 :]
 
-    assert [line.split()[0] for line in commands if re.match(r"  \S", line)] == ["run", "join", "predict"]
+    names = ["run", "join", "predict", "doctor", "preview"]
+    assert [line.split()[0] for line in commands if re.match(r"  \S", line)] == names
 
 
 def test_help_is_quick_because_nothing_heavy_is_loaded() -> None:

@@ -11,6 +11,7 @@ import pytest
 from fedclient.config import ClientConfig, default_name, default_state_folder, load_config
 from fedclient.exit_codes import ExitCode, Stop
 from fedclient.reply import SiteLimits
+from fedclient.reporting import Reporting
 
 FINGERPRINT = "sha256:" + "ab" * 32
 LEAST = {"server": "fl.example.org:8443", "fingerprint": FINGERPRINT, "data": "scans"}
@@ -67,6 +68,23 @@ def test_config_classes_and_shard_are_read_from_text() -> None:
     assert (config.classes, config.shard) == ({"no": "healthy", "yes": "tumour"}, (3, 4))
 
 
+@pytest.mark.parametrize(
+    ("report", "names", "shown"),
+    [
+        (None, None, "all"),
+        ("all", None, "all"),
+        ("none", frozenset(), "none"),
+        ("loss, accuracy", frozenset({"loss", "accuracy"}), "loss,accuracy"),
+        (["loss"], frozenset({"loss"}), "loss"),
+    ],
+)
+def test_config_report_is_all_none_or_names(report: object, names: frozenset[str] | None, shown: str) -> None:
+    config = load_config(None, LEAST | {"report": report})
+
+    assert config.reporting == Reporting(names)
+    assert config.shown()["report"] == shown
+
+
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"server": None}, "this site has not joined: run `fedclient join` with the coordinator's token first"),
     (
@@ -106,6 +124,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "--classes: write CLASS=FOLDER pairs with commas between them, such as no=healthy,yes=tumour",
     ),
     ({"max_hours": 0}, "--max-hours: Input should be greater than 0"),
+    ({"max_rounds": -1}, "--max-rounds: Input should be greater than or equal to 0"),
+    (
+        {"report": "loss,"},
+        "--report: write all, none, or names of metrics with commas between them, such as accuracy,val_accuracy",
+    ),
 ]
 
 

@@ -32,6 +32,14 @@ def offer(epochs: int, seconds: float) -> Offer:
         (10, 999, SiteLimits(0, 35), Experience(10.0), Counter(3, None, "this site allows 35 s of training a round")),
         (10, 999, SiteLimits(0, 9), Experience(10.0), Decline("one epoch takes longer than this site allows")),
         (10, 999, SiteLimits(0, 9), NEW, Accept()),
+        (10, 999, SiteLimits(max_rounds=3), Experience(rounds_sent=2), Accept()),
+        (
+            10,
+            999,
+            SiteLimits(max_rounds=3),
+            Experience(rounds_sent=3),
+            Decline("this site takes part in at most 3 rounds"),
+        ),
         (
             10,
             50,

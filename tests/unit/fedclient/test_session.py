@@ -89,6 +89,100 @@ async def test_session_of_one_round_trains_uploads_and_saves_everything(tmp_path
     assert sorted(path.name for path in (tmp_path / "state").rglob("*") if path.is_file()) == ["lock", "memory.json"]
 
 
+async def test_session_with_a_limit_on_rounds_leaves_after_the_last_that_it_allows(tmp_path: Path) -> None:
+    here: list[Scripted] = []
+    left: list[str] = []
+
+    async def script(talk: Talk) -> None:
+        await talk.welcome()
+        await deliver(talk, here[0])
+        left.append((await talk.hear("leave")).reason)
+
+    async with scripted(script) as server:
+        here.append(server)
+        text, logs = await run(server.client(tmp_path, max_rounds=1))
+
+    assert left == ["this site takes part in at most 1 rounds"]
+    assert text.startswith("left: this site takes part in at most 1 rounds. The federation goes on")
+    assert count(logs, "trained") == 1
+    assert (tmp_path / "out" / "client_site_model.safetensors").exists()
+
+
+async def test_session_after_a_restart_remembers_the_limit_declines_and_leaves(tmp_path: Path) -> None:
+    here: list[Scripted] = []
+    said: list[str] = []
+
+    async def first(talk: Talk) -> None:
+        await talk.welcome()
+        await deliver(talk, here[0])
+        await talk.end(here[0].base)
+
+    async def second(talk: Talk) -> None:
+        await talk.welcome()
+        await talk.offer(here[0].base, number=2)
+        said.append((await talk.hear("decline")).reason)
+        said.append((await talk.hear("leave")).reason)
+
+    async with scripted(first, second) as server:
+        here.append(server)
+        await run(server.client(tmp_path, max_rounds=1))
+        text, _ = await run(server.client(tmp_path, max_rounds=1))
+
+    assert said == ["this site takes part in at most 1 rounds"] * 2
+    assert text.startswith("left: ")
+
+
+@pytest.mark.parametrize(
+    ("report", "told"),
+    [
+        ("all", {"accuracy", "base_accuracy", "base_loss", "loss", "val_accuracy", "val_loss"}),
+        ("none", set()),
+        ("loss,base_loss", {"loss", "base_loss"}),
+    ],
+)
+async def test_session_reports_the_metrics_that_the_site_allows(tmp_path: Path, report: str, told: set[str]) -> None:
+    here: list[Scripted] = []
+
+    async def script(talk: Talk) -> None:
+        await talk.welcome()
+        await deliver(talk, here[0])
+        await talk.end(here[0].base)
+
+    async with scripted(script) as server:
+        here.append(server)
+        await run(server.client(tmp_path, report=report))
+
+    header = here[0].transfer.uploads["upload-1"].header
+    assert {metric.name for metric in header.metrics} == told
+    kept = (tmp_path / "out" / "client_site_training_history.csv").read_text().splitlines()[0]
+    assert "val_accuracy" in kept  # what stays here is whole
+
+
+async def test_session_with_a_limit_on_examples_says_so_in_hello_and_update(tmp_path: Path) -> None:
+    here: list[Scripted] = []
+
+    async def script(talk: Talk) -> None:
+        assert (await talk.welcome()).num_examples == 30
+        await deliver(talk, here[0])
+        await talk.end(here[0].base)
+
+    async with scripted(script) as server:
+        here.append(server)
+        await run(server.client(tmp_path, max_examples=30))
+
+    assert here[0].transfer.uploads["upload-1"].header.num_examples == 30
+
+
+async def test_session_with_a_task_that_heeds_no_limit_on_examples_is_not_begun(tmp_path: Path) -> None:
+    async with scripted() as server:
+        server.negotiation.task = "tests.support.tasks:Shapes"
+        server.negotiation.settings = {}
+        stop = await stopped(server.client(tmp_path, max_examples=9, task="tests.support.tasks:Shapes"))
+
+    assert stop.code is ExitCode.BAD_DATA
+    assert stop.message.startswith("this task would use 10 examples, more than --max-examples allows")
+
+
 async def test_session_whose_picture_takes_long_goes_on_with_the_next_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

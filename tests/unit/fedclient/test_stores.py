@@ -196,6 +196,18 @@ def test_memory_survives_a_restart_and_a_round_done_again_replaces_what_followed
     assert memory.experience == Experience(3.0, 1.0)
 
 
+def test_memory_counts_each_round_sent_once_over_a_restart_and_leaves_out_the_one_that_is_offered(
+    tmp_path: Path,
+) -> None:
+    memory = SiteMemory(tmp_path / "memory.json", "federation", FILES)
+    for number in (1, 3, 3):
+        memory.note_sent(number)
+    memory = SiteMemory(tmp_path / "memory.json", "federation", FILES)
+
+    assert memory.experience.rounds_sent == 2
+    assert (memory.experience_before(3).rounds_sent, memory.experience_before(4).rounds_sent) == (1, 2)
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"\xff", b'{"federation": "other", "rows": [{}]}'])
 def test_memory_that_is_damaged_or_of_another_federation_starts_anew(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "memory.json").write_bytes(content)

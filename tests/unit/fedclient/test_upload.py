@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedclient.upload import Delivery, Parcel, Terms, UpdateUnwanted, Upload
+from fedclient.requests import Parcel
+from fedclient.upload import Delivery, Terms, UpdateUnwanted, Upload
 from fedstream.errors import (
     ChecksumMismatch,
     DigestMismatch,

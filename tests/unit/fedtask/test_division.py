@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedtask.division import MIN_EXAMPLES, divide
+from fedtask.division import MIN_EXAMPLES, divide, limited
 from fedtask.task import TaskError
 
 WORDS = st.one_of(
@@ -51,6 +51,26 @@ def test_divide_even_differs_by_one_at_most_in_all_and_in_each_class(labels: np.
     counts = np.array([np.bincount(labels[shard], minlength=4) for shard in shards])
     assert np.ptp(counts, axis=0).max() <= 1
     assert np.ptp(counts.sum(axis=1)) <= 1
+
+
+@given(
+    labels=st.lists(st.integers(0, 3), min_size=1, max_size=120).map(lambda values: np.array(values, np.int64)),
+    most=st.integers(0, 130),
+    seed=st.integers(0, 2**63),
+)
+def test_limited_is_a_repeatable_choice_of_that_many_which_keeps_the_shares(
+    labels: np.ndarray, most: int, seed: int
+) -> None:
+    chosen = limited(labels, most, seed)
+    assert len(chosen) == (min(most, len(labels)) if most else len(labels))
+    assert np.all(np.diff(chosen) > 0)
+    assert chosen.tolist() == limited(labels, most, seed).tolist()
+    exact = np.bincount(labels, minlength=4) * len(chosen) / len(labels)
+    assert np.all(np.abs(np.bincount(labels[chosen], minlength=4) - exact) < 1)
+
+
+def test_limited_chooses_by_the_seed() -> None:
+    assert limited(BRAIN_MRI, 100, 0).tolist() != limited(BRAIN_MRI, 100, 1).tolist()
 
 
 def test_divide_quantity_skews_sizes_and_keeps_the_share_of_classes() -> None:

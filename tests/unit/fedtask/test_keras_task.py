@@ -47,6 +47,12 @@ def test_example_of_the_document_learns_in_a_federation_of_two(spots, tmp_path):
     assert differing(averaged, spots.initial_weights(0, str(h5_file))) == []
 
 
+def test_example_of_the_document_with_a_limit_trains_on_so_many(spots):
+    summary = spots.open_site(SiteOptions(None, max_examples=40))
+    tuned = spots.fine_tune(spots.initial_weights(0, None), spots.default_plan(), ignore)
+    assert (summary.num_examples, sum(summary.counts["train"].values()), tuned.num_examples) == (40, 40, 40)
+
+
 def test_example_of_the_document_has_the_same_schema_however_often_it_is_made(spots):
     names = [spec.name for spec in spots.schema()]
     assert names == [f"sequential/{name}" for name in ("conv2d/kernel", "conv2d/bias", "dense/kernel", "dense/bias")]

@@ -31,6 +31,15 @@ def digest(weights) -> str:
     return hashlib.sha256(b"".join(np.ascontiguousarray(values).tobytes() for values in weights.values())).hexdigest()
 
 
+def test_fine_tune_with_a_limit_uses_so_many_examples_the_same_ones_each_time():
+    base = opened().initial_weights(0, None)
+    tuned = [
+        task.fine_tune(base, task.default_plan(), ignore) for task in (opened(max_examples=50), opened(max_examples=50))
+    ]
+    assert [one.num_examples for one in tuned] == [50, 50]
+    assert digest(tuned[0].weights) == digest(tuned[1].weights)
+
+
 def test_fine_tune_of_the_default_on_generated_data_learns():
     task = opened()
     task.open_holdout(None, {})

@@ -39,6 +39,15 @@ def test_site_with_val_uses_it(make_site: MakeSite) -> None:
     assert site.train.load([0, 9]).shape == (2, 16, 16, 3)
 
 
+def test_site_with_a_limit_trains_on_the_same_share_of_each_class_every_time(make_site: MakeSite) -> None:
+    folder = make_site({"train/no": 4, "train/yes": 8, "val/no": 2, "val/yes": 1})
+    site = open_small(folder, max_examples=6)
+    assert (site.summary.num_examples, site.summary.counts["train"]) == (6, {"no": 2, "yes": 4})
+    assert site.summary.counts["val"] == {"no": 2, "yes": 1}
+    assert site.train.paths == open_small(folder, max_examples=6).train.paths
+    assert open_small(folder, max_examples=100).summary.num_examples == 12
+
+
 def test_site_without_val_splits_one_off_and_keeps_copies_together(make_site: MakeSite) -> None:
     folder = make_site({"train/no": 20, "train/yes": 40})
     for path in sorted((folder / "train" / "no").iterdir()):

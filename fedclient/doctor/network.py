@@ -1,0 +1,129 @@
+"""From the server's name to a connection that can be trusted, one step at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from datetime import UTC, datetime
+
+from fedclient.calls import plain_words
+from fedclient.doctor.scene import Scene
+from fedclient.exit_codes import Stop
+from fedstream import tls
+from fedstream.checkup.certificate import judge_clock, judge_name, judge_validity
+from fedstream.checkup.runner import Result, failed, ok, warning
+from fedstream.errors import ProtocolError, TransportError
+from fedstream.limits import PROTOCOL_VERSION
+
+_CONNECT_SECONDS = 10.0
+_PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
+_EXEMPTIONS = ("no_grpc_proxy", "no_proxy")
+"""What gRPC looks at, in its order."""
+_RENEWAL = "Ask the coordinator to renew it; sites then need the new join command"
+
+
+async def resolve(scene: Scene) -> Result:
+    """The server's name has an address."""
+    host, port = tls.split_address(scene.config.server)
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        advice = "Check the spelling of --server and this machine's DNS, or write the server's address as a number"
+        return failed(f"{host} has no address ({error})", advice)
+    return ok(f"{host} is {', '.join(dict.fromkeys(str(one[4][0]) for one in found))}")
+
+
+def proxy(scene: Scene) -> Result:
+    """No proxy comes in between: gRPC obeys the environment, the check of the certificate dials directly."""
+    host, _ = tls.split_address(scene.config.server)
+    name = next((name for name in _PROXY_VARIABLES if os.environ.get(name)), None)
+    if name is None:
+        return ok("none is set in the environment")
+    exempt = next((os.environ[name] for name in _EXEMPTIONS if os.environ.get(name)), "")
+    if any(entry and host.endswith(entry.strip().lstrip(".")) for entry in exempt.split(",")):
+        return ok(f"{name} is set, but not for {host}")
+    advice = f"If the server can be reached directly, add {host} to no_proxy; else see docs/operating.md on proxies"
+    return warning(f"{name} is set, and gRPC goes by it", advice)
+
+
+async def connect(scene: Scene) -> Result:
+    """Something listens at the port."""
+    host, port = tls.split_address(scene.config.server)
+    try:
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            _, writer = await asyncio.open_connection(host, port)
+        writer.close()
+    except TimeoutError:
+        advice = "A firewall on the way drops the packets: ask for outbound TCP to this address and port"
+        return failed(f"no answer from {scene.config.server} in {_CONNECT_SECONDS:.0f} s", advice)
+    except OSError as error:
+        advice = "Check the port, and with the coordinator whether the server runs and is reachable from outside"
+        return failed(f"{scene.config.server} cannot be reached ({_words(error)})", advice)
+    return ok(f"{scene.config.server} answers")
+
+
+def _words(error: OSError) -> str:
+    """`Connection refused`: asyncio writes its own words over those of the system."""
+    return os.strerror(error.errno) if error.errno else str(error)
+
+
+async def handshake(scene: Scene) -> Result:
+    """It speaks TLS, and HTTP/2 within; whether it is to be trusted is asked next."""
+    try:
+        shown = await asyncio.to_thread(tls.look_at, scene.config.server)
+    except OSError as error:
+        reason = getattr(error, "reason", None) or error
+        advice = "Check the port; a server without TLS wants --plaintext, and runs on this machine only"
+        return failed(f"{scene.config.server} does not speak TLS ({reason})", advice)
+    scene.certificate = shown.certificate
+    if shown.protocol != "h2":
+        advice = "A proxy on the way speaks an older HTTP: ask for an exception that lets TLS pass through"
+        return failed(f"{shown.version}, but without HTTP/2, which gRPC needs", advice)
+    return ok(f"{shown.version} with HTTP/2")
+
+
+async def trust(scene: Scene) -> Result:
+    """It is the server that was named: judged by the very connection that `fedclient run` would use."""
+    try:
+        await scene.connection.open()
+    except Stop as stop:
+        return failed(stop.message.rstrip("."), "Until that is cleared up, do not take part")
+    except TransportError as error:
+        return failed(plain_words(error), "Try again; if it stays, tell the coordinator")
+    assert scene.certificate is not None
+    return ok(f"the server is the one that was named, {tls.fingerprint(scene.certificate)}")
+
+
+def certificate_name(scene: Scene) -> Result:
+    """Its certificate carries the name that clients look for."""
+    assert scene.certificate is not None
+    return judge_name(scene.certificate)
+
+
+def certificate_dates(scene: Scene) -> Result:
+    """Its certificate has not ended, and does not end soon."""
+    assert scene.certificate is not None
+    return judge_validity(scene.certificate, datetime.now(UTC), _RENEWAL)
+
+
+def clock(scene: Scene) -> Result:
+    """What the certificate tells of this machine's clock."""
+    if scene.certificate is None:
+        return ok("without TLS there is nothing to compare with, and nothing that depends on it")
+    return judge_clock(scene.certificate, datetime.now(UTC))
+
+
+async def protocol(scene: Scene) -> Result:
+    """The server answers gRPC, and speaks the version of the protocol that this client speaks."""
+    try:
+        await scene.connection.open()
+        scene.federation = federation = await scene.connection.describe()
+    except (TransportError, ProtocolError) as error:
+        advice = "Try again; if it stays, check the port, and that no proxy on the way cuts HTTP/2"
+        return failed(plain_words(error), advice)
+    low, high = federation.protocol
+    if low <= PROTOCOL_VERSION <= high:
+        return ok(f"version {PROTOCOL_VERSION}; the server speaks {low} to {high}")
+    side = "this client" if high > PROTOCOL_VERSION else "the server"
+    return failed(f"version {PROTOCOL_VERSION} here, {low} to {high} there", f"Upgrade fedstream: {side} is the older")

@@ -1,0 +1,22 @@
+"""What the checks look at, and what earlier ones have found for later ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedclient.config import ClientConfig
+from fedclient.connection import Connection
+from fedclient.events import FederationOnOffer
+from fedtask.task import Task
+
+
+@dataclass(slots=True)
+class Scene:
+    """One site, before it takes part. What is `None` has not been found (yet)."""
+
+    config: ClientConfig
+    connection: Connection
+    certificate: bytes | None = None
+    """The server's, PEM, before it is known whether to trust it."""
+    federation: FederationOnOffer | None = None
+    task: Task | None = None

@@ -1,0 +1,100 @@
+"""What is on this machine: folders, images, memory. Nothing of it is told to anyone but the person who asks."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from fedclient.doctor.scene import Scene
+from fedclient.training import site_options
+from fedstream.checkup.machine import GIB, MIB, available_memory, judge_folder, judge_memory
+from fedstream.checkup.runner import Result, failed, ok, warning
+from fedtask.images.folders import list_folder
+from fedtask.task import SiteSummary, TaskError
+
+_LEAST_BYTES = 100 * MIB
+"""The small models of brain_mri with three copies under way; below it, the first round fails."""
+
+_COMFORTABLE_BYTES = 1 * GIB
+"""That, and what the frozen part of the network makes of some thousand images, kept from round to round."""
+
+_TRAINING_BYTES = 2 * GIB
+"""Tensorflow with MobileNetV2 in training takes 1 to 1.5 GiB, and decoded images up to 1 GiB."""
+
+
+def state_folder(scene: Scene) -> Result:
+    """What must survive a restart can be written, and no other client is at it."""
+    folder = scene.config.state_folder
+    found = judge_folder(folder, _LEAST_BYTES, _COMFORTABLE_BYTES)
+    if _is_in_use(folder):
+        advice = "If you want a second one, give it another --name and --state-dir"
+        return warning(f"a fedclient runs with {folder}", advice)
+    return found
+
+
+def _is_in_use(folder: Path) -> bool:
+    if not (folder / "lock").exists():
+        return False
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            return False
+    except (Timeout, OSError):
+        return True
+
+
+def out_folder(scene: Scene) -> Result:
+    """Models and plots can be written."""
+    return judge_folder(scene.config.out_folder, _LEAST_BYTES, _LEAST_BYTES)
+
+
+def memory(_scene: Scene) -> Result:
+    """There is memory for training."""
+    return judge_memory(_TRAINING_BYTES, "training", available_memory())
+
+
+def class_folders(scene: Scene) -> Result:
+    """Every class has its folder."""
+    assert scene.task is not None
+    folder = scene.config.data
+    if folder is None:
+        return ok("generated data has all classes")
+    if not folder.is_dir():
+        return failed(f"there is no folder {folder}", "Give the one that holds train/ as --data")
+    train = folder / "train"
+    if not any(entry.is_dir() for entry in (train.iterdir() if train.is_dir() else ())) and not scene.config.classes:
+        return ok("none: what is there is for the task to read")
+    try:
+        listing = list_folder(train, scene.task.meaning().class_names, scene.config.classes)
+    except TaskError as error:
+        return failed(str(error).rstrip("."), "Name the folders with --classes")
+    if listing.warnings:
+        return warning("; ".join(listing.warnings), "If images are missed, name their folders with --classes")
+    return ok(f"{len(listing.paths)} files in {train}")
+
+
+async def data(scene: Scene) -> Result:
+    """The folder's examples can be read; every file is looked at, and nothing is written."""
+    assert scene.task is not None
+    if scene.config.data is None:
+        return warning("generated examples, not patients", "To train on your own, name their folder with --data")
+    try:
+        summary = await asyncio.to_thread(scene.task.open_site, site_options(scene.config, cache_folder=None))
+    except TaskError as error:
+        return failed(str(error).rstrip("."), "Put examples there, or name another folder with --data")
+    found = _counts(summary)
+    if summary.skipped:
+        advice = f"They are left out. {'; '.join(summary.warnings)}"
+        return warning(found, advice)
+    return warning(found, "; ".join(summary.warnings)) if summary.warnings else ok(found)
+
+
+def _counts(summary: SiteSummary) -> str:
+    parts = [
+        f"{split} " + ", ".join(f"{count} {name}" for name, count in counts.items())
+        for split, counts in summary.counts.items()
+    ]
+    parts.append(f"{sum(summary.skipped.values())} unusable files")
+    reasons = [f"{count} {reason}" for reason, count in summary.skipped.items()]
+    return "; ".join(parts) + (f" ({', '.join(reasons)})" if reasons else "")

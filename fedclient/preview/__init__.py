@@ -1,0 +1,1 @@
+"""`fedclient preview`: what would leave this machine, shown before anything does."""

@@ -1,0 +1,106 @@
+"""Every request that a client makes beside the negotiation's stream, in one place.
+
+`fedclient preview` shows what leaves a site by making these, and those of `fedclient.codec`, as they are really made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fedclient.reporting import Reporting
+from fedstream import wire
+from fedstream.body import Chunk
+from fedstream.encodings import Encoded
+from fedstream.manifest import Digest, Manifest
+from fedstream.v1 import negotiation_pb2, transfer_pb2
+from fedstream.weights_file import FileSpan
+from fedtask.messages import LocalUpdate
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """What is to be sent: the update's manifest, where its tensors stand, and the facts of the fine-tune.
+
+    `encoded` has the tensors that travel in another encoding than raw.
+    """
+
+    upload_id: str
+    manifest: Manifest
+    spans: Mapping[str, FileSpan]
+    num_examples: int
+    metrics: Mapping[str, float | None]
+    epochs: int
+    training_seconds: float
+    encoded: Mapping[str, Encoded] = field(default_factory=dict)
+
+
+def parcel_of(
+    upload_id: str,
+    update: LocalUpdate,
+    manifest: Manifest,
+    spans: Mapping[str, FileSpan],
+    encoded: Mapping[str, Encoded],
+    reporting: Reporting,
+) -> Parcel:
+    """A finished fine-tune with those of its metrics that may leave."""
+    return Parcel(
+        upload_id=upload_id,
+        manifest=manifest,
+        spans=spans,
+        encoded=encoded,
+        num_examples=update.num_examples,
+        metrics=reporting.filtered(update.metrics),
+        epochs=update.epochs,
+        training_seconds=update.training_seconds,
+    )
+
+
+def describe_task() -> negotiation_pb2.DescribeTaskRequest:
+    """Asks what is learned."""
+    return negotiation_pb2.DescribeTaskRequest()
+
+
+def put_manifest(parcel: Parcel) -> Iterator[transfer_pb2.PutManifestRequest]:
+    """Says what an update is: its facts, then its tensors' names, shapes and digests."""
+    header = transfer_pb2.UpdateHeader(
+        upload_id=parcel.upload_id,
+        num_tensors=len(parcel.manifest),
+        model_digest=wire.write_digest(parcel.manifest.model_digest()),
+        num_examples=parcel.num_examples,
+        metrics=wire.write_metrics(parcel.metrics),
+        epochs=parcel.epochs,
+        training_seconds=parcel.training_seconds,
+    )
+    yield transfer_pb2.PutManifestRequest(header=header)
+    for part in wire.manifest_parts(parcel.manifest, parcel.encoded):
+        yield transfer_pb2.PutManifestRequest(part=part)
+
+
+def write_chunk(upload_id: str, chunk: Chunk) -> transfer_pb2.WriteChunksRequest:
+    """Sends a slice of the values."""
+    return transfer_pb2.WriteChunksRequest(upload_id=upload_id, chunk=wire.write_chunk(chunk))
+
+
+def get_upload_status(upload_id: str) -> transfer_pb2.GetUploadStatusRequest:
+    """Asks how much is there."""
+    return transfer_pb2.GetUploadStatusRequest(upload_id=upload_id)
+
+
+def finish_upload(upload_id: str) -> transfer_pb2.FinishUploadRequest:
+    """Says that all is sent."""
+    return transfer_pb2.FinishUploadRequest(upload_id=upload_id)
+
+
+def get_manifest(model: Digest) -> transfer_pb2.GetManifestRequest:
+    """Asks for the tensors' names of a global model."""
+    return transfer_pb2.GetManifestRequest(model_sha256=model.sha256)
+
+
+def read_chunks(
+    model: Digest, tensors: Sequence[int], offset: int, max_chunk_bytes: int
+) -> transfer_pb2.ReadChunksRequest:
+    """Asks for the values of a global model that are not here yet."""
+    return transfer_pb2.ReadChunksRequest(
+        model_sha256=model.sha256, tensors=tensors, read_offset=offset, max_chunk_bytes=max_chunk_bytes
+    )

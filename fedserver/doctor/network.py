@@ -1,0 +1,82 @@
+"""The port that sites dial, and the names under which they find it."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+import grpc
+
+from fedserver.commands.admin import is_running
+from fedserver.config import ServerConfig
+from fedserver.store.state import read_contact
+from fedstream import tls
+from fedstream.checkup.runner import Result, failed, ok, warning
+from fedstream.errors import FedstreamError
+from fedstream.v1 import negotiation_pb2, negotiation_pb2_grpc
+
+_ASK_SECONDS = 5.0
+_ANYWHERE = ("0.0.0.0", "::")  # noqa: S104 - compared, not listened on
+
+
+def port(config: ServerConfig) -> Result:
+    """The port is free, or this state directory's own server has it."""
+    host, number = tls.split_address(config.listen)
+    try:
+        with socket.create_server((host, number), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            return ok(f"{config.listen} is free")
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            advice = "Give an address of this machine as --listen, and a port above 1023 unless you are root"
+            return failed(f"{config.listen} cannot be listened on ({error.strerror or error})", advice)
+    contact = read_contact(config.state)
+    if is_running(config.state) and str(contact.get("address", "")).endswith(f":{number}"):
+        return ok(f"{config.listen} is held by the server of {config.state} (pid {contact.get('pid')}), which runs")
+    advice = "Stop that program, or give another port with --listen"
+    return failed(f"{config.listen} is held by {_holder(host, number, config)}", advice)
+
+
+def _holder(host: str, number: int, config: ServerConfig) -> str:
+    """Who has the port, as far as it says so itself."""
+    near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not listened on
+    address = f"[{near}]:{number}" if ":" in near else f"{near}:{number}"
+    try:
+        name = _ask_name(address, config)
+    except (grpc.RpcError, FedstreamError, OSError):
+        return "a program that is no fedserver, or does not say so"
+    return f"another fedserver, of the federation {name!r}"
+
+
+def _ask_name(address: str, config: ServerConfig) -> str:
+    """The federation's name. Whoever has the port is shown nothing, so that it need not be trusted to be asked."""
+    if config.plaintext:
+        channel = grpc.insecure_channel(address)
+    else:
+        certificate = tls.look_at(address).certificate
+        channel = grpc.secure_channel(address, tls.channel_credentials(certificate), options=tls.CHANNEL_OPTIONS)
+    with channel:
+        stub = negotiation_pb2_grpc.NegotiationServiceStub(channel)
+        return stub.DescribeTask(negotiation_pb2.DescribeTaskRequest(), timeout=_ASK_SECONDS).federation_name
+
+
+def names(config: ServerConfig) -> Result:
+    """The names that are given to sites have an address."""
+    host, _ = tls.split_address(config.listen)
+    if tls.is_loopback(host):
+        return warning(f"{config.listen} is for this machine only", "For sites elsewhere, add --listen 0.0.0.0:8443")
+    if not config.advertise:
+        if host not in _ANYWHERE:
+            return ok(f"sites are told {host}")
+        advice = "Add --advertise with the name under which sites reach this machine"
+        return warning("no name is advertised: sites are told an address of this machine", advice)
+    lost = [name for name in config.advertise if not _resolves(name)]
+    if lost:
+        return failed(f"{', '.join(lost)} has no address", "Enter it in DNS, or check the spelling of --advertise")
+    return ok(f"sites are told {config.advertise[0]}; {len(config.advertise)} of {len(config.advertise)} names resolve")
+
+
+def _resolves(name: str) -> bool:
+    try:
+        return bool(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM))
+    except (OSError, UnicodeError):
+        return False

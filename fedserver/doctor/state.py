@@ -1,0 +1,76 @@
+"""The state directory, its database and its certificate. Nothing is written."""
+
+from __future__ import annotations
+
+import stat
+from contextlib import closing
+from datetime import UTC, datetime
+
+from fedserver.commands.admin import is_running
+from fedserver.config import ServerConfig
+from fedserver.store import StateError, StateReader
+from fedserver.store.database import MIGRATIONS
+from fedserver.store.state import CERTIFICATE, KEY, is_changed, is_state_directory, read_contact
+from fedstream.checkup.certificate import judge_validity
+from fedstream.checkup.machine import judge_folder
+from fedstream.checkup.runner import Result, failed, ok, warning
+from fedstream.tls import fingerprint
+
+_RENEWAL = f"Stop the server, remove {KEY} and {CERTIFICATE}, start it, and give every site the new join command"
+
+
+def lock(config: ServerConfig) -> Result:
+    """Whether a server is at it."""
+    if not config.state.exists():
+        return ok(f"{config.state} is not there yet; the server makes it")
+    if is_running(config.state):
+        contact = read_contact(config.state)
+        return ok(f"a server runs on {config.state} (pid {contact.get('pid')}, at {contact.get('address')})")
+    return ok(f"no server runs on {config.state}")
+
+
+def disk(config: ServerConfig) -> Result:
+    """It can be written, and there is the space below which no round is offered."""
+    return judge_folder(config.state, config.min_free_bytes, 2 * config.min_free_bytes)
+
+
+def out_folder(config: ServerConfig) -> Result:
+    """Report and models can be written."""
+    return judge_folder(config.out, config.min_free_bytes // 4, config.min_free_bytes // 4)
+
+
+def database(config: ServerConfig) -> Result:
+    """The database opens, has all its rows, and is of this program's version."""
+    if not is_state_directory(config.state):
+        return ok("none yet; the federation begins with the first start")
+    try:
+        with closing(StateReader(config.state)) as reader:
+            rounds = reader.database.query("SELECT count(*) FROM rounds")[0][0]
+            interrupted = reader.database.interrupted
+    except StateError as error:
+        return failed(str(error), "`fedserver verify` says what else is damaged")
+    if interrupted:
+        return warning(interrupted, "The next start takes up what came before; `fedserver verify` checks the rest")
+    return ok(f"opens, version {len(MIGRATIONS)}, {rounds} rounds")
+
+
+def certificate(config: ServerConfig) -> Result:
+    """The certificate has not ended, is what it was, and only its owner can read the key."""
+    path, key = config.state / CERTIFICATE, config.state / KEY
+    if not path.exists():
+        return ok("none yet; made at the first start")
+    if not key.exists():
+        return failed(f"{key} is gone", f"Restore a backup. Without one: {_RENEWAL[0].lower()}{_RENEWAL[1:]}")
+    mode = stat.S_IMODE(key.stat().st_mode)
+    if mode & 0o077:
+        return warning(f"{key} can be read by others (mode {mode:o})", f"Run: chmod 600 {key}")
+    if is_state_directory(config.state) and _changed(config):
+        return failed(f"{path} or its key is not what it was", "Restore a backup: sites know this server by it")
+    contents = path.read_bytes()
+    result = judge_validity(contents, datetime.now(UTC), _RENEWAL)
+    return Result(result.verdict, f"{result.found}, {fingerprint(contents)}", result.advice)
+
+
+def _changed(config: ServerConfig) -> bool:
+    with closing(StateReader(config.state)) as reader:
+        return any(is_changed(config.state / name, reader.database) for name in (KEY, CERTIFICATE))
