@@ -27,8 +27,8 @@ from fedstream.weights_file import file_parts
 from fedtask.messages import TaskDescription
 from tests.support.bench import Bench
 from tests.support.clocks import SetClock
-from tests.wire import sessions
-from tests.wire.sessions import Step
+from tests.wire import steps as happening
+from tests.wire.steps import Step
 
 PATIENCE_SECONDS = 20.0
 SCHEMA = ModelSchema(
@@ -161,16 +161,16 @@ class Player:
 
     async def _happens(self, what: str) -> None:
         federation, stream = self._bench.federation, self._open_stream()
-        if what == sessions.OPENS:
+        if what == happening.OPENS:
             self._at_work.append(await self._bench.open_round())
-        elif what == sessions.FEDERATION_ENDS:
+        elif what == happening.FEDERATION_ENDS:
             farewell = lifecycle.say_farewell(federation, "all 1 rounds done")
             self._at_work.append(asyncio.create_task(farewell))
-        elif what == sessions.STOPPED:
+        elif what == happening.STOPPED:
             federation.stop(finish_round=False)
-        elif what in (sessions.CLOSES_SIDE, sessions.CUT):
+        elif what in (happening.CLOSES_SIDE, happening.CUT):
             stream.said.put_nowait(None)
-        if what in (sessions.ENDS_OK, sessions.CUT):
+        if what in (happening.ENDS_OK, happening.CUT):
             await stream.end()
             self._stream = None
 

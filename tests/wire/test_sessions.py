@@ -12,7 +12,8 @@ from fedclient import codec
 from fedstream.v1 import negotiation_pb2
 from tests.wire import text
 from tests.wire.replay import parsed, replay
-from tests.wire.sessions import SESSIONS, Step
+from tests.wire.sessions import SESSIONS
+from tests.wire.steps import Step
 
 pytestmark = pytest.mark.numpy_task
 
