@@ -9,12 +9,22 @@ import typer
 
 from fedclient.exit_codes import ExitCode, Stop
 
-Server = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Address of the server.")]
+Server = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Address of the server. [as joined]")]
+Identity = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="What `fedclient join` made. [~/.local/state/fedstream/identity]")
+]
+Certificate = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="PEM of a certificate of your own authority, instead of joining.")
+]
+Key = Annotated[Path | None, typer.Option(metavar="FILE", help="PEM of its private key.")]
+ServerCa = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="PEM of the authority that signed the server's certificate.")
+]
 Fingerprint = Annotated[
-    str | None, typer.Option(metavar="SHA256:HEX", help="The server's fingerprint, from its join command.")
+    str | None, typer.Option(metavar="SHA256:HEX", help="Only for a server with --open-enrolment: its fingerprint.")
 ]
 Plaintext = Annotated[bool | None, typer.Option("--plaintext", help="No TLS; only for a server on this machine.")]
-Name = Annotated[str | None, typer.Option(help="This site's name. [host name]")]
+Name = Annotated[str | None, typer.Option(help="This site's name. [as joined, or as its certificate says]")]
 Data = Annotated[
     str | None, typer.Option(metavar="DIR", help="Folder with train/CLASS/; `phantom` for generated data.")
 ]
@@ -30,6 +40,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 def doctor(
     server: Server = None,
+    identity: Identity = None,
+    certificate: Certificate = None,
+    key: Key = None,
+    server_ca: ServerCa = None,
     fingerprint: Fingerprint = None,
     plaintext: Plaintext = None,
     name: Name = None,
@@ -49,7 +63,7 @@ def doctor(
     Takes the options of `fedclient run`. The exit status is 0 if nothing failed, and else the one with which `fedclient
     run` would end. The server is asked what it learns, and is told nothing.
 
-    Example: fedclient doctor --server fl.example.org:8443 --fingerprint sha256:4f0c... --data scans/
+    Example: fedclient doctor --data scans/
     """
     flags = _settings(locals())
     from fedclient.config import load_config
@@ -65,6 +79,10 @@ def doctor(
 
 def preview(
     server: Server = None,
+    identity: Identity = None,
+    certificate: Certificate = None,
+    key: Key = None,
+    server_ca: ServerCa = None,
     fingerprint: Fingerprint = None,
     plaintext: Plaintext = None,
     name: Name = None,

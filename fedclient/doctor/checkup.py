@@ -45,7 +45,8 @@ _REACHED = (
 )
 _SECURED = (
     Check("TLS", network.handshake, ExitCode.UNREACHABLE, ("TCP connection",)),
-    Check("trust", network.trust, ExitCode.UNTRUSTED, ("TLS",)),
+    Check("site certificate", network.site_certificate, ExitCode.UNTRUSTED),
+    Check("trust", network.trust, ExitCode.UNTRUSTED, ("TLS", "site certificate")),
     Check("certificate name", network.certificate_name, ExitCode.UNTRUSTED, ("TLS",)),
     Check("certificate dates", network.certificate_dates, ExitCode.UNTRUSTED, ("TLS",)),
 )

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from fedclient.calls import plain_words
 from fedclient.doctor.scene import Scene
 from fedclient.exit_codes import Stop
+from fedclient.trust import Certified, trust_of
 from fedstream import tls
 from fedstream.checkup.certificate import judge_clock, judge_name, judge_validity
 from fedstream.checkup.runner import Result, failed, ok, warning
@@ -20,7 +21,8 @@ _CONNECT_SECONDS = 10.0
 _PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
 _EXEMPTIONS = ("no_grpc_proxy", "no_proxy")
 """What gRPC looks at, in its order."""
-_RENEWAL = "Ask the coordinator to renew it; sites then need the new join command"
+_RENEWAL = "Ask the coordinator to restart the server: it makes the next one by itself"
+_RENEWS_ITSELF = "Run `fedclient run`: it renews the certificate as soon as it reaches the server"
 
 
 async def resolve(scene: Scene) -> Result:
@@ -81,6 +83,21 @@ async def handshake(scene: Scene) -> Result:
         advice = "A proxy on the way speaks an older HTTP: ask for an exception that lets TLS pass through"
         return failed(f"{shown.version}, but without HTTP/2, which gRPC needs", advice)
     return ok(f"{shown.version} with HTTP/2")
+
+
+def site_certificate(scene: Scene) -> Result:
+    """What this site shows of itself belongs together, and has not ended."""
+    trust = trust_of(scene.config)
+    if not isinstance(trust, Certified):
+        return ok("none is shown: this federation takes a site at its word")
+    try:
+        shown = trust.read()
+    except Stop as stop:
+        return failed(stop.message, "Give the right --identity, or ask for a new invitation and run `fedclient join`")
+    now = datetime.now(UTC)
+    advice = _RENEWS_ITSELF if shown.facts.expires > now else "Ask for a new invitation, and run `fedclient join`"
+    judged = judge_validity(shown.identity.certificate, now, advice)
+    return Result(judged.verdict, f"{shown.facts.name}: {judged.found}", judged.advice)
 
 
 async def trust(scene: Scene) -> Result:

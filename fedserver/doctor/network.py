@@ -11,8 +11,8 @@ from fedserver.commands.admin import is_running
 from fedserver.config import ServerConfig
 from fedserver.store.state import read_contact
 from fedstream import tls
+from fedstream.checkup.certificate import names as names_in
 from fedstream.checkup.runner import Result, failed, ok, warning
-from fedstream.errors import FedstreamError
 from fedstream.v1 import negotiation_pb2, negotiation_pb2_grpc
 
 _ASK_SECONDS = 5.0
@@ -41,20 +41,19 @@ def _holder(host: str, number: int, config: ServerConfig) -> str:
     near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not listened on
     address = f"[{near}]:{number}" if ":" in near else f"{near}:{number}"
     try:
-        name = _ask_name(address, config)
-    except (grpc.RpcError, FedstreamError, OSError):
-        return "a program that is no fedserver, or does not say so"
-    return f"another fedserver, of the federation {name!r}"
-
-
-def _ask_name(address: str, config: ServerConfig) -> str:
-    """The federation's name. Whoever has the port is shown nothing, so that it need not be trusted to be asked."""
-    if config.plaintext:
-        channel = grpc.insecure_channel(address)
-    else:
+        if config.plaintext:
+            return f"another fedserver, of the federation {_ask_name(address)!r}"
         certificate = tls.look_at(address).certificate
-        channel = grpc.secure_channel(address, tls.channel_credentials(certificate), options=tls.CHANNEL_OPTIONS)
-    with channel:
+    except (grpc.RpcError, OSError):
+        certificate = b""
+    if certificate and tls.SERVER_NAME in names_in(certificate):
+        return f"another fedserver, with the certificate {tls.fingerprint(certificate)}"
+    return "a program that is no fedserver, or does not say so"
+
+
+def _ask_name(address: str) -> str:
+    """The federation's name. A server with TLS tells it to members only."""
+    with grpc.insecure_channel(address) as channel:
         stub = negotiation_pb2_grpc.NegotiationServiceStub(channel)
         return stub.DescribeTask(negotiation_pb2.DescribeTaskRequest(), timeout=_ASK_SECONDS).federation_name
 

@@ -16,7 +16,7 @@ from fedstream.checkup.machine import judge_folder
 from fedstream.checkup.runner import Result, failed, ok, warning
 from fedstream.tls import fingerprint
 
-_RENEWAL = f"Stop the server, remove {KEY} and {CERTIFICATE}, start it, and give every site the new join command"
+_RENEWAL = "Restart the server: it makes the next one by itself, and sites do not notice"
 
 
 def lock(config: ServerConfig) -> Result:
@@ -60,7 +60,7 @@ def certificate(config: ServerConfig) -> Result:
     if not path.exists():
         return ok("none yet; made at the first start")
     if not key.exists():
-        return failed(f"{key} is gone", f"Restore a backup. Without one: {_RENEWAL[0].lower()}{_RENEWAL[1:]}")
+        return failed(f"{key} is gone", "Restore a backup")
     mode = stat.S_IMODE(key.stat().st_mode)
     if mode & 0o077:
         return warning(f"{key} can be read by others (mode {mode:o})", f"Run: chmod 600 {key}")

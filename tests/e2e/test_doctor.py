@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from fedstream.certificates import make_key
 from fedstream.limits import PROTOCOL_VERSION
+from tests.support.joining import joined
 from tests.support.processes import RunningServer, Said, Stage
 
 pytestmark = pytest.mark.e2e
@@ -68,7 +70,7 @@ def talking(answer: bytes) -> Iterator[str]:
 
 
 def test_client_doctor_of_a_healthy_site_fails_nothing_and_joins_nothing(scene: Stage) -> None:
-    server = scene.server("--min-clients", "2")
+    server = scene.server("--min-clients", "2", open_enrolment=True)
     server.until("the model to be there", lambda look: "for" in look.state.reason)
     said = doctor(scene, *trusting(server), "--model")
 
@@ -87,6 +89,26 @@ def test_client_doctor_of_a_healthy_site_fails_nothing_and_joins_nothing(scene: 
     assert not (scene.folder / "out").exists()
 
 
+async def test_client_doctor_of_a_site_that_joined_needs_to_be_told_nothing_else(scene: Stage) -> None:
+    server = scene.server("--min-clients", "2")
+    assert server.listening.enrolment_address is not None
+    folder = await joined(server.listening.admin_address, server.listening.enrolment_address, "site-a")
+    identity = ["--identity", str(folder.folder)]
+    said = doctor(scene, *identity)
+    (folder.folder / "site.key").write_bytes(make_key())
+    foreign = doctor(scene, *identity)
+
+    assert (said.status, said.err) == (0, ""), said.out
+    assert by_name(said)["site certificate"]["found"].startswith("site-a: valid until ")
+    assert verdicts(said)["protocol"] == "ok"
+    assert (foreign.status, verdicts(foreign)["site certificate"], verdicts(foreign)["trust"]) == (
+        6,
+        "failed",
+        "skipped",
+    )
+    assert "is not the certificate of the key" in by_name(foreign)["site certificate"]["found"]
+
+
 def test_client_doctor_of_another_server_than_was_named_fails_and_asks_it_nothing(scene: Stage) -> None:
     server = scene.server()
     said = doctor(scene, "--server", server.listening.address, "--fingerprint", FINGERPRINT)
@@ -96,6 +118,7 @@ def test_client_doctor_of_another_server_than_was_named_fails_and_asks_it_nothin
         "name resolution": "ok",
         "TCP connection": "ok",
         "TLS": "ok",
+        "site certificate": "ok",
         "trust": "failed",
         "certificate name": "ok",
         "certificate dates": "ok",
@@ -134,7 +157,7 @@ def test_client_doctor_in_plaintext_has_no_checks_of_tls(scene: Stage) -> None:
 
 def test_client_doctor_counts_the_images_and_the_files_that_cannot_be_used(scene: Stage) -> None:
     settings = [word for key, value in SMALL.items() for word in ("--task-set", f"{key}={value}")]
-    server = scene.server("--backbone-weights", "random", *settings, task="brain_mri")
+    server = scene.server("--backbone-weights", "random", *settings, task="brain_mri", open_enrolment=True)
     scans = scene.folder / "scans"
     write_scans(scans / "train" / "healthy", 3)
     write_scans(scans / "train" / "yes", 4)
@@ -158,7 +181,8 @@ def write_scans(folder: Path, count: int) -> None:
 
 
 def test_client_doctor_of_a_task_that_only_the_server_names_says_how_to_allow_it(scene: Stage) -> None:
-    server = scene.server(task="tests.support.tasks:Shapes", python_path=Path(__file__).resolve().parents[2])
+    checkout = Path(__file__).resolve().parents[2]
+    server = scene.server(task="tests.support.tasks:Shapes", python_path=checkout, open_enrolment=True)
     said = doctor(scene, *trusting(server))
 
     assert (said.status, verdicts(said)["task"]) == (4, "failed")
@@ -193,7 +217,8 @@ def test_server_doctor_beside_its_server_and_beside_another_names_who_has_the_po
     assert by_name(own)["port"]["found"].endswith(f"(pid {server.process.pid}), which runs")
     assert str(server.listening.fingerprint) in by_name(own)["certificate"]["found"]
     assert by_name(own)["database"]["found"].startswith("opens, version ")
-    assert "another fedserver, of the federation 'trial'" in by_name(other)["port"]["found"]
+    mark = f"another fedserver, with the certificate {server.listening.fingerprint}"
+    assert mark in by_name(other)["port"]["found"]
     assert "a program that is no fedserver" in by_name(stranger)["port"]["found"]
 
 

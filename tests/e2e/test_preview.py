@@ -23,7 +23,7 @@ def hello(said: Said) -> dict[str, Any]:
 
 
 def test_preview_asks_the_server_what_is_learned_and_joins_nothing(scene: Stage) -> None:
-    server = scene.server("--name", "trial", tensors=3)
+    server = scene.server("--name", "trial", open_enrolment=True, tensors=3)
     trust = ["--server", server.listening.address, "--fingerprint", str(server.listening.fingerprint)]
     online, text = preview(scene, *trust, "--json"), preview(scene, *trust)
     offline = preview(scene, "--task", "linear", "--task-set", "tensors=3", "--json")
