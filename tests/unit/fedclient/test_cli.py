@@ -63,7 +63,7 @@ def test_help_lists_the_commands() -> None:
     lines = call("--help").stdout.splitlines()
     commands = lines[lines.index("Commands:") + 1 :]
 
-    assert [line.split()[0] for line in commands if re.match(r"  \S", line)] == ["run", "predict"]
+    assert [line.split()[0] for line in commands if re.match(r"  \S", line)] == ["run", "predict", "features"]
 
 
 def test_help_is_quick_because_nothing_heavy_is_loaded() -> None:
