@@ -42,3 +42,14 @@ def write_site(folder: Path, seed: int, num_train: int = 60, distance: float = 1
     path = folder / f"site_{seed}.features"
     write_features(site_features(seed, num_train, distance=distance), path)
     return path
+
+
+def write_wide_site(folder: Path, width: int, settings: dict[str, str]) -> Path:
+    """`folder/wide.features`: three examples of so many features that an update takes a while to travel."""
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((3, width)).astype(np.float32), np.array([0, 1, 1])
+    meaning = read_head_settings(settings).meaning().canonical_bytes()
+    path = folder / "wide.features"
+    every = Labelled(x, y)
+    write_features(Features(every, every.take(y > 1), meaning), path)
+    return path

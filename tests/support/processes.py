@@ -183,10 +183,14 @@ class Stage:
 
     def start(self, log: str, command: Sequence[str], python_path: Path | None = None) -> Running:
         """Start a program of this project; `python_path` is where it finds tasks that are not installed."""
+        return self.launch(log, [sys.executable, "-m", *command], python_path)
+
+    def launch(self, log: str, words: Sequence[str], python_path: Path | None = None) -> Running:
+        """Start any program."""
         path = self.folder / f"{log}.log"
         with path.open("ab") as stream:
             process = subprocess.Popen(
-                [sys.executable, "-m", *command],
+                words,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
