@@ -19,13 +19,13 @@ from fedserver.store.ledger import Entry, ledger
 from fedserver.store.reading import StateReader
 from fedserver.store.uploads import finished_uploads
 from fedstream.plan import Plan
-from fedstream.v1 import negotiation_pb2
+from fedstream.v1 import admin_pb2, negotiation_pb2
 from fedtask.brain_mri_head.task import BrainMriHead
 from fedtask.task import SiteOptions, Weights
 from tests.support.brain_mri import ignore
 from tests.support.features import SETTINGS, write_site, write_wide_site
 from tests.support.node import FOLDER, SLOW_TASK, missing, node_client
-from tests.support.processes import Look, Running, RunningServer, Said, Stage, soon, stage
+from tests.support.processes import Look, Running, RunningServer, Said, Stage, soon, stage, until
 from tests.support.proxy import proxied
 
 _MISSING = missing()
@@ -42,7 +42,7 @@ ROUNDS = 3
 MIB = 1 << 20
 WIDTH = 3 << 19
 """Features of which a kernel takes 6 MiB: more than the window of an upload."""
-WIDE = {"backbone": "none", "features": str(WIDTH), "epochs": "2", "patience": "0"}
+WIDE = {"backbone": "none", "features": str(WIDTH), "epochs": "1", "patience": "0"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +218,7 @@ async def test_server_killed_in_the_middle_of_an_upload_gets_the_rest_of_it(scen
         client = node_client(scene, "alpha", near, data)
         await soon("the cut", lambda: proxy.cuts == 1)
         proxy.refusing = True
+        await asyncio.to_thread(first.until, "bytes on its disk", lambda look: look.parts["alpha"].committed_size > 0)
         first.process.kill()
         await first.ended()
         second = await asyncio.to_thread(scene.server, *options, listen=first.listening.address, task=TASK, **WIDE)
@@ -248,7 +249,28 @@ async def test_node_client_killed_in_its_upload_does_not_train_again(scene: Stag
     assert second.said("sending the update")[-1]["committed"] > 0
 
 
+async def test_node_client_drops_what_the_server_cancels(scene: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLOW_HEAD_SECONDS", "60")
+    server = scene.server("--min-clients", "1", task=TASK, **SETTINGS)
+    client = node_client(scene, "alpha", server.listening, write_site(scene.folder, seed=1), "--task", str(SLOW_TASK))
+    server.until("training", is_training)
+    with server.administration() as stub:
+        stub.Stop(admin_pb2.StopRequest(finish_round=False))
+    assert (client.wait(30), server.wait(30)) == (0, 0), client.text
+    assert len(client.said("the server does not want this round's update")) == 1
+    assert (client.said("trained"), client.said("trying again")) == ([], [])
+
+
 # --- How it ends otherwise ---
+
+
+def test_two_node_clients_of_one_name_are_told_apart(scene: Stage) -> None:
+    server = scene.server("--min-clients", "2", task=TASK, **SETTINGS)
+    data = write_site(scene.folder, seed=1)
+    twins = [node_client(scene, "alpha", server.listening, data) for _ in range(2)]
+    replaced = until("one to give up", lambda: [one for one in twins if one.process.poll() is not None])
+    assert [one.process.returncode for one in replaced] == [ExitCode.REPLACED]
+    assert "another client called alpha took over" in replaced[0].text
 
 
 def test_node_client_with_features_that_mean_something_else_is_declined_with_both_meanings(scene: Stage) -> None:

@@ -24,6 +24,7 @@ export async function untilDone(once, { howFar, patience, doing, log, signal }) 
     try {
       return await once();
     } catch (error) {
+      signal?.throwIfAborted(); // a call that was cut because nobody wants it any more is no trouble
       if (!(error instanceof Trouble) && !isRefusal(error, 'LIMIT_EXCEEDED')) throw error;
       if (howFar() > mark) [mark, tries, since] = [howFar(), 0, Date.now()];
       const { giveUpAfterSeconds: most } = patience;

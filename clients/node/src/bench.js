@@ -69,7 +69,7 @@ export class Bench {
     const { job } = this;
     if (job === this.#counted || !['delivered', 'failed'].includes(job?.state)) return;
     this.#counted = job;
-    this.#failures = job.state === 'failed' ? this.#failures + 1 : 0;
+    this.#failures = job.failedHere ? this.#failures + 1 : 0;
     if (this.#failures < MOST_FAILURES) return;
     throw new Stop(EXIT.TRAINING_FAILED, `the work failed ${MOST_FAILURES} times in a row; the log says why`);
   }

@@ -28,6 +28,7 @@ export class Client {
   #sessions = 0;
   #supersededAt = -Infinity;
   #saved = null;
+  #settings = null;
 
   /**
    * @param {object} config as `main.js` reads it
@@ -96,13 +97,18 @@ export class Client {
 
   /** Open data and stores, once; a server never names the code that is run. */
   async #prepare(task) {
-    if (this.#site !== null) return;
+    // Sorted, since a map comes in any order.
+    const settings = JSON.stringify(Object.entries(task.task_settings).sort());
+    const before = this.#settings;
+    if (before === settings) return;
+    if (before !== null) throw new Stop(EXIT.DECLINED, 'the server has other settings now: start this client again');
     if (task.task_name !== this.trainer.taskName) {
       throw new Stop(EXIT.DECLINED, `this federation learns ${task.task_name}, and this client ${this.trainer.taskName}`);
     }
     const training = await this.trainer.open(task.task_settings, this.#config.data);
     const store = new Store(this.#config.stateDir);
     await store.open();
+    this.#settings = settings;
     this.#site = {
       connection: this.#connection,
       store,

@@ -55,36 +55,39 @@ export class Connection {
     return new Stream(this.#negotiation.Negotiate());
   }
 
-  /** @param {object[]} messages the header, then the parts */
-  putManifest(messages) {
+  // Transfers take a signal: when an offer is cancelled, what is under way for it ends at once.
+
+  /** @param {object[]} messages the header, then the parts @param {AbortSignal} [signal] */
+  putManifest(messages, signal) {
     return answer((done) => {
       const call = this.#transfer.PutManifest(within(LONG_MS), done);
       messages.forEach((message) => call.write(message));
       call.end();
-    });
+      return call;
+    }, signal);
   }
 
-  /** @returns {Stream} */
-  writeChunks() {
-    return new Stream(this.#transfer.WriteChunks());
+  /** @param {AbortSignal} [signal] @returns {Stream} */
+  writeChunks(signal) {
+    return new Stream(this.#transfer.WriteChunks(), signal);
   }
 
-  uploadStatus(uploadId) {
-    return answer((done) => this.#transfer.GetUploadStatus({ upload_id: uploadId }, within(QUICK_MS), done));
+  uploadStatus(uploadId, signal) {
+    return answer((done) => this.#transfer.GetUploadStatus({ upload_id: uploadId }, within(QUICK_MS), done), signal);
   }
 
-  finishUpload(uploadId) {
-    return answer((done) => this.#transfer.FinishUpload({ upload_id: uploadId }, within(LONG_MS), done));
+  finishUpload(uploadId, signal) {
+    return answer((done) => this.#transfer.FinishUpload({ upload_id: uploadId }, within(LONG_MS), done), signal);
   }
 
-  /** @returns {Stream} */
-  getManifest(modelSha256) {
-    return new Stream(this.#transfer.GetManifest({ model_sha256: modelSha256 }, within(LONG_MS)));
+  /** @param {Buffer} modelSha256 @param {AbortSignal} [signal] @returns {Stream} */
+  getManifest(modelSha256, signal) {
+    return new Stream(this.#transfer.GetManifest({ model_sha256: modelSha256 }, within(LONG_MS)), signal);
   }
 
-  /** @returns {Stream} */
-  readChunks(request) {
-    return new Stream(this.#transfer.ReadChunks(request));
+  /** @param {object} request @param {AbortSignal} [signal] @returns {Stream} */
+  readChunks(request, signal) {
+    return new Stream(this.#transfer.ReadChunks(request), signal);
   }
 }
 
@@ -92,8 +95,13 @@ function within(milliseconds) {
   return { deadline: new Date(Date.now() + milliseconds) };
 }
 
-function answer(call) {
+function answer(begin, signal) {
   return new Promise((resolve, reject) => {
-    call((error, response) => (error ? reject(fromServiceError(error)) : resolve(response)));
+    const abort = () => call.cancel();
+    const call = begin((error, response) => {
+      signal?.removeEventListener('abort', abort);
+      if (error) reject(fromServiceError(error)); else resolve(response);
+    });
+    signal?.addEventListener('abort', abort, { once: true });
   });
 }

@@ -22,7 +22,7 @@ export async function fetchModel(site, digest, maxChunkBytes, { signal, onBytes 
   let [received, repairs] = [0, 0];
   const options = { howFar: () => received, patience, doing: 'downloading a model', log, signal };
   return untilDone(async () => {
-    const entries = await readManifest(connection, digest, schema);
+    const entries = await readManifest(connection.getManifest(digest, signal), digest, schema);
     for (let lacking = await lackingOf(store, entries); lacking.length; lacking = await lackingOf(store, entries)) {
       await receive(lacking);
     }
@@ -37,7 +37,7 @@ export async function fetchModel(site, digest, maxChunkBytes, { signal, onBytes 
     const total = lacking.reduce((sum, { entry }) => sum + entry.size, 0);
     const request = { model_sha256: digest, tensors: lacking.map(({ index }) => index), max_chunk_bytes: maxChunkBytes };
     log('info', 'downloading a model', { bytes: total, kept, tensors: lacking.length });
-    const stream = connection.readChunks({ ...request, read_offset: String(kept) });
+    const stream = connection.readChunks({ ...request, read_offset: String(kept) }, signal);
     const incoming = new Incoming(stream, kept);
     try {
       for (const { entry } of lacking) {
@@ -98,8 +98,7 @@ class Incoming {
   }
 }
 
-async function readManifest(connection, digest, schema) {
-  const stream = connection.getManifest(digest);
+async function readManifest(stream, digest, schema) {
   const entries = [];
   for (let message = await stream.read(STALL_MS); message; message = await stream.read(STALL_MS)) {
     entries.push(...(message.part?.entries ?? []).map(readEntry));

@@ -17,6 +17,8 @@ import { Unwanted, Upload } from './upload.js';
 export class Job {
   state = 'offered';
   reason = '';
+  /** Whether it failed here, and not because the server refused something. */
+  failedHere = false;
   progress = { phase: 'PHASE_DOWNLOADING', epoch: 0, epochs: 0, fraction: 0, metrics: {} };
   #site;
   #abort = new AbortController();
@@ -76,6 +78,7 @@ export class Job {
     } catch (error) {
       if (this.state !== 'working') return; // dropped meanwhile
       log(error instanceof Unwanted ? 'info' : 'error', 'the work on this round ended', { because: error.message });
+      this.failedHere = !(error instanceof Unwanted || error instanceof Refusal);
       this.#end(error instanceof Unwanted ? 'dropped' : 'failed', generalWords(error));
     }
   }

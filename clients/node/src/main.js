@@ -58,7 +58,7 @@ export function readConfig(words) {
     plaintext: values.plaintext ?? false,
     name,
     data: values.data,
-    maxEpochs: number(values, 'max-epochs') ?? 0,
+    maxEpochs: Math.floor(number(values, 'max-epochs') ?? 0),
     maxSeconds: values['max-hours'] === undefined ? null : number(values, 'max-hours') * 3600,
     out: values.out ?? path.join('runs', name),
     stateDir: values['state-dir'] ?? path.join(os.homedir(), '.local', 'state', 'fedstream-node', name),

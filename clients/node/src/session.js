@@ -66,7 +66,7 @@ export class Session {
     try {
       await this.#stream.write({ leave: { reason: limits.clipReason(reason) } });
       this.#stream.end();
-      await new Promise((resolve) => { setTimeout(resolve, LAST_WORDS_MS / 10); });
+      await this.#stream.ended(LAST_WORDS_MS);
     } catch {
       // The server is not there to hear it.
     }

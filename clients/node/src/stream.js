@@ -13,9 +13,15 @@ export class Stream {
   #ended = false;
   #waiting = new Set();
 
-  /** @param {import('@grpc/grpc-js').ClientDuplexStream | import('@grpc/grpc-js').ClientReadableStream} call */
-  constructor(call) {
+  /**
+   * @param {import('@grpc/grpc-js').ClientDuplexStream | import('@grpc/grpc-js').ClientReadableStream} call
+   * @param {AbortSignal} [signal] cancels it
+   */
+  constructor(call, signal) {
     this.#call = call;
+    const abort = () => call.cancel();
+    signal?.addEventListener('abort', abort, { once: true });
+    call.on('status', () => signal?.removeEventListener('abort', abort));
     call.on('data', (message) => {
       this.#queue.push(message);
       if (this.#queue.length >= MOST_QUEUED) call.pause();
@@ -70,6 +76,13 @@ export class Stream {
   /** Say that nothing more will be written. */
   end() {
     this.#call.end();
+  }
+
+  /** Resolves when the server has ended the stream, or after so long. @param {number} milliseconds */
+  async ended(milliseconds) {
+    const timer = setTimeout(() => this.cancel(), milliseconds);
+    while (!this.#ended && !this.#failure) await this.#change();
+    clearTimeout(timer);
   }
 
   /** Give the stream up. */

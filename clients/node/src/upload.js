@@ -27,6 +27,7 @@ export class Upload {
   #committed = 0;
   #highest = 0;
   #restarts = 0;
+  #signal;
 
   /**
    * @param {{connection: object, store: import('./store.js').Store, patience: object, log: Function}} site
@@ -50,20 +51,21 @@ export class Upload {
    * @throws {Unwanted} the round is over, or another update was begun for the offer
    */
   async run(signal) {
+    this.#signal = signal;
     const { patience, log } = this.#site;
     const options = { howFar: () => this.#highest, patience, doing: 'sending the update', log, signal };
     try {
-      return await untilDone(() => this.#once(signal), options);
+      return await untilDone(() => this.#once(), options);
     } catch (error) {
       if (isRefusal(error, 'ROUND_CLOSED', 'UNKNOWN_UPLOAD', 'MANIFEST_CONFLICT')) throw new Unwanted(error.message);
       throw error;
     }
   }
 
-  async #once(signal) {
+  async #once() {
     try {
       if (this.#body === null || !(await this.#canResume())) await this.#putManifest();
-      if (this.#committed < this.#size) await this.#writeBody(signal);
+      if (this.#committed < this.#size) await this.#writeBody();
       return await this.#finish();
     } catch (error) {
       // Documented as: resume at `committed_size`.
@@ -96,7 +98,7 @@ export class Upload {
       training_seconds: trainingSeconds,
     };
     const messages = [{ header }, ...manifestParts(entries).map((part) => ({ part }))];
-    const answer = await this.#site.connection.putManifest(messages);
+    const answer = await this.#site.connection.putManifest(messages, this.#signal);
     this.#body = readIndexes(answer.missing_tensors, entries.length).map((index) => entries[index]);
     if (Number(answer.body_size_bytes) !== this.#size) throw new Trouble('the server counts the body otherwise');
     this.#commit(answer.committed_size);
@@ -105,7 +107,7 @@ export class Upload {
 
   /** Ask how far the server is; whether it can go on from there with the body as agreed. */
   async #canResume() {
-    const status = await this.#site.connection.uploadStatus(this.#offer.upload_id);
+    const status = await this.#site.connection.uploadStatus(this.#offer.upload_id, this.#signal);
     if (status.state === 'UPLOAD_STATE_CLOSED') throw new Unwanted('the round closed before the update was there');
     if (['UPLOAD_STATE_ADMITTED', 'UPLOAD_STATE_QUARANTINED'].includes(status.state)) {
       this.#commit(this.#size);
@@ -117,11 +119,11 @@ export class Upload {
     return true;
   }
 
-  async #writeBody(signal) {
-    const stream = this.#site.connection.writeChunks();
+  async #writeBody() {
+    const stream = this.#site.connection.writeChunks(this.#signal);
     const size = this.#size;
     try {
-      await this.#sendChunks(stream, size, signal);
+      await this.#sendChunks(stream, size);
       stream.end();
       while (await this.#hearCommit(stream));
     } finally {
@@ -130,11 +132,11 @@ export class Upload {
     if (this.#committed < size) throw new Trouble(`the server ended the stream at ${this.#committed} of ${size} bytes`);
   }
 
-  async #sendChunks(stream, size, signal) {
+  async #sendChunks(stream, size) {
     const { maxChunkBytes, windowBytes } = this.#terms;
     const most = Math.min(maxChunkBytes, windowBytes);
     for (let offset = this.#committed; offset < size;) {
-      signal.throwIfAborted();
+      this.#signal.throwIfAborted();
       const data = await this.#read(offset, most);
       while (offset + data.length > this.#committed + windowBytes) {
         if (!(await this.#hearCommit(stream))) throw new Trouble('the server ended the stream');
@@ -175,7 +177,7 @@ export class Upload {
   }
 
   async #finish() {
-    const { state, reason } = await this.#site.connection.finishUpload(this.#offer.upload_id);
+    const { state, reason } = await this.#site.connection.finishUpload(this.#offer.upload_id, this.#signal);
     return state === 'UPLOAD_STATE_QUARANTINED' ? reason || 'no reason given' : '';
   }
 }
