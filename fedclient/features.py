@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def make_features(
             yield f"wrote {path}: {len(features.train)} training and {len(features.val)} validation examples"
     except (TaskError, OSError) as error:
         raise Stop(ExitCode.BAD_DATA, str(error)) from error
-    words = " ".join(f"--task-set {name}={value}" for name, value in settings.items())
+    words = " ".join(f"--task-set {shlex.quote(f'{name}={value}')}" for name, value in settings.items())
     yield f"the coordinator's settings: --task brain_mri_head {words}".rstrip()
 
 

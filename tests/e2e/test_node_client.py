@@ -289,7 +289,7 @@ def test_node_client_with_another_width_is_declined_with_the_tensor(scene: Stage
     data.write_bytes(content.replace(b"6 numbers", b"7 numbers"))
     client = node_client(scene, "alpha", server.listening, data)
     assert client.wait() == ExitCode.DECLINED
-    assert "the federation has head/kernel DATA_TYPE_FLOAT32 [7,1] , this client head/kernel" in client.text
+    assert "the federation has head/kernel DATA_TYPE_FLOAT32 [7,1] trainable, this client head/kernel" in client.text
 
 
 def test_node_client_refuses_a_server_with_another_fingerprint(scene: Stage) -> None:

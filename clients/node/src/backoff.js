@@ -8,7 +8,7 @@ import { isRefusal, Trouble } from './errors.js';
  */
 
 /**
- * Try `once` until it returns. Only trouble and LIMIT_EXCEEDED are waited for; any other refusal is the server's last word.
+ * Try `once` until it returns. Trouble and LIMIT_EXCEEDED are waited for; any other refusal is the server's last word.
  * @template T
  * @param {() => Promise<T>} once one try, which resumes where the last one got to
  * @param {{howFar: () => number, patience: Patience, doing: string, log: Function, signal?: AbortSignal}} options

@@ -1,4 +1,4 @@
-/** The one offer a client works on at a time, and the decisions about it. It outlives the streams of the negotiation. */
+/** The one offer a client works on at a time, and the decisions about it. It outlives the negotiation's streams. */
 import { EXIT, Stop } from './errors.js';
 import { Job } from './job.js';
 import { reply } from './reply.js';
@@ -25,8 +25,8 @@ export class Bench {
   }
 
   /**
-   * What to answer to an offer. One that is worked on, or trained for, is accepted as it stands: it was repeated after a cut.
-   * One that was dropped comes again when a server was asked too early after its restart: it is taken up anew.
+   * What to answer to an offer. One that is worked on, or trained for, is accepted as it stands: a cut made it come
+   * again. One that was dropped comes again when a server was asked too early after its restart: it is taken up anew.
    */
   async consider(offer) {
     const { job } = this;

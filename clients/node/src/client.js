@@ -1,4 +1,4 @@
-/** A client from start to end: describe the task, open the data, hold one session after another, keep the final model. */
+/** A client from start to end: the task described, the data opened, one session after another, the final model kept. */
 import { mkdir } from 'node:fs/promises';
 import path from 'node:path';
 import { untilDone } from './backoff.js';
@@ -103,7 +103,8 @@ export class Client {
     if (before === settings) return;
     if (before !== null) throw new Stop(EXIT.DECLINED, 'the server has other settings now: start this client again');
     if (task.task_name !== this.trainer.taskName) {
-      throw new Stop(EXIT.DECLINED, `this federation learns ${task.task_name}, and this client ${this.trainer.taskName}`);
+      const words = `this federation learns ${task.task_name}, and this client ${this.trainer.taskName}`;
+      throw new Stop(EXIT.DECLINED, words);
     }
     const training = await this.trainer.open(task.task_settings, this.#config.data);
     const store = new Store(this.#config.stateDir);

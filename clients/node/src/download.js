@@ -35,9 +35,10 @@ export async function fetchModel(site, digest, maxChunkBytes, { signal, onBytes 
     const kept = await store.partialSize(first);
     if (kept >= first.size) return store.adopt(first); // it had arrived, but was not counted yet; or it goes
     const total = lacking.reduce((sum, { entry }) => sum + entry.size, 0);
-    const request = { model_sha256: digest, tensors: lacking.map(({ index }) => index), max_chunk_bytes: maxChunkBytes };
-    log('info', 'downloading a model', { bytes: total, kept, tensors: lacking.length });
-    const stream = connection.readChunks({ ...request, read_offset: String(kept) }, signal);
+    const tensors = lacking.map(({ index }) => index);
+    log('info', 'downloading a model', { bytes: total, kept, tensors: tensors.length });
+    const request = { model_sha256: digest, tensors, read_offset: String(kept), max_chunk_bytes: maxChunkBytes };
+    const stream = connection.readChunks(request, signal);
     const incoming = new Incoming(stream, kept);
     try {
       for (const { entry } of lacking) {
@@ -46,7 +47,7 @@ export async function fetchModel(site, digest, maxChunkBytes, { signal, onBytes 
       }
     } catch (error) {
       if (!isRefusal(error, 'WRONG_OFFSET')) throw error;
-      await store.adopt(first); // more is here than there is: it goes
+      await store.dropPartial(first); // more is here than there is
       throw new Trouble(error.message);
     } finally {
       stream.cancel();
@@ -54,6 +55,7 @@ export async function fetchModel(site, digest, maxChunkBytes, { signal, onBytes 
   }
 
   async function fill(entry, from, incoming, tell) {
+    if (from === 0) await store.dropPartial(entry);
     for (let have = from; have < entry.size;) {
       const data = await incoming.take(entry.size - have);
       await store.append(entry, data);

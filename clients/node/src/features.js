@@ -43,8 +43,10 @@ export function parse(content) {
   const y = content.subarray(labelsAt, featuresAt);
   // A copy, since a view of float32 has to begin at a multiple of four.
   const x = new Float32Array(Uint8Array.from(content.subarray(featuresAt)).buffer);
-  if (y.some((label) => label > 1) || !x.every(Number.isFinite)) throw new Error('a label or a feature is out of bounds');
-  const part = (from, to) => ({ x: x.subarray(from * width, to * width), y: y.subarray(from, to), num: to - from, width });
+  const isSound = y.every((label) => label <= 1) && x.every(Number.isFinite);
+  if (!isSound) throw new Error('a label or a feature is out of bounds');
+  const rows = (from, to) => x.subarray(from * width, to * width);
+  const part = (from, to) => ({ x: rows(from, to), y: y.subarray(from, to), num: to - from, width });
   const meaning = parseMeaning(content.toString('utf8', HEADER_BYTES, labelsAt));
   return { train: part(0, numTrain), val: part(numTrain, num), meaning, generated: generated === 1 };
 }

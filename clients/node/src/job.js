@@ -72,8 +72,8 @@ export class Job {
     const { log } = this.#site;
     try {
       const quarantined = await this.#work(plan, terms);
-      const level = quarantined ? 'warning' : 'info';
-      log(level, 'update delivered', { round: this.offer.round, ...(quarantined && { kept_aside_because: quarantined }) });
+      const facts = quarantined ? { kept_aside_because: quarantined } : {};
+      log(quarantined ? 'warning' : 'info', 'update delivered', { round: this.offer.round, ...facts });
       this.#end('delivered');
     } catch (error) {
       if (this.state !== 'working') return; // dropped meanwhile
@@ -117,7 +117,8 @@ export class Job {
     const isKept = await Promise.all(entries.map((entry) => store.has(entry)));
     for (const [at, entry] of entries.entries()) if (!isKept[at]) await store.put(entry, tuned.weights.get(entry.name));
     const { numExamples, metrics, epochs } = tuned;
-    const facts = { offerId: this.offer.offer_id, baseHex: this.#baseHex, numExamples, metrics, epochs, trainingSeconds };
+    const origin = { offerId: this.offer.offer_id, baseHex: this.#baseHex };
+    const facts = { ...origin, numExamples, metrics, epochs, trainingSeconds };
     const hex = entries.map((entry) => ({ ...entry, sha256: entry.sha256.toString('hex') }));
     await store.record({ ...facts, entries: hex });
     const model = modelDigest(entries).sha256.toString('hex');

@@ -35,8 +35,8 @@ Exit codes: 0 the federation finished; 1 defect; 2 wrong option; 3 unusable data
 6 untrusted; 7 training failed; 8 another client of the same name took over; 130 and 143 stopped by a signal.
 `;
 
-const TEXT = ['server', 'fingerprint', 'server-ca', 'certificate', 'key', 'name', 'data', 'max-epochs', 'max-hours', 'out',
-  'state-dir', 'task', 'give-up-after'];
+const TEXT = ['server', 'fingerprint', 'server-ca', 'certificate', 'key', 'name', 'data', 'max-epochs', 'max-hours',
+  'out', 'state-dir', 'task', 'give-up-after'];
 const SIGNALS = { SIGINT: EXIT.INTERRUPTED, SIGTERM: EXIT.TERMINATED };
 
 /**
@@ -89,12 +89,13 @@ function check(config) {
   const wrong = (message) => { throw new Stop(EXIT.BAD_CONFIGURATION, message); };
   if (!server || !/^\[?.+?\]?:\d{1,5}$/.test(server)) wrong('add --server HOST:PORT, such as fl.example.org:8443');
   if (!data) wrong('add --data FILE: a features file, as `fedclient features` writes it');
-  if (!isClientName(name)) wrong('a name has 1 to 64 characters of a-z A-Z 0-9 . _ - and starts with a letter or digit');
+  if (!isClientName(name)) wrong('a name has 1 to 64 characters of a-z A-Z 0-9 . _ -, a letter or digit first');
   if ([plaintext, fingerprint, serverCa].filter(Boolean).length !== 1) {
     wrong('give one of --fingerprint, --server-ca and --plaintext; the join command has the fingerprint');
   }
   if (fingerprint && !/^sha256:[0-9a-f]{64}$/i.test(fingerprint)) wrong('a fingerprint is sha256: and 64 digits');
-  if (plaintext && !/^(localhost|127\.\d+\.\d+\.\d+|\[::1\]):/.test(server)) wrong('--plaintext is for this machine only');
+  const isHere = /^(localhost|127\.\d+\.\d+\.\d+|\[::1\]):/.test(server);
+  if (plaintext && !isHere) wrong('--plaintext is for a server on this machine only');
   if (Boolean(certificate) !== Boolean(key)) wrong('--certificate and --key come together');
 }
 

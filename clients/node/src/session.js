@@ -149,8 +149,10 @@ function logRound(log, outcome) {
 }
 
 function describeDeclined({ message, differences, more_differences: more, server_meaning, client_meaning }) {
-  const shown = (spec) => (spec ? `${spec.name} ${spec.dtype} [${spec.shape}] ${spec.trainable ? '' : 'frozen'}` : 'nothing');
-  const lines = differences.map(({ server, client }) => `  the federation has ${shown(server)}, this client ${shown(client)}`);
+  const kind = (spec) => (spec.trainable ? 'trainable' : 'frozen');
+  const shown = (spec) => (spec ? `${spec.name} ${spec.dtype} [${spec.shape}] ${kind(spec)}` : 'nothing');
+  const both = ({ server, client }) => `  the federation has ${shown(server)}, this client ${shown(client)}`;
+  const lines = differences.map(both);
   if (more) lines.push(`  and ${more} more`);
   if (server_meaning) lines.push(`  the federation means ${JSON.stringify(server_meaning)}`);
   if (client_meaning) lines.push(`  this client means ${JSON.stringify(client_meaning)}`);

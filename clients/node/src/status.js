@@ -1,4 +1,4 @@
-/** What a failed call means: a decision of the server carries a `google.rpc.ErrorInfo` of our domain, all else does not. */
+/** What a failed call means: only a decision of the server carries a `google.rpc.ErrorInfo` of our domain. */
 import grpc from '@grpc/grpc-js';
 import protobuf from 'protobufjs';
 import { Refusal, Trouble } from './errors.js';

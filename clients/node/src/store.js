@@ -1,9 +1,9 @@
 /**
  * What a site keeps on disk: tensors, each in a file named by the SHA-256 of its bytes, and finished updates.
  *
- * A model or an update is a list of entries; its bytes are in `tensors/`. So a tensor that did not change is kept once and
- * never downloaded twice, and a download resumes with what lies in `NAME.partial`. A tensor counts only if its bytes have
- * the digest that is its name. An update counts once its record is there, which is written last.
+ * A model or an update is a list of entries; its bytes are in `tensors/`. So a tensor that did not change is kept once
+ * and never downloaded twice, and a download resumes with what lies in `NAME.partial`. A tensor counts only if its
+ * bytes have the digest that is its name. An update counts once its record is there, which is written last.
  */
 import { mkdir, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
 import path from 'node:path';
@@ -28,7 +28,7 @@ export class Store {
 
   // Tensors.
 
-  /** Whether a tensor is here with the right bytes; each is hashed once in a process. @param {{sha256: Buffer}} entry */
+  /** Whether a tensor is here, rightly; each is hashed once in a process. @param {{sha256: Buffer}} entry */
   async has(entry) {
     const name = entry.sha256.toString('hex');
     if (!this.#verified.has(name)) {
@@ -66,12 +66,17 @@ export class Store {
     return using(this.#path(entry) + TEMPORARY, 'a', (file) => file.appendFile(data), 0o600);
   }
 
-  /** Count a tensor that has arrived in whole. @returns {Promise<boolean>} false if its bytes were wrong: all are gone */
+  /** Forget what has arrived of a tensor. */
+  dropPartial(entry) {
+    return rm(this.#path(entry) + TEMPORARY, { force: true });
+  }
+
+  /** Count a tensor that has arrived. @returns {Promise<boolean>} false if its bytes were wrong and are gone */
   async adopt(entry) {
     const temporary = this.#path(entry) + TEMPORARY;
     const values = await readFile(temporary).catch(() => Buffer.alloc(0));
     if (!sha256(values).equals(entry.sha256)) {
-      await rm(temporary, { force: true });
+      await this.dropPartial(entry);
       return false;
     }
     if (values.length === 0) await this.append(entry, values);

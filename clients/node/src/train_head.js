@@ -1,9 +1,9 @@
 /**
  * The task `brain_mri_head`: logistic regression with Adam on features, as fedtask/brain_mri_head/training.py has it.
  *
- * A training module exports `taskName` and `open(settings, dataPath)`, which gives the object that `Training` describes;
- * `--task MODULE.js` puts another one in this one's place. Plain JavaScript is enough here: an epoch over 1,000 examples of
- * 1,280 features takes milliseconds, and TensorFlow.js would be twenty times as large as all the rest.
+ * A training module exports `taskName` and `open(settings, dataPath)`, which gives the object that `Training`
+ * describes; `--task MODULE.js` puts another one in this one's place. Plain JavaScript is enough here: TensorFlow.js
+ * would be twenty times as large as all the other packages together.
  *
  * @typedef {object} Training
  * @property {import('./model.js').Spec[]} schema
@@ -54,12 +54,14 @@ async function fineTune(train, val, settings, { base, plan, report, signal }) {
   let epoch = 0;
   do {
     epoch += 1;
-    const metrics = { ...(await runEpoch(head, train, plan, labelWeights, epoch, signal)), ...head.scores(val, 'val_') };
+    const scores = await runEpoch(head, train, plan, labelWeights, epoch, signal);
+    const metrics = { ...scores, ...head.scores(val, 'val_') };
     report({ epoch, epochs: plan.epochs, fraction: epoch / plan.epochs, metrics });
     const isBest = patience === 0 || metrics.val_loss < best.loss;
     if (isBest) best = { loss: metrics.val_loss, epoch, metrics, weights: head.weights.slice() };
   } while (epoch < plan.epochs && !(patience > 0 && epoch - best.epoch >= patience));
-  return { weights: toTensors(best.weights), numExamples: train.num, metrics: { ...best.metrics, ...baseScores }, epochs: epoch };
+  const metrics = { ...best.metrics, ...baseScores };
+  return { weights: toTensors(best.weights), numExamples: train.num, metrics, epochs: epoch };
 }
 
 async function runEpoch(head, examples, plan, labelWeights, epoch, signal) {

@@ -1,8 +1,8 @@
 /**
  * Trust in the server: by the fingerprint of its certificate, or by a certificate authority's file.
  *
- * A fingerprint is the SHA-256 of the certificate's DER form. The certificate is fetched first and compared; then it is the
- * only root that the connection knows, so that nobody else can be on the other end.
+ * A fingerprint is the SHA-256 of the certificate's DER form. The certificate is fetched first and compared; then it is
+ * the only root that the connection knows, so that nobody else can be on the other end.
  */
 import { readFileSync } from 'node:fs';
 import tls from 'node:tls';

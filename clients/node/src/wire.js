@@ -106,7 +106,8 @@ export function writeMetrics(metrics) {
 
 /** @returns {Record<string, number>} those that have a value */
 export function readMetrics(messages) {
-  return Object.fromEntries(messages.filter(({ value }) => value !== undefined).map(({ name, value }) => [name, value]));
+  const known = messages.filter(({ value }) => value !== undefined);
+  return Object.fromEntries(known.map(({ name, value }) => [name, value]));
 }
 
 /** @param {{seconds: string, nanos: number} | null} duration */

@@ -42,7 +42,8 @@ test('waits double up to the longest, with jitter', () => {
 test('trouble is tried again until it is over, and a refusal never', async () => {
   const options = { howFar: () => 0, patience: PATIENCE, doing: 'trying', log: quiet };
   let left = 3;
-  assert.equal(await untilDone(async () => { if (left-- > 0) throw new Trouble('cut'); return 'done'; }, options), 'done');
+  const shaky = async () => { if (left-- > 0) throw new Trouble('cut'); return 'done'; };
+  assert.equal(await untilDone(shaky, options), 'done');
   let tries = 0;
   const refused = async () => { tries += 1; throw new Refusal('ROUND_CLOSED', 'over'); };
   await assert.rejects(untilDone(refused, options), { reason: 'ROUND_CLOSED' });
@@ -58,7 +59,8 @@ test('without progress it gives up in the time that was set', async () => {
 const GOOD = ['--server', 'h:1', '--data', 'd', '--name', 'a', '--fingerprint', `sha256:${'0'.repeat(64)}`];
 
 test('options read as they are meant', () => {
-  const { maxSeconds, maxEpochs, giveUpAfter, stateDir } = readConfig([...GOOD, '--max-hours', '0.5', '--state-dir', 's']);
+  const words = [...GOOD, '--max-hours', '0.5', '--state-dir', 's'];
+  const { maxSeconds, maxEpochs, giveUpAfter, stateDir } = readConfig(words);
   assert.deepEqual([maxSeconds, maxEpochs, giveUpAfter, stateDir], [1800, 0, null, 's']);
 });
 

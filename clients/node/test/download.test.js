@@ -42,7 +42,8 @@ for (let limit = 0; limit <= 28; limit += 1) {
   test(`download cut after ${limit} bytes goes on there`, async (t) => {
     const connection = serverOf({ limit });
     assert.deepEqual(await fetchInto(await openStore(t), connection), model.values);
-    const sent = connection.asked.reduce((sum, { tensors, from }) => sum + tensors.reduce((size, at) => size + model.values[at].length, 0) - from, 0);
+    const sizeOf = (tensors) => tensors.reduce((sum, at) => sum + model.values[at].length, 0);
+    const sent = connection.asked.reduce((sum, { tensors, from }) => sum + sizeOf(tensors) - from, 0);
     assert.equal(sent, limit < 28 ? 28 + (28 - limit) : 28); // the second stream begins where the first was cut
   });
 }

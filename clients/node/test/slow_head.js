@@ -1,4 +1,4 @@
-/** A training module for tests: as train_head.js, after a wait of `SLOW_HEAD_SECONDS` in which a test may do its worst. */
+/** A training module for tests: train_head.js after a wait of `SLOW_HEAD_SECONDS`, in which a test may do its worst. */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { open as openHead, taskName } from '../src/train_head.js';
 

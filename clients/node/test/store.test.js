@@ -1,4 +1,4 @@
-/** What is kept on disk: updates count once their record is there and every byte is right, and go when they are over. */
+/** What is kept on disk: updates count once their record is there and every byte is right, and go in the end. */
 import assert from 'node:assert/strict';
 import { readdirSync, writeFileSync } from 'node:fs';
 import path from 'node:path';

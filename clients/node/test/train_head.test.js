@@ -9,7 +9,9 @@ import { batches, epochOrder, open } from '../src/train_head.js';
 
 const MEANING = 'fedstream meaning v1\nno\tyes\nyes\n2 numbers\n';
 const PLAIN = Buffer.concat([
-  Buffer.from('FSFEAT01'), Buffer.from('01000000010000000200000001000000', 'hex'), Buffer.from([MEANING.length, 0, 0, 0]),
+  Buffer.from('FSFEAT01'),
+  Buffer.from('01000000010000000200000001000000', 'hex'),
+  Buffer.from([MEANING.length, 0, 0, 0]),
   Buffer.from(MEANING), Buffer.from('01000000803f000000c00000003f00000000', 'hex'),
 ]);
 const PLAN = { epochs: 20, batch_size: 8, learning_rate: 0.1, early_stopping_patience: 0, seed: '3' };
@@ -72,7 +74,8 @@ function features(t, num, distance = 1) {
   header.write('FSFEAT01');
   [num, 10, 2, 1, MEANING.length].forEach((value, at) => header.writeUInt32LE(value, 8 + 4 * at));
   const labels = Buffer.from(Array.from({ length: num + 10 }, (_, at) => at % 2));
-  const x = Float32Array.from({ length: 2 * (num + 10) }, (_, at) => wobble(at) + (labels[at >> 1] ? distance : -distance));
+  const middle = (at) => (labels[at >> 1] ? distance : -distance);
+  const x = Float32Array.from({ length: 2 * (num + 10) }, (_, at) => wobble(at) + middle(at));
   const file = path.join(folder, 'site.features');
   writeFileSync(file, Buffer.concat([header, Buffer.from(MEANING), labels, Buffer.from(x.buffer)]));
   return file;

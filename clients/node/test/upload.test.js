@@ -35,7 +35,8 @@ class Server {
 
   async uploadStatus() {
     this.#call('status');
-    return { state: 'UPLOAD_STATE_OPEN', body_size_bytes: String(BODY.length), committed_size: String(this.body.length) };
+    const [body_size_bytes, committed_size] = [BODY.length, this.body.length].map(String);
+    return { state: 'UPLOAD_STATE_OPEN', body_size_bytes, committed_size };
   }
 
   async finishUpload() {
@@ -78,7 +79,8 @@ class Server {
 async function send(t, server) {
   const store = await openStore(t);
   for (const [at, entry] of model.entries.entries()) await store.put(entry, model.values[at]);
-  const update = { entries: model.entries, numExamples: 5, metrics: { loss: 1, none: null }, epochs: 1, trainingSeconds: 1 };
+  const facts = { numExamples: 5, metrics: { loss: 1, none: null }, epochs: 1, trainingSeconds: 1 };
+  const update = { entries: model.entries, ...facts };
   const site = { connection: server, store, patience: PATIENCE, log: quiet };
   const terms = { maxChunkBytes: 4, windowBytes: WINDOW };
   return new Upload(site, { upload_id: 'u' }, update, terms, quiet).run(new AbortController().signal);

@@ -4,7 +4,9 @@ import test from 'node:test';
 import { messageType } from '../src/contract.js';
 import { crc32c } from '../src/crc32c.js';
 import { Trouble } from '../src/errors.js';
-import { canonicalMeaning, canonicalModel, canonicalSchema, entryOf, modelDigest, parseMeaning, sha256 } from '../src/model.js';
+import {
+  canonicalMeaning, canonicalModel, canonicalSchema, entryOf, modelDigest, parseMeaning, sha256,
+} from '../src/model.js';
 import { readRefusal } from '../src/status.js';
 import { manifestParts, readChunk, readEntry, schemaParts, writeChunk, writeEntry } from '../src/wire.js';
 import { hex, readVectors } from './vectors.js';
@@ -32,7 +34,8 @@ for (const vector of readVectors('schemas.txt')) {
 for (const vector of readVectors('manifests.txt')) {
   test(`manifest part: ${tell(vector)}`, () => {
     const type = messageType('ManifestPart');
-    const entries = vector.entries.map(([name, dtype, shape, digest, size]) => ({ name, dtype, shape, sha256: hex(digest), size }));
+    const entry = ([name, dtype, shape, digest, size]) => ({ name, dtype, shape, sha256: hex(digest), size });
+    const entries = vector.entries.map(entry);
     assert.deepEqual(type.deserialize(hex(vector.message)).entries.map(readEntry), entries);
     const [part] = manifestParts(entries);
     assert.deepEqual(type.deserialize(type.serialize(part)), type.deserialize(hex(vector.message)));
@@ -52,9 +55,9 @@ for (const vector of readVectors('chunks.txt')) {
 
 for (const vector of readVectors('errors.txt')) {
   test(`error: ${vector.reason}`, () => {
-    const { reason, message, metadata, retrySeconds } = readRefusal(hex(vector.status));
-    assert.deepEqual({ reason, message, metadata }, { reason: vector.reason, message: vector.message, metadata: vector.metadata });
-    if (vector.retry_seconds !== undefined) assert.equal(retrySeconds, vector.retry_seconds);
+    const read = readRefusal(hex(vector.status));
+    for (const field of ['reason', 'message', 'metadata']) assert.deepEqual(read[field], vector[field]);
+    if (vector.retry_seconds !== undefined) assert.equal(read.retrySeconds, vector.retry_seconds);
   });
 }
 
@@ -73,7 +76,8 @@ test('chunk that was damaged or is out of place is refused', () => {
 
 test('schema and manifest of many tensors go in parts within the bounds', () => {
   const name = (index) => `${'n'.repeat(250)}${index}`;
-  const entries = Array.from({ length: 2500 }, (_, at) => entryOf({ name: name(at), dtype: 'F32', shape: [1] }, Buffer.alloc(4)));
+  const entry = (_, at) => entryOf({ name: name(at), dtype: 'F32', shape: [1] }, Buffer.alloc(4));
+  const entries = Array.from({ length: 2500 }, entry);
   const parts = manifestParts(entries);
   const sizes = parts.map((part) => messageType('ManifestPart').serialize(part).length);
   assert.deepEqual(parts.flatMap((part) => part.entries), entries.map(writeEntry));

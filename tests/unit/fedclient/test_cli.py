@@ -206,6 +206,20 @@ async def test_run_of_two_clients_over_tls_ends_with_the_same_model_and_exit_cod
     assert (tmp_path / "a" / "out" / "client_a_training_history.png").stat().st_size > 0
 
 
+@pytest.mark.parametrize(
+    ("more", "code", "says"),
+    [
+        (("--task-set", "alpha"), ExitCode.BAD_CONFIGURATION, "write --task-set NAME=VALUE"),
+        (("--task-set", "alpha=9"), ExitCode.BAD_CONFIGURATION, "setting alpha (width of MobileNetV2) is 0.1 to 2"),
+        (("--backbone-weights", "none.h5"), ExitCode.BAD_CONFIGURATION, "there is no file none.h5"),
+        ((), ExitCode.BAD_DATA, "there is no folder scans"),
+    ],
+)
+def test_features_that_cannot_be_made_say_why(tmp_path: Path, more: Sequence[str], code: ExitCode, says: str) -> None:
+    done = call("features", "--data", "scans", "--out", "scans", *more, cwd=tmp_path)
+    assert (done.returncode, says in done.stderr) == (code, True), done.stderr
+
+
 def test_predict_with_no_such_model_exits_3(tmp_path: Path) -> None:
     result = call("predict", str(tmp_path / "none.keras"), str(tmp_path / "scan.png"))
 
