@@ -84,14 +84,18 @@ export class Job {
   }
 
   async #work(plan, terms) {
-    const { store } = this.#site;
+    const { experience, store } = this.#site;
+    const began = performance.now();
     const hooks = { signal: this.#abort.signal, onBytes: (done, all) => this.#show('PHASE_DOWNLOADING', done, all) };
     const base = await fetchModel(this.#site, this.offer.base_model.model_digest.sha256, terms.maxChunkBytes, hooks);
     await store.keepOnly(this.offer.offer_id, base);
+    const fetched = performance.now();
     const update = await this.#update(base, plan);
-    const upload = (record) =>
-      new Upload(this.#site, this.offer, record, terms, (done, all) => this.#show('PHASE_UPLOADING', done, all));
-    return upload(update).run(this.#abort.signal);
+    const trained = performance.now();
+    const onBytes = (done, all) => this.#show('PHASE_UPLOADING', done, all);
+    const quarantined = await new Upload(this.#site, this.offer, update, terms, onBytes).run(this.#abort.signal);
+    experience.transferSeconds = (fetched - began + performance.now() - trained) / 1000;
+    return quarantined;
   }
 
   /** The finished update: what was trained for this offer before, or a new fine-tune. */
