@@ -191,6 +191,35 @@ def predict(
         _fail(stop)
 
 
+@app.command()
+def features(
+    data: Annotated[str, typer.Option(metavar="DIR", help="Folder as for `run`; `phantom` to generate one.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to: FILE.safetensors and FILE.features.")],
+    backbone_weights: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Backbone weights, or `random`. [ImageNet, from Keras]")
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(metavar="CLASS=FOLDER,...", help="Folders that are called otherwise here.")
+    ] = None,
+    task_set: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of brain_mri_head; repeatable.")
+    ] = None,
+) -> None:
+    """Compute what the frozen backbone makes of your images, for a federation that learns brain_mri_head.
+
+    Example: fedclient features --data scans/ --out scans.safetensors --backbone-weights mobilenet_v2.weights.h5
+
+    Clients in any language train on these files; fedtask/brain_mri_head/features.py describes them.
+    """
+    from fedclient.features import make_features
+
+    try:
+        for line in make_features(data, classes, out, backbone_weights, task_set or []):
+            typer.echo(line)
+    except Stop as stop:
+        _fail(stop)
+
+
 app.command()(looking.doctor)
 app.command()(looking.preview)
 

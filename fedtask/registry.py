@@ -1,7 +1,7 @@
 """Finding a task by its name.
 
 A reference is one of
-- the name of a built-in task, `brain_mri` or `linear`;
+- the name of a built-in task, `brain_mri`, `brain_mri_head` or `linear`;
 - a name that an installed package registers in the entry-point group `fedstream.tasks`;
 - `module:Class`, for a class of one's own that can be imported.
 
@@ -22,6 +22,7 @@ ENTRY_POINT_GROUP = "fedstream.tasks"
 
 _BUILT_IN = {
     "brain_mri": "fedtask.brain_mri.task:BrainMri",
+    "brain_mri_head": "fedtask.brain_mri_head.task:BrainMriHead",
     "linear": "fedtask.linear:Linear",
 }
 

@@ -14,6 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
 from fedstream.plan import Plan
 from fedstream.schema import ModelSchema, TaskMeaning
 from fedtask.brain_mri.phantom import write_phantom
@@ -90,6 +93,17 @@ class BrainMri:
     def read_model(self, path: Path) -> Weights:
         """Read a `.keras`, `.h5` or `.weights.h5` file of the same network."""
         return self._training.read_model(path)
+
+    @property
+    def opened_site(self) -> tuple[ImageSet, ImageSet]:
+        """The images of the site that was opened: for training, and for validation."""
+        if self._site is None:
+            raise TaskError("open_site comes before its images")
+        return self._site.train, self._site.val
+
+    def frozen_features(self, images: ImageSet, weights: Weights) -> npt.NDArray[np.float32]:
+        """What the frozen part makes of images as they are, `float32 [n, ...]`, of the precision of float16."""
+        return self._training.features(images, weights)
 
     @functools.cached_property
     def _training(self) -> Training:

@@ -6,6 +6,7 @@ import functools
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from fedstream.plan import Plan
 from fedtask.brain_mri.activations import (
@@ -54,6 +55,11 @@ class Training:
         """Probabilities of class 1, `float32 [n]`."""
         assign_weights(self.network.full, weights)
         return self._trainer.predict(self._examples(images, weights, None))[:, 0]
+
+    def features(self, images: ImageSet, weights: Weights) -> Floats:
+        """What the frozen part makes of images as they are, `float32 [n, ...]`; some part must be frozen."""
+        assign_weights(self.network.full, weights)
+        return np.asarray(self._examples(images, weights, None).plain_batch(np.arange(len(images))), np.float32)
 
     def export(self, weights: Weights, folder: Path, stem: str) -> list[Path]:
         """Write `stem.keras` and `stem.h5`."""

@@ -184,11 +184,16 @@ class Stage:
 
     def start(self, log: str, command: Sequence[str], python_path: Path | None = None) -> Running:
         """Start a module or file with its arguments; `python_path` is where it finds tasks that are not installed."""
+        is_file = command[0].endswith(".py")
+        words = [sys.executable, *command] if is_file else [sys.executable, "-m", *command]
+        return self.launch(log, words, python_path)
+
+    def launch(self, log: str, words: Sequence[str], python_path: Path | None = None) -> Running:
+        """Start any program."""
         path = self.folder / f"{log}.log"
         with path.open("ab") as stream:
-            is_file = command[0].endswith(".py")
             process = subprocess.Popen(
-                [sys.executable, *command] if is_file else [sys.executable, "-m", *command],
+                words,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

@@ -63,7 +63,7 @@ def test_help_lists_the_commands() -> None:
     lines = call("--help").stdout.splitlines()
     commands = lines[lines.index("Commands:") + 1 :]
 
-    names = ["run", "join", "predict", "doctor", "preview"]
+    names = ["run", "join", "predict", "features", "doctor", "preview"]
     assert [line.split()[0] for line in commands if re.match(r"  \S", line)] == names
 
 
@@ -208,6 +208,20 @@ async def test_run_of_two_clients_over_tls_ends_with_the_same_model_and_exit_cod
     models = [(tmp_path / name / "out" / "GLOBAL_MODEL.safetensors").read_bytes() for name in ("a", "b")]
     assert models[0] == models[1]
     assert (tmp_path / "a" / "out" / "client_a_training_history.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "says"),
+    [
+        (("--task-set", "alpha"), ExitCode.BAD_CONFIGURATION, "write --task-set NAME=VALUE"),
+        (("--task-set", "alpha=9"), ExitCode.BAD_CONFIGURATION, "setting alpha (width of MobileNetV2) is 0.1 to 2"),
+        (("--backbone-weights", "none.h5"), ExitCode.BAD_CONFIGURATION, "there is no file none.h5"),
+        ((), ExitCode.BAD_DATA, "there is no folder scans"),
+    ],
+)
+def test_features_that_cannot_be_made_say_why(tmp_path: Path, more: Sequence[str], code: ExitCode, says: str) -> None:
+    done = call("features", "--data", "scans", "--out", "scans", *more, cwd=tmp_path)
+    assert (done.returncode, says in done.stderr) == (code, True), done.stderr
 
 
 def test_predict_with_no_such_model_exits_3(tmp_path: Path) -> None:

@@ -25,7 +25,9 @@ def test_module_and_class_makes_that_class():
 
 
 def test_unknown_name_is_refused_with_the_names_there_are():
-    with pytest.raises(TaskError, match=r"no task 'linaer'; known are brain_mri, linear, and module:Class"):
+    with pytest.raises(
+        TaskError, match=r"no task 'linaer'; known are brain_mri, brain_mri_head, linear, and module:Class"
+    ):
         create_task("linaer", {})
 
 
@@ -57,4 +59,4 @@ def test_listing_and_a_numpy_task_import_no_tensorflow():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-    assert set(task_references()) >= {"brain_mri", "linear"}
+    assert set(task_references()) >= {"brain_mri", "brain_mri_head", "linear"}

@@ -1,0 +1,153 @@
+/** A client from start to end: the task described, the data opened, one session after another, the final model kept. */
+import { mkdir } from 'node:fs/promises';
+import path from 'node:path';
+import { untilDone } from './backoff.js';
+import { Bench } from './bench.js';
+import { Connection } from './connection.js';
+import { fetchModel } from './download.js';
+import { writeDurably } from './durable.js';
+import { EXIT, isRefusal, Refusal, Stop, Trouble } from './errors.js';
+import * as limits from './limits.js';
+import { canonicalSchema, sha256 } from './model.js';
+import { asSafetensors } from './safetensors.js';
+import { Session } from './session.js';
+import { Store } from './store.js';
+import { readMetrics, writeDuration, writeMeaning } from './wire.js';
+
+export const SOFTWARE = 'fedstream-node 0.1.0';
+/** Being superseded twice within this time means that another process uses the name. */
+const RIVAL_MS = 300_000;
+
+export class Client {
+  #config;
+  #log;
+  #connection;
+  #site = null;
+  #bench = null;
+  #session = null;
+  #sessions = 0;
+  #supersededAt = -Infinity;
+  #saved = null;
+  #settings = null;
+
+  /**
+   * @param {object} config as `main.js` reads it
+   * @param {{taskName: string, open: Function}} trainer a training module, see `train_head.js`
+   * @param {Function} log
+   */
+  constructor(config, trainer, log) {
+    this.#config = config;
+    this.trainer = trainer;
+    this.#log = log;
+    this.#connection = new Connection(config);
+  }
+
+  /** Take part until the federation ends; returns how it ended, in words for people. */
+  async run() {
+    const { giveUpAfter, server } = this.#config;
+    const patience = { firstSeconds: 0.5, longestSeconds: 30, giveUpAfterSeconds: giveUpAfter };
+    const options = { howFar: () => this.#sessions, patience, doing: 'talking to the server', log: this.#log };
+    try {
+      const { reason } = await untilDone(() => this.#oneSession(), options);
+      return `federation finished: ${reason}\nsaved ${this.#saved}`;
+    } catch (error) {
+      if (!(error instanceof Trouble)) throw error;
+      throw new Stop(EXIT.UNREACHABLE, `no contact to ${server} for ${giveUpAfter} s: ${error.message}`);
+    } finally {
+      await this.#bench?.close();
+      this.#connection.close();
+    }
+  }
+
+  /** Tell the server that this client goes, if there is a session. */
+  async leave(reason) {
+    await this.#session?.leave(reason);
+  }
+
+  async #oneSession() {
+    try {
+      await this.#connection.open();
+      await this.#prepare(await this.#connection.describeTask());
+      const stream = this.#connection.negotiate();
+      this.#session = new Session(stream, this.#site, this.#bench, (outcome) => this.#collect(outcome));
+      return await this.#session.run(this.#hello(), () => { this.#sessions += 1; });
+    } catch (error) {
+      throw this.#judge(error);
+    } finally {
+      this.#session = null;
+    }
+  }
+
+  /** Which refusals end a client, and with what. */
+  #judge(error) {
+    if (!(error instanceof Refusal) || error.reason === 'LIMIT_EXCEEDED') return error;
+    if (error.reason === 'SUPERSEDED') return this.#judgeRival();
+    if (isRefusal(error, 'UNAUTHENTICATED', 'PERMISSION_DENIED')) {
+      return new Stop(EXIT.UNTRUSTED, `${error.message}: ask the coordinator`);
+    }
+    return new Stop(EXIT.DEFECT, `the server refused this client's message (${error.reason}): ${error.message}`);
+  }
+
+  #judgeRival() {
+    const before = this.#supersededAt;
+    this.#supersededAt = Date.now();
+    if (Date.now() - before >= RIVAL_MS) return new Trouble('a newer session of the same name took over');
+    return new Stop(EXIT.REPLACED, `another client called ${this.#config.name} took over: names must be unique`);
+  }
+
+  /** Open data and stores, once; a server never names the code that is run. */
+  async #prepare(task) {
+    // Sorted, since a map comes in any order.
+    const settings = JSON.stringify(Object.entries(task.task_settings).sort());
+    const before = this.#settings;
+    if (before === settings) return;
+    if (before !== null) throw new Stop(EXIT.DECLINED, 'the server has other settings now: start this client again');
+    if (task.task_name !== this.trainer.taskName) {
+      const words = `this federation learns ${task.task_name}, and this client ${this.trainer.taskName}`;
+      throw new Stop(EXIT.DECLINED, words);
+    }
+    const training = await this.trainer.open(task.task_settings, this.#config.data);
+    const store = new Store(this.#config.stateDir);
+    await store.open();
+    this.#settings = settings;
+    this.#site = {
+      connection: this.#connection,
+      store,
+      training,
+      schema: training.schema,
+      experience: { epochSeconds: null, transferSeconds: 0, moreTimeRefused: false },
+      patience: { firstSeconds: 0.5, longestSeconds: 30, giveUpAfterSeconds: null },
+      log: this.#log,
+    };
+    this.#bench = new Bench(this.#site, { maxEpochs: this.#config.maxEpochs, maxSeconds: this.#config.maxSeconds });
+    this.#log('info', 'federation', { name: task.federation_name, task: task.task_name });
+  }
+
+  #hello() {
+    const { experience, training, schema } = this.#site;
+    const { maxEpochs, maxSeconds, name } = this.#config;
+    return {
+      protocol: { min: limits.PROTOCOL, max: limits.PROTOCOL },
+      client_name: name,
+      schema_sha256: sha256(canonicalSchema(schema)),
+      meaning: writeMeaning(training.meaning),
+      capabilities: { encodings: ['ENCODING_RAW'], max_chunk_bytes: limits.DEFAULT_CHUNK_BYTES },
+      num_examples: String(training.numExamples),
+      epoch_duration: writeDuration(experience.epochSeconds),
+      limits: { max_epochs: maxEpochs, max_training_time: writeDuration(maxSeconds) },
+      software: SOFTWARE,
+      synthetic_data: training.synthetic,
+    };
+  }
+
+  /** Fetch the best model while the server is still there, and write it for people. */
+  async #collect({ best_model: best, metrics }) {
+    const { store } = this.#site;
+    const entries = await fetchModel(this.#site, best.model_digest.sha256, this.#bench.terms.maxChunkBytes);
+    const values = await Promise.all(entries.map((entry) => store.read(entry)));
+    await mkdir(this.#config.out, { recursive: true });
+    this.#saved = path.join(this.#config.out, 'GLOBAL_MODEL.safetensors');
+    await writeDurably(this.#saved, asSafetensors(entries, values));
+    this.#log('info', 'federation over', { best_round: best.version, ...readMetrics(metrics) });
+  }
+}

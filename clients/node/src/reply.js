@@ -1,0 +1,46 @@
+/**
+ * What to answer to an offer: a pure decision from the offer, the site's limits and what the site has measured.
+ *
+ * @typedef {{maxEpochs: number, maxSeconds: number | null}} SiteLimits 0 and null are no limit
+ * @typedef {{epochSeconds: number | null, transferSeconds: number, moreTimeRefused: boolean}} Experience
+ */
+
+/** Epochs vary with what else a machine does; asking for a fifth more than was measured costs the round little. */
+const SAFETY = 1.2;
+
+/**
+ * @param {{epochs: number, timeRemaining: number}} offer epochs of its plan, and seconds until the round closes
+ * @param {SiteLimits} limits
+ * @param {Experience} experience
+ * @returns {{accept: true} | {decline: string} | {counter: {epochs: number, seconds: number | null, reason: string}}}
+ */
+export function reply(offer, limits, experience) {
+  const reasons = [];
+  let { epochs } = offer;
+  const lower = (most, reason) => {
+    if (most >= epochs) return;
+    epochs = most;
+    reasons.push(reason);
+  };
+  if (limits.maxEpochs) lower(limits.maxEpochs, `this site allows at most ${limits.maxEpochs} epochs a round`);
+  const { epochSeconds, transferSeconds, moreTimeRefused } = experience;
+  if (epochSeconds === null) return counter(offer, epochs, null, reasons);
+  if (limits.maxSeconds !== null) {
+    lower(Math.floor(limits.maxSeconds / epochSeconds), `this site allows ${limits.maxSeconds} s of training a round`);
+  }
+  if (epochs < 1) return { decline: 'one epoch takes longer than this site allows' };
+  const needed = epochs * epochSeconds * SAFETY + transferSeconds;
+  if (needed <= offer.timeRemaining) return counter(offer, epochs, null, reasons);
+  if (!moreTimeRefused) {
+    reasons.push(`${epochs} epochs take about ${Math.round(needed)} s here`);
+    return counter(offer, epochs, needed, reasons);
+  }
+  // The server would not wait longer the last time: fewer epochs in time are worth more than another withdrawal.
+  lower(Math.floor((offer.timeRemaining - transferSeconds) / (epochSeconds * SAFETY)), 'fewer epochs fit the time');
+  return epochs < 1 ? { decline: 'not even one epoch fits the time' } : counter(offer, epochs, null, reasons);
+}
+
+function counter(offer, epochs, seconds, reasons) {
+  if (epochs === offer.epochs && seconds === null) return { accept: true };
+  return { counter: { epochs: epochs === offer.epochs ? 0 : epochs, seconds, reason: reasons.join('; ') } };
+}

@@ -1,0 +1,160 @@
+/**
+ * One stream of the negotiation, from hello to its end.
+ *
+ *     greeting --welcome--> member --federation_outcome--> over
+ *     greeting --schema_query--> greeting    the schema is sent
+ *     greeting --declined--> over            raises Stop
+ *     any --cut--> over                      raises Trouble; the work goes on, and a new session takes it up
+ */
+import { EXIT, Stop, Trouble } from './errors.js';
+import * as limits from './limits.js';
+import { readMetrics, schemaParts, seconds, writeMetrics } from './wire.js';
+
+const LOOK_MS = 50;
+/** Part of a lease after which it is renewed: two signs of life may be lost before the third is due. */
+const LEASE_SHARE = 1 / 3;
+/** Least time between two signs of progress that is news, where the lease is not much shorter. */
+const PAUSE_SECONDS = 1;
+const LAST_WORDS_MS = 3_000;
+
+export class Session {
+  #stream;
+  #site;
+  #bench;
+  #collect;
+  #lease = null; // {offerId, seconds, told, toldAt}
+
+  /**
+   * @param {import('./stream.js').Stream} stream just opened
+   * @param {object} site see `job.js`
+   * @param {import('./bench.js').Bench} bench what offers are for
+   * @param {(outcome: object) => Promise<void>} collect fetches the final model while the server is still there
+   */
+  constructor(stream, site, bench, collect) {
+    this.#stream = stream;
+    this.#site = site;
+    this.#bench = bench;
+    this.#collect = collect;
+  }
+
+  /**
+   * Say hello, then listen to the end.
+   * @param {object} hello
+   * @param {() => void} onWelcome
+   * @returns {Promise<object>} the federation's outcome
+   */
+  async run(hello, onWelcome) {
+    const keeper = setInterval(() => this.#tellProgress().catch(() => {}), LOOK_MS); // the listener hears why it failed
+    try {
+      await this.#stream.write({ hello });
+      for (;;) {
+        const message = await this.#stream.read();
+        if (message === null) throw new Trouble('the server ended the session');
+        if (message.kind === 'welcome') onWelcome();
+        await this.#handle(message);
+        this.#bench.checkHealth();
+        if (message.kind === 'federation_outcome') return message.federation_outcome;
+      }
+    } finally {
+      clearInterval(keeper);
+      this.#stream.cancel();
+    }
+  }
+
+  /** Say good-bye, and wait for the server to end the stream, for a few seconds at most. */
+  async leave(reason) {
+    try {
+      await this.#stream.write({ leave: { reason: limits.clipReason(reason) } });
+      this.#stream.end();
+      await this.#stream.ended(LAST_WORDS_MS);
+    } catch {
+      // The server is not there to hear it.
+    }
+  }
+
+  /** A message of a kind that is not among these is ignored, as the contract has it. */
+  async #handle(message) {
+    const { log, schema } = this.#site;
+    switch (message.kind) {
+      case 'welcome': return this.#welcome(message.welcome);
+      case 'declined': throw new Stop(EXIT.DECLINED, describeDeclined(message.declined));
+      case 'schema_query':
+        for (const part of schemaParts(schema)) await this.#stream.write(part);
+        return undefined;
+      case 'waiting': return log('info', 'the server is waiting', { because: message.waiting.reason });
+      case 'offer': return this.#answer(message.offer);
+      case 'confirm': return this.#confirm(message.confirm);
+      case 'withdraw': return this.#bench.withdraw(message.withdraw);
+      case 'lease_renewal': return this.#renew(message.lease_renewal);
+      case 'cancel': return this.#bench.cancel(message.cancel);
+      case 'round_outcome': return logRound(log, message.round_outcome);
+      case 'federation_outcome': return this.#collect(message.federation_outcome);
+      default: return undefined;
+    }
+  }
+
+  #welcome(welcome) {
+    this.#bench.terms = {
+      maxChunkBytes: Math.min(welcome.max_chunk_bytes || limits.DEFAULT_CHUNK_BYTES, limits.MAX_CHUNK_BYTES),
+      windowBytes: welcome.window_bytes || limits.DEFAULT_WINDOW_BYTES,
+    };
+    this.#site.log('info', 'welcome', { known_as: welcome.client_name, rounds: welcome.rounds });
+  }
+
+  async #answer(offer) {
+    const answer = await this.#bench.consider(offer);
+    const offer_id = offer.offer_id;
+    if (answer.accept) return this.#stream.write({ accept: { offer_id } });
+    if (answer.decline) return this.#stream.write({ decline: { offer_id, reason: limits.clipReason(answer.decline) } });
+    return this.#stream.write({ counter_offer: { offer_id, ...answer.counter } });
+  }
+
+  #confirm(confirmation) {
+    this.#bench.confirm(confirmation);
+    this.#lease = { offerId: confirmation.offer_id, seconds: seconds(confirmation.lease), told: null, toldAt: 0 };
+  }
+
+  #renew({ offer_id, lease }) {
+    if (this.#lease?.offerId === offer_id && seconds(lease) > 0) this.#lease.seconds = seconds(lease);
+  }
+
+  /** Tell how the agreed work goes: when it got on, and often enough to keep the lease. */
+  async #tellProgress() {
+    const [lease, job] = [this.#lease, this.#bench.job];
+    if (lease === null || job?.offer.offer_id !== lease.offerId) return;
+    if (job.state !== 'working') {
+      this.#lease = null;
+      if (job.state === 'failed') {
+        await this.#stream.write({ failure: { offer_id: lease.offerId, reason: limits.clipReason(job.reason) } });
+      }
+      return;
+    }
+    const age = (Date.now() - lease.toldAt) / 1000;
+    const due = lease.seconds * LEASE_SHARE;
+    if (age < (job.progress === lease.told ? due : Math.min(PAUSE_SECONDS, due / 2))) return;
+    Object.assign(lease, { told: job.progress, toldAt: Date.now() });
+    const metrics = writeMetrics(job.progress.metrics);
+    await this.#stream.write({ progress: { offer_id: lease.offerId, ...job.progress, metrics } });
+  }
+}
+
+function logRound(log, outcome) {
+  log(outcome.succeeded ? 'info' : 'warning', 'round over', {
+    round: outcome.round,
+    because: outcome.reason,
+    our_part: outcome.outcome,
+    our_part_because: outcome.outcome_reason,
+    ...readMetrics(outcome.metrics),
+  });
+}
+
+function describeDeclined({ message, differences, more_differences: more, server_meaning, client_meaning }) {
+  const kind = (spec) => (spec.trainable ? 'trainable' : 'frozen');
+  const shown = (spec) => (spec ? `${spec.name} ${spec.dtype} [${spec.shape}] ${kind(spec)}` : 'nothing');
+  const both = ({ server, client }) => `  the federation has ${shown(server)}, this client ${shown(client)}`;
+  const lines = differences.map(both);
+  if (more) lines.push(`  and ${more} more`);
+  if (server_meaning) lines.push(`  the federation means ${JSON.stringify(server_meaning)}`);
+  if (client_meaning) lines.push(`  this client means ${JSON.stringify(client_meaning)}`);
+  return [`the server declined this client: ${message}`, ...lines].join('\n');
+}

@@ -1,0 +1,133 @@
+/**
+ * What a site keeps on disk: tensors, each in a file named by the SHA-256 of its bytes, and finished updates.
+ *
+ * A model or an update is a list of entries; its bytes are in `tensors/`. So a tensor that did not change is kept once
+ * and never downloaded twice, and a download resumes with what lies in `NAME.partial`. A tensor counts only if its
+ * bytes have the digest that is its name. An update counts once its record is there, which is written last.
+ */
+import { mkdir, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
+import path from 'node:path';
+import { TEMPORARY, using, writeDurably } from './durable.js';
+import { sha256 } from './model.js';
+
+export class Store {
+  #tensors;
+  #updates;
+  #verified = new Set();
+
+  /** @param {string} folder */
+  constructor(folder) {
+    this.#tensors = path.join(folder, 'tensors');
+    this.#updates = path.join(folder, 'updates');
+  }
+
+  async open() {
+    await mkdir(this.#tensors, { recursive: true, mode: 0o700 });
+    await mkdir(this.#updates, { recursive: true, mode: 0o700 });
+  }
+
+  // Tensors.
+
+  /** Whether a tensor is here, rightly; each is hashed once in a process. @param {{sha256: Buffer}} entry */
+  async has(entry) {
+    const name = entry.sha256.toString('hex');
+    if (!this.#verified.has(name)) {
+      const values = await readFile(path.join(this.#tensors, name)).catch(() => null);
+      if (values === null || !sha256(values).equals(entry.sha256)) return false;
+      this.#verified.add(name);
+    }
+    return true;
+  }
+
+  /** A tensor's bytes from `offset` on, `length` at most. @returns {Promise<Buffer>} */
+  read(entry, offset = 0, length = entry.size) {
+    return using(this.#path(entry), 'r', async (file) => {
+      const size = Math.max(0, Math.min(length, entry.size - offset));
+      const { buffer, bytesRead } = await file.read(Buffer.alloc(size), 0, size, offset);
+      if (bytesRead !== size) throw new Error('a tensor on disk is shorter than it was');
+      return buffer;
+    });
+  }
+
+  /** Keep a tensor durably. @param {import('./model.js').Entry} entry @param {Buffer} values */
+  async put(entry, values) {
+    await writeDurably(this.#path(entry), values);
+    this.#verified.add(entry.sha256.toString('hex'));
+  }
+
+  /** How many bytes of a tensor have arrived. */
+  async partialSize(entry) {
+    const found = await stat(this.#path(entry) + TEMPORARY).catch(() => null);
+    return found?.size ?? 0;
+  }
+
+  /** Add bytes that arrived. They are not synced: what a power cut leaves is hashed before it counts. */
+  append(entry, data) {
+    return using(this.#path(entry) + TEMPORARY, 'a', (file) => file.appendFile(data), 0o600);
+  }
+
+  /** Forget what has arrived of a tensor. */
+  dropPartial(entry) {
+    return rm(this.#path(entry) + TEMPORARY, { force: true });
+  }
+
+  /** Count a tensor that has arrived. @returns {Promise<boolean>} false if its bytes were wrong and are gone */
+  async adopt(entry) {
+    const temporary = this.#path(entry) + TEMPORARY;
+    const values = await readFile(temporary).catch(() => Buffer.alloc(0));
+    if (!sha256(values).equals(entry.sha256)) {
+      await this.dropPartial(entry);
+      return false;
+    }
+    if (values.length === 0) await this.append(entry, values);
+    await rename(temporary, this.#path(entry));
+    this.#verified.add(entry.sha256.toString('hex'));
+    return true;
+  }
+
+  // Updates.
+
+  /** Make an update count, durably; its tensors are here already. @param {object} record see `job.js` */
+  record(record) {
+    return writeDurably(this.#updatePath(record.offerId), JSON.stringify(record));
+  }
+
+  /** The finished update of that offer and base, if every byte of it is here. */
+  async loadUpdate(offerId, baseHex) {
+    const text = await readFile(this.#updatePath(offerId), 'utf8').catch(() => null);
+    if (text === null) return null;
+    try {
+      const record = JSON.parse(text);
+      record.entries.forEach((entry) => { entry.sha256 = Buffer.from(entry.sha256, 'hex'); });
+      const whole = await Promise.all(record.entries.map((entry) => this.has(entry)));
+      return record.baseHex === baseHex && whole.every(Boolean) ? record : null;
+    } catch {
+      return null; // damaged: it is trained again
+    }
+  }
+
+  /** Forget all updates but that of `offerId`, and all tensors but those of `entries` and of that update. */
+  async keepOnly(offerId, entries) {
+    const kept = new Set(entries.map((entry) => entry.sha256.toString('hex')));
+    const update = path.basename(this.#updatePath(offerId));
+    const text = await readFile(this.#updatePath(offerId), 'utf8').catch(() => '{}');
+    for (const [, name] of text.matchAll(/"sha256":"([0-9a-f]{64})"/g)) kept.add(name);
+    await removeBut(this.#updates, (name) => name === update);
+    await removeBut(this.#tensors, (name) => kept.has(name.replace(TEMPORARY, '')));
+    this.#verified = new Set([...this.#verified].filter((name) => kept.has(name)));
+  }
+
+  #path(entry) {
+    return path.join(this.#tensors, entry.sha256.toString('hex'));
+  }
+
+  #updatePath(offerId) {
+    // No path is built from text that the other side chose.
+    return path.join(this.#updates, `${sha256(offerId).toString('hex').slice(0, 32)}.json`);
+  }
+}
+
+async function removeBut(folder, isKept) {
+  const names = (await readdir(folder)).filter((name) => !isKept(name));
+  await Promise.all(names.map((name) => rm(path.join(folder, name), { force: true })));
+}

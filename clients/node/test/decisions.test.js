@@ -1,0 +1,82 @@
+/** Pure decisions: answers to offers, waits, options. */
+import assert from 'node:assert/strict';
+import test from 'node:test';
+import { untilDone, waitSeconds } from '../src/backoff.js';
+import { Refusal, Trouble } from '../src/errors.js';
+import { clipReason, isClientName } from '../src/limits.js';
+import { readConfig } from '../src/main.js';
+import { reply } from '../src/reply.js';
+import { PATIENCE, quiet } from './fakes.js';
+
+const OFFER = { epochs: 10, timeRemaining: 100 };
+const NEW = { epochSeconds: null, transferSeconds: 0, moreTimeRefused: false };
+const FREE = { maxEpochs: 0, maxSeconds: null };
+
+for (const [what, limits, experience, expected] of [
+  ['without limits is accepted', FREE, NEW, { accept: true }],
+  ['of more epochs than allowed is countered', { ...FREE, maxEpochs: 3 }, NEW, [3, null]],
+  ['that fits the time is accepted', FREE, { ...NEW, epochSeconds: 8 }, { accept: true }],
+  ['that takes longer asks for more time', FREE, { ...NEW, epochSeconds: 10, transferSeconds: 5 }, [0, 125]],
+  ['is cut to the time after a withdrawal', FREE, { ...NEW, epochSeconds: 10, moreTimeRefused: true }, [8, null]],
+  ['is cut to the hours allowed', { ...FREE, maxSeconds: 21 }, { ...NEW, epochSeconds: 5 }, [4, null]],
+]) {
+  test(`offer ${what}`, () => {
+    const answer = reply(OFFER, limits, experience);
+    if (Array.isArray(expected)) assert.deepEqual([answer.counter.epochs, answer.counter.seconds], expected);
+    else assert.deepEqual(answer, expected);
+  });
+}
+
+test('offer of which not one epoch fits is declined', () => {
+  assert.ok(reply(OFFER, { ...FREE, maxSeconds: 1 }, { ...NEW, epochSeconds: 5 }).decline);
+  assert.ok(reply(OFFER, FREE, { ...NEW, epochSeconds: 500, moreTimeRefused: true }).decline);
+});
+
+test('waits double up to the longest, with jitter', () => {
+  const patience = { firstSeconds: 1, longestSeconds: 5 };
+  const waits = [0, 1, 2, 3].map((tries) => waitSeconds(new Trouble(''), tries, patience, () => 0.5));
+  assert.deepEqual(waits, [1.5, 2.5, 4.5, 5.5]);
+  assert.equal(waitSeconds(new Refusal('LIMIT_EXCEEDED', '', {}, 7), 9, patience), 7);
+});
+
+test('trouble is tried again until it is over, and a refusal never', async () => {
+  const options = { howFar: () => 0, patience: PATIENCE, doing: 'trying', log: quiet };
+  let left = 3;
+  const shaky = async () => { if (left-- > 0) throw new Trouble('cut'); return 'done'; };
+  assert.equal(await untilDone(shaky, options), 'done');
+  let tries = 0;
+  const refused = async () => { tries += 1; throw new Refusal('ROUND_CLOSED', 'over'); };
+  await assert.rejects(untilDone(refused, options), { reason: 'ROUND_CLOSED' });
+  assert.equal(tries, 1);
+});
+
+test('without progress it gives up in the time that was set', async () => {
+  const patience = { ...PATIENCE, giveUpAfterSeconds: 0.01 };
+  const broken = async () => { throw new Trouble('cut'); };
+  await assert.rejects(untilDone(broken, { howFar: () => 0, patience, doing: 'trying', log: quiet }), Trouble);
+});
+
+const GOOD = ['--server', 'h:1', '--data', 'd', '--name', 'a', '--fingerprint', `sha256:${'0'.repeat(64)}`];
+
+test('options read as they are meant', () => {
+  const words = [...GOOD, '--max-hours', '0.5', '--state-dir', 's'];
+  const { maxSeconds, maxEpochs, giveUpAfter, stateDir } = readConfig(words);
+  assert.deepEqual([maxSeconds, maxEpochs, giveUpAfter, stateDir], [1800, 0, null, 's']);
+});
+
+for (const [what, words] of Object.entries({
+  'no server': GOOD.slice(2),
+  'no trust': GOOD.slice(0, 6),
+  'plaintext far away': [...GOOD.slice(0, 6), '--plaintext'],
+  'two kinds of trust': [...GOOD, '--server-ca', 'f'],
+  'a certificate without a key': [...GOOD, '--certificate', 'f'],
+  'a name with a slash': [...GOOD, '--name', 'a/b'],
+  'a number that is none': [...GOOD, '--max-epochs', 'many'],
+  'an unknown option': [...GOOD, '--speed', '9'],
+})) test(`options with ${what} are refused`, () => assert.throws(() => readConfig(words), { exitCode: 2 }));
+
+test('names and reasons keep their bounds', () => {
+  assert.deepEqual(['a', '-a', 'a'.repeat(65), 'ä'].map(isClientName), [true, false, false, false]);
+  const clipped = clipReason(`a\n${'ä'.repeat(600)}`);
+  assert.ok(Buffer.byteLength(clipped) <= 1024 && /^a ä+$/.test(clipped));
+});

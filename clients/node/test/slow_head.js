@@ -1,0 +1,15 @@
+/** A training module for tests: train_head.js after a wait of `SLOW_HEAD_SECONDS`, in which a test may do its worst. */
+import { setTimeout as sleep } from 'node:timers/promises';
+import { open as openHead, taskName } from '../src/train_head.js';
+
+export { taskName };
+
+export async function open(settings, dataPath) {
+  const training = await openHead(settings, dataPath);
+  const fineTune = async (base, plan, report, signal) => {
+    report({ epoch: 1, epochs: plan.epochs, fraction: 0, metrics: {} });
+    await sleep(Number(process.env.SLOW_HEAD_SECONDS ?? 1) * 1000, undefined, { signal });
+    return training.fineTune(base, plan, report, signal);
+  };
+  return { ...training, fineTune };
+}
