@@ -19,6 +19,7 @@ from fedclient.exit_codes import ExitCode
 from fedstream.manifest import Digest
 from fedstream.weights_file import WeightsFile
 from tests.support.brain_mri import SMALL
+from tests.support.joining import joined
 from tests.support.scripted import SETTINGS, Model, Scripted, Talk, linear_model, scripted
 from tests.support.serving import serving
 
@@ -193,14 +194,12 @@ def check_kept(out: Path, base: Model) -> None:
 
 async def test_run_of_two_clients_over_tls_ends_with_the_same_model_and_exit_code_0(tmp_path: Path) -> None:
     async with serving(tmp_path / "server", rounds=2, holdout="phantom") as (_, listening):
-        assert listening.fingerprint is not None
-        processes = [
-            await begin(
-                *at(listening.address, tmp_path / name, "--fingerprint", listening.fingerprint),
-                *("--name", name, "--shard", shard, "--log-json"),
-            )
-            for name, shard in (("a", "0/2"), ("b", "1/2"))
-        ]
+        assert listening.enrolment_address is not None
+        processes = []
+        for name, shard in (("a", "0/2"), ("b", "1/2")):
+            identity = await joined(listening.admin_address, listening.enrolment_address, name)
+            words = at(listening.address, tmp_path / name, "--identity", str(identity.folder))
+            processes.append(await begin(*words, "--shard", shard, "--log-json"))
         outputs = await asyncio.wait_for(asyncio.gather(*(process.communicate() for process in processes)), 60)
 
     assert [process.returncode for process in processes] == [ExitCode.FINISHED] * 2, outputs
