@@ -23,8 +23,8 @@ WHEELHOUSE = $(or $(OUT),dist/wheelhouse)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run-server run-client wheelhouse demo test faults bench check check-style check-types check-imports check-protos \
-        check-stubs format protos protos-release clean
+.PHONY: help setup run-server run-client wheelhouse demo test faults fuzz bench check check-style check-types \
+        check-imports check-protos check-stubs format protos protos-release clean
 
 ##@ Start here
 
@@ -81,6 +81,11 @@ faults: $(INSTALLED) ## Break things on purpose (kill, cut, part, lose power) an
 #: COUNT=300 SEED=0        how much each line does, in its own unit, and the seed of all that is drawn at random
 #: ARGS='--full'           as much as docs/reliability.md shows, in some hours
 	$(BIN)/python -m tests.faults $(call option,--count,COUNT) $(call option,--seed,SEED) $(ARGS) $(ONLY)
+
+fuzz: $(INSTALLED) ## Feed every reader of what comes from the network with inputs that no sound peer sends.
+#: ONLY='put_manifest'     one or several of the readers that `python -m tests.fuzz --help` lists (default: all)
+#: COUNT=2000000 SEED=0    inputs in all, and the seed
+	$(BIN)/python -m tests.fuzz $(call option,--count,COUNT) $(call option,--seed,SEED) $(ONLY)
 
 bench: $(INSTALLED) ## Measure whole rounds against bare sockets and files, with this machine's figures in a table.
 #: ONLY='rounds'           one or several of the parts that ARGS='--help' lists (default: all)

@@ -66,6 +66,17 @@ def run(
     min_free_bytes: Annotated[
         int | None, typer.Option(help="Disk space that no round may need. [default: 268435456]")
     ] = None,
+    max_connections: Annotated[int | None, typer.Option(help="Of all sites together. [default: 4000]")] = None,
+    max_streams_per_connection: Annotated[
+        int | None, typer.Option(help="Calls that one connection may have open. [default: 16]")
+    ] = None,
+    handshake_timeout_seconds: Annotated[
+        float | None, typer.Option(help="For TLS and HTTP/2 to be agreed on. [default: 20]")
+    ] = None,
+    message_timeout_seconds: Annotated[
+        float | None,
+        typer.Option(help="For a stream's first message, and between parts of a manifest. [default: 30]"),
+    ] = None,
     strategy: Annotated[str | None, typer.Option(help="fedavg, uniform or rank_decay. [default: fedavg]")] = None,
     update_encoding: Annotated[
         str | None,
@@ -129,6 +140,10 @@ _RUN_SETTINGS = frozenset(
         "join_timeout_seconds",
         "keep_rounds",
         "min_free_bytes",
+        "max_connections",
+        "max_streams_per_connection",
+        "handshake_timeout_seconds",
+        "message_timeout_seconds",
         "strategy",
         "update_encoding",
         "early_stopping_rounds",

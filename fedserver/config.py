@@ -66,6 +66,10 @@ class ServerConfig(BaseModel):
     retry_delay_seconds: Span = 5.0
     keep_rounds: Count = 10
     min_free_bytes: Annotated[int, Field(ge=0, lt=1 << 60)] = 256 << 20
+    max_connections: PositiveCount = 4000
+    max_streams_per_connection: PositiveCount = 16
+    handshake_timeout_seconds: PositiveSpan = 20.0
+    message_timeout_seconds: PositiveSpan = 30.0
     strategy: str = "fedavg"
     update_encoding: Encoding = Encoding.RAW
     early_stopping_rounds: Count = 0

@@ -18,6 +18,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from fedserver import lifecycle
+from fedserver.bounds import channel_options
 from fedserver.clock import Clock, SystemClock
 from fedserver.config import ServerConfig
 from fedserver.desk import Desk
@@ -27,6 +28,7 @@ from fedserver.federation import Federation, FederationState
 from fedserver.services import shared_chunks
 from fedserver.services.admin import AdminServicer
 from fedserver.services.negotiation import NegotiationServicer
+from fedserver.services.parsing import ParsingInterceptor
 from fedserver.services.transfer import TransferServicer
 from fedserver.store import DamagedFile, State, StateError
 from fedserver.store.database import RESTORE
@@ -91,7 +93,9 @@ class Server:
         self.federation = Federation(config, self._state, evaluator, clock or SystemClock(), disk)
         self._desk = Desk(self.federation)
         self._health = health.aio.HealthServicer()
-        self._public = grpc.aio.server(options=OPTIONS)
+        self._public = grpc.aio.server(
+            interceptors=[ParsingInterceptor()], options=(*OPTIONS, *channel_options(config))
+        )
         self._admin = grpc.aio.server()
         self.report: Path | None = None
 

@@ -24,6 +24,9 @@ DEFAULT_CHUNK_BYTES = 1 << 20
 MAX_CHUNK_BYTES = (4 << 20) - (64 << 10)
 """gRPC's default message limit is 4 MiB and is never raised; 64 KiB are left for framing."""
 
+MAX_METADATA_BYTES = 16 << 10
+"""Metadata (headers) of a call. This protocol's own calls have none; proxies add some."""
+
 WINDOW_BYTES = 4 << 20
 """Bytes of an upload that may be in flight beyond `committed_size`: the most that is ever sent twice."""
 

@@ -10,14 +10,18 @@ from typing import Any, NoReturn, TypeVar
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
 from fedserver.federation import Federation
-from fedstream.errors import ProtocolError, Superseded
+from fedserver.services.parsing import MALFORMED
+from fedstream.errors import InvalidRequest, ProtocolError, Superseded
 from fedstream.status import to_status
 
 log = structlog.get_logger()
 T = TypeVar("T")
+
+_NO_MESSAGE = "a message is not in the form of its kind in the .proto files; do not retry"
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -34,7 +38,7 @@ def translates_errors(handler: Callable[..., Awaitable[Any]]) -> Any:
     @functools.wraps(handler)
     async def call(servicer: Any, request: Any, context: Context) -> Any:
         try:
-            return await handler(servicer, request, context)
+            return await _parsed(handler, servicer, request, context)
         except ProtocolError as error:
             log.info("refused", call=handler.__name__, reason=error.reason, said=error.message)
             await _abort(context, error)
@@ -53,14 +57,36 @@ def translates_errors(handler: Callable[..., Awaitable[Any]]) -> Any:
     return call
 
 
+async def _parsed(handler: Callable[..., Awaitable[Any]], servicer: Any, request: Any, context: Context) -> Any:
+    if request is MALFORMED:
+        raise InvalidRequest(_NO_MESSAGE)
+    try:
+        return await handler(servicer, request, context)
+    except DecodeError as error:
+        raise InvalidRequest(_NO_MESSAGE) from error
+
+
 async def _fail(context: Context, call: str, error: Exception) -> None:
     log.error("call failed", call=call, error=str(error), exc_info=error)
-    await context.abort(grpc.StatusCode.INTERNAL, "the server failed; its log says how")
+    await _end(context, grpc.StatusCode.INTERNAL, "the server failed; its log says how")
 
 
 async def _abort(context: Context, error: ProtocolError) -> None:
     status = rpc_status.to_status(to_status(error))
-    await context.abort(status.code, status.details, status.trailing_metadata)
+    await _end(context, status.code, status.details or "", status.trailing_metadata or ())
+
+
+async def _end(context: Context, code: grpc.StatusCode, details: str, metadata: Any = ()) -> NoReturn:
+    """End a call with a status. If the peer has gone meanwhile, nobody is to be told.
+
+    Raises:
+        AbortError: always, which is how gRPC learns that the call has ended.
+    """
+    try:
+        await context.abort(code, details, metadata)
+    except grpc.aio.InternalError as error:
+        raise grpc.aio.AbortError from error
+    raise AssertionError("an abort always raises")
 
 
 async def end_unheard(context: Context) -> NoReturn:
@@ -69,8 +95,7 @@ async def end_unheard(context: Context) -> NoReturn:
     To the server, a stream that broke looks like one that its client closed. So it is no defect of the client, which
     must come back and not give up.
     """
-    await context.abort(grpc.StatusCode.UNAVAILABLE, "the stream ended before its first message")
-    raise AssertionError("an abort always raises")
+    await _end(context, grpc.StatusCode.UNAVAILABLE, "the stream ended before its first message")
 
 
 async def give_way(work: Coroutine[Any, Any, T], superseded: asyncio.Event, message: str) -> T:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import structlog
 
+from fedserver.bounds import each_in_time, in_time
 from fedserver.coordinator.effects import TellFederationOutcome
 from fedserver.coordinator.population import ClientState, Introduction
 from fedserver.federation import Federation
@@ -80,7 +81,7 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
     # The handshake.
 
     async def _hello(self, requests: Requests, context: Context) -> negotiation_pb2.Hello:
-        first = await anext(aiter(requests), None)
+        first = await in_time(anext(aiter(requests), None), self.federation.config.message_timeout_seconds)
         if first is None:
             await end_unheard(context)
         if first.WhichOneof("kind") != "hello":
@@ -121,7 +122,7 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
 
     async def _read_schema(self, requests: Requests) -> ModelSchema:
         tensors: list[TensorSpec] = []
-        async for request in requests:
+        async for request in each_in_time(requests, self.federation.config.message_timeout_seconds):
             if request.WhichOneof("kind") != "schema_part":
                 raise UnexpectedMessage("schema parts must follow a schema query")
             tensors += [wire.read_spec(spec) for spec in request.schema_part.tensors]

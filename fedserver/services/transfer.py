@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import structlog
 
+from fedserver.bounds import each_in_time, in_time
 from fedserver.desk import Committer, Desk, OpenUpload, UploadStatus
 from fedserver.federation import Federation
 from fedserver.services.calls import Context, end_unheard, give_way, translates_errors
@@ -55,23 +56,29 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
     ) -> tuple[transfer_pb2.UpdateHeader, Manifest, dict[str, Encoded]]:
         header: transfer_pb2.UpdateHeader | None = None
         entries: list[tuple[TensorEntry, Encoded]] = []
-        async for request in requests:
+        async for request in each_in_time(requests, self.federation.config.message_timeout_seconds):
             if header is None:
                 header = await self._check_header(request)
                 continue
             entries += wire.read_encoded_part(request.part, self.federation.update_encodings)
-            if len(entries) > header.num_tensors:
-                raise InvalidManifest(f"the parts hold more than the {header.num_tensors} tensors declared")
+            assert self.federation.schema is not None, "an upload id is told only when there is a schema"
+            if len(entries) > min(header.num_tensors, len(self.federation.schema)):
+                break  # what is wrong with it shows below, and no more is gathered than the model has
         if header is None:
             await end_unheard(context)
-        if len(entries) != header.num_tensors:
-            raise InvalidManifest(f"{header.num_tensors} tensors were declared, {len(entries)} came")
-        assert self.federation.schema is not None, "an upload id is told only when there is a schema"
-        manifest = check_manifest([entry for entry, _ in entries], self.federation.schema)
-        if manifest.model_digest() != wire.read_digest(header.model_digest):
-            raise InvalidManifest("model_digest is not the digest of the manifest's canonical description")
+        manifest = self._check_manifest(header, [entry for entry, _ in entries])
         encoded = {entry.name: how for entry, how in entries if how.encoding is not Encoding.RAW}
         return header, manifest, encoded
+
+    def _check_manifest(self, header: transfer_pb2.UpdateHeader, entries: list[TensorEntry]) -> Manifest:
+        schema = self.federation.schema
+        assert schema is not None, "an upload id is told only when there is a schema"
+        if len(entries) != header.num_tensors and len(entries) <= len(schema):
+            raise InvalidManifest(f"{header.num_tensors} tensors were declared, {len(entries)} came")
+        manifest = check_manifest(entries, schema)
+        if manifest.model_digest() != wire.read_digest(header.model_digest):
+            raise InvalidManifest("model_digest is not the digest of the manifest's canonical description")
+        return manifest
 
     async def _check_header(self, request: transfer_pb2.PutManifestRequest) -> transfer_pb2.UpdateHeader:
         if request.WhichOneof("kind") != "header":
@@ -84,7 +91,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
     @translates_errors
     async def WriteChunks(self, requests: ChunkStream, context: Context) -> None:
         """Takes chunks and answers with the committed size as bytes become durable."""
-        first = await anext(aiter(requests), None)
+        first = await in_time(anext(aiter(requests), None), self.federation.config.message_timeout_seconds)
         if first is None:
             return
         upload_id = first.upload_id

@@ -287,6 +287,27 @@ async def test_stream_that_ends_before_its_first_message_is_taken_for_one_that_b
         await assert_serves_on(server, site, upload_id)
 
 
+NO_MESSAGE = b"\x0a\xff"  # a field whose length is missing
+
+
+async def test_bytes_that_are_no_message_are_an_invalid_request_and_no_news(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with a_round(tmp_path) as (server, _, site, upload_id):
+        service = "/fedstream.v1.TransferService"
+        calls = (
+            site.channel.unary_unary(f"{service}/FinishUpload")(NO_MESSAGE),
+            site.channel.unary_stream(f"{service}/ReadChunks")(NO_MESSAGE).read(),
+            site.channel.stream_unary(f"{service}/PutManifest")(iter([NO_MESSAGE])),
+            site.channel.stream_stream(f"{service}/WriteChunks")(iter([NO_MESSAGE])).read(),
+            site.channel.stream_stream("/fedstream.v1.NegotiationService/Negotiate")(iter([NO_MESSAGE])).read(),
+        )
+        for call in calls:
+            assert (await refusal(call)).reason == "INVALID_REQUEST"
+        assert "Traceback" not in caplog.text
+        await assert_serves_on(server, site, upload_id)
+
+
 async def test_second_different_manifest_is_a_conflict(tmp_path: Path) -> None:
     async with a_round(tmp_path) as (server, _, site, upload_id):
         schema, weights = trained(server)

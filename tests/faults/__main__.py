@@ -37,6 +37,7 @@ LINES: Mapping[str, Counts] = {
     "crash_points": Counts(60, 0),
     "flipped_bits": Counts(50, 1000),
     "endurance": Counts(100, 1000),
+    "hostile": Counts(30, 600),
 }
 
 

@@ -33,7 +33,7 @@ def run_line(*words: str) -> None:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(
     ("line", "count"),
-    [("kill_server", 4), ("kill_clients", 2), ("cut_uploads", 3)],
+    [("kill_server", 4), ("kill_clients", 2), ("cut_uploads", 3), ("hostile", 10)],
 )
 def test_line_with_a_small_count_holds(line: str, count: int) -> None:
     run_line("-m", "tests.faults", line, "--count", str(count), "--seed", "1")

@@ -1,0 +1,182 @@
+"""Peers of whom nothing is known: too many connections, too many streams, too much metadata, and silence at each step.
+
+Each is refused or ended within its bound, and a site that behaves takes part all the while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from fedserver.server import Listening, Server
+from fedstream import limits, wire
+from fedstream.errors import LimitExceeded
+from fedstream.manifest import manifest_of
+from fedstream.status import from_rpc_error
+from fedstream.tls import split_address
+from fedstream.v1 import common_pb2, negotiation_pb2, transfer_pb2
+from tests.support.serving import BareSite, manifest_messages, serving
+from tests.support.tasks import random_weights
+
+pytestmark = [pytest.mark.e2e, pytest.mark.numpy_task]
+
+SOON_SECONDS = 20.0
+"""For what is bounded by a second or less in these tests."""
+
+
+@asynccontextmanager
+async def a_round(folder: Path, **settings: Any) -> AsyncIterator[tuple[Server, Listening, BareSite, str]]:
+    """A site at work on its update, which gets in at the end of the block whatever others did meanwhile."""
+    settings = {"min_clients": 1, "rounds": 1, "seed": 1, **settings}
+    async with serving(folder, **settings) as (server, listening), BareSite.dial(listening) as site:
+        await site.join("alpha", server)
+        upload_id = (await site.agree()).upload_id
+        yield server, listening, site, upload_id
+        assert server.federation.schema is not None
+        finished = await site.upload(upload_id, server.federation.schema, random_weights(server.federation.schema, 1))
+        assert finished.state == transfer_pb2.UPLOAD_STATE_ADMITTED
+
+
+async def connect(listening: Listening) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A bare TCP connection."""
+    return await asyncio.open_connection(*split_address(listening.address))
+
+
+async def closed_by_server(reader: asyncio.StreamReader) -> bytes:
+    """What came before the server closed the connection."""
+    with contextlib.suppress(ConnectionResetError):
+        return await asyncio.wait_for(reader.read(), SOON_SECONDS)
+    return b""
+
+
+def trusting() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+async def refused_in_time(call: Any) -> None:
+    """A stream on which nothing more is said is ended with the documented error and a time to come back."""
+    with pytest.raises(grpc.RpcError) as caught:
+        await asyncio.wait_for(call, SOON_SECONDS)
+    error = from_rpc_error(caught.value)
+    assert isinstance(error, LimitExceeded), error
+    assert error.metadata["limit"] == "message_timeout_seconds"
+    assert error.retry_after.total_seconds() == 0.5
+
+
+async def test_connection_that_never_begins_tls_is_closed(tmp_path: Path) -> None:
+    async with a_round(tmp_path, handshake_timeout_seconds=0.5) as (_, listening, _, _):
+        reader, writer = await connect(listening)
+        assert await closed_by_server(reader) == b""
+        writer.close()
+
+
+async def test_connection_that_sends_a_byte_at_a_time_is_closed(tmp_path: Path) -> None:
+    async with a_round(tmp_path, handshake_timeout_seconds=0.5) as (_, listening, _, _):
+        reader, writer = await connect(listening)
+        closed = asyncio.create_task(closed_by_server(reader))
+        for byte in b"\x16\x03\x01\x02\x00" * 100:
+            if closed.done():
+                break
+            with contextlib.suppress(ConnectionError):
+                writer.write(bytes([byte]))
+                await writer.drain()
+            await asyncio.sleep(0.1)
+        assert await closed == b""
+        writer.close()
+
+
+async def test_connection_that_begins_tls_and_then_says_nothing_is_closed(tmp_path: Path) -> None:
+    async with a_round(tmp_path, handshake_timeout_seconds=0.5) as (_, listening, _, _):
+        host, port = split_address(listening.address)
+        reader, writer = await asyncio.open_connection(host, port, ssl=trusting(), server_hostname="x")
+        await closed_by_server(reader)  # after the server's own first frames
+        writer.close()
+
+
+async def test_connections_beyond_the_bound_are_closed_and_those_within_it_stay(tmp_path: Path) -> None:
+    async with a_round(tmp_path, max_connections=4) as (_, listening, _, _):
+        within = [await connect(listening) for _ in range(3)]
+        reader, writer = await connect(listening)
+        assert await closed_by_server(reader) == b""
+        for _, other in (*within, (reader, writer)):
+            other.close()
+            with contextlib.suppress(ConnectionError, ssl.SSLError):
+                await other.wait_closed()
+
+
+async def test_streams_beyond_the_bound_wait_until_one_ends(tmp_path: Path) -> None:
+    async with (
+        a_round(tmp_path, max_streams_per_connection=3) as (_, listening, _, _),
+        BareSite.dial(listening) as greedy,
+    ):
+        silent = [greedy.negotiation.Negotiate() for _ in range(3)]
+        await asyncio.sleep(0.5)
+        request = negotiation_pb2.DescribeTaskRequest()
+        with pytest.raises(grpc.RpcError) as caught:
+            await greedy.negotiation.DescribeTask(request, timeout=1.0)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        silent[0].cancel()
+        assert (await greedy.negotiation.DescribeTask(request, timeout=SOON_SECONDS)).task_name == "linear"
+
+
+async def test_metadata_beyond_the_bound_is_refused(tmp_path: Path) -> None:
+    async with a_round(tmp_path) as (_, listening, _, _), BareSite.dial(listening) as site:
+        metadata = (("x", "y" * limits.MAX_METADATA_BYTES),)
+        with pytest.raises(grpc.RpcError) as caught:
+            await site.negotiation.DescribeTask(negotiation_pb2.DescribeTaskRequest(), metadata=metadata)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_message_beyond_grpcs_own_bound_is_refused(tmp_path: Path) -> None:
+    async with a_round(tmp_path) as (_, listening, _, _), BareSite.dial(listening) as site:
+        with pytest.raises(grpc.RpcError) as caught:
+            await site.finish("u" * (4 << 20))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_stream_on_which_nothing_comes_is_ended(tmp_path: Path) -> None:
+    async with a_round(tmp_path, message_timeout_seconds=0.5) as (server, _, site, upload_id):
+        await refused_in_time(site.negotiation.Negotiate().read())
+        await refused_in_time(site.transfer.WriteChunks().read())
+        await refused_in_time(site.transfer.PutManifest(never()))
+        assert server.federation.schema is not None
+        weights = random_weights(server.federation.schema, 1)
+        header, *_ = manifest_messages(upload_id, manifest_of(server.federation.schema, weights))
+        await refused_in_time(site.transfer.PutManifest(and_then_never(header)))
+
+
+async def test_schema_that_does_not_come_to_its_end_is_ended(tmp_path: Path) -> None:
+    async with a_round(tmp_path, message_timeout_seconds=0.5) as (server, _, site, _):
+        call = site.negotiation.Negotiate()
+        hello = negotiation_pb2.Hello(
+            protocol=common_pb2.ProtocolRange(min=1, max=1),
+            client_name="beta",
+            schema_sha256=bytes(32),
+            meaning=wire.write_meaning(server.federation.meaning),
+            num_examples=1,
+        )
+        await call.write(negotiation_pb2.NegotiateRequest(hello=hello))
+        while (await call.read()).WhichOneof("kind") != "schema_query":
+            pass
+        await refused_in_time(call.read())
+
+
+async def never() -> AsyncIterator[Any]:
+    await asyncio.Event().wait()
+    yield None
+
+
+async def and_then_never(message: Any) -> AsyncIterator[Any]:
+    yield message
+    await asyncio.Event().wait()
