@@ -23,8 +23,8 @@ WHEELHOUSE = $(or $(OUT),dist/wheelhouse)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run-server run-client wheelhouse demo test faults fuzz bench check check-style check-types check-imports \
-        check-protos check-stubs format protos protos-release clean
+.PHONY: help setup run-server run-client wheelhouse demo test faults fuzz bench check check-style check-types \
+        check-imports check-protos check-stubs format protos protos-release clean
 
 ##@ Start here
 

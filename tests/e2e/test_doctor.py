@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from fedstream.certificates import make_key
 from fedstream.limits import PROTOCOL_VERSION
 from tests.support.joining import joined
 from tests.support.processes import RunningServer, Said, Stage
+from tests.support.sites import OWN_TASK, write_task
 
 pytestmark = pytest.mark.e2e
 
@@ -187,6 +189,19 @@ def test_client_doctor_of_a_task_that_only_the_server_names_says_how_to_allow_it
 
     assert (said.status, verdicts(said)["task"]) == (4, "failed")
     assert "add --task tests.support.tasks:Shapes" in by_name(said)["task"]["advice"]
+
+
+def test_client_doctor_of_another_version_of_the_task_fails_by_its_model(
+    scene: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, mine = write_task(scene.folder / "theirs"), write_task(scene.folder / "mine", tensors="1")
+    server = scene.server("--min-clients", "2", task=OWN_TASK, python_path=theirs)
+    server.until("the model to be there", lambda look: "for" in look.state.reason)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(mine), os.environ.get("PYTHONPATH", "")]))
+    said = doctor(scene, *trusting(server), "--task", OWN_TASK, "--model")
+
+    assert (said.status, verdicts(said)["classes"], verdicts(said)["model"]) == (4, "ok", "failed")
+    assert by_name(said)["model"]["found"] == "the model built here has other tensors than the federation's"
 
 
 def test_client_doctor_in_lines_says_verdict_name_and_advice(scene: Stage) -> None:

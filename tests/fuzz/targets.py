@@ -251,7 +251,7 @@ TARGETS: Mapping[str, Target] = {
     "negotiate_response": _message(negotiation_pb2.NegotiateResponse, _read_response, *_responses()),
     "describe_task": _message(
         negotiation_pb2.DescribeTaskResponse,
-        codec.read_task,
+        codec.read_federation,
         negotiation_pb2.DescribeTaskResponse(federation_name="f", task_name="t", task_settings={"a": "b"}),
     ),
     "manifest_part": _message(transfer_pb2.ManifestPart, wire.read_part, *wire.manifest_parts(_MANIFEST)),

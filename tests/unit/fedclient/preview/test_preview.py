@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import pkgutil
 from pathlib import Path
@@ -165,3 +166,28 @@ async def test_hello_is_the_one_that_a_client_sends(tmp_path: Path) -> None:
     known = facts(tmp_path, **limits)
     expected = sample_messages(Facts(known.config, known.site, Experience(), ()))[Kind("Negotiate", "hello")]
     assert heard == [expected.hello]  # type: ignore[attr-defined]
+
+
+async def test_update_brings_the_tensors_and_the_facts_that_the_preview_names(tmp_path: Path) -> None:
+    settings = {"tensors": "2", "frozen_tensors": "1"}
+
+    async def script(talk: Talk) -> None:
+        await talk.welcome()
+        await talk.agree(server.base)
+        async with asyncio.timeout(20):
+            while not any(upload.finished for upload in server.transfer.uploads.values()):  # noqa: ASYNC110 - no event
+                await asyncio.sleep(0.01)
+        await talk.end(server.base)
+
+    async with scripted(script, settings=settings) as server:
+        await server.client(tmp_path, report="loss").run()
+
+    known = facts(tmp_path, report="loss")
+    upload = server.transfer.uploads["upload-1"]
+    sent = [upload.manifest.entries[index].name for index in upload.missing]
+    assert sent == [spec.name for spec in travelling(known.site.description.schema)]
+    shown = field_paths(sample_messages(known)[Kind("PutManifest", "header")].header)  # type: ignore[attr-defined]
+    real = field_paths(upload.header)
+    assert list(real) == list(shown)
+    assert (real["num_examples"], real["num_tensors"]) == (shown["num_examples"], shown["num_tensors"])
+    assert [metric.name for metric in upload.header.metrics] == ["loss"]
