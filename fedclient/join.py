@@ -12,11 +12,12 @@ import asyncio
 
 import grpc
 
+from fedclient import requests
 from fedclient.calls import QUICK_CALL_SECONDS, Patience, plain_words, translated, until_done
 from fedclient.exit_codes import ExitCode, Stop
 from fedclient.identity import IdentityFolder, Membership, check_answer
 from fedstream import tls
-from fedstream.certificates import facts_of, make_request, to_pem
+from fedstream.certificates import facts_of, to_pem
 from fedstream.errors import LimitExceeded, ProtocolError, TransportError
 from fedstream.join_token import JoinToken
 from fedstream.tls import shown_address, split_address
@@ -65,13 +66,7 @@ async def join(
     _require_room(folder, Membership(token.name, server))
     try:
         key = folder.key()
-        request = enrolment_pb2.EnrolRequest(
-            client_name=token.name,
-            token_id=token.token_id,
-            token_secret=token.secret,
-            certificate_request=make_request(key, token.name),
-        )
-        answer = await _until_answered(enrolment, token, request, patience)
+        answer = await _until_answered(enrolment, token, requests.enrol(token, key), patience)
         certificate, authority = to_pem(answer.certificate), to_pem(answer.authority)
         check_answer(token.name, key, certificate, authority)
         await asyncio.to_thread(folder.keep, Membership(token.name, server), certificate, authority)

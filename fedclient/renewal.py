@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 
 import structlog
 
+from fedclient import requests
 from fedclient.calls import QUICK_CALL_SECONDS, plain_words, translated
 from fedclient.connection import Connection
 from fedclient.identity import IdentityFolder, check_answer
 from fedstream.certificates import facts_of, to_pem
 from fedstream.errors import FedstreamError, ProtocolError
-from fedstream.v1 import enrolment_pb2
 
 log = structlog.get_logger()
 
@@ -28,8 +28,8 @@ async def renew_if_due(folder: IdentityFolder, connection: Connection) -> bool:
         return False
     try:
         with translated():
-            request = enrolment_pb2.RenewCertificateRequest()
-            answer = await connection.certificates.RenewCertificate(request, timeout=QUICK_CALL_SECONDS)
+            call = connection.certificates.RenewCertificate
+            answer = await call(requests.renew_certificate(), timeout=QUICK_CALL_SECONDS)
         certificate = to_pem(answer.certificate)
         check_answer(credentials.facts.name, credentials.identity.key, certificate, credentials.authority)
         await asyncio.to_thread(folder.keep_certificate, certificate)

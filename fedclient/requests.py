@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from fedclient.reporting import Reporting
 from fedstream import wire
 from fedstream.body import Chunk
+from fedstream.certificates import make_request
 from fedstream.encodings import Encoded
+from fedstream.join_token import JoinToken
 from fedstream.manifest import Digest, Manifest
-from fedstream.v1 import negotiation_pb2, transfer_pb2
+from fedstream.v1 import enrolment_pb2, negotiation_pb2, transfer_pb2
 from fedstream.weights_file import FileSpan
 from fedtask.messages import LocalUpdate
 
@@ -54,6 +56,21 @@ def parcel_of(
         epochs=update.epochs,
         training_seconds=update.training_seconds,
     )
+
+
+def enrol(token: JoinToken, key: bytes) -> enrolment_pb2.EnrolRequest:
+    """Asks for this site's first certificate, over the public half of its key (PEM). Made by `fedclient join`."""
+    return enrolment_pb2.EnrolRequest(
+        client_name=token.name,
+        token_id=token.token_id,
+        token_secret=token.secret,
+        certificate_request=make_request(key, token.name),
+    )
+
+
+def renew_certificate() -> enrolment_pb2.RenewCertificateRequest:
+    """Asks for the next certificate; the connection says of whom."""
+    return enrolment_pb2.RenewCertificateRequest()
 
 
 def describe_task() -> negotiation_pb2.DescribeTaskRequest:

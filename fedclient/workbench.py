@@ -46,10 +46,12 @@ class Workbench:
     async def consider(self, offer: Offer) -> Reply:
         """What to answer to an offer. One that is being worked on, or trained for, is accepted as it stands.
 
-        One that was dropped comes again when a server was asked too early after its restart: it is taken up anew.
+        One that was dropped comes again when a server was asked too early after its restart, and one that was delivered
+        when the server has found what it had of the update to be damaged: it is taken up anew, and sent from disk.
         """
         job = self.job
-        if job is not None and job.offer.offer_id == offer.offer_id and job.state is not JobState.DROPPED:
+        is_over = job is not None and job.state in (JobState.DROPPED, JobState.DELIVERED)
+        if job is not None and job.offer.offer_id == offer.offer_id and not is_over:
             return self._answer_again(job)
         if job is not None:
             self._drop(job, "another offer came")

@@ -9,9 +9,9 @@ from typing import Any
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.message import Message
 
-from fedstream.v1 import negotiation_pb2, transfer_pb2
+from fedstream.v1 import enrolment_pb2, negotiation_pb2, transfer_pb2
 
-FILES: tuple[FileDescriptor, ...] = (negotiation_pb2.DESCRIPTOR, transfer_pb2.DESCRIPTOR)
+FILES: tuple[FileDescriptor, ...] = (enrolment_pb2.DESCRIPTOR, negotiation_pb2.DESCRIPTOR, transfer_pb2.DESCRIPTOR)
 """Those with services that sites call; the administration is for the server's own machine."""
 
 

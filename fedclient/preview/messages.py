@@ -20,12 +20,15 @@ from fedclient.reply import Accept, Counter, Decline, Experience, answer
 from fedclient.reporting import Reporting
 from fedclient.training import Site
 from fedstream.body import make_chunk
+from fedstream.certificates import make_key
+from fedstream.join_token import JoinToken
 from fedstream.manifest import Digest, Manifest, TensorEntry
 from fedstream.schema import ModelSchema, TensorSpec
 from fedstream.v1 import negotiation_pb2
 from fedtask.messages import LocalUpdate
 
 _OFFER, _UPLOAD = "an-offer-id", "an-upload-id"
+_HOST = "fl.example.org:8443"
 _ROUND_SECONDS = 3600.0
 _CHUNK_BYTES = 2**20
 _NO_DIGEST = bytes(32)
@@ -44,12 +47,21 @@ class Facts:
 
 def sample_messages(facts: Facts) -> dict[Kind, Message]:
     """A message of each kind."""
-    return {**_negotiation(facts), **_transfer(facts)}
+    return {**_enrolment(facts), **_negotiation(facts), **_transfer(facts)}
 
 
 def travelling(schema: ModelSchema) -> list[TensorSpec]:
     """The tensors whose values an update brings: those that training changes."""
     return [spec for spec in schema if spec.trainable]
+
+
+def _enrolment(facts: Facts) -> dict[Kind, Message]:
+    """With a key that is made for it and thrown away: its public half is all that is sent."""
+    token = JoinToken(b"8 bytes.", b"16 secret bytes.", f"sha256:{_NO_DIGEST.hex()}", facts.config.name, _HOST, _HOST)
+    return {
+        Kind("Enrol"): requests.enrol(token, make_key()),
+        Kind("RenewCertificate"): requests.renew_certificate(),
+    }
 
 
 def _negotiation(facts: Facts) -> dict[Kind, Message]:

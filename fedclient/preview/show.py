@@ -15,7 +15,7 @@ NEVER = (
     "names and paths of files and folders, on this machine or of patients",
     "examples per class, files that could not be read, and warnings about the data",
     "the training history, plots and models that are kept in the out folder",
-    "private keys, tokens and settings other than those shown above",
+    "private keys, and settings other than those shown above",
     "logs",
 )
 """What no message has a field for."""

@@ -300,16 +300,6 @@ def test_node_client_refuses_a_server_with_another_fingerprint(scene: Stage) -> 
     assert server.listening.fingerprint in client.text
 
 
-def test_node_client_trusts_the_servers_certificate_as_an_authority(scene: Stage) -> None:
-    server = scene.server("--rounds", "1", "--min-clients", "1", task=TASK, **SETTINGS)
-    (certificate,) = server.state.glob("*.crt")
-    data = write_site(scene.folder, seed=1)
-    words = ["node", str(FOLDER / "src" / "main.js"), "--server", server.listening.address, "--name", "alpha"]
-    words += ["--server-ca", str(certificate), "--data", str(data), "--state-dir", str(scene.folder / "a")]
-    client = scene.launch("alpha", words)
-    assert (client.wait(), server.wait()) == (0, 0), client.text
-
-
 def test_node_client_stopped_by_its_operator_leaves(scene: Stage) -> None:
     server = scene.server("--min-clients", "2", task=TASK, **SETTINGS)
     client = node_client(scene, "alpha", server.listening, write_site(scene.folder, seed=1))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from fedclient.identity import AUTHORITY, CERTIFICATE, KEY
 from fedserver.server import Listening
+from tests.support.joining import joined
 from tests.support.processes import Running, Stage
 
 FOLDER = Path(__file__).resolve().parents[2] / "clients" / "node"
@@ -29,10 +33,20 @@ def missing() -> str:
     return ""
 
 
+def _certificates(listening: Listening, name: str) -> list[str]:
+    """Options of a site that was invited and has joined, now or before."""
+    assert listening.enrolment_address is not None, "sites enrol where there are certificates"
+    joining = joined(listening.admin_address, listening.enrolment_address, name)
+    with ThreadPoolExecutor(1) as thread:  # the test may have a loop of its own in this one
+        folder = thread.submit(asyncio.run, joining).result().folder
+    files = {"--certificate": CERTIFICATE, "--key": KEY, "--server-ca": AUTHORITY}
+    return [word for option, file in files.items() for word in (option, str(folder / file))]
+
+
 def node_client(scene: Stage, name: str, listening: Listening, data: Path, *options: str) -> Running:
     """Start one; what it makes is in the folder of its name."""
     folder = scene.folder / name
-    trust = [] if "--fingerprint" in options else ["--fingerprint", listening.fingerprint]
+    trust = [] if "--fingerprint" in options else _certificates(listening, name)
     words = ["node", str(FOLDER / "src" / "main.js"), "--server", listening.address, *trust]
     words += ["--name", name, "--data", str(data), "--out", str(folder), "--state-dir", str(folder / "state")]
     return scene.launch(name, [*words, *options])

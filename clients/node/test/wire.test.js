@@ -61,7 +61,9 @@ for (const vector of readVectors('errors.txt')) {
   });
 }
 
-for (const vector of readVectors('malformed.txt').filter(({ type }) => type === 'TensorEntry')) {
+// Entries in other encodings come in updates, which only a server reads.
+const asItIs = (vector) => vector.type === 'TensorEntry' && !tell(vector).startsWith('encoded:');
+for (const vector of readVectors('malformed.txt').filter(asItIs)) {
   test(`malformed ${tell(vector)}`, () => {
     const read = () => readEntry(messageType('TensorEntry').deserialize(hex(vector.message)));
     if (vector.reason === null) read(); else assert.throws(read, Trouble);

@@ -262,6 +262,28 @@ async def test_session_after_client_restart_sends_the_kept_update_without_traini
     assert count(after, "this round is trained already; sending what was kept") == 1
 
 
+async def test_session_whose_delivered_update_is_asked_for_again_sends_it_from_disk(tmp_path: Path) -> None:
+    here: list[Scripted] = []
+
+    async def first(talk: Talk) -> None:
+        await talk.welcome()
+        await deliver(talk, here[0])
+        await talk.cut()
+
+    async def second(talk: Talk) -> None:  # of a server that found, at its start, that it has the update no more
+        here[0].transfer.uploads.clear()
+        await talk.welcome()
+        await deliver(talk, here[0])
+        await talk.end(here[0].base)
+
+    async with scripted(first, second) as server:
+        here.append(server)
+        _, logs = await run(server.client(tmp_path))
+
+        assert server.transfer.calls.count("FinishUpload") == 2
+    assert (count(logs, "trained"), count(logs, "update delivered")) == (1, 2)
+
+
 async def test_session_with_kept_update_damaged_trains_again(tmp_path: Path) -> None:
     here: list[Scripted] = []
 
