@@ -29,6 +29,7 @@ SERVER_NAME = "fedstream-server"
 
 _VALIDITY = timedelta(days=397)
 _CONNECT_TIMEOUT_SECONDS = 10.0
+_ANSWER_SECONDS = 2.0
 
 
 class UntrustedServer(FedstreamError):
@@ -88,36 +89,41 @@ def fetch_certificate(address: str, expected: str) -> bytes:
     """The server's certificate, PEM, if its fingerprint is `expected`. Blocks for at most 10 s.
 
     Raises:
-        TransportError: nothing answers at the address, or not with TLS.
+        TransportError: nothing answers at the address, not with TLS, or it hangs up, as on a site without a certificate.
         FingerprintMismatch: it is another certificate.
         ValueError: `address` is none.
     """
     try:
-        certificate = _shake_hands(
-            address, _trusting_nobody()
-        ).certificate  # trust is decided below, by the fingerprint
+        shown = _shake_hands(address, _trusting_nobody())
     except (OSError, UnicodeError) as error:  # the latter for a host that no name can be
         raise _unreachable(address, error) from error
-    actual = fingerprint(certificate)
+    actual = fingerprint(shown.certificate)
     if not hmac.compare_digest(actual.encode(), expected.strip().lower().encode()):
         message = (
             f"the server at {address} has the certificate {actual}, not {expected}: it is another server, or somebody "
             "is in between. Ask the coordinator for the current join command."
         )
         raise FingerprintMismatch(message)
-    return certificate
+    if shown.hung_up:  # which a server that is just being stopped does too, so that it is worth coming back
+        raise TransportError(
+            f"{address} hung up after the handshake; if it goes on doing so, it takes only sites with a certificate: ask "
+            "the coordinator for an invitation, run `fedclient join`, and leave --fingerprint out"
+        )
+    return shown.certificate
 
 
 @dataclass(frozen=True, slots=True)
 class Handshake:
     """What a server shows of itself before it is known whether to trust it.
 
-    `certificate` is PEM; `version` is of TLS; `protocol` is that within, `h2` for gRPC, `None` if none was agreed on.
+    `certificate` is PEM; `version` is of TLS; `protocol` is that within, `h2` for gRPC, `None` if none was agreed on;
+    `hung_up` is whether it ended the connection then, as a server does that wants a certificate and was shown none.
     """
 
     certificate: bytes
     version: str
     protocol: str | None
+    hung_up: bool
 
 
 def look_at(address: str) -> Handshake:
@@ -197,7 +203,19 @@ def _shake_hands(address: str, context: ssl.SSLContext) -> Handshake:
     ):
         der = secured.getpeercert(binary_form=True) or b""
         certificate = ssl.DER_cert_to_PEM_cert(der).encode()
-        return Handshake(certificate, secured.version() or "TLS", secured.selected_alpn_protocol())
+        version, protocol = secured.version() or "TLS", secured.selected_alpn_protocol()
+        return Handshake(certificate, version, protocol, _hangs_up(secured))
+
+
+def _hangs_up(secured: ssl.SSLSocket) -> bool:
+    """With TLS 1.3 a server that misses a certificate ends the connection after the handshake; else HTTP/2 begins."""
+    secured.settimeout(_ANSWER_SECONDS)
+    try:
+        return secured.recv(1) == b""
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
 
 
 def _unreachable(address: str, error: Exception) -> TransportError:

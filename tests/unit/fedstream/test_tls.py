@@ -55,6 +55,29 @@ def grpc_server(identity: Identity) -> Iterator[str]:
 
 
 @contextmanager
+def server_for_members(identity: Identity) -> Iterator[str]:
+    """A real gRPC server that asks every client for a certificate."""
+    server = grpc.server(ThreadPoolExecutor(2))
+    port = server.add_secure_port("127.0.0.1:0", server_credentials(identity, identity.certificate))
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(None).wait()
+
+
+def test_server_that_asks_for_a_certificate_is_told_from_one_that_cannot_be_reached(identity: Identity) -> None:
+    mark = fingerprint(identity.certificate)
+    with server_for_members(identity) as address:
+        with pytest.raises(TransportError, match="run `fedclient join`"):
+            fetch_certificate(address, mark)
+        assert tls.look_at(address).hung_up
+    with grpc_server(identity) as address:
+        assert fetch_certificate(address, mark) == identity.certificate
+        assert not tls.look_at(address).hung_up
+
+
+@contextmanager
 def listener(answer: Callable[[socket.socket], None]) -> Iterator[str]:
     """A plain TCP server that treats its only connection as told."""
     with socket.create_server(("127.0.0.1", 0)) as server:
