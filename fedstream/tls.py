@@ -89,7 +89,8 @@ def fetch_certificate(address: str, expected: str) -> bytes:
     """The server's certificate, PEM, if its fingerprint is `expected`. Blocks for at most 10 s.
 
     Raises:
-        TransportError: nothing answers at the address, not with TLS, or it hangs up, as on a site without a certificate.
+        TransportError: nothing answers at the address, or not with TLS, or it hangs up, as it does where it wants a
+            certificate.
         FingerprintMismatch: it is another certificate.
         ValueError: `address` is none.
     """
@@ -106,8 +107,8 @@ def fetch_certificate(address: str, expected: str) -> bytes:
         raise FingerprintMismatch(message)
     if shown.hung_up:  # which a server that is just being stopped does too, so that it is worth coming back
         raise TransportError(
-            f"{address} hung up after the handshake; if it goes on doing so, it takes only sites with a certificate: ask "
-            "the coordinator for an invitation, run `fedclient join`, and leave --fingerprint out"
+            f"{address} hung up after the handshake; if it goes on doing so, it takes only sites with a certificate: "
+            "ask the coordinator for an invitation, run `fedclient join`, and leave --fingerprint out"
         )
     return shown.certificate
 
