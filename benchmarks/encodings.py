@@ -7,12 +7,15 @@ zstd frame changes no value, which is checked for every tensor of every update: 
 
 from __future__ import annotations
 
+import logging
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+
+import structlog
 
 from benchmarks.brain_mri_rounds import gather, play
 from benchmarks.journey import Journey, WrongUpdate
@@ -36,8 +39,9 @@ _FRAMED = {
 _CLIENTS = 4
 _DIVISION = "dirichlet:0.5"
 _ROUNDS = 5
-_PLAN = {"epochs": "2", "patience": "0"}
-"""Few epochs and many updates: what an encoding leaves out is to have the chance to add up."""
+_PLAN = {"epochs": "2", "patience": "0", "products": "float32"}
+"""Few epochs and many updates: what an encoding leaves out is to have the chance to add up. The same training on any
+processor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ class Outcome:
 
 def run(options: Options) -> Table:
     """Run all federations; features of the images are computed once for all of them."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))  # not a line per update
     with tempfile.TemporaryDirectory(prefix="encodings-", dir=options.folder) as name:
         scans = find_scans(Path(name), _PLAN)
         rounds, training = options.rounds or _ROUNDS, Training(scans.settings)
