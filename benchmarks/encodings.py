@@ -7,12 +7,15 @@ zstd frame changes no value, which is checked for every tensor of every update: 
 
 from __future__ import annotations
 
+import logging
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+
+import structlog
 
 from benchmarks.brain_mri_rounds import gather, play
 from benchmarks.journey import Journey, WrongUpdate
@@ -52,6 +55,7 @@ class Outcome:
 
 def run(options: Options) -> Table:
     """Run all federations; features of the images are computed once for all of them."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))  # not a line per update
     with tempfile.TemporaryDirectory(prefix="encodings-", dir=options.folder) as name:
         scans = find_scans(Path(name), _PLAN)
         rounds, training = options.rounds or _ROUNDS, Training(scans.settings)
