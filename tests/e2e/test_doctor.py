@@ -195,7 +195,7 @@ def test_client_doctor_of_another_version_of_the_task_fails_by_its_model(
     scene: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs, mine = write_task(scene.folder / "theirs"), write_task(scene.folder / "mine", tensors="1")
-    server = scene.server("--min-clients", "2", task=OWN_TASK, python_path=theirs)
+    server = scene.server("--min-clients", "2", task=OWN_TASK, python_path=theirs, open_enrolment=True)
     server.until("the model to be there", lambda look: "for" in look.state.reason)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(mine), os.environ.get("PYTHONPATH", "")]))
     said = doctor(scene, *trusting(server), "--task", OWN_TASK, "--model")

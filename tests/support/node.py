@@ -15,7 +15,7 @@ from tests.support.processes import Running, Stage
 
 FOLDER = Path(__file__).resolve().parents[2] / "clients" / "node"
 SLOW_TASK = FOLDER / "test" / "slow_head.js"
-"""A training module that waits a second before it trains."""
+"""A training module that waits three seconds before it trains."""
 
 _LEAST_VERSION = 20
 

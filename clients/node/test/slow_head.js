@@ -8,7 +8,7 @@ export async function open(settings, dataPath) {
   const training = await openHead(settings, dataPath);
   const fineTune = async (base, plan, report, signal) => {
     report({ epoch: 1, epochs: plan.epochs, fraction: 0, metrics: {} });
-    await sleep(Number(process.env.SLOW_HEAD_SECONDS ?? 1) * 1000, undefined, { signal });
+    await sleep(Number(process.env.SLOW_HEAD_SECONDS ?? 3) * 1000, undefined, { signal });
     return training.fineTune(base, plan, report, signal);
   };
   return { ...training, fineTune };
