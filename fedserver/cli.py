@@ -107,6 +107,9 @@ def run(
     max_streams_per_connection: Annotated[
         int | None, typer.Option(help="Calls that one connection may have open. [default: 16]")
     ] = None,
+    max_resent_bytes: Annotated[
+        int | None, typer.Option(help="Bytes of one update that may come more than once. [default: 1073741824]")
+    ] = None,
     handshake_timeout_seconds: Annotated[
         float | None, typer.Option(help="For TLS and HTTP/2 to be agreed on. [default: 20]")
     ] = None,
@@ -184,6 +187,7 @@ _RUN_SETTINGS = frozenset(
         "min_free_bytes",
         "max_connections",
         "max_streams_per_connection",
+        "max_resent_bytes",
         "handshake_timeout_seconds",
         "message_timeout_seconds",
         "strategy",

@@ -10,7 +10,7 @@ from fedserver.desk.inspection import Inspection
 from fedserver.desk.threads import ByteThreads
 from fedserver.federation import Federation
 from fedserver.store import Upload, UploadState
-from fedstream.errors import UnknownUpload
+from fedstream.errors import LimitExceeded, UnknownUpload
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,18 @@ class OpenUpload:
     superseded: asyncio.Event = field(default_factory=asyncio.Event)
     writer: asyncio.Lock = field(default_factory=asyncio.Lock)
     finishing: asyncio.Task[UploadStatus] | None = None
+    received_bytes: int = 0
+
+    def count(self, num_bytes: int, max_resent_bytes: int) -> None:
+        """Take note of bytes that came, new or not; it begins anew when the server does.
+
+        Raises:
+            LimitExceeded: more of them than may be came before.
+        """
+        self.received_bytes += num_bytes
+        if self.received_bytes > self.upload.size_bytes + max_resent_bytes:
+            message = f"over {max_resent_bytes} bytes of this update came more than once; the round goes on without it"
+            raise LimitExceeded(message, limit="max_resent_bytes")
 
     def take_over(self) -> asyncio.Event:
         """Make an older stream end; returns the event by which a still newer one will end this stream."""

@@ -22,6 +22,9 @@ from fedstream.v1 import transfer_pb2, transfer_pb2_grpc
 
 log = structlog.get_logger()
 
+_FRAMING_BYTES = 64
+"""What a chunk counts for beside its data: about what it costs on the line, so that empty ones are not for nothing."""
+
 _STATES = {state: transfer_pb2.UploadState.Value(f"UPLOAD_STATE_{state.name}") for state in UploadState}
 
 ManifestStream = AsyncIterator[transfer_pb2.PutManifestRequest]
@@ -122,12 +125,12 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
                 await context.write(transfer_pb2.WriteChunksResponse(committed_size=committed))
 
             committer = Committer(upload, lambda: self._desk.commit(upload_id, upload), tell)
-            await tell(await committer.during(self._receive(upload_id, upload, first, rest, committer)))
+            await tell(await committer.during(self._receive(upload_id, opened, first, rest, committer)))
 
     async def _receive(
         self,
         upload_id: str,
-        upload: Upload,
+        opened: OpenUpload,
         first: transfer_pb2.WriteChunksRequest,
         rest: ChunkStream,
         committer: Committer,
@@ -135,7 +138,8 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
         async for request in _followed_by(first, rest):
             if request.upload_id not in ("", upload_id):
                 raise InvalidRequest("a stream carries one upload", field="upload_id")
-            await self._take(upload, request)
+            opened.count(len(request.chunk.data) + _FRAMING_BYTES, self.federation.config.max_resent_bytes)
+            await self._take(opened.upload, request)
             self._desk.heard(upload_id)
             committer.note_received()
 

@@ -23,7 +23,7 @@ from fedstream.manifest import manifest_of
 from fedstream.status import from_rpc_error
 from fedstream.tls import split_address
 from fedstream.v1 import common_pb2, negotiation_pb2, transfer_pb2
-from tests.support.serving import BareSite, manifest_messages, serving
+from tests.support.serving import BareSite, body_of, cut, manifest_messages, serving
 from tests.support.tasks import random_weights
 
 pytestmark = [pytest.mark.e2e, pytest.mark.numpy_task]
@@ -40,6 +40,8 @@ async def a_round(folder: Path, **settings: Any) -> AsyncIterator[tuple[Server, 
         await site.join("alpha", server)
         upload_id = (await site.agree()).upload_id
         yield server, listening, site, upload_id
+        if (await site.status(upload_id)).state == transfer_pb2.UPLOAD_STATE_ADMITTED:
+            return
         assert server.federation.schema is not None
         finished = await site.upload(upload_id, server.federation.schema, random_weights(server.federation.schema, 1))
         assert finished.state == transfer_pb2.UPLOAD_STATE_ADMITTED
@@ -154,6 +156,23 @@ async def test_stream_on_which_nothing_comes_is_ended(tmp_path: Path) -> None:
         weights = random_weights(server.federation.schema, 1)
         header, *_ = manifest_messages(upload_id, manifest_of(server.federation.schema, weights))
         await refused_in_time(site.transfer.PutManifest(and_then_never(header)))
+
+
+async def test_update_that_comes_again_and_again_is_refused_beyond_the_bound(tmp_path: Path) -> None:
+    async with a_round(tmp_path, max_resent_bytes=500) as (server, _, site, upload_id):
+        schema = server.federation.schema
+        assert schema is not None
+        weights = random_weights(schema, 1)
+        manifest = manifest_of(schema, weights)
+        missing = (await site.put_manifest(upload_id, manifest)).missing_tensors
+        chunks = list(cut(body_of(manifest, weights, missing), 1 << 20))
+        assert await site.write(upload_id, chunks) > 0
+        with pytest.raises(grpc.RpcError) as caught:
+            await site.write(upload_id, chunks * 10)
+        error = from_rpc_error(caught.value)
+        assert isinstance(error, LimitExceeded)
+        assert error.metadata["limit"] == "max_resent_bytes"
+        assert (await site.finish(upload_id)).state == transfer_pb2.UPLOAD_STATE_ADMITTED
 
 
 async def test_schema_that_does_not_come_to_its_end_is_ended(tmp_path: Path) -> None:
