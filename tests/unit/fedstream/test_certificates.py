@@ -41,8 +41,8 @@ from fedstream.tls import (
     UntrustedServer,
     channel_credentials,
     check_server,
-    fetch_certificate,
     fingerprint,
+    look_at,
     server_credentials,
 )
 
@@ -82,7 +82,7 @@ def echo(address: str, authority: bytes, identity: Identity | None) -> bytes:
 def test_site_and_server_of_one_authority_talk() -> None:
     with listening(SERVER, AUTHORITY.certificate) as address:
         check_server(address, AUTHORITY.certificate)
-        assert fetch_certificate(address, fingerprint(SERVER.certificate)) == SERVER.certificate
+        assert look_at(address).certificate == SERVER.certificate
         assert echo(address, AUTHORITY.certificate, site("alpha")) == b"hello"
 
 
