@@ -54,6 +54,7 @@ async def deliver(talk: Talk, server: Scripted, number: int = 1) -> None:
     """A round in which the client does its part."""
     await talk.agree(server.base, number)
     await until(lambda: f"upload-{number}" in server.transfer.uploads and finished(server, number))
+    await asyncio.sleep(0.2)  # for the acknowledgement to arrive: a federation's end may overtake it
 
 
 def finished(server: Scripted, number: int = 1) -> bool:
