@@ -223,6 +223,7 @@ async def test_client_with_all_limits_leaves_after_its_rounds_and_the_federation
     async with serving(scene.folder, min_clients=2, rounds=3, holdout="phantom") as (server, listening):
         options = ("--max-rounds", "1", "--max-examples", "40", "--report", "val_accuracy", "--log-json")
         limited = scene.client("limited", listening, *options, shard="0/3")
+        await soon("it to be there before the first round opens", lambda: "limited" in server.federation.sessions)
         others = [scene.client(f"free-{one}", listening, shard=f"{one}/3") for one in (1, 2)]
         assert await limited.ended() == 0
         assert [await other.ended() for other in others] == [0, 0]
