@@ -115,10 +115,12 @@ class IdentityFolder:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What a site shows, and whose signature it trusts; PEM."""
+    """What a site shows, and whose signature it trusts; PEM. The files are where the first two stand."""
 
     identity: Identity
     authority: bytes
+    key_file: Path
+    certificate_file: Path
 
     @property
     def facts(self) -> CertificateFacts:
@@ -155,7 +157,7 @@ def read_credentials(key: Path, certificate: Path, authority: Path) -> Credentia
             raise Stop(ExitCode.BAD_CONFIGURATION, f"{path} cannot be used: {why}") from error
     if key_sha256(found[key]) != facts_of(found[certificate]).key_sha256:
         raise Stop(ExitCode.BAD_CONFIGURATION, f"{certificate} is not the certificate of the key {key}")
-    return Credentials(Identity(found[key], found[certificate]), found[authority])
+    return Credentials(Identity(found[key], found[certificate]), found[authority], key, certificate)
 
 
 def _require_form(is_key: bool, contents: bytes) -> None:

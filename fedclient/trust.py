@@ -87,7 +87,8 @@ class Certified:
         credentials = self.read()
         credentials.require_valid()
         try:
-            await asyncio.to_thread(tls.check_server, address, credentials.authority)
+            files = credentials.key_file, credentials.certificate_file
+            await asyncio.to_thread(tls.check_server, address, credentials.authority, *files)
         except tls.UntrustedServer as error:
             raise Stop(ExitCode.UNTRUSTED, str(error)) from error
 

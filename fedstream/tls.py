@@ -15,6 +15,7 @@ import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import grpc
 from cryptography import x509
@@ -162,20 +163,22 @@ def channel_credentials(certificate: bytes, identity: Identity | None = None) ->
     return grpc.ssl_channel_credentials(certificate, identity.key, identity.certificate)
 
 
-def check_server(address: str, authority: bytes) -> None:
-    """See that the server at `address` has a certificate of this authority (PEM). Blocks for at most 10 s.
+def check_server(address: str, authority: bytes, key: Path, certificate: Path) -> None:
+    """See that the server at `address` has a certificate of this authority (PEM). Blocks for at most 12 s.
 
-    gRPC could only say that a handshake failed, and would try for ever.
+    gRPC could only say that a handshake failed, and would try for ever. The site's own certificate is shown (by its
+    files: Python's TLS takes nothing else), or each look would be a failed handshake in the server's log.
 
     Raises:
-        TransportError: nothing answers at the address, or not with TLS.
+        TransportError: nothing answers at the address, or not with TLS, or it does not take the certificate.
         UntrustedServer: it is another server.
         ValueError: `address` is none.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=authority.decode())
+    context.load_cert_chain(certificate, key)
     try:
-        _shake_hands(address, context)
+        shown = _shake_hands(address, context)
     except ssl.SSLCertVerificationError as error:
         message = (
             f"the server at {address} has no certificate of this federation's authority ({error.verify_message}): "
@@ -184,6 +187,11 @@ def check_server(address: str, authority: bytes) -> None:
         raise UntrustedServer(message) from error
     except (OSError, UnicodeError) as error:
         raise _unreachable(address, error) from error
+    if shown.hung_up:  # as one that is just being stopped does too
+        raise TransportError(
+            f"{address} hung up after the handshake; if it goes on doing so, it does not take this site's certificate: "
+            "ask the coordinator"
+        )
 
 
 def _trusting_nobody() -> ssl.SSLContext:

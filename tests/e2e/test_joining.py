@@ -101,6 +101,10 @@ def test_three_sites_that_were_invited_join_and_finish(joined: Joined) -> None:
     assert joined.statuses == dict.fromkeys((*SITES, "server"), 0), joined.server.text
 
 
+def test_members_leave_no_failed_handshake_in_the_servers_output(joined: Joined) -> None:
+    assert "Handshake failed" not in joined.server.text
+
+
 def test_sites_are_listed_with_their_state_and_the_end_of_their_certificates(joined: Joined) -> None:
     listed = joined.scene.command("fedserver", "clients", "--state", str(joined.state), "--json").json["sites"]
     assert [(one["name"], one["state"], one["invited_until"]) for one in listed] == [

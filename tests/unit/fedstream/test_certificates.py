@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import grpc
 import pytest
@@ -79,9 +80,22 @@ def echo(address: str, authority: bytes, identity: Identity | None) -> bytes:
         return answer
 
 
-def test_site_and_server_of_one_authority_talk() -> None:
+def files_of(folder: Path, identity: Identity) -> tuple[Path, Path]:
+    """Key and certificate as a site keeps them."""
+    key, certificate = folder / "site.key", folder / "site.crt"
+    key.write_bytes(identity.key)
+    certificate.write_bytes(identity.certificate)
+    return key, certificate
+
+
+@pytest.fixture
+def alpha(tmp_path: Path) -> tuple[Path, Path]:
+    return files_of(tmp_path, site("alpha"))
+
+
+def test_site_and_server_of_one_authority_talk(alpha: tuple[Path, Path]) -> None:
     with listening(SERVER, AUTHORITY.certificate) as address:
-        check_server(address, AUTHORITY.certificate)
+        check_server(address, AUTHORITY.certificate, *alpha)
         assert look_at(address).certificate == SERVER.certificate
         assert echo(address, AUTHORITY.certificate, site("alpha")) == b"hello"
 
@@ -103,24 +117,33 @@ def test_client_without_a_sound_certificate_is_refused_in_the_handshake(kind: st
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
+@pytest.mark.parametrize("kind", ["of another authority", "expired", "the server's own"])
+def test_look_at_a_server_that_does_not_take_the_certificate_says_so(tmp_path: Path, kind: str) -> None:
+    stranger = STRANGERS[kind]
+    assert stranger is not None
+    refused = pytest.raises(TransportError, match="it does not take this site's certificate")
+    with listening(SERVER, AUTHORITY.certificate) as address, refused:
+        check_server(address, AUTHORITY.certificate, *files_of(tmp_path, stranger))
+
+
 @pytest.mark.parametrize("impostor", [site(SERVER_NAME), issue_server(OTHER, [])], ids=["a member", "a stranger"])
-def test_somebody_in_between_does_not_pass_for_the_server(impostor: Identity) -> None:
+def test_somebody_in_between_does_not_pass_for_the_server(impostor: Identity, alpha: tuple[Path, Path]) -> None:
     with listening(impostor) as address:
         with pytest.raises(UntrustedServer, match=f"{address} has no certificate of this federation's authority"):
-            check_server(address, AUTHORITY.certificate)
+            check_server(address, AUTHORITY.certificate, *alpha)
         with pytest.raises(grpc.RpcError):
             echo(address, AUTHORITY.certificate, None)
 
 
-def test_server_with_a_new_certificate_of_its_authority_is_the_same_server() -> None:
+def test_server_with_a_new_certificate_of_its_authority_is_the_same_server(alpha: tuple[Path, Path]) -> None:
     with listening(issue_server(AUTHORITY, [])) as address:
-        check_server(address, AUTHORITY.certificate)
+        check_server(address, AUTHORITY.certificate, *alpha)
         assert echo(address, AUTHORITY.certificate, None) == b"hello"
 
 
-def test_address_where_nothing_listens_is_a_transport_error() -> None:
+def test_address_where_nothing_listens_is_a_transport_error(alpha: tuple[Path, Path]) -> None:
     with pytest.raises(TransportError, match=r"cannot reach 127\.0\.0\.1:1 .*is the server running"):
-        check_server("127.0.0.1:1", AUTHORITY.certificate)
+        check_server("127.0.0.1:1", AUTHORITY.certificate, *alpha)
 
 
 def test_certificate_says_who_it_is_for_and_how_long() -> None:
