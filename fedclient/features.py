@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fedclient.config import parse_classes, parse_data
 from fedclient.exit_codes import ExitCode, Stop
+from fedtask.settings import read_pairs
 from fedtask.task import SiteOptions, TaskError
 
 
@@ -26,7 +27,7 @@ def make_features(
     from fedtask.brain_mri_head.settings import read_head_settings
 
     try:
-        settings = _backbone_settings(backbone) | _pairs(task_set)
+        settings = _backbone_settings(backbone) | read_pairs(task_set)
         chosen = Backbone(read_head_settings(settings))
         options = SiteOptions(_folder(data), _classes(classes))
     except ValueError as error:
@@ -55,13 +56,6 @@ def _backbone_settings(backbone: str | None) -> dict[str, str]:
     if not path.is_file():
         raise ValueError(f"there is no file {backbone}; --backbone-weights takes a file of weights, or {RANDOM!r}")
     return {"backbone": file_digest(path), "backbone_file": backbone}
-
-
-def _pairs(words: Sequence[str]) -> dict[str, str]:
-    split = [word.partition("=") for word in words]
-    if any(not (name and equals) for name, equals, _ in split):
-        raise ValueError("write --task-set NAME=VALUE, such as alpha=0.35")
-    return {name: value for name, _, value in split}
 
 
 def _folder(data: str) -> Path | None:

@@ -117,16 +117,18 @@ def preview(
     _quiet()
     try:
         settings = load_config(config, flags, without_server=NOWHERE)
-        run_preview(settings, _pairs(task_set), typer.echo, as_json=as_json)
+        run_preview(settings, _task_settings(task_set), typer.echo, as_json=as_json)
     except Stop as stop:
         _fail(stop)
 
 
-def _pairs(values: list[str] | None) -> dict[str, str]:
-    pairs = [value.partition("=") for value in values or ()]
-    if not all(name and equals for name, equals, _ in pairs):
-        raise Stop(ExitCode.BAD_CONFIGURATION, "--task-set takes NAME=VALUE")
-    return {name: value for name, _, value in pairs}
+def _task_settings(words: list[str] | None) -> dict[str, str]:
+    from fedtask.settings import read_pairs
+
+    try:
+        return read_pairs(words or [])
+    except ValueError as error:
+        raise Stop(ExitCode.BAD_CONFIGURATION, str(error)) from error
 
 
 _NO_SETTINGS = frozenset({"config", "model", "as_json", "task_set"})

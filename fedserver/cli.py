@@ -22,6 +22,16 @@ State = Annotated[Path, typer.Option(help="State directory of the server.", show
 DEFAULT_STATE = Path("runs/server/state")
 
 
+def task_settings(words: list[str] | None) -> dict[str, str]:
+    """What `--task-set` was given."""
+    from fedtask.settings import read_pairs
+
+    try:
+        return read_pairs(words or [])
+    except ValueError as error:
+        raise fail(str(error), ExitCode.BAD_CONFIGURATION) from error
+
+
 def pairs(values: list[str] | None, option: str) -> dict[str, str] | None:
     """`a=b` arguments as a mapping; several may stand in one, separated by commas."""
     if not values:
@@ -154,7 +164,7 @@ def run(
     from fedserver.config import ConfigError, load_config
 
     flags: dict[str, Any] = {key: value for key, value in locals().items() if key in _RUN_SETTINGS}
-    flags["task_settings"] = pairs(task_set, "--task-set") or {}
+    flags["task_settings"] = task_settings(task_set)
     flags["classes"] = pairs(classes, "--classes") or {}
     flags["plan"] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
     try:
@@ -317,7 +327,7 @@ def doctor(
     which `fedserver run` would end.
     """
     flags: dict[str, Any] = {key: value for key, value in locals().items() if key in _RUN_SETTINGS}
-    flags |= {"task_settings": pairs(task_set, "--task-set") or {}, "classes": pairs(classes, "--classes") or {}}
+    flags |= {"task_settings": task_settings(task_set), "classes": pairs(classes, "--classes") or {}}
     from fedserver.config import ConfigError, load_config
     from fedserver.doctor.checkup import run_doctor
 
@@ -401,7 +411,7 @@ def export(
     """Write a round's global model for use without this project (for brain_mri: .keras and .h5)."""
     from fedserver.commands import export as command
 
-    command.export_model(state, out, number, stem, task, pairs(task_set, "--task-set") or {})
+    command.export_model(state, out, number, stem, task, task_settings(task_set))
 
 
 @app.command()
@@ -416,7 +426,7 @@ def evaluate(
     """Score one model file on a labelled folder."""
     from fedserver.commands import offline
 
-    settings, folders = pairs(task_set, "--task-set") or {}, pairs(classes, "--classes") or {}
+    settings, folders = task_settings(task_set), pairs(classes, "--classes") or {}
     offline.evaluate_file(model, holdout, task, settings, folders, as_json=as_json)
 
 
@@ -441,7 +451,7 @@ def aggregate(
     """
     from fedserver.commands import offline
 
-    settings, folders = pairs(task_set, "--task-set") or {}, pairs(classes, "--classes") or {}
+    settings, folders = task_settings(task_set), pairs(classes, "--classes") or {}
     offline.aggregate_files(models, out, strategy, examples, base, holdout, task, settings, folders)
 
 
@@ -478,7 +488,7 @@ def demo(
         strategy=strategy,
         update_encoding=update_encoding,
         epochs=epochs,
-        task_settings=pairs(task_set, "--task-set") or {},
+        task_settings=task_settings(task_set),
         seed=seed,
         out=out,
     )

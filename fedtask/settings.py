@@ -53,6 +53,21 @@ def describe_settings(kind: type[Any]) -> list[OptionInfo]:
     return [_info(field) for field in dataclasses.fields(kind)]
 
 
+def read_pairs(words: Sequence[str]) -> dict[str, str]:
+    """Settings as they stand on a command line, each a `NAME=VALUE` of its own: a value may hold commas.
+
+    Raises:
+        ValueError: one is none.
+    """
+    found: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not name.strip() or not equals:
+            raise ValueError(f"--task-set takes NAME=VALUE, such as alpha=0.35, not {word!r}")
+        found[name.strip()] = value.strip()
+    return found
+
+
 def read_settings(kind: type[T], settings: Mapping[str, str]) -> T:
     """The dataclass `kind` with the values that `settings` gives, and defaults for the others.
 

@@ -48,4 +48,7 @@ def test_preview_that_cannot_know_the_task_says_what_to_give(scene: Stage) -> No
     )
     assert (unreachable.status, unreachable.out) == (5, "")
     assert "without the server, give --task and leave --server out" in unreachable.err
-    assert (malformed.status, malformed.err) == (2, "fedclient: --task-set takes NAME=VALUE\n")
+    assert (malformed.status, malformed.err) == (
+        2,
+        "fedclient: --task-set takes NAME=VALUE, such as alpha=0.35, not 'tensors'\n",
+    )

@@ -31,7 +31,6 @@ from fedstream.certificates import (
     read_request,
 )
 from fedstream.errors import ProtocolError
-from fedstream.files import RealFileSystem
 from fedstream.join_token import JoinToken
 from fedstream.manifest import Manifest, manifest_of
 from fedstream.status import from_rpc_error
@@ -55,6 +54,7 @@ from fedstream.v1 import (
 from tests.support.joining import QUICK, invited, joined
 from tests.support.negotiating import members, over, parts_of
 from tests.support.serving import BareSite, administration, body_of, cut, manifest_messages, serving
+from tests.support.stepping import SteppingFileSystem
 from tests.support.tasks import random_weights
 
 pytestmark = [pytest.mark.e2e, pytest.mark.numpy_task]
@@ -367,28 +367,17 @@ async def test_site_whose_answer_was_lost_joins_with_the_same_token(tmp_path: Pa
         assert await described(listening, found.authority, found.identity) is grpc.StatusCode.OK
 
 
-class BreakingFiles(RealFileSystem):
+class BreakingFiles(SteppingFileSystem):
     """Breaks off at one step, counted from 0; says how many there were."""
 
     def __init__(self, breaks_at: int) -> None:
-        self.breaks_at, self.steps = breaks_at, 0
+        super().__init__()
+        self.breaks_at = breaks_at
 
-    def _step(self) -> None:
-        self.steps += 1
+    def step(self) -> None:
+        super().step()
         if self.steps - 1 == self.breaks_at:
             raise BrokenOff
-
-    def sync(self, descriptor: int) -> None:
-        self._step()
-        super().sync(descriptor)
-
-    def rename(self, source: Path, target: Path) -> None:
-        self._step()
-        super().rename(source, target)
-
-    def sync_folder(self, folder: Path) -> None:
-        self._step()
-        super().sync_folder(folder)
 
 
 class BrokenOff(Exception):
@@ -398,12 +387,12 @@ class BrokenOff(Exception):
 async def test_join_that_breaks_off_at_any_step_is_finished_by_the_same_command(tmp_path: Path) -> None:
     async with serving(tmp_path) as (_, listening):
         assert listening.enrolment_address is not None
-        for number in range(13):
+        for number in range(21):
             token = await invited(listening.admin_address, f"site-{number}")
             where, files = tmp_path / f"identity-{number}", BreakingFiles(number)
             try:
                 await join(token, listening.address, listening.enrolment_address, IdentityFolder(where, files), QUICK)
-                assert number == files.steps == 12, "each of the four files is synced, named, and its name synced"
+                assert number == files.steps == 20, "four files: made, written, synced, named, the name synced"
             except BrokenOff:
                 pass
             found = IdentityFolder(where)
@@ -411,7 +400,7 @@ async def test_join_that_breaks_off_at_any_step_is_finished_by_the_same_command(
             await join(token, listening.address, listening.enrolment_address, found, QUICK)
             assert (found.key(), found.credentials().facts.name) == (key, token.name)
     told = [one["event"] for one in audit_of(tmp_path)]
-    assert told.count("enrolled") == 13
+    assert told.count("enrolled") == 21
     assert told.count("enrolment refused") == 0
 
 

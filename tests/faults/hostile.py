@@ -78,7 +78,9 @@ class Attack:
                 if second % 10 == 0:
                     print(".", end="", file=sys.stderr, flush=True)
         finally:
-            await _end(tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def _clients(self) -> list[Awaitable[None]]:
         def on_over(_number: int) -> None:
@@ -91,15 +93,6 @@ class Attack:
         return [
             kind(self.listening, random.Random(seed * 1000 + number), self.tally) for number, kind in enumerate(kinds)
         ]
-
-
-async def _end(tasks: Sequence[asyncio.Future[None]]) -> None:
-    """Cancel until all have ended: in Python 3.11, `asyncio.wait_for` may forget that it was cancelled."""
-    while not all(task.done() for task in tasks):
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks, timeout=1.0)
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def run(order: Order) -> Findings:

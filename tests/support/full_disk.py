@@ -7,18 +7,17 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from fedserver.store.database import Database
-from fedstream.files import RealFileSystem
+from tests.support.stepping import SteppingFileSystem
 
 
-class FullDisk(RealFileSystem):
+class FullDisk(SteppingFileSystem):
     """Counts every step that can fail for want of space. From step `first` on, so many steps fail."""
 
     def __init__(self, error: int = errno.ENOSPC) -> None:
+        super().__init__()
         self.error = error
-        self.steps = 0
         self.failing = range(0)
 
     @property
@@ -34,30 +33,10 @@ class FullDisk(RealFileSystem):
         """Refuse no more."""
         self.failing = range(0)
 
-    def _step(self) -> None:
-        self.steps += 1
+    def step(self) -> None:
+        super().step()
         if self.is_full:
             raise OSError(self.error, os.strerror(self.error))
-
-    def open(self, path: Path) -> int:
-        self._step()
-        return super().open(path)
-
-    def write_at(self, descriptor: int, offset: int, data: bytes | memoryview) -> None:
-        self._step()
-        super().write_at(descriptor, offset, data)
-
-    def sync(self, descriptor: int) -> None:
-        self._step()
-        super().sync(descriptor)
-
-    def rename(self, source: Path, target: Path) -> None:
-        self._step()
-        super().rename(source, target)
-
-    def sync_folder(self, folder: Path) -> None:
-        self._step()
-        super().sync_folder(folder)
 
     def join(self, database: Database) -> None:
         """Let the database's commits be steps too."""

@@ -108,7 +108,8 @@ class BareSite:
     async def hear(self, *skip: str) -> negotiation_pb2.NegotiateResponse:
         """The next message that is not of a kind to skip."""
         while True:
-            message = await asyncio.wait_for(self.stream.read(), PATIENCE_SECONDS)
+            async with asyncio.timeout(PATIENCE_SECONDS):  # `wait_for` may forget that its task was cancelled
+                message = await self.stream.read()
             assert message is not grpc.aio.EOF, "the server ended the stream"
             if message.WhichOneof("kind") not in ("waiting", "lease_renewal", *skip):
                 return message
