@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.rows import Row, Security
-from fedstream.tls import make_self_signed
+from tests.support.self_signed import make_self_signed
 
 ROOT = Path(__file__).resolve().parent.parent
 _TIMEOUT_SECONDS = 600.0

@@ -1,7 +1,7 @@
 """Transport security: the server's certificate, and trust in it by its fingerprint or by who signed it.
 
 A fingerprint is the sha256 of a certificate's DER form, written `sha256:` and 64 hexadecimal digits. Python's gRPC has
-no hook to check a peer's certificate, so a client fetches the certificate first, compares its fingerprint, and then
+no hook to check a peer's certificate, so a client looks at the certificate first, compares its fingerprint, and then
 gives gRPC just this certificate as its only root: the connection that carries weights trusts nothing else.
 """
 
@@ -12,23 +12,16 @@ import hmac
 import ipaddress
 import socket
 import ssl
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import grpc
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from fedstream.errors import FedstreamError, TransportError
 
 SERVER_NAME = "fedstream-server"
-"""A name that every self-made server certificate carries, whatever address the server is reached by."""
+"""A name that every certificate of a server carries, whatever address the server is reached by."""
 
-_VALIDITY = timedelta(days=397)
 _CONNECT_TIMEOUT_SECONDS = 10.0
 _ANSWER_SECONDS = 2.0
 
@@ -47,38 +40,6 @@ class Identity:
 
     key: bytes = field(repr=False)  # what is printed or logged may be read by anybody
     certificate: bytes
-
-
-def make_self_signed(hosts: Iterable[str]) -> Identity:
-    """A new P-256 key and a certificate for `hosts` (names or addresses), signed by itself, valid for 397 days."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, SERVER_NAME)])
-    names = dict.fromkeys([SERVER_NAME, "localhost", "127.0.0.1", "::1", *hosts])
-    alternatives = [_general_name(host) for host in names]
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))  # a site's clock may be a little behind
-        .not_valid_after(now + _VALIDITY)
-        .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return Identity(private, certificate.public_bytes(serialization.Encoding.PEM))
-
-
-def _general_name(host: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        return x509.DNSName(host)
 
 
 def fingerprint(certificate: bytes) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.floor import ROOT
 from benchmarks.peers.peer import Peer, Play
 from benchmarks.peers.scene import Scene, free_ports, listens
-from fedstream.tls import make_self_signed
+from tests.support.self_signed import make_self_signed
 
 _VERSION = "1.41.0"
 _APP = ROOT / "benchmarks" / "peers" / "flower_app"

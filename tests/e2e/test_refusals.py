@@ -39,7 +39,6 @@ from fedstream.tls import (
     Identity,
     channel_credentials,
     fetch_certificate,
-    make_self_signed,
     server_credentials,
     split_address,
 )
@@ -53,6 +52,7 @@ from fedstream.v1 import (
 )
 from tests.support.joining import QUICK, invited, joined
 from tests.support.negotiating import members, over, parts_of
+from tests.support.self_signed import make_self_signed
 from tests.support.serving import BareSite, administration, body_of, cut, manifest_messages, serving
 from tests.support.stepping import SteppingFileSystem
 from tests.support.tasks import random_weights

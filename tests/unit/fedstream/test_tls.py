@@ -27,10 +27,10 @@ from fedstream.tls import (
     fetch_certificate,
     fingerprint,
     is_loopback,
-    make_self_signed,
     server_credentials,
     split_address,
 )
+from tests.support.self_signed import make_self_signed
 
 pytestmark = pytest.mark.numpy_task
 

@@ -9,7 +9,8 @@ import trustme
 
 from fedstream.checkup.certificate import judge_clock, judge_name, judge_validity, validity
 from fedstream.checkup.runner import Verdict
-from fedstream.tls import SERVER_NAME, make_self_signed
+from fedstream.tls import SERVER_NAME
+from tests.support.self_signed import make_self_signed
 
 pytestmark = pytest.mark.numpy_task
 
