@@ -2,8 +2,8 @@
 
 fedstream: a client's own code sends a model to a `fedserver run`, plaintext as Flight is: crc of every chunk, sha256 of
 every tensor, resumable, and durable before the answer, which also says whether the update is in the round. Its end is
-what follows the last committed byte. The file: written in blocks of 1 MiB, and synced. Flight: DoPut in batches of
-1 MiB into a file that is synced before the answer.
+what follows the last committed byte; processor time is of server and sender, until the answer. The file: written in
+blocks of 1 MiB, and synced. Flight: DoPut in batches of 1 MiB into a file that is synced before the answer.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import shift
@@ -23,6 +24,7 @@ from benchmarks.environments import CannotInstall, environment
 from benchmarks.floor import ROOT
 from benchmarks.options import Options
 from benchmarks.plain_file import write_and_sync
+from benchmarks.processes import cpu_seconds
 from benchmarks.rows import MIB
 from benchmarks.tables import Line, Table
 from fedclient.calls import Patience
@@ -43,21 +45,40 @@ _TIMEOUT_SECONDS = 120.0
 _FLIGHT = ROOT / "benchmarks" / "flight_ends.py"
 
 
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One upload: from its beginning to the answer, of that from the last committed byte on, and what it used."""
+
+    seconds: float
+    end_seconds: float
+    server_cpu_seconds: float
+    sender_cpu_seconds: float
+
+
 def run(options: Options) -> Table:
     """Measure all three."""
     title = f"upload: seconds for one stream of {SIZE_MIB} MiB, durable before the answer"
     with tempfile.TemporaryDirectory(prefix="upload-", dir=options.folder) as folder:
         place = Path(folder)
-        manifest, ends = _make_update(place / "update.safetensors"), list[float]()
+        manifest, uploads = _make_update(place / "update.safetensors"), list[Sent]()
         measured = {
-            "fedstream": lambda: _fedstream(place, manifest, ends),
+            "fedstream": lambda: _fedstream(place, manifest, uploads),
             "file, written and synced": lambda: _plain_file(place),
             **_flight(place, options),
         }
         seconds = _in_turn(measured, options)
     file = statistics.median(seconds["file, written and synced"])
     lines = [_line(name, each, file) for name, each in seconds.items()]
-    return Table(title, [*lines, Line("fedstream's end", {"s": statistics.median(ends)}, {"seconds": ends})])
+    return Table(title, [*lines, *_details(uploads)])
+
+
+def _details(uploads: list[Sent]) -> list[Line]:
+    details = {
+        "fedstream's end": [one.end_seconds for one in uploads],
+        "fedstream's server, processor": [one.server_cpu_seconds for one in uploads],
+        "fedstream's sender, processor": [one.sender_cpu_seconds for one in uploads],
+    }
+    return [Line(name, {"s": statistics.median(each)}, {"seconds": each}) for name, each in details.items()]
 
 
 def _in_turn(measured: Mapping[str, Callable[[], float]], options: Options) -> dict[str, list[float]]:
@@ -83,18 +104,18 @@ def _make_update(path: Path) -> Manifest:
     return manifest
 
 
-def _fedstream(place: Path, manifest: Manifest, ends: list[float]) -> float:
+def _fedstream(place: Path, manifest: Manifest, uploads: list[Sent]) -> float:
     with tempfile.TemporaryDirectory(prefix="server-", dir=place) as folder, stage(Path(folder)) as made:
         options = ["--plaintext", "--rounds", "1", "--min-clients", "1"]
         server = made.server(*options, task=shift.REFERENCE, python_path=ROOT, mib=SIZE_MIB)
         server.until("the model to be made", lambda look: look.state.HasField("global_model") or None)
-        began, committed, ended = asyncio.run(_send(server.listening, manifest, place / "update.safetensors"))
-    ends.append(ended - committed)
-    return ended - began
+        path, pid = place / "update.safetensors", server.process.pid
+        sent = asyncio.run(_send(server.listening, manifest, path, lambda: cpu_seconds([pid])))
+    uploads.append(sent)
+    return sent.seconds
 
 
-async def _send(listening: Listening, manifest: Manifest, path: Path) -> tuple[float, float, float]:
-    """When sending began, when the last byte was committed, and when the answer was there."""
+async def _send(listening: Listening, manifest: Manifest, path: Path, server_cpu_seconds: Callable[[], float]) -> Sent:
     config = ClientConfig(server=listening.address, plaintext=True, name="sender", data=Path())
     connection = Connection(config)
     await connection.open()
@@ -112,13 +133,14 @@ async def _send(listening: Listening, manifest: Manifest, path: Path) -> tuple[f
                 committed.append(time.perf_counter())
 
         upload = Upload(connection, parcel, terms, Patience(), on_bytes)
-        began = time.perf_counter()
+        server_cpu, sender_cpu, began = server_cpu_seconds(), time.process_time(), time.perf_counter()
         async with asyncio.timeout(_TIMEOUT_SECONDS):
             delivery = await upload.run()
         ended = time.perf_counter()
+        used = server_cpu_seconds() - server_cpu, time.process_time() - sender_cpu
     await connection.close()
     assert not delivery.quarantined, delivery.quarantined
-    return began, committed[0], ended
+    return Sent(ended - began, ended - committed[0], *used)
 
 
 def _plain_file(place: Path) -> float:

@@ -114,11 +114,14 @@ class Callers(grpc.aio.ServerInterceptor):
 
     @contextlib.asynccontextmanager
     async def _admitted(self, method: str, context: Context) -> AsyncIterator[None]:
-        caller = self._caller(method, context)
+        certificate = certificate_of(context)
         try:
-            name = self._membership.identify(caller.certificate)
+            name = self._membership.identify(certificate)
         except ProtocolError as error:
-            await _refuse(caller, context, error)
+            # Only now is the certificate taken apart: a member's was when it was made, and that is looked up.
+            said = facts_of(certificate).name if certificate else ""
+            await _refuse(self._caller(said, certificate, method, context), context, error)
+        caller = self._caller(name, certificate, method, context)
         CALLER.set(caller)
         with self._registered(name) as call:
             try:
@@ -129,9 +132,7 @@ class Callers(grpc.aio.ServerInterceptor):
                 call.task.uncancel()
                 await _refuse(caller, context, call.ended)
 
-    def _caller(self, method: str, context: Context) -> Caller:
-        certificate = certificate_of(context)
-        name = facts_of(certificate).name if certificate else ""
+    def _caller(self, name: str, certificate: bytes, method: str, context: Context) -> Caller:
         return Caller(name, certificate, method.rpartition("/")[2], address_of(context.peer()), self._membership.audit)
 
     @contextlib.contextmanager
