@@ -14,7 +14,7 @@ class Security(enum.Enum):
     """How a connection is secured. The value is the word in tables."""
 
     PLAIN = "plain"
-    TLS = "TLS, server certificate"
+    TLS = "mutual TLS"
     MUTUAL_TLS = "mutual TLS"
 
 

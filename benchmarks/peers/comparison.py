@@ -25,7 +25,7 @@ from benchmarks.tables import Line, Table
 SIZES = ("4x9", "8x100")
 _PEERS = (NVFLARE, FLOWER)
 _OURS = "fedstream"
-_OUR_NOTE = "over gRPC with TLS and the server's certificate; each update and each new model is written and synced"
+_OUR_NOTE = "over gRPC with mutual TLS; each update and each new model is written and synced"
 
 Measure = Callable[[Size, int, Path], Course]
 """One run: its size, how many rounds are measured, and where files may be made."""
