@@ -212,7 +212,7 @@ async def test_run_of_two_clients_over_tls_ends_with_the_same_model_and_exit_cod
 @pytest.mark.parametrize(
     ("more", "code", "says"),
     [
-        (("--task-set", "alpha"), ExitCode.BAD_CONFIGURATION, "write --task-set NAME=VALUE"),
+        (("--task-set", "alpha"), ExitCode.BAD_CONFIGURATION, "--task-set takes NAME=VALUE"),
         (("--task-set", "alpha=9"), ExitCode.BAD_CONFIGURATION, "setting alpha (width of MobileNetV2) is 0.1 to 2"),
         (("--backbone-weights", "none.h5"), ExitCode.BAD_CONFIGURATION, "there is no file none.h5"),
         ((), ExitCode.BAD_DATA, "there is no folder scans"),
