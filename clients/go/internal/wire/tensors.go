@@ -1,6 +1,8 @@
 package wire
 
 import (
+	"slices"
+
 	"google.golang.org/protobuf/proto"
 
 	"fedstream/client/internal/codec"
@@ -122,19 +124,16 @@ func ReadPart(part *pb.ManifestPart) ([]model.Entry, error) {
 
 // CheckManifest checks that the entries are of the schema, tensor by tensor.
 func CheckManifest(entries []model.Entry, schema []model.Spec) error {
-	seen := map[string]bool{}
-	for _, entry := range entries {
-		if seen[entry.Name] {
-			return fault.Malformedf(fault.InvalidManifest, "tensor %s stands twice in the manifest", entry.Name)
-		}
-		seen[entry.Name] = true
-	}
 	for i, spec := range schema {
 		if i >= len(entries) || !entries[i].IsOf(spec) {
 			return fault.Malformedf(fault.SchemaMismatch, "tensor %s is not where the schema has it", spec.Name)
 		}
 	}
-	if len(entries) > len(schema) {
+	for _, entry := range entries[len(schema):] {
+		isKnown := func(spec model.Spec) bool { return spec.Name == entry.Name }
+		if slices.ContainsFunc(schema, isKnown) {
+			return fault.Malformedf(fault.InvalidManifest, "tensor %s stands twice in the manifest", entry.Name)
+		}
 		return fault.Malformedf(fault.SchemaMismatch, "the manifest has more tensors than the schema")
 	}
 	return nil
