@@ -1,6 +1,6 @@
 """Fine-tuning the head on features: logistic regression with Adam, in numpy, the same in every language to a rounding.
 
-Everything that another language must do alike is here, and `clients/node/src/train_head.js` does it. Numbers are
+Everything that another language must do alike is here, and `clients/node` and `clients/go` do it. Numbers are
 float64 from the first step to the last, and rounded to float32 at the end.
 
 - Order of an epoch: example indices, sorted by the SHA-256 of the text `SEED EPOCH INDEX`, epochs counted from 1.

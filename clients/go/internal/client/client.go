@@ -102,7 +102,10 @@ func (c *Client) Run(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return "federation finished: " + outcome.GetReason() + "\nsaved " + c.saved, c.store.Forget()
+	if err := c.store.Forget(); err != nil {
+		c.log.Warn("what this federation needed could not be removed", "folder", c.config.StateDir, "because", err.Error())
+	}
+	return "federation finished: " + outcome.GetReason() + "\nsaved " + c.saved, nil
 }
 
 // Leave tells the server that this client goes; false if there is no session to tell it in. Run ends soon after.

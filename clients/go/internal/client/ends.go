@@ -12,6 +12,7 @@ import (
 	"fedstream/client/internal/durable"
 	"fedstream/client/internal/fault"
 	"fedstream/client/internal/limits"
+	"fedstream/client/internal/logs"
 	"fedstream/client/internal/model"
 	"fedstream/client/internal/pb"
 	"fedstream/client/internal/safetensors"
@@ -74,11 +75,11 @@ func (c *Client) collect(ctx context.Context, outcome *pb.FederationOutcome) err
 	if err := c.save(entries); err != nil {
 		return fault.Stopf(fault.BadConfiguration, "the final model cannot be written: %v; make room, and ask the coordinator for it", err)
 	}
-	metrics, err := wire.ReadMetrics(outcome.GetMetrics())
-	if err != nil {
-		metrics = nil // figures for people
+	facts := []any{"best_round", best.GetVersion()}
+	if metrics, err := wire.ReadMetrics(outcome.GetMetrics()); err == nil { // they are for people
+		facts = append(facts, logs.Metrics(metrics)...)
 	}
-	c.log.Info("federation over", "best_round", best.GetVersion(), "metrics", metrics)
+	c.log.Info("federation over", facts...)
 	return nil
 }
 

@@ -4,7 +4,11 @@ package logs
 import (
 	"io"
 	"log/slog"
+	"maps"
+	"slices"
 	"time"
+
+	"fedstream/client/internal/task"
 )
 
 // New makes a log whose lines all name the client.
@@ -29,4 +33,15 @@ func renamed(groups []string, field slog.Attr) slog.Attr {
 		return slog.Attr{Key: "event", Value: field.Value}
 	}
 	return field
+}
+
+// Metrics are those that have a value, as fields of a line.
+func Metrics(metrics task.Metrics) []any {
+	var fields []any
+	for _, name := range slices.Sorted(maps.Keys(metrics)) {
+		if value := metrics[name]; value != nil {
+			fields = append(fields, name, *value)
+		}
+	}
+	return fields
 }

@@ -9,6 +9,7 @@ import (
 
 	"fedstream/client/internal/codec"
 	"fedstream/client/internal/limits"
+	"fedstream/client/internal/logs"
 	"fedstream/client/internal/pb"
 	"fedstream/client/internal/transfer"
 	"fedstream/client/internal/wire"
@@ -59,9 +60,8 @@ func logRound(log *slog.Logger, outcome *pb.RoundOutcome) {
 	if outcome.GetOutcomeReason() != "" {
 		facts = append(facts, "our_part_because", outcome.GetOutcomeReason())
 	}
-	metrics, err := wire.ReadMetrics(outcome.GetMetrics())
-	if err == nil && len(metrics) > 0 {
-		facts = append(facts, "metrics", metrics)
+	if metrics, err := wire.ReadMetrics(outcome.GetMetrics()); err == nil { // they are for people
+		facts = append(facts, logs.Metrics(metrics)...)
 	}
 	if outcome.GetSucceeded() {
 		log.Info("round over", facts...)

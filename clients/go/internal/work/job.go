@@ -10,6 +10,7 @@ import (
 	"fedstream/client/internal/backoff"
 	"fedstream/client/internal/fault"
 	"fedstream/client/internal/link"
+	"fedstream/client/internal/logs"
 	"fedstream/client/internal/model"
 	"fedstream/client/internal/packing"
 	"fedstream/client/internal/pb"
@@ -269,12 +270,7 @@ func (j *Job) keep(tuned task.Tuned, span time.Duration) (*store.Update, error) 
 		return nil, err
 	}
 	facts := []any{"round", j.Offer.Round, "epochs", tuned.Epochs, "model", model.DigestOf(update.Entries).SHA256.String()}
-	for name, value := range update.Metrics {
-		if value != nil {
-			facts = append(facts, name, *value)
-		}
-	}
-	j.shop.Log.Info("trained", facts...)
+	j.shop.Log.Info("trained", append(facts, logs.Metrics(update.Metrics)...)...)
 	return update, nil
 }
 
