@@ -239,6 +239,9 @@ class ClientSuite:
             await soon("the cut", lambda: proxy.cuts == 1)
             first.process.kill()
             await first.ended()
+            await asyncio.to_thread(
+                server.until, "bytes on its disk", lambda look: look.parts["alpha"].committed_size > 0
+            )
             second = self.start(scene, "alpha", near, data)
             assert (await second.ended(), await server.ended()) == (0, 0), second.text
         kept = second.said("this round is trained already; sending what was kept")
