@@ -9,6 +9,10 @@ import pytest
 
 from tests.support.processes import Stage, stage
 
+# Suites that several modules share are no test modules themselves, and their asserts are to say as much all the same.
+for _suite in ("foreign", "foreign_encodings", "foreign_joining"):
+    pytest.register_assert_rewrite(f"tests.e2e.{_suite}")
+
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Iterator[Stage]:

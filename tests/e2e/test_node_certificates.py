@@ -7,22 +7,16 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
-import pytest
 import trustme
 
 from fedclient.exit_codes import ExitCode
 from fedstream.tls import SERVER_NAME
 from fedstream.v1 import negotiation_pb2, negotiation_pb2_grpc
-from tests.support.node import FOLDER, missing
+from tests.support.foreign import marks
+from tests.support.node import NODE
 from tests.support.processes import Stage
 
-_MISSING = missing()
-
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.numpy_task,
-    pytest.mark.skipif(_MISSING != "", reason=_MISSING or "all is there"),
-]
+pytestmark = marks(NODE)
 
 
 class OtherTask(negotiation_pb2_grpc.NegotiationServiceServicer):
@@ -50,7 +44,7 @@ async def demanding(authority: trustme.CA) -> AsyncIterator[str]:
 
 def words(address: str, folder: Path) -> list[str]:
     """A client that gives up soon and trusts the authority whose certificate lies in the folder."""
-    command = ["node", str(FOLDER / "src" / "main.js"), "--server", address, "--name", "alpha", "--data", "none"]
+    command = [*NODE.run, "--server", address, "--name", "alpha", "--data", "none"]
     return [
         *command,
         "--server-ca",

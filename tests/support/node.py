@@ -1,23 +1,16 @@
-"""The client in JavaScript as a process, for tests that skip where Node or its packages are not there."""
+"""The client in JavaScript, for tests that skip where Node or its packages are not there."""
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-from fedclient.identity import AUTHORITY, CERTIFICATE, KEY
-from fedserver.server import Listening
-from tests.support.joining import joined
-from tests.support.processes import Running, Stage
+from tests.support.foreign import CLIENTS, ForeignClient
 
-FOLDER = Path(__file__).resolve().parents[2] / "clients" / "node"
-SLOW_TASK = FOLDER / "test" / "slow_head.js"
-"""A training module that waits three seconds before it trains."""
+FOLDER = CLIENTS / "node"
 
 _LEAST_VERSION = 20
+_MAIN = ["node", str(FOLDER / "src" / "main.js")]
 
 
 def missing() -> str:
@@ -33,20 +26,12 @@ def missing() -> str:
     return ""
 
 
-def _certificates(listening: Listening, name: str) -> list[str]:
-    """Options of a site that was invited and has joined, now or before."""
-    assert listening.enrolment_address is not None, "sites enrol where there are certificates"
-    joining = joined(listening.admin_address, listening.enrolment_address, name)
-    with ThreadPoolExecutor(1) as thread:  # the test may have a loop of its own in this one
-        folder = thread.submit(asyncio.run, joining).result().folder
-    files = {"--certificate": CERTIFICATE, "--key": KEY, "--server-ca": AUTHORITY}
-    return [word for option, file in files.items() for word in (option, str(folder / file))]
-
-
-def node_client(scene: Stage, name: str, listening: Listening, data: Path, *options: str) -> Running:
-    """Start one; what it makes is in the folder of its name."""
-    folder = scene.folder / name
-    trust = [] if "--fingerprint" in options else _certificates(listening, name)
-    words = ["node", str(FOLDER / "src" / "main.js"), "--server", listening.address, *trust]
-    words += ["--name", name, "--data", str(data), "--out", str(folder), "--state-dir", str(folder / "state")]
-    return scene.launch(name, [*words, *options])
+NODE = ForeignClient(
+    language="node",
+    folder=FOLDER,
+    missing=missing,
+    build=lambda: None,
+    run=_MAIN,
+    slow=[*_MAIN, "--task", str(FOLDER / "test" / "slow_head.js")],
+    own_tests=[["npm", "test", "--silent"]],
+)

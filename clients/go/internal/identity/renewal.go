@@ -1,0 +1,63 @@
+package identity
+
+import (
+	"context"
+	"crypto/x509"
+	"log/slog"
+	"time"
+
+	"fedstream/client/internal/link"
+)
+
+// A third of 90 days is 30 days, so a look each hour leaves hundreds of tries to a server that is away.
+const lookEvery = time.Hour
+
+// isDue says whether less than a third of the validity is left.
+func isDue(certificate *x509.Certificate, now time.Time) bool {
+	return certificate.NotAfter.Sub(now) < certificate.NotAfter.Sub(certificate.NotBefore)/3
+}
+
+// RenewIfDue gets the next certificate if it is time, and says whether there is one. After a failure the next look tries
+// again.
+func (f Folder) RenewIfDue(ctx context.Context, connection *link.Connection, log *slog.Logger) bool {
+	pair, err := f.Files().Read()
+	if err != nil || !isDue(pair.Certificate.Leaf, time.Now()) {
+		return false // what is wrong with the files is said where they are needed
+	}
+	next, err := f.renew(ctx, connection, pair)
+	if err != nil {
+		log.Warn("the certificate could not be renewed", "because", err.Error(), "expires", pair.Certificate.Leaf.NotAfter)
+		return false
+	}
+	log.Info("certificate renewed", "expires", next.NotAfter)
+	return !next.Equal(pair.Certificate.Leaf)
+}
+
+func (f Folder) renew(ctx context.Context, connection *link.Connection, pair *link.Pair) (*x509.Certificate, error) {
+	answer, err := connection.RenewCertificate(ctx)
+	if err != nil {
+		return nil, err
+	}
+	own := pair.Certificate.Leaf
+	next, err := readOwn(answer.GetCertificate(), own.Subject.CommonName, own.PublicKey, pair.Authority)
+	if err != nil {
+		return nil, err
+	}
+	return next, f.KeepCertificate(next)
+}
+
+// KeepRenewed looks again and again until ctx ends, and calls renewed when there is a new certificate.
+func (f Folder) KeepRenewed(ctx context.Context, connection *link.Connection, log *slog.Logger, renewed func()) {
+	ticker := time.NewTicker(lookEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			if f.RenewIfDue(ctx, connection, log) {
+				renewed()
+			}
+		}
+	}
+}

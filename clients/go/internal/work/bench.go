@@ -1,0 +1,165 @@
+package work
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"fedstream/client/internal/fault"
+	bounds "fedstream/client/internal/limits"
+	"fedstream/client/internal/task"
+	"fedstream/client/internal/transfer"
+)
+
+// Failed works in a row after which a person should have a look.
+const mostFailures = 3
+
+// A Bench has the one offer that a client works on at a time, and decides about it. It outlives the negotiation's streams.
+// It is safe for use by several goroutines.
+type Bench struct {
+	shop   *Shop
+	limits Limits
+
+	terms atomic.Pointer[transfer.Terms] // apart: a job asks for them while it is waited for to stop
+
+	mu           sync.Mutex
+	job          *Job // guarded by mu, like all below
+	experience   Experience
+	askedForTime bool
+	counted      *Job
+	failures     int
+}
+
+// NewBench makes one.
+func NewBench(shop *Shop, limits Limits) *Bench {
+	made := &Bench{shop: shop, limits: limits}
+	made.Welcome(transfer.Terms{MaxChunkBytes: bounds.DefaultChunkBytes, WindowBytes: bounds.WindowBytes})
+	return made
+}
+
+// Welcome takes the terms of a new session.
+func (b *Bench) Welcome(terms transfer.Terms) { b.terms.Store(&terms) }
+
+// Terms are those of the latest session.
+func (b *Bench) Terms() transfer.Terms { return *b.terms.Load() }
+
+// Job is the work on the offer of that id; nil if another one, or none, is worked on.
+func (b *Bench) Job(offerID string) *Job {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.job == nil || b.job.Offer.ID != offerID {
+		return nil
+	}
+	return b.job
+}
+
+// Experience is what earlier rounds took.
+func (b *Bench) Experience() Experience {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.learn()
+	return b.experience
+}
+
+// learn takes over what the latest job has measured; mu is held.
+func (b *Bench) learn() {
+	if b.job == nil {
+		return
+	}
+	b.job.mu.Lock()
+	defer b.job.mu.Unlock()
+	if b.job.epoch > 0 {
+		b.experience.Epoch = b.job.epoch
+	}
+	if b.job.transfer > 0 {
+		b.experience.Transfer = b.job.transfer
+	}
+}
+
+// Consider says what to answer to an offer. One that is worked on, or trained for, is accepted as it stands: a cut made it
+// come again. One that was dropped comes again when a server was asked too early after its restart, and one that was
+// delivered when the server has lost the update: it is taken up anew, and sent from disk.
+func (b *Bench) Consider(offer Offer) Reply {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.learn()
+	if job := b.job; job != nil {
+		state, reason := job.State()
+		if job.Offer.ID == offer.ID && state == Working {
+			return Reply{}
+		}
+		if job.Offer.ID == offer.ID && state == Failed {
+			return Reply{Decline: reason}
+		}
+		job.drop("another offer came")
+	}
+	b.job = newJob(offer, b.shop, b.Terms)
+	if b.job.isTrained() {
+		return Reply{}
+	}
+	reply := answer(offer.Epochs, offer.Remaining, b.limits, b.experience)
+	b.askedForTime = reply.Counter != nil && reply.Counter.Time > 0
+	return reply
+}
+
+// Confirm begins, or goes on with, what was agreed.
+func (b *Bench) Confirm(offerID string, plan task.Plan) {
+	if job := b.Job(offerID); job != nil {
+		job.start(plan)
+	}
+}
+
+// Withdraw says that the server takes an offer back.
+func (b *Bench) Withdraw(offerID, reason string) {
+	b.mu.Lock()
+	if b.job != nil && b.job.Offer.ID == offerID && b.askedForTime {
+		b.experience.MoreTimeRefused = true
+	}
+	b.mu.Unlock()
+	b.Cancel(offerID, reason)
+}
+
+// Cancel says that the server does not want the update any more.
+func (b *Bench) Cancel(offerID, reason string) {
+	job := b.Job(offerID)
+	if job == nil {
+		return
+	}
+	if state, _ := job.State(); state == Offered || state == Working {
+		b.shop.Log.Info("the server does not want this round's update", "because", reason)
+		job.drop(reason)
+	}
+}
+
+// CheckHealth gives a Stop when the work has failed several times in a row.
+func (b *Bench) CheckHealth() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.job == nil || b.job == b.counted {
+		return nil
+	}
+	b.job.mu.Lock()
+	defer b.job.mu.Unlock()
+	switch {
+	case b.job.state == Delivered:
+		b.counted, b.failures = b.job, 0
+	case b.job.state == Failed && b.job.failedHere:
+		b.counted = b.job
+		b.failures++
+	case b.job.state == Failed:
+		b.counted, b.failures = b.job, 0
+	}
+	if b.failures < mostFailures {
+		return nil
+	}
+	return fault.Stopf(fault.TrainingFailed, "the work failed %d times in a row; the log says why", mostFailures)
+}
+
+// Close drops what is being done, and waits until it is.
+func (b *Bench) Close(reason string) {
+	b.mu.Lock()
+	job := b.job
+	b.mu.Unlock()
+	if job != nil {
+		job.drop(reason)
+	}
+}

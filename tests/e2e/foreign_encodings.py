@@ -1,0 +1,67 @@
+"""What a client in another language that knows encodings is tested for. 10 s."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from fedstream.encodings import Encoding
+from tests.e2e.foreign import TASK, ledger_of, model_of, stored_updates, trained_in_python
+from tests.support.features import write_wide_site
+from tests.support.foreign import ForeignClient, start
+from tests.support.processes import Stage
+
+WIDTH = 4096
+SETTINGS = {"backbone": "none", "features": str(WIDTH), "epochs": "2", "patience": "0", "learning_rate": "0.01"}
+RAW_BYTES = 4 * WIDTH + 4
+"""Of an update: a kernel, and a bias that is too small for a lossy encoding."""
+
+
+class EncodingSuite:
+    """Updates in every encoding, two rounds each, so that what the first left out goes into the second."""
+
+    client: ClassVar[ForeignClient]
+
+    @pytest.mark.parametrize(
+        ("encoding", "bytes_sent"),
+        [
+            (Encoding.ZSTD, None),
+            (Encoding.BFLOAT16, 2 * WIDTH + 4),
+            (Encoding.BFLOAT16_ZSTD, None),
+            (Encoding.INT8, 4 * WIDTH // 256 + WIDTH + 4),
+            (Encoding.INT8_ZSTD, None),
+        ],
+    )
+    def test_update_arrives_in_the_encoding_that_the_coordinator_chose(
+        self, scene: Stage, encoding: Encoding, bytes_sent: int | None
+    ) -> None:
+        self.client.build()
+        data = write_wide_site(scene.folder, WIDTH, SETTINGS)
+        options = ["--rounds", "2", "--min-clients", "1", "--update-encoding", encoding.value]
+        server = scene.server(*options, task=TASK, **SETTINGS)
+        client = start(scene, self.client, "alpha", server.listening, data)
+        assert (client.wait(), server.wait()) == (0, 0), client.text
+        sent = [line["bytes"] for line in client.said("sending the update")]
+        assert sent == [bytes_sent] * 2 if bytes_sent else 0 < max(sent) < RAW_BYTES
+        furthest = 0.0  # what was left out of a round comes on top of the next
+        for number, entry in enumerate(ledger_of(server), start=1):
+            assert [member.outcome for member in entry.cohort] == ["completed"]
+            base = model_of(server, number - 1)
+            expected = trained_in_python(base, data, entry, "alpha", SETTINGS)
+            changed = stored_updates(server, number)["alpha"].changed
+            for name, values in changed.items():
+                furthest = max(furthest, float(np.abs(expected[name] - base[name]).max()))
+                # bfloat16 has 8 bits, and int8 127 steps for a block's largest.
+                atol = furthest / 100 if encoding.is_lossy else 1e-9
+                np.testing.assert_allclose(values, expected[name], rtol=1e-6, atol=atol)
+
+    def test_encoding_that_the_site_does_not_take_is_not_used(self, scene: Stage) -> None:
+        self.client.build()
+        data = write_wide_site(scene.folder, WIDTH, SETTINGS)
+        options = ["--rounds", "1", "--min-clients", "1", "--update-encoding", "int8"]
+        server = scene.server(*options, task=TASK, **SETTINGS)
+        client = start(scene, self.client, "alpha", server.listening, data, "--update-encoding", "raw")
+        assert (client.wait(), server.wait()) == (0, 0), client.text
+        assert [line["bytes"] for line in client.said("sending the update")] == [RAW_BYTES]
