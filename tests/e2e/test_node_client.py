@@ -158,8 +158,9 @@ def test_update_is_what_python_makes_of_the_same_base_plan_and_data(played: Play
         changed = stored_updates(played.server, number)[client].changed
         assert set(changed) == set(expected)
         for name, values in changed.items():
-            # Sums in another order, and another library's tanh: the last bits of float64, then rounded to float32.
-            np.testing.assert_allclose(values, expected[name], rtol=1e-6, atol=1e-9)
+            # Another process of Python differs in nothing; TensorFlow.js has float32 throughout where fedtask has float64.
+            atol = 1e-9 if client == "python" else 1e-6
+            np.testing.assert_allclose(values, expected[name], rtol=1e-6, atol=atol)
 
 
 def test_final_model_of_node_is_that_of_the_python_client(played: Played) -> None:
