@@ -47,6 +47,6 @@ def node_client(scene: Stage, name: str, listening: Listening, data: Path, *opti
     """Start one; what it makes is in the folder of its name."""
     folder = scene.folder / name
     trust = [] if "--fingerprint" in options else _certificates(listening, name)
-    words = ["node", str(FOLDER / "src" / "main.js"), "--server", listening.address, *trust]
+    words = ["node", str(FOLDER / "src" / "main.js"), "run", "--server", listening.address, *trust]
     words += ["--name", name, "--data", str(data), "--out", str(folder), "--state-dir", str(folder / "state")]
     return scene.launch(name, [*words, *options])

@@ -10,11 +10,15 @@ import { EXIT, isRefusal, Refusal, Stop, Trouble } from './errors.js';
 import * as limits from './limits.js';
 import { canonicalSchema, sha256 } from './model.js';
 import { asSafetensors } from './safetensors.js';
+import { IdentityFolder } from './identity.js';
+import { renewIfDue } from './renewal.js';
 import { Session } from './session.js';
 import { Store } from './store.js';
 import { readMetrics, writeDuration, writeMeaning } from './wire.js';
 
 export const SOFTWARE = 'fedstream-node 0.1.0';
+/** A third of 90 days is 30 days, so a look each hour leaves hundreds of tries to a server that is away. */
+const RENEWAL_MS = 3_600_000;
 /** Being superseded twice within this time means that another process uses the name. */
 const RIVAL_MS = 300_000;
 
@@ -29,6 +33,7 @@ export class Client {
   #supersededAt = -Infinity;
   #saved = null;
   #settings = null;
+  #identity;
 
   /**
    * @param {object} config as `main.js` reads it
@@ -40,6 +45,7 @@ export class Client {
     this.trainer = trainer;
     this.#log = log;
     this.#connection = new Connection(config);
+    this.#identity = config.identity ? new IdentityFolder(config.identity) : null;
   }
 
   /** Take part until the federation ends; returns how it ended, in words for people. */
@@ -65,16 +71,36 @@ export class Client {
   }
 
   async #oneSession() {
+    let renewal;
     try {
       await this.#connection.open();
+      await this.#renew();
       await this.#prepare(await this.#connection.describeTask());
       const stream = this.#connection.negotiate();
       this.#session = new Session(stream, this.#site, this.#bench, (outcome) => this.#collect(outcome));
+      renewal = setInterval(() => this.#renewDuring(stream), RENEWAL_MS);
       return await this.#session.run(this.#hello(), () => { this.#sessions += 1; });
     } catch (error) {
       throw this.#judge(error);
     } finally {
+      clearInterval(renewal);
       this.#session = null;
+    }
+  }
+
+  /** See to the site's certificate; whether the connection was made anew with the next one. */
+  async #renew() {
+    const isNew = this.#identity !== null && await renewIfDue(this.#identity, this.#connection, this.#log);
+    if (isNew) await this.#connection.reopen();
+    return isNew;
+  }
+
+  /** And while a session goes on: it is cut, and comes back on the new connection. */
+  async #renewDuring(stream) {
+    try {
+      if (await this.#renew()) stream.cancel();
+    } catch (error) {
+      this.#log('warning', 'the certificate could not be renewed', { because: error.message });
     }
   }
 

@@ -53,8 +53,10 @@ async function fineTune(train, val, settings, { base, plan, report, signal }) {
       const metrics = await runEpoch(head, train, plan, labelWeights, epoch, signal);
       return { ...metrics, ...scores(head, val, 'val_') };
     };
-    const { best, epochs } = await runEpochs(head, runOnce, val.num > 0 ? plan.early_stopping_patience : 0, plan, report);
-    return { weights: toTensors(best.weights), numExamples: train.num, metrics: { ...best.metrics, ...baseScores }, epochs };
+    const patience = val.num > 0 ? plan.early_stopping_patience : 0;
+    const { best, epochs } = await runEpochs(head, runOnce, patience, plan, report);
+    const metrics = { ...best.metrics, ...baseScores };
+    return { weights: toTensors(best.weights), numExamples: train.num, metrics, epochs };
   } finally {
     head.dispose();
   }
