@@ -36,7 +36,7 @@ test('offer of which not one epoch fits is declined', () => {
 test('waits double up to the longest, with jitter', () => {
   const patience = { firstSeconds: 1, longestSeconds: 5 };
   const waits = [0, 1, 2, 3].map((tries) => waitSeconds(new Trouble(''), tries, patience, () => 0.5));
-  assert.deepEqual(waits, [1.5, 2.5, 4.5, 5.5]);
+  assert.deepEqual(waits, [0.875, 1.75, 3.5, 4.375]);
   assert.equal(waitSeconds(new Refusal('LIMIT_EXCEEDED', '', {}, 7), 9, patience), 7);
 });
 
