@@ -40,7 +40,8 @@ HEAD = {"task": "brain_mri_head", **SETTINGS}
 
 def join(*words: str, said: str = "") -> Said:
     """Run `join` to its end."""
-    done = subprocess.run([*CLIENT, "join", *words], capture_output=True, text=True, timeout=60, check=False, input=said)
+    command = [*CLIENT, "join", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, input=said)
     return Said(done.returncode, done.stdout, done.stderr)
 
 
@@ -100,7 +101,8 @@ def test_either_program_uses_what_the_other_left(scene: Stage, site: Site) -> No
     assert site.server.wait() == 0
     files = ["--out", str(scene.folder / "out"), "--state-dir", str(scene.folder / "st"), "--give-up-after", "1"]
     words = ["run", "--identity", str(both["python"]), "--data", data, *files]
-    assert scene.command("fedclient", *words).status == ExitCode.UNREACHABLE  # it took the identity, and nobody was there
+    # It took the identity, and nobody was there any more.
+    assert scene.command("fedclient", *words).status == ExitCode.UNREACHABLE
 
 
 def test_join_that_is_done_again_gets_the_same_certificate(site: Site) -> None:

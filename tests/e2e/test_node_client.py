@@ -158,7 +158,7 @@ def test_update_is_what_python_makes_of_the_same_base_plan_and_data(played: Play
         changed = stored_updates(played.server, number)[client].changed
         assert set(changed) == set(expected)
         for name, values in changed.items():
-            # Another process of Python differs in nothing; TensorFlow.js has float32 throughout where fedtask has float64.
+            # Another process of Python differs in nothing; TensorFlow.js has float32 where fedtask has float64.
             atol = 1e-9 if client == "python" else 1e-6
             np.testing.assert_allclose(values, expected[name], rtol=1e-6, atol=atol)
 

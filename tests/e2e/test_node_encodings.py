@@ -63,6 +63,15 @@ def test_update_is_admitted_in_the_encoding_that_the_server_prefers(scene: Stage
     assert kept(scene.folder / "alpha") == set()  # the federation is over
 
 
+def test_encoding_that_the_site_does_not_take_is_not_used(scene: Stage) -> None:
+    options = ["--rounds", "1", "--min-clients", "1", "--update-encoding", "int8"]
+    server = scene.server(*options, task=TASK, **settings(WIDTH))
+    data = write_wide_site(scene.folder, WIDTH, settings(WIDTH))
+    client = node_client(scene, "alpha", server.listening, data, "--update-encoding", "zstd")
+    assert (client.wait(), server.wait()) == (0, 0), client.text
+    assert [line["bytes"] for line in client.said("sending the update")] == [RAW_BYTES]
+
+
 async def test_client_killed_in_an_encoded_upload_goes_on_in_the_same_bytes(scene: Stage) -> None:
     width = 3 << 19
     data = write_wide_site(scene.folder, width, settings(width))

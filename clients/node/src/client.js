@@ -6,7 +6,6 @@ import { Bench } from './bench.js';
 import { Connection } from './connection.js';
 import { fetchModel } from './download.js';
 import { writeDurably } from './durable.js';
-import { ENCODINGS } from './encodings.js';
 import { EXIT, isRefusal, Refusal, Stop, Trouble } from './errors.js';
 import * as limits from './limits.js';
 import { canonicalSchema, sha256 } from './model.js';
@@ -156,6 +155,7 @@ export class Client {
       experience: { epochSeconds: null, transferSeconds: 0, moreTimeRefused: false },
       patience: { firstSeconds: 0.5, longestSeconds: 30, giveUpAfterSeconds: null },
       federation: task.federation_name,
+      encodings: this.#config.encodings,
       log: this.#log,
     };
     this.#bench = new Bench(this.#site, { maxEpochs: this.#config.maxEpochs, maxSeconds: this.#config.maxSeconds });
@@ -170,7 +170,7 @@ export class Client {
       client_name: name,
       schema_sha256: sha256(canonicalSchema(schema)),
       meaning: writeMeaning(training.meaning),
-      capabilities: { encodings: ENCODINGS, max_chunk_bytes: limits.DEFAULT_CHUNK_BYTES },
+      capabilities: { encodings: this.#config.encodings, max_chunk_bytes: limits.DEFAULT_CHUNK_BYTES },
       num_examples: String(training.numExamples),
       epoch_duration: writeDuration(experience.epochSeconds),
       limits: { max_epochs: maxEpochs, max_training_time: writeDuration(maxSeconds) },

@@ -14,6 +14,9 @@ const FRAMED = { ENCODING_ZSTD: RAW, ENCODING_BFLOAT16_ZSTD: BFLOAT16, ENCODING_
 /** All that are written here, for the hello. */
 export const ENCODINGS = Object.freeze([RAW, BFLOAT16, INT8, ...Object.keys(FRAMED)]);
 
+/** The word for whichever the coordinator has chosen. */
+export const AUTO = 'auto';
+
 const BLOCK = 256;
 const LARGEST_CODE = 127;
 /** Elements below which a tensor travels as it is: biases and statistics are few bytes, each of a whole channel. */
@@ -21,9 +24,26 @@ const FEWEST_LOSSY = 1_024;
 /** The compressor's own default; its window is 2 MiB at most, of 8 that are allowed. */
 const ZSTD_LEVEL = 3;
 
-/** The one to use of those that a server has listed, best first; what is not known here is left out. */
-export function choose(listed) {
-  return listed.find((encoding) => ENCODINGS.includes(encoding)) ?? RAW;
+/** What an encoding is called on command lines, such as `int8+zstd`. */
+export function wordOf(encoding) {
+  return encoding.replace('ENCODING_', '').replace('_', '+').toLowerCase();
+}
+
+/**
+ * The encodings that a site takes, for the hello.
+ * @param {string} word the only one beside raw; `auto` for all
+ * @throws {Error} it is none
+ */
+export function taken(word) {
+  if (word === AUTO) return ENCODINGS;
+  const found = ENCODINGS.filter((encoding) => encoding === RAW || wordOf(encoding) === word);
+  if (found.map(wordOf).includes(word)) return found;
+  throw new Error(`--update-encoding is one of ${AUTO}, ${ENCODINGS.map(wordOf).join(', ')}, not ${word}`);
+}
+
+/** The one to use of those that a server has listed, best first; those that this site does not take are left out. */
+export function choose(listed, takes = ENCODINGS) {
+  return listed.find((encoding) => takes.includes(encoding)) ?? RAW;
 }
 
 export function isLossy(encoding) {

@@ -31,7 +31,7 @@ export class Job {
   /**
    * @param {object} offer the contract's message
    * @param {object} site what jobs work with: connection, store, schema, training, experience,
-   *   patience, federation (its name), log
+   *   patience, federation (its name), encodings (those taken), log
    */
   constructor(offer, site) {
     this.offer = offer;

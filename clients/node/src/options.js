@@ -5,6 +5,7 @@ import path from 'node:path';
 import { parseArgs } from 'node:util';
 import { isLoopback, splitAddress } from './address.js';
 import { factsOf } from './certificates.js';
+import { AUTO, taken } from './encodings.js';
 import { EXIT, Stop } from './errors.js';
 import { defaultIdentityFolder, IdentityFolder, stateHome } from './identity.js';
 import { isClientName } from './limits.js';
@@ -51,6 +52,8 @@ metrics are sent. It reconnects by itself, and never repeats a finished training
   --max-epochs N            most epochs per round allowed here [no limit]
   --max-hours H             most hours of training per round [no limit]
   --max-seconds S           the same in seconds
+  --update-encoding WORD    how updates may travel: auto, as the coordinator has chosen, or raw, zstd, bfloat16[+zstd]
+                            or int8[+zstd], with raw where the server does not take it [auto]
   --out DIR                 folder for the final model [runs/SITE]
   --state-dir DIR           folder for what must survive a restart [~/.local/state/fedstream-node/SITE]
   --task MODULE.js          another training module [train_head.js]
@@ -64,7 +67,7 @@ Exit codes: 0 the federation finished; 1 defect; 2 wrong option; 3 unusable data
 const JOIN_OPTIONS = texts('token', 'token-file', 'enrolment', 'identity');
 const RUN_OPTIONS = {
   ...texts('server', 'identity', 'certificate', 'key', 'server-ca', 'fingerprint', 'name', 'data', 'max-epochs',
-    'max-hours', 'max-seconds', 'out', 'state-dir', 'task', 'give-up-after'),
+    'max-hours', 'max-seconds', 'update-encoding', 'out', 'state-dir', 'task', 'give-up-after'),
   plaintext: { type: 'boolean' },
 };
 const STANDARD_INPUT = 0;
@@ -120,6 +123,7 @@ export function readRun(words) {
     data: values.data,
     maxEpochs: Math.floor(number(values, 'max-epochs') ?? 0),
     maxSeconds: maxSeconds(values),
+    encodings: orWrong(() => taken(values['update-encoding'] ?? AUTO)),
     out: values.out ?? path.join('runs', name),
     stateDir: values['state-dir'] ?? path.join(stateHome(), 'fedstream-node', name),
     task: values.task,

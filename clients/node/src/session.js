@@ -109,7 +109,7 @@ export class Session {
     this.#bench.terms = {
       maxChunkBytes: Math.min(welcome.max_chunk_bytes || limits.DEFAULT_CHUNK_BYTES, limits.MAX_CHUNK_BYTES),
       windowBytes: welcome.window_bytes || limits.DEFAULT_WINDOW_BYTES,
-      encoding: choose(welcome.encodings),
+      encoding: choose(welcome.encodings, this.#site.encodings),
     };
     this.#site.log('info', 'welcome', { known_as: welcome.client_name, rounds: welcome.rounds });
   }

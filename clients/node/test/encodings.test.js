@@ -2,7 +2,9 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
 import { Zstd } from '@hpcc-js/wasm-zstd';
-import { choose, decodeMoved, encodeMoved, ENCODINGS, framed, isLossy, suits } from '../src/encodings.js';
+import {
+  choose, decodeMoved, encodeMoved, ENCODINGS, framed, isLossy, suits, taken, wordOf,
+} from '../src/encodings.js';
 import { entryOf, sha256 } from '../src/model.js';
 import { pack } from '../src/packing.js';
 import { openStore } from './fakes.js';
@@ -34,6 +36,14 @@ test('first listed encoding that is known is used, and raw without one', () => {
   assert.equal(choose([99, 'ENCODING_INT8', 'ENCODING_RAW']), 'ENCODING_INT8');
   assert.equal(choose([99]), 'ENCODING_RAW');
   assert.equal(choose([]), 'ENCODING_RAW');
+  assert.equal(choose(['ENCODING_INT8', 'ENCODING_RAW'], taken('zstd')), 'ENCODING_RAW');
+});
+
+test('encodings have the words that the server has for them', () => {
+  const words = ['raw', 'bfloat16', 'int8', 'zstd', 'bfloat16+zstd', 'int8+zstd'];
+  for (const word of words) assert.deepEqual(taken(word).map(wordOf), [...new Set(['raw', word])]);
+  assert.deepEqual(taken('auto').map(wordOf), words);
+  assert.throws(() => taken('int4'), /int8\+zstd, not int4/);
 });
 
 test('lossy encodings are for larger tensors of float32', () => {
