@@ -54,7 +54,7 @@ class EncodingSuite:
             for name, values in changed.items():
                 furthest = max(furthest, float(np.abs(expected[name] - base[name]).max()))
                 # bfloat16 has 8 bits, and int8 127 steps for a block's largest.
-                atol = furthest / 100 if encoding.is_lossy else 1e-9
+                atol = furthest / 100 if encoding.is_lossy else self.client.training_error
                 np.testing.assert_allclose(values, expected[name], rtol=1e-6, atol=atol)
 
     def test_encoding_that_the_site_does_not_take_is_not_used(self, scene: Stage) -> None:
