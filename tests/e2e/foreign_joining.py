@@ -37,11 +37,11 @@ class JoiningSuite:
         )
         return Said(done.returncode, done.stdout, done.stderr)
 
-    def take_part(self, scene: Stage, name: str, identity: Path, data: Path) -> Running:
+    def take_part(self, scene: Stage, name: str, identity: Path, data: Path, *options: str) -> Running:
         """Start a client that knows of the server and its own name only what joining left."""
         folder = scene.folder / name
         words = [*self.client.run, "--identity", str(identity), "--data", str(data)]
-        return scene.launch(name, [*words, "--out", str(folder), "--state-dir", str(folder / "state")])
+        return scene.launch(name, [*words, "--out", str(folder), "--state-dir", str(folder / "state"), *options])
 
     def serve(self, scene: Stage, *options: str, name: str = "server") -> RunningServer:
         return scene.server("--rounds", "1", "--min-clients", "1", *options, name=name, task=TASK, **SETTINGS)

@@ -131,7 +131,8 @@ func join(words []string) error {
 	if asked.isElsewhere {
 		option = " --identity " + asked.folder.Path
 	}
-	_, err = fmt.Printf("%s.\nIts key is in %s. Take part with: fedstream-client run%s --data FILE\n", said, asked.folder.Path, option)
+	_, err = fmt.Printf("%s.\nIts key is in %s. Take part with: fedstream-client run%s --data FILE\n",
+		said, asked.folder.Path, option)
 	return err
 }
 

@@ -30,7 +30,8 @@ func parse(flags *flag.FlagSet, words []string) (others []string, err error) {
 		if err := flags.Parse(words); errors.Is(err, flag.ErrHelp) {
 			return nil, errHelped
 		} else if err != nil {
-			return nil, fault.Stopf(fault.BadConfiguration, "%v; `fedstream-client %s --help` lists the options", err, flags.Name())
+			return nil, fault.Stopf(fault.BadConfiguration,
+				"%v; `fedstream-client %s --help` lists the options", err, flags.Name())
 		}
 		if flags.NArg() == 0 {
 			return others, nil

@@ -66,7 +66,8 @@ func (o *runOptions) define(flags *flag.FlagSet) {
 	flags.UintVar(&o.maxEpochs, "max-epochs", 0, "most epochs per round allowed here [no limit]")
 	flags.Float64Var(&o.maxHours, "max-hours", 0, "most hours of training per round [no limit]")
 	flags.Float64Var(&o.maxSeconds, "max-seconds", 0, "the same in seconds [no limit]")
-	flags.StringVar(&o.encoding, "update-encoding", auto, "how updates may travel: `WORD` is auto, as the coordinator has chosen, or one of "+strings.Join(codec.Words(), ", ")+"; raw where the server does not take it")
+	flags.StringVar(&o.encoding, "update-encoding", auto, "how updates may travel: `WORD` is auto, as the coordinator has "+
+		"chosen, or one of "+strings.Join(codec.Words(), ", ")+"; raw where the server does not take it")
 	flags.StringVar(&o.out, "out", "", "`DIR` for the final model [runs/SITE]")
 	flags.StringVar(&o.stateDir, "state-dir", "", "`DIR` for what must survive a restart [~/.local/state/fedstream-go/...]")
 	flags.Float64Var(&o.giveUpAfter, "give-up-after", 0, "end after so many `SECONDS` without the server [never]")
@@ -92,7 +93,9 @@ func (o *runOptions) readLimits(config *client.Config) error {
 	if hours > 0 && seconds > 0 {
 		return fault.Stopf(fault.BadConfiguration, "give --max-hours or --max-seconds, not both")
 	}
-	config.Limits = work.Limits{MaxEpochs: uint32(min(o.maxEpochs, math.MaxUint32)), MaxTraining: inSeconds(hours*3600 + seconds)}
+	config.Limits = work.Limits{
+		MaxEpochs: uint32(min(o.maxEpochs, math.MaxUint32)), MaxTraining: inSeconds(hours*3600 + seconds),
+	}
 	config.GiveUpAfter = inSeconds(giveUp)
 	return nil
 }
@@ -106,7 +109,8 @@ func (o *runOptions) readEncoding(config *client.Config) error {
 	}
 	encoding, known := codec.ByWord(o.encoding)
 	if !known {
-		return fault.Stopf(fault.BadConfiguration, "--update-encoding is auto or one of %s, not %q", strings.Join(codec.Words(), ", "), o.encoding)
+		return fault.Stopf(fault.BadConfiguration,
+			"--update-encoding is auto or one of %s, not %q", strings.Join(codec.Words(), ", "), o.encoding)
 	}
 	if encoding != pb.Encoding_ENCODING_RAW {
 		config.Encodings = []pb.Encoding{encoding}
@@ -121,7 +125,8 @@ func (o *runOptions) readTrust(config *client.Config) error {
 	files := identity.Files{Key: o.key, Certificate: o.certificate, Authority: o.serverCA}
 	hasFiles := files != identity.Files{}
 	if hasFiles && (o.key == "" || o.certificate == "" || o.serverCA == "") {
-		return fault.Stopf(fault.BadConfiguration, "--certificate, --key and --server-ca go together: name all three files, or none")
+		return fault.Stopf(fault.BadConfiguration,
+			"--certificate, --key and --server-ca go together: name all three files, or none")
 	}
 	ways := 0
 	for _, isNamed := range []bool{hasFiles, o.fingerprint != "", o.plaintext, o.identity != ""} {
@@ -131,12 +136,14 @@ func (o *runOptions) readTrust(config *client.Config) error {
 	}
 	switch {
 	case ways > 1:
-		return fault.Stopf(fault.BadConfiguration, "give one of --identity, files of your own, --fingerprint and --plaintext")
+		return fault.Stopf(fault.BadConfiguration,
+			"give one of --identity, files of your own, --fingerprint and --plaintext")
 	case o.plaintext:
 		config.Trust = &link.Trust{}
 	case o.fingerprint != "":
 		if !fingerprint.MatchString(o.fingerprint) {
-			return fault.Stopf(fault.BadConfiguration, "--fingerprint: write sha256: and 64 hexadecimal digits, as the server prints it")
+			return fault.Stopf(fault.BadConfiguration,
+				"--fingerprint: write sha256: and 64 hexadecimal digits, as the server prints it")
 		}
 		config.Trust = &link.Trust{Fingerprint: o.fingerprint}
 	case hasFiles:
@@ -165,11 +172,16 @@ func (o *runOptions) trustIdentity(config *client.Config) error {
 	case err != nil:
 		return err
 	case joined == nil && o.identity != "":
-		return fault.Stopf(fault.BadConfiguration, "no site has joined with %s: run `fedstream-client join` first", folder.Path)
+		return fault.Stopf(fault.BadConfiguration,
+			"no site has joined with %s: run `fedstream-client join` first", folder.Path)
 	case joined == nil:
-		return fault.Stopf(fault.BadConfiguration, "this site has not joined: run `fedstream-client join` with the coordinator's token first, or give the --identity folder that it made")
+		return fault.Stopf(fault.BadConfiguration,
+			"this site has not joined: run `fedstream-client join` with the coordinator's token first, or "+
+				"give the --identity folder that it made")
 	case config.Name != "" && config.Name != joined.Name:
-		return fault.Stopf(fault.BadConfiguration, "--name: %s is the identity of %s; leave the name off, or give another --identity", folder.Path, joined.Name)
+		return fault.Stopf(fault.BadConfiguration,
+			"--name: %s is the identity of %s; leave the name off, or give another "+
+				"--identity", folder.Path, joined.Name)
 	}
 	config.Name, config.Identity, config.Trust = joined.Name, &folder, &link.Trust{Read: folder.Files().Read}
 	if config.Server == "" {
@@ -190,11 +202,14 @@ func (o *runOptions) check(config *client.Config) error {
 	case err != nil:
 		return fault.Stopf(fault.BadConfiguration, "--server: %v", err)
 	case o.plaintext && !link.IsLoopback(host):
-		return fault.Stopf(fault.BadConfiguration, "--plaintext is for a server on this machine only; join %s with `fedstream-client join`", host)
+		return fault.Stopf(fault.BadConfiguration,
+			"--plaintext is for a server on this machine only; join %s with `fedstream-client join`", host)
 	case config.Data == "":
-		return fault.Stopf(fault.BadConfiguration, "add --data FILE: a features file, as `fedclient features` writes it")
+		return fault.Stopf(fault.BadConfiguration,
+			"add --data FILE: a features file, as `fedclient features` writes it")
 	case !limits.IsClientName(config.Name):
-		return fault.Stopf(fault.BadConfiguration, "a name has 1 to 64 characters of a-z A-Z 0-9 . _ -, a letter or digit first; give one with --name")
+		return fault.Stopf(fault.BadConfiguration,
+			"a name has 1 to 64 characters of a-z A-Z 0-9 . _ -, a letter or digit first; give one with --name")
 	}
 	if config.Out == "" {
 		config.Out = filepath.Join("runs", config.Name)

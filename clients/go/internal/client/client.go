@@ -79,9 +79,11 @@ func New(config Config, learned task.Task, log *slog.Logger) *Client {
 func (c *Client) Run(ctx context.Context) (string, error) {
 	var err error
 	if c.store, err = store.Open(c.config.StateDir); errors.Is(err, store.ErrInUse) {
-		return "", fault.Stopf(fault.BadConfiguration, "another client uses %s: stop it, or give this one another --name or --state-dir", c.config.StateDir)
+		return "", fault.Stopf(fault.BadConfiguration,
+			"another client uses %s: stop it, or give this one another --name or --state-dir", c.config.StateDir)
 	} else if err != nil {
-		return "", fault.Stopf(fault.BadConfiguration, "the folder for what must survive a restart cannot be used: %v", err)
+		return "", fault.Stopf(fault.BadConfiguration,
+			"the folder for what must survive a restart cannot be used: %v", err)
 	}
 	defer c.store.Close()
 	defer c.connection.Close()
@@ -97,7 +99,8 @@ func (c *Client) Run(ctx context.Context) (string, error) {
 		return c.judge(err)
 	})
 	if fault.IsTrouble(err) {
-		return "", fault.Stopf(fault.Unreachable, "no contact to %s for %v: %v", c.config.Server, c.config.GiveUpAfter, err)
+		return "", fault.Stopf(fault.Unreachable,
+			"no contact to %s for %v: %v", c.config.Server, c.config.GiveUpAfter, err)
 	}
 	if err != nil {
 		return "", err
@@ -180,7 +183,9 @@ func (c *Client) judge(err error) error {
 	case fault.Unauthenticated, fault.PermissionDenied, fault.NameMismatch:
 		return fault.Stopf(fault.Untrusted, "%s: ask the coordinator", refusal.Message)
 	}
-	return fault.Stopf(fault.Defect, "the server refused this client's message (%s): %s. This is a defect; please report it with the log", refusal.Reason, refusal.Message)
+	return fault.Stopf(fault.Defect,
+		"the server refused this client's message (%s): %s. This is a defect; please report it with the "+
+			"log", refusal.Reason, refusal.Message)
 }
 
 func (c *Client) judgeRival() error {
@@ -189,7 +194,8 @@ func (c *Client) judgeRival() error {
 	if before.IsZero() || time.Since(before) >= rivalSpan {
 		return fault.Troublef("a newer session of the same name took over")
 	}
-	return fault.Stopf(fault.Replaced, "another client called %s took over: names must be unique, give another --name", c.config.Name)
+	return fault.Stopf(fault.Replaced,
+		"another client called %s took over: names must be unique, give another --name", c.config.Name)
 }
 
 // prepare opens the data for the server's task, unless it is open already. A server never names the code that is run.

@@ -55,7 +55,9 @@ func (c *Client) collect(ctx context.Context, outcome *pb.FederationOutcome) err
 	}
 	named, err := wire.ReadDigest(best.GetModelDigest())
 	if err != nil {
-		return fault.Stopf(fault.Unreachable, "federation finished: %s\nbut the server names no final model: ask the coordinator for it", outcome.GetReason())
+		return fault.Stopf(fault.Unreachable,
+			"federation finished: %s\nbut the server names no final model: ask the coordinator for "+
+				"it", outcome.GetReason())
 	}
 	ctx, cancel := context.WithTimeout(ctx, fetchTime)
 	defer cancel()
@@ -70,10 +72,13 @@ func (c *Client) collect(ctx context.Context, outcome *pb.FederationOutcome) err
 	}
 	entries, err := download.Fetch(ctx, named.SHA256)
 	if err != nil {
-		return fault.Stopf(fault.Unreachable, "federation finished: %s\nbut its final model could not be fetched (%v): ask the coordinator for it", outcome.GetReason(), err)
+		return fault.Stopf(fault.Unreachable,
+			"federation finished: %s\nbut its final model could not be fetched (%v): ask the coordinator "+
+				"for it", outcome.GetReason(), err)
 	}
 	if err := c.save(entries); err != nil {
-		return fault.Stopf(fault.BadConfiguration, "the final model cannot be written: %v; make room, and ask the coordinator for it", err)
+		return fault.Stopf(fault.BadConfiguration,
+			"the final model cannot be written: %v; make room, and ask the coordinator for it", err)
 	}
 	facts := []any{"best_round", best.GetVersion()}
 	if metrics, err := wire.ReadMetrics(outcome.GetMetrics()); err == nil { // they are for people

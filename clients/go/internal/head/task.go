@@ -37,7 +37,8 @@ func (Task) Open(settings map[string]string, dataPath string) (task.Training, er
 	epsilon := defaultAdamEpsilon
 	if text, given := settings["adam_epsilon"]; given {
 		if epsilon, err = strconv.ParseFloat(text, 64); err != nil {
-			return nil, fault.Stopf(fault.Declined, "the federation's setting adam_epsilon is %q, which is no number", text)
+			return nil, fault.Stopf(fault.Declined,
+				"the federation's setting adam_epsilon is %q, which is no number", text)
 		}
 	}
 	return &training{read, epsilon, settings["class_weights"] == "balanced"}, nil
@@ -90,7 +91,8 @@ func (t *training) FineTune(
 			return task.Tuned{}, err
 		}
 		merge(metrics, head.scores(t.val, "val_"))
-		report(task.Progress{Epoch: epoch, Epochs: plan.Epochs, Fraction: float32(epoch) / float32(plan.Epochs), Metrics: metrics})
+		share := float32(epoch) / float32(plan.Epochs)
+		report(task.Progress{Epoch: epoch, Epochs: plan.Epochs, Fraction: share, Metrics: metrics})
 		if best.epoch == 0 { // also where no loss will be a number
 			best.metrics = metrics
 		}

@@ -38,7 +38,9 @@ func (f Files) Read() (*link.Pair, error) {
 		}
 	}
 	if expires := pair.Leaf.NotAfter; !time.Now().Before(expires) {
-		return nil, fault.Stopf(fault.Untrusted, "this site's certificate has expired on %s: ask the coordinator for a new invitation, and join again", expires.Format(time.DateOnly))
+		return nil, fault.Stopf(fault.Untrusted,
+			"this site's certificate has expired on %s: ask the coordinator for a new invitation, and join "+
+				"again", expires.Format(time.DateOnly))
 	}
 	return &link.Pair{Certificate: pair, Authority: authority}, nil
 }

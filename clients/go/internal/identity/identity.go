@@ -73,7 +73,8 @@ func (f Folder) Membership() (*Membership, error) {
 		_, _, err = link.SplitAddress(found.Server)
 	}
 	if err != nil {
-		return nil, fault.Stopf(fault.BadConfiguration, "%s cannot be used (%v): join again, or give the right --identity", f.file("identity.json"), err)
+		return nil, fault.Stopf(fault.BadConfiguration,
+			"%s cannot be used (%v): join again, or give the right --identity", f.file("identity.json"), err)
 	}
 	return found, nil
 }

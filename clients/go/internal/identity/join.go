@@ -25,7 +25,9 @@ import (
 //
 // It may be cut anywhere and done again with the same token: the key is kept before it is used, and the server gives the
 // same key the same certificate.
-func (f Folder) Join(ctx context.Context, invited *token.Token, server, enrolment string, log *slog.Logger) (string, error) {
+func (f Folder) Join(
+	ctx context.Context, invited *token.Token, server, enrolment string, log *slog.Logger,
+) (string, error) {
 	who := Membership{invited.Name, server}
 	if err := f.requireRoom(who); err != nil {
 		return "", err
@@ -45,7 +47,8 @@ func (f Folder) Join(ctx context.Context, invited *token.Token, server, enrolmen
 	if err := f.keep(who, certificate, authority); err != nil {
 		return "", fault.Stopf(fault.BadConfiguration, "the identity cannot be kept: %v", err)
 	}
-	return fmt.Sprintf("joined as %s; the certificate is valid until %s and renews itself", who.Name, certificate.NotAfter.Format(time.DateOnly)), nil
+	until := certificate.NotAfter.Format(time.DateOnly)
+	return fmt.Sprintf("joined as %s; the certificate is valid until %s and renews itself", who.Name, until), nil
 }
 
 // requireRoom sees to it that one folder is one site of one federation; it may join that again, with the same key.
@@ -54,7 +57,9 @@ func (f Folder) requireRoom(wanted Membership) error {
 	if err != nil || known == nil || *known == wanted {
 		return err
 	}
-	return fault.Stopf(fault.BadConfiguration, "%s is the identity of %s at %s: give another --identity, or remove it if it is out of use", f.Path, known.Name, known.Server)
+	return fault.Stopf(fault.BadConfiguration,
+		"%s is the identity of %s at %s: give another --identity, or remove it if it is out of "+
+			"use", f.Path, known.Name, known.Server)
 }
 
 func enrol(
@@ -87,12 +92,15 @@ func enrol(
 	case refusal != nil:
 		return nil, fault.Stopf(fault.Untrusted, "the server refused (%s): %s", refusal.Reason, refusal.Message)
 	case fault.IsTrouble(err):
-		return nil, fault.Stopf(fault.Unreachable, "cannot join at %s: %v. Nothing is lost: try again with the same token", enrolment, err)
+		return nil, fault.Stopf(fault.Unreachable,
+			"cannot join at %s: %v. Nothing is lost: try again with the same token", enrolment, err)
 	}
 	return answer, err
 }
 
-func readAnswer(answer *pb.EnrolResponse, name string, key *ecdsa.PrivateKey) (certificate, authority *x509.Certificate, err error) {
+func readAnswer(
+	answer *pb.EnrolResponse, name string, key *ecdsa.PrivateKey,
+) (certificate, authority *x509.Certificate, err error) {
 	if authority, err = x509.ParseCertificate(answer.GetAuthority()); err != nil {
 		return nil, nil, err
 	}

@@ -15,7 +15,7 @@ func SplitAddress(address string) (host, port string, err error) {
 	}
 	host = strings.TrimSuffix(strings.TrimPrefix(address[:at], "["), "]")
 	port = strings.TrimPrefix(address[at:], ":")
-	if number, wrong := strconv.ParseUint(port, 10, 16); wrong != nil || host == "" || strconv.FormatUint(number, 10) == "" {
+	if _, wrong := strconv.ParseUint(port, 10, 16); wrong != nil || host == "" {
 		return "", "", fmt.Errorf("%q is no address; write HOST:PORT, such as fl.example.org:8443", address)
 	}
 	return host, port, nil

@@ -81,7 +81,10 @@ func dial(address string, trust *Trust) (*grpc.ClientConn, error) {
 			Time: 30 * time.Second, Timeout: 20 * time.Second, PermitWithoutStream: true,
 		}),
 		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff: backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 2, Jitter: 0.2, MaxDelay: 5 * time.Second}, MinConnectTimeout: 10 * time.Second,
+			Backoff: backoff.Config{
+				BaseDelay: 200 * time.Millisecond, Multiplier: 2, Jitter: 0.2, MaxDelay: 5 * time.Second,
+			},
+			MinConnectTimeout: 10 * time.Second,
 		}),
 		grpc.WithIdleTimeout(0),
 		grpc.WithMaxHeaderListSize(limits.MaxMetadataBytes),

@@ -32,34 +32,45 @@ type Stream[Out, In any] struct {
 
 // Negotiate opens a session's stream. It has no deadline.
 func (c *Connection) Negotiate(ctx context.Context) (*Stream[pb.NegotiateRequest, pb.NegotiateResponse], error) {
-	return open[pb.NegotiateRequest, pb.NegotiateResponse](ctx, c, 0, func(ctx context.Context, channel *grpc.ClientConn) (grpc.ClientStream, error) {
+	begin := func(ctx context.Context, channel *grpc.ClientConn) (grpc.ClientStream, error) {
 		return pb.NewNegotiationServiceClient(channel).Negotiate(ctx)
-	})
+	}
+	return open[pb.NegotiateRequest, pb.NegotiateResponse](ctx, c, 0, begin)
 }
 
 // Manifest opens a stream of a published model's manifest. A server may have to digest the model first.
-func (c *Connection) Manifest(ctx context.Context, name model.SHA256) (*Stream[pb.GetManifestRequest, pb.GetManifestResponse], error) {
-	return open[pb.GetManifestRequest, pb.GetManifestResponse](ctx, c, long, func(ctx context.Context, channel *grpc.ClientConn) (grpc.ClientStream, error) {
+func (c *Connection) Manifest(
+	ctx context.Context, name model.SHA256,
+) (*Stream[pb.GetManifestRequest, pb.GetManifestResponse], error) {
+	begin := func(ctx context.Context, channel *grpc.ClientConn) (grpc.ClientStream, error) {
 		return pb.NewTransferServiceClient(channel).GetManifest(ctx, &pb.GetManifestRequest{ModelSha256: name[:]})
-	})
+	}
+	return open[pb.GetManifestRequest, pb.GetManifestResponse](ctx, c, long, begin)
 }
 
 // WriteChunks opens a stream of an update's body.
 func (c *Connection) WriteChunks(ctx context.Context) (*Stream[pb.WriteChunksRequest, pb.WriteChunksResponse], error) {
-	return open[pb.WriteChunksRequest, pb.WriteChunksResponse](ctx, c, stall, func(ctx context.Context, channel *grpc.ClientConn) (grpc.ClientStream, error) {
+	begin := func(ctx context.Context, channel *grpc.ClientConn) (grpc.ClientStream, error) {
 		return pb.NewTransferServiceClient(channel).WriteChunks(ctx)
-	})
+	}
+	return open[pb.WriteChunksRequest, pb.WriteChunksResponse](ctx, c, stall, begin)
 }
 
 // ReadChunks opens a stream of a model's body.
-func (c *Connection) ReadChunks(ctx context.Context, request *pb.ReadChunksRequest) (*Stream[pb.ReadChunksRequest, pb.ReadChunksResponse], error) {
-	return open[pb.ReadChunksRequest, pb.ReadChunksResponse](ctx, c, stall, func(ctx context.Context, channel *grpc.ClientConn) (grpc.ClientStream, error) {
+func (c *Connection) ReadChunks(
+	ctx context.Context, request *pb.ReadChunksRequest,
+) (*Stream[pb.ReadChunksRequest, pb.ReadChunksResponse], error) {
+	begin := func(ctx context.Context, channel *grpc.ClientConn) (grpc.ClientStream, error) {
 		return pb.NewTransferServiceClient(channel).ReadChunks(ctx, request)
-	})
+	}
+	return open[pb.ReadChunksRequest, pb.ReadChunksResponse](ctx, c, stall, begin)
 }
 
 func open[Out, In any](
-	ctx context.Context, c *Connection, patience time.Duration, once func(context.Context, *grpc.ClientConn) (grpc.ClientStream, error),
+	ctx context.Context,
+	c *Connection,
+	patience time.Duration,
+	begin func(context.Context, *grpc.ClientConn) (grpc.ClientStream, error),
 ) (*Stream[Out, In], error) {
 	channel, err := c.open()
 	if err != nil {
@@ -70,7 +81,7 @@ func open[Out, In any](
 	if patience > 0 {
 		opened.watch = time.AfterFunc(patience, func() { opened.cancel(ErrStalled) })
 	}
-	opened.stream, err = once(opened.ctx, channel)
+	opened.stream, err = begin(opened.ctx, channel)
 	if err != nil {
 		opened.Close()
 		return nil, opened.translate(err)

@@ -75,7 +75,8 @@ func (t *Trust) credentials(address string) (credentials.TransportCredentials, e
 func (t *Trust) judge(address string, wrong error) error {
 	words := ""
 	if wrong != nil {
-		words = fmt.Sprintf("the server at %s %v: it is another server, or somebody is in between. Ask the coordinator", address, wrong)
+		words = fmt.Sprintf("the server at %s %v: it is another server, or somebody is in between. Ask the coordinator",
+			address, wrong)
 	}
 	t.verdict.Store(&words)
 	return wrong

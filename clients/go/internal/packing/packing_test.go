@@ -50,7 +50,9 @@ func curve(scale float64) []float32 {
 	return values
 }
 
-func pack(t *testing.T, kept *store.Store, base, trained []model.Entry, encodings []pb.Encoding) (*store.Update, *store.Packed) {
+func pack(
+	t *testing.T, kept *store.Store, base, trained []model.Entry, encodings []pb.Encoding,
+) (*store.Update, *store.Packed) {
 	t.Helper()
 	update := &store.Update{OfferID: "o", Entries: trained}
 	packed, err := packing.Pack(kept, update, base, encodings, "f")

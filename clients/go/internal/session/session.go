@@ -53,7 +53,8 @@ func (s *Session) Run(ctx context.Context, hello *pb.Hello) (*pb.FederationOutco
 	defer cancel()
 	defer s.Stream.Close()
 	context.AfterFunc(ctx, s.Stream.Close)
-	if err := s.send(&pb.NegotiateRequest{Kind: &pb.NegotiateRequest_Hello{Hello: hello}}); err != nil && !errors.Is(err, io.EOF) {
+	err := s.send(&pb.NegotiateRequest{Kind: &pb.NegotiateRequest_Hello{Hello: hello}})
+	if err != nil && !errors.Is(err, io.EOF) { // the end is heard below, with its reason
 		return nil, err
 	}
 	heard, kept := make(chan struct{}), make(chan error, 1)
@@ -125,7 +126,9 @@ func (s *Session) handle(message *pb.NegotiateResponse) error {
 
 func (s *Session) welcome(welcome *pb.Welcome) error {
 	if welcome.GetProtocol() != limits.Protocol {
-		return fault.Stopf(fault.Defect, "the server welcomes this client in version %d of the protocol, and it speaks %d", welcome.GetProtocol(), limits.Protocol)
+		return fault.Stopf(fault.Defect,
+			"the server welcomes this client in version %d of the protocol, and it speaks "+
+				"%d", welcome.GetProtocol(), limits.Protocol)
 	}
 	s.Bench.Welcome(readTerms(welcome))
 	s.Log.Info("welcome", "known_as", welcome.GetClientName(), "rounds", welcome.GetRounds())
@@ -154,7 +157,8 @@ func (s *Session) answer(message *pb.Offer) error {
 		s.Log.Info("offer", "round", offer.Round, "answer", "decline", "reason", reply.Decline)
 		return s.send(decline(offer.ID, reply.Decline))
 	case reply.Counter != nil:
-		s.Log.Info("offer", "round", offer.Round, "answer", "counter_offer", "epochs", reply.Counter.Epochs, "seconds", reply.Counter.Time.Seconds(), "reason", reply.Counter.Reason)
+		s.Log.Info("offer", "round", offer.Round, "answer", "counter_offer", "epochs", reply.Counter.Epochs,
+			"seconds", reply.Counter.Time.Seconds(), "reason", reply.Counter.Reason)
 		return s.send(&pb.NegotiateRequest{Kind: &pb.NegotiateRequest_CounterOffer{CounterOffer: &pb.CounterOffer{
 			OfferId:    offer.ID,
 			Epochs:     reply.Counter.Epochs,

@@ -121,7 +121,9 @@ func (s *server) fails(call string) error {
 	return refusal(planned[0])
 }
 
-func (s *server) GetManifest(_ *pb.GetManifestRequest, stream grpc.ServerStreamingServer[pb.GetManifestResponse]) error {
+func (s *server) GetManifest(
+	_ *pb.GetManifestRequest, stream grpc.ServerStreamingServer[pb.GetManifestResponse],
+) error {
 	if err := s.fails("GetManifest"); err != nil {
 		return err
 	}
@@ -141,7 +143,9 @@ func raw(entries []model.Entry) []wire.Travelling {
 	return tensors
 }
 
-func (s *server) ReadChunks(request *pb.ReadChunksRequest, stream grpc.ServerStreamingServer[pb.ReadChunksResponse]) error {
+func (s *server) ReadChunks(
+	request *pb.ReadChunksRequest, stream grpc.ServerStreamingServer[pb.ReadChunksResponse],
+) error {
 	s.mu.Lock()
 	s.asked = append(s.asked, request)
 	isFirst := len(s.asked) == 1

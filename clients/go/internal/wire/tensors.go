@@ -48,8 +48,10 @@ func ReadSpec(message *pb.TensorSpec) (model.Spec, error) {
 		}
 	}
 	size, fits := model.SizeOf(dtype, filled)
-	if !known || !fits || size > limits.MaxModelBytes || len(shape) > limits.MaxAxes || !limits.IsTensorName(message.GetName()) {
-		return model.Spec{}, fault.Malformedf(fault.InvalidManifest, "tensor %.80q has a name, type or shape that no tensor can have", message.GetName())
+	isSound := known && fits && size <= limits.MaxModelBytes && len(shape) <= limits.MaxAxes
+	if !isSound || !limits.IsTensorName(message.GetName()) {
+		return model.Spec{}, fault.Malformedf(fault.InvalidManifest,
+			"tensor %.80q has a name, type or shape that no tensor can have", message.GetName())
 	}
 	role := "weight"
 	if message.GetRole() == pb.TensorRole_TENSOR_ROLE_STATISTIC {
@@ -81,7 +83,8 @@ func ReadEntry(message *pb.TensorEntry, allowed ...pb.Encoding) (Travelling, err
 	digest := message.GetDigest()
 	size, _ := model.SizeOf(spec.DType, spec.Shape)
 	if len(digest.GetSha256()) != len(model.SHA256{}) || digest.GetSizeBytes() != size {
-		return Travelling{}, fault.Malformedf(fault.InvalidManifest, "tensor %s has a digest that cannot be its own", spec.Name)
+		return Travelling{}, fault.Malformedf(fault.InvalidManifest,
+			"tensor %s has a digest that cannot be its own", spec.Name)
 	}
 	entry := model.Entry{
 		Name: spec.Name, DType: spec.DType, Shape: spec.Shape, SHA256: model.SHA256(digest.GetSha256()), Size: size,
@@ -91,7 +94,8 @@ func ReadEntry(message *pb.TensorEntry, allowed ...pb.Encoding) (Travelling, err
 		isAllowed = isAllowed || encoding == message.GetEncoding()
 	}
 	if !isAllowed || !codec.Fits(message.GetEncoding(), entry, message.GetEncodedSizeBytes()) {
-		return Travelling{}, fault.Malformedf(fault.InvalidManifest, "tensor %s travels in a way that was not agreed", spec.Name)
+		return Travelling{}, fault.Malformedf(fault.InvalidManifest,
+			"tensor %s travels in a way that was not agreed", spec.Name)
 	}
 	return Travelling{entry, message.GetEncoding(), message.GetEncodedSizeBytes()}, nil
 }

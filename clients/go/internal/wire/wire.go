@@ -20,7 +20,8 @@ import (
 // ReadDigest reads a digest; its SHA-256 must be one.
 func ReadDigest(digest *pb.Digest) (model.Digest, error) {
 	if len(digest.GetSha256()) != len(model.SHA256{}) {
-		return model.Digest{}, fault.Malformedf(fault.InvalidRequest, "a digest has a sha256 of %d bytes, not of 32", len(digest.GetSha256()))
+		return model.Digest{}, fault.Malformedf(fault.InvalidRequest,
+			"a digest has a sha256 of %d bytes, not of 32", len(digest.GetSha256()))
 	}
 	return model.Digest{SHA256: model.SHA256(digest.GetSha256()), Size: digest.GetSizeBytes()}, nil
 }
@@ -81,7 +82,8 @@ func ReadIndexes(indexes []uint32, count int) ([]int, error) {
 	read := make([]int, 0, min(len(indexes), count))
 	for i, index := range indexes {
 		if int64(index) >= int64(count) || i > 0 && index <= indexes[i-1] {
-			return nil, fault.Malformedf(fault.InvalidRequest, "tensor indexes do not ascend, or are not in the manifest")
+			return nil, fault.Malformedf(fault.InvalidRequest,
+				"tensor indexes do not ascend, or are not in the manifest")
 		}
 		read = append(read, int(index))
 	}

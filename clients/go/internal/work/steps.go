@@ -1,0 +1,173 @@
+package work
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"fedstream/client/internal/backoff"
+	"fedstream/client/internal/logs"
+	"fedstream/client/internal/model"
+	"fedstream/client/internal/packing"
+	"fedstream/client/internal/pb"
+	"fedstream/client/internal/store"
+	"fedstream/client/internal/task"
+	"fedstream/client/internal/transfer"
+)
+
+// The steps of a job: the base model is fetched, a fine-tune made of it and kept, and that uploaded.
+
+func (j *Job) work(ctx context.Context, plan task.Plan) (string, error) {
+	began := time.Now()
+	base, err := j.fetchBase(ctx)
+	if err != nil {
+		return "", err
+	}
+	fetched := time.Now()
+	update := j.kept()
+	wasTrained := update != nil
+	if wasTrained {
+		j.shop.Log.Info("this round is trained already; sending what was kept", "round", j.Offer.Round)
+	} else if update, err = j.train(ctx, base, plan); err != nil {
+		return "", err
+	}
+	trained := time.Now()
+	quarantined, err := j.upload(ctx, base, update, wasTrained)
+	if err == nil && quarantined == "" {
+		err = packing.Delivered(j.shop.Store, update, j.shop.Federation)
+	}
+	j.mu.Lock()
+	j.transfer = fetched.Sub(began) + time.Since(trained)
+	j.mu.Unlock()
+	return quarantined, err
+}
+
+func (j *Job) fetchBase(ctx context.Context) ([]model.Entry, error) {
+	download := transfer.Download{
+		Connection: j.shop.Connection,
+		Store:      j.shop.Store,
+		Schema:     j.shop.Training.Schema(),
+		Patience:   backoff.Usual,
+		Log:        j.shop.Log,
+		ChunkBytes: func() int { return j.terms().MaxChunkBytes },
+		OnBytes:    func(done, total uint64) { j.showBytes(pb.Phase_PHASE_DOWNLOADING, done, total) },
+	}
+	base, err := download.Fetch(ctx, j.Offer.Base)
+	if err != nil {
+		return nil, err
+	}
+	return base, j.shop.Store.KeepOnly(j.Offer.ID, base)
+}
+
+func (j *Job) train(ctx context.Context, base []model.Entry, plan task.Plan) (*store.Update, error) {
+	j.shop.Log.Info("training", "round", j.Offer.Round, "epochs", plan.Epochs)
+	weights := map[string][]byte{}
+	for _, entry := range base {
+		values, err := j.shop.Store.Read(entry.SHA256)
+		if err != nil {
+			return nil, err
+		}
+		weights[entry.Name] = values
+	}
+	j.show(Progress{Phase: pb.Phase_PHASE_TRAINING, Progress: task.Progress{Epochs: plan.Epochs}})
+	began := time.Now()
+	tuned, err := j.shop.Training.FineTune(ctx, weights, plan, func(progress task.Progress) {
+		j.show(Progress{pb.Phase_PHASE_TRAINING, progress})
+		if progress.Epoch > 1 { // also a fine-tune that is stopped teaches how long an epoch takes
+			j.measured(time.Since(began) / time.Duration(progress.Epoch))
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	span := time.Since(began)
+	j.measured(span / time.Duration(max(tuned.Epochs, 1)))
+	return j.keep(tuned, span)
+}
+
+func (j *Job) measured(epoch time.Duration) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.epoch = max(epoch, 1)
+}
+
+// keep makes the fine-tune count: nothing trains it again, whatever is killed from here on.
+func (j *Job) keep(tuned task.Tuned, span time.Duration) (*store.Update, error) {
+	update := &store.Update{
+		OfferID: j.Offer.ID, Base: j.Offer.Base, NumExamples: tuned.NumExamples,
+		Metrics: task.Metrics{}, Epochs: tuned.Epochs, Training: span,
+	}
+	for name, value := range tuned.Metrics {
+		update.Metrics[name] = task.Finite(value)
+	}
+	for _, spec := range j.shop.Training.Schema() {
+		entry := model.EntryOf(spec, tuned.Weights[spec.Name])
+		if size, _ := model.SizeOf(spec.DType, spec.Shape); size != entry.Size {
+			return nil, errors.New("training gave a tensor of another size than its schema has: " + spec.Name)
+		}
+		if _, err := j.shop.Store.Put(tuned.Weights[spec.Name]); err != nil {
+			return nil, err
+		}
+		update.Entries = append(update.Entries, entry)
+	}
+	if err := j.shop.Store.Record(update); err != nil {
+		return nil, err
+	}
+	facts := []any{"round", j.Offer.Round, "epochs", tuned.Epochs, "model", model.DigestOf(update.Entries).SHA256.String()}
+	j.shop.Log.Info("trained", append(facts, logs.Metrics(update.Metrics)...)...)
+	return update, nil
+}
+
+func (j *Job) upload(ctx context.Context, base []model.Entry, update *store.Update, wasTrained bool) (string, error) {
+	upload := transfer.Upload{
+		Connection: j.shop.Connection,
+		Store:      j.shop.Store,
+		Patience:   backoff.Usual,
+		Log:        j.shop.Log,
+		UploadID:   j.Offer.UploadID,
+		Update:     update,
+		Terms:      j.terms,
+		Pack: func(encodings []pb.Encoding) (*store.Packed, error) {
+			return packing.Pack(j.shop.Store, update, base, encodings, j.shop.Federation)
+		},
+		Repair:  func() error { return j.repair(update) },
+		OnBytes: func(done, total uint64) { j.showBytes(pb.Phase_PHASE_UPLOADING, done, total) },
+		WasSent: wasTrained,
+	}
+	j.show(Progress{Phase: pb.Phase_PHASE_UPLOADING})
+	return upload.Run(ctx)
+}
+
+// repair looks at what is kept of the update, byte for byte: what was packed is packed again if it is damaged.
+func (j *Job) repair(update *store.Update) error {
+	for _, entry := range update.Entries {
+		if !j.shop.Store.Verify(entry.SHA256) {
+			return errors.New("the trained tensor " + entry.Name + " was damaged on this disk")
+		}
+	}
+	if update.Packed == nil {
+		return nil
+	}
+	for _, parcel := range update.Packed.Tensors {
+		if !j.shop.Store.Verify(parcel.Blob) {
+			update.Packed = nil
+			return nil
+		}
+	}
+	return nil
+}
+
+func (j *Job) show(progress Progress) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.progress = progress
+	j.changes++
+}
+
+func (j *Job) showBytes(phase pb.Phase, done, total uint64) {
+	fraction := float32(1)
+	if total > 0 {
+		fraction = float32(done) / float32(total)
+	}
+	j.show(Progress{phase, task.Progress{Fraction: fraction}})
+}
