@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import subprocess
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 
@@ -15,43 +12,27 @@ from fedserver.conformance.findings import Judgement, Verdict
 from fedserver.conformance.material import material
 from fedserver.conformance.play import Command
 from fedserver.conformance.report import in_words
-from fedserver.conformance.rules import RULES
 from fedserver.conformance.runner import conforms, judge_all, play_all
 from fedserver.conformance.scenes import SCENES
 from fedserver.exit_codes import ExitCode
+from tests.support.conformance import check_passed, conformance
 from tests.support.minimal.wrong import WRONG
 
-pytestmark = [pytest.mark.e2e, pytest.mark.numpy_task, pytest.mark.slow, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.e2e, pytest.mark.numpy_task, pytest.mark.slow, pytest.mark.timeout(400)]
 
-ROOT = Path(__file__).resolve().parents[2]
 MINIMAL = ["--server", "{server}", "--name", "{name}", "--data", "{data}", "--state", "{state}", "--out", "{out}"]
 OURS = ["run", "--plaintext", "--log-json", *MINIMAL[:6], "--state-dir", "{state}", "--out", "{out}"]
 LANES = 6
 
 
-def conformance(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fedserver.cli", "conformance", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=480)
-
-
-def check_passed(done: subprocess.CompletedProcess[str]) -> None:
-    """Every rule was seen and kept, but for those of what the client does not take part in."""
-    assert done.returncode == ExitCode.FINISHED, done.stderr[-4000:] + done.stdout[-4000:]
-    found = json.loads(done.stdout)
-    assert found["conforms"]
-    assert len(found["scenes"]) == len(SCENES)
-    assert {rule["verdict"] for rule in found["rules"] if rule["level"] == "MUST"} <= {"holds", "spared"}
-    assert len(found["rules"]) == len(RULES)
-
-
 def test_own_client_conforms() -> None:
     client = [sys.executable, "-m", "fedclient.cli", *OURS]
-    check_passed(conformance("--json", "--lanes", str(LANES), "--limited", "--max-epochs 1", "--", *client))
+    check_passed(conformance("--json", "--limited", "--max-epochs 1", "--", *client))
 
 
 def test_minimal_client_conforms() -> None:
     client = [sys.executable, "-m", "tests.support.minimal.client", *MINIMAL]
-    check_passed(conformance("--json", "--lanes", str(LANES), "--task", "linear", "--", *client))
+    check_passed(conformance("--json", "--task", "linear", "--", *client))
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import numpy as np
 
 from fedtask.brain_mri_head.features import Features, write_features
 from tests.e2e.foreign import TASK, ClientSuite, ledger_of, model_of, stored_updates, trained_in_python
+from tests.e2e.foreign_conformance import ConformanceSuite
 from tests.e2e.foreign_encodings import EncodingSuite
 from tests.e2e.foreign_joining import JoiningSuite
 from tests.support.features import SETTINGS, site_features
@@ -38,4 +39,8 @@ class TestJoiningInGo(JoiningSuite):
 
 
 class TestEncodingsInGo(EncodingSuite):
+    client = GO
+
+
+class TestConformanceInGo(ConformanceSuite):
     client = GO

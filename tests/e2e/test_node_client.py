@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.e2e.foreign import ClientSuite
+from tests.e2e.foreign_conformance import ConformanceSuite
 from tests.e2e.foreign_encodings import EncodingSuite
 from tests.e2e.foreign_joining import JoiningSuite
 from tests.support.foreign import marks
@@ -20,4 +21,8 @@ class TestJoiningInNode(JoiningSuite):
 
 
 class TestEncodingsInNode(EncodingSuite):
+    client = NODE
+
+
+class TestConformanceInNode(ConformanceSuite):
     client = NODE

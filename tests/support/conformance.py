@@ -1,0 +1,33 @@
+"""`fedserver conformance` as a process, and what a client that passes looks like."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from fedserver.conformance.rules import RULES
+from fedserver.conformance.scenes import SCENES
+from fedserver.exit_codes import ExitCode
+
+ROOT = Path(__file__).resolve().parents[2]
+LANES = "8"
+"""Scenes at a time: most of a scene is waiting."""
+
+
+def conformance(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end; clients are found from the checkout."""
+    command = [sys.executable, "-m", "fedserver.cli", "conformance", "--lanes", LANES, *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=390)
+
+
+def check_passed(done: subprocess.CompletedProcess[str]) -> None:
+    """Every rule was seen and kept, but for those of what the client does not take part in."""
+    assert done.stdout, done.stderr[-4000:]
+    found = json.loads(done.stdout)
+    assert [rule for rule in found["rules"] if rule["breaches"]] == []
+    assert (found["conforms"], done.returncode) == (True, ExitCode.FINISHED)
+    assert len(found["scenes"]) == len(SCENES)
+    assert {rule["verdict"] for rule in found["rules"] if rule["level"] == "MUST"} <= {"holds", "spared"}
+    assert len(found["rules"]) == len(RULES)
