@@ -51,23 +51,29 @@ std::shared_ptr<grpc::Channel> Connection::channel() {
   return channel_;
 }
 
-v1::DescribeTaskResponse Connection::describe_task() {
-  Call call(watch_, never_, kForEver);
-  call.context.set_deadline(within(kQuick));
-  v1::DescribeTaskResponse answer;
-  call.require(v1::NegotiationService::NewStub(channel())->DescribeTask(&call.context, {}, &answer));
+/// A call with one request and one answer, within a deadline.
+template <class Service, class Request, class Answer>
+Answer Connection::ask(grpc::Status (Service::Stub::*method)(grpc::ClientContext*, const Request&, Answer*),
+                       const Request& request, Clock::duration deadline, const Cancel& cancel) {
+  Call call(watch_, cancel, kForEver);
+  call.context.set_deadline(within(deadline));
+  Answer answer;
+  const auto stub = Service::NewStub(channel());
+  call.require((stub.get()->*method)(&call.context, request, &answer));
   return answer;
+}
+
+v1::DescribeTaskResponse Connection::describe_task() {
+  return ask<v1::NegotiationService>(&v1::NegotiationService::Stub::DescribeTask, v1::DescribeTaskRequest(), kQuick,
+                                     never_);
 }
 
 v1::RenewCertificateResponse Connection::renew_certificate() {
-  Call call(watch_, never_, kForEver);
-  call.context.set_deadline(within(kQuick));
-  v1::RenewCertificateResponse answer;
-  call.require(v1::CertificateService::NewStub(channel())->RenewCertificate(&call.context, {}, &answer));
-  return answer;
+  return ask<v1::CertificateService>(&v1::CertificateService::Stub::RenewCertificate, v1::RenewCertificateRequest(),
+                                     kQuick, never_);
 }
 
-Stream<grpc::ClientReaderWriter<v1::NegotiateRequest, v1::NegotiateResponse>> Connection::negotiate() {
+Talk Connection::negotiate() {
   return {watch_, never_, kForEver, [this](grpc::ClientContext* context) {  // R-TIM-4: no deadline
             return v1::NegotiationService::NewStub(channel())->Negotiate(context);
           }};
@@ -91,35 +97,25 @@ v1::PutManifestResponse Connection::put_manifest(const v1::UpdateHeader& header,
   return answer;
 }
 
-Stream<grpc::ClientReaderWriter<v1::WriteChunksRequest, v1::WriteChunksResponse>> Connection::write_chunks(
-    const Cancel& cancel) {
+ChunksOut Connection::write_chunks(const Cancel& cancel) {
   return {watch_, cancel, kStall, [this](grpc::ClientContext* context) {
             return v1::TransferService::NewStub(channel())->WriteChunks(context);
           }};
 }
 
 v1::GetUploadStatusResponse Connection::upload_status(const std::string& upload_id, const Cancel& cancel) {
-  Call call(watch_, cancel, kForEver);
-  call.context.set_deadline(within(kQuick));
   v1::GetUploadStatusRequest request;
   request.set_upload_id(upload_id);
-  v1::GetUploadStatusResponse answer;
-  call.require(v1::TransferService::NewStub(channel())->GetUploadStatus(&call.context, request, &answer));
-  return answer;
+  return ask<v1::TransferService>(&v1::TransferService::Stub::GetUploadStatus, request, kQuick, cancel);
 }
 
 v1::FinishUploadResponse Connection::finish_upload(const std::string& upload_id, const Cancel& cancel) {
-  Call call(watch_, cancel, kForEver);
-  call.context.set_deadline(within(kLong));
   v1::FinishUploadRequest request;
   request.set_upload_id(upload_id);
-  v1::FinishUploadResponse answer;
-  call.require(v1::TransferService::NewStub(channel())->FinishUpload(&call.context, request, &answer));
-  return answer;
+  return ask<v1::TransferService>(&v1::TransferService::Stub::FinishUpload, request, kLong, cancel);
 }
 
-Stream<grpc::ClientReader<v1::GetManifestResponse>> Connection::get_manifest(const std::string& model_sha256,
-                                                                             const Cancel& cancel) {
+ManifestIn Connection::get_manifest(const std::string& model_sha256, const Cancel& cancel) {
   v1::GetManifestRequest request;
   request.set_model_sha256(model_sha256);
   return {watch_, cancel, kLong, [&](grpc::ClientContext* context) {
@@ -128,8 +124,7 @@ Stream<grpc::ClientReader<v1::GetManifestResponse>> Connection::get_manifest(con
           }};
 }
 
-Stream<grpc::ClientReader<v1::ReadChunksResponse>> Connection::read_chunks(const v1::ReadChunksRequest& request,
-                                                                           const Cancel& cancel) {
+ChunksIn Connection::read_chunks(const v1::ReadChunksRequest& request, const Cancel& cancel) {
   return {watch_, cancel, kStall, [&](grpc::ClientContext* context) {
             return v1::TransferService::NewStub(channel())->ReadChunks(context, request);
           }};

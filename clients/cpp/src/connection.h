@@ -23,6 +23,11 @@ std::shared_ptr<grpc::Channel> make_channel(const std::string& address,
 /// Deadline of a call that only asks or tells: over it, the connection is taken for broken.
 constexpr auto kQuick = std::chrono::seconds(60);
 
+using Talk = Stream<grpc::ClientReaderWriter<v1::NegotiateRequest, v1::NegotiateResponse>>;
+using ChunksOut = Stream<grpc::ClientReaderWriter<v1::WriteChunksRequest, v1::WriteChunksResponse>>;
+using ManifestIn = Stream<grpc::ClientReader<v1::GetManifestResponse>>;
+using ChunksIn = Stream<grpc::ClientReader<v1::ReadChunksResponse>>;
+
 class Connection {
  public:
   Connection(std::string address, Trust trust) : address_(std::move(address)), trust_(std::move(trust)) {}
@@ -35,21 +40,22 @@ class Connection {
 
   v1::DescribeTaskResponse describe_task();
   v1::RenewCertificateResponse renew_certificate();
-  Stream<grpc::ClientReaderWriter<v1::NegotiateRequest, v1::NegotiateResponse>> negotiate();
+  Talk negotiate();
 
   // Transfers can be cancelled: when an offer is, what is under way for it ends at once.
   v1::PutManifestResponse put_manifest(const v1::UpdateHeader& header, const std::vector<v1::ManifestPart>& parts,
                                        const Cancel& cancel);
-  Stream<grpc::ClientReaderWriter<v1::WriteChunksRequest, v1::WriteChunksResponse>> write_chunks(const Cancel& cancel);
+  ChunksOut write_chunks(const Cancel& cancel);
   v1::GetUploadStatusResponse upload_status(const std::string& upload_id, const Cancel& cancel);
   v1::FinishUploadResponse finish_upload(const std::string& upload_id, const Cancel& cancel);
-  Stream<grpc::ClientReader<v1::GetManifestResponse>> get_manifest(const std::string& model_sha256,
-                                                                   const Cancel& cancel);
-  Stream<grpc::ClientReader<v1::ReadChunksResponse>> read_chunks(const v1::ReadChunksRequest& request,
-                                                                 const Cancel& cancel);
+  ManifestIn get_manifest(const std::string& model_sha256, const Cancel& cancel);
+  ChunksIn read_chunks(const v1::ReadChunksRequest& request, const Cancel& cancel);
 
  private:
   std::shared_ptr<grpc::Channel> channel();
+  template <class Service, class Request, class Answer>
+  Answer ask(grpc::Status (Service::Stub::*method)(grpc::ClientContext*, const Request&, Answer*),
+             const Request& request, Clock::duration deadline, const Cancel& cancel);
 
   const std::string address_;
   const Trust trust_;

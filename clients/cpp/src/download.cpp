@@ -85,8 +85,7 @@ class Download {
   }
 
   /// Cut the body, as it comes chunk by chunk, where tensors end.
-  template <class Chunks>
-  void take_body(Chunks& stream, const std::vector<Lacking>& lacking, std::uint64_t kept, std::uint64_t total) {
+  void take_body(ChunksIn& stream, const std::vector<Lacking>& lacking, std::uint64_t kept, std::uint64_t total) {
     auto at = lacking.begin();
     std::uint64_t offset = kept, in_tensor = kept;
     std::string_view data;

@@ -27,7 +27,7 @@ Examples part_of(const char* labels, const char* features, std::size_t from, std
   part.width = width;
   part.y.assign(labels + from, labels + from + num);
   part.x.resize(num * width);
-  std::memcpy(part.x.data(), features + from * width * 4, num * width * 4);
+  if (!part.x.empty()) std::memcpy(part.x.data(), features + from * width * 4, part.x.size() * 4);
   const bool is_sound = std::all_of(part.y.begin(), part.y.end(), [](std::uint8_t label) { return label <= 1; }) &&
                         std::all_of(part.x.begin(), part.x.end(), [](float value) { return std::isfinite(value); });
   if (!is_sound) throw std::runtime_error("a label or a feature is out of bounds");

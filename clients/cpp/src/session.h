@@ -57,7 +57,7 @@ class Session {
   Site& site_;
   Bench& bench_;
   const Hooks hooks_;
-  Stream<grpc::ClientReaderWriter<v1::NegotiateRequest, v1::NegotiateResponse>> stream_;
+  Talk stream_;
   Terms terms_;
   Cancel ended_;
   std::mutex writing_;     // one write at a time; held over nothing else

@@ -33,7 +33,8 @@ void require_ok(const grpc::Status& status) {
   // What a proxy has mangled is not the server's word.
   if (!details.ParseFromString(status.error_details()) || !find_detail(details, "ErrorInfo", &info) ||
       info.domain() != kDomain) {
-    throw Trouble("code " + std::to_string(status.error_code()) + ": " + status.error_message());
+    throw Trouble("the call was cut (gRPC code " + std::to_string(status.error_code()) + ": " + status.error_message() +
+                  ")");
   }
   RetryInfo retry;
   double seconds = 1;
