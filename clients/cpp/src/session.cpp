@@ -185,10 +185,19 @@ void Session::keep() {
       tell_progress();
       if (Clock::now() - looked < kCertificateLook) continue;
       looked = Clock::now();
-      if (hooks_.renewed()) stream_.cancel();
+      look_at_certificate();
     }
   } catch (const Cancelled&) {
     return;
+  }
+}
+
+/// With a new certificate the session ends, and the next one is on a new connection.
+void Session::look_at_certificate() {
+  try {
+    if (hooks_.renewed()) stream_.cancel();
+  } catch (const std::runtime_error& error) {  // this session goes on; the next one will say it again
+    site_.log.warning("the certificate could not be renewed", {{"because", error.what()}});
   }
 }
 

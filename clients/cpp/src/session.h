@@ -51,6 +51,7 @@ class Session {
   void renew(const v1::LeaseRenewal& renewal);
   void close();
   void keep();
+  void look_at_certificate();
   void tell_progress();
   void write(const v1::NegotiateRequest& message);
 
