@@ -1,0 +1,221 @@
+/// The golden vectors: what this client writes is what they say, and what others wrote is read or refused.
+#include <google/protobuf/util/message_differencer.h>
+
+#include "../src/digest.h"
+#include "../src/errors.h"
+#include "../src/join.h"
+#include "../src/model.h"
+#include "../src/status.h"
+#include "check.h"
+
+using namespace fedstream::client;
+namespace v1 = fedstream::v1;
+using check::unhex;
+using check::Vector;
+using google::protobuf::Value;
+using google::protobuf::util::MessageDifferencer;
+
+namespace {
+
+const std::string& text(const Vector& vector, const char* key) { return vector.at(key).string_value(); }
+const auto& list(const Value& value) { return value.list_value().values(); }
+
+template <class Message>
+Message parse(const Vector& vector) {
+  Message message;
+  if (!message.ParseFromString(unhex(text(vector, "message")))) throw Trouble("it is no message");
+  return message;
+}
+
+/// Name, element type, shape, and what the rest says of a schema's tensor.
+Spec spec_of(const Value& tensor) {
+  Spec spec;
+  spec.set_name(list(tensor)[0].string_value());
+  for (int type = v1::DATA_TYPE_BOOL; type <= v1::DATA_TYPE_FLOAT64; ++type) {
+    if (element_name(v1::DataType(type)) == list(tensor)[1].string_value()) spec.set_dtype(v1::DataType(type));
+  }
+  for (const auto& length : list(list(tensor)[2])) spec.add_shape(std::uint64_t(length.number_value()));
+  if (!list(tensor)[3].has_bool_value()) return spec;
+  spec.set_trainable(list(tensor)[3].bool_value());
+  spec.set_role(list(tensor)[4].string_value() == "statistic" ? v1::TENSOR_ROLE_STATISTIC : v1::TENSOR_ROLE_WEIGHT);
+  return spec;
+}
+
+bool starts_with(const std::string& whole, const char* beginning) { return whole.rfind(beginning, 0) == 0; }
+
+}  // namespace
+
+TEST(models_are_described_and_named) {
+  for (const auto& vector : check::vectors("models.txt")) {
+    Manifest manifest;
+    for (const auto& tensor : list(vector.at("tensors"))) {
+      manifest.push_back(entry_of(spec_of(tensor), unhex(list(tensor)[3].string_value())));
+      check_entry(manifest.back());
+    }
+    CHECK(canonical_model(manifest) == text(vector, "canonical"));
+    CHECK(hex(model_digest(manifest).sha256()) == text(vector, "sha256"));
+    CHECK(double(model_digest(manifest).size_bytes()) == vector.at("size_bytes").number_value());
+  }
+}
+
+TEST(schemas_and_meanings_are_described) {
+  for (const auto& vector : check::vectors("schemas.txt")) {
+    std::string described;
+    if (vector.count("tensors") != 0) {
+      Schema schema;
+      for (const auto& tensor : list(vector.at("tensors"))) schema.push_back(spec_of(tensor));
+      described = canonical_schema(schema);
+    } else {
+      v1::TaskMeaning meaning;
+      for (const auto& name : list(vector.at("class_names"))) meaning.add_class_names(name.string_value());
+      meaning.set_positive_class(text(vector, "positive_class"));
+      meaning.set_preprocessing(text(vector, "preprocessing"));
+      described = canonical_meaning(meaning);
+      CHECK(MessageDifferencer::Equals(parse_meaning(described), meaning));
+    }
+    CHECK(described == text(vector, "canonical"));
+    CHECK(hex(sha256(described)) == text(vector, "sha256"));
+  }
+}
+
+TEST(text_that_is_no_meaning_is_refused) {
+  for (const char* wrong :
+       {"", "fedstream meaning v2\na\nb\nc\n", "fedstream meaning v1\na\nb\nc", "fedstream meaning v1\na\nb\nc\nd\n"}) {
+    CHECK_THROWS(std::runtime_error, parse_meaning(wrong));
+  }
+}
+
+TEST(manifests_are_read_and_written) {
+  for (const auto& vector : check::vectors("manifests.txt")) {
+    const auto part = parse<v1::ManifestPart>(vector);
+    Manifest expected;
+    for (const auto& value : list(vector.at("entries"))) {
+      auto& entry = expected.emplace_back();
+      *entry.mutable_spec() = spec_of(value);
+      entry.mutable_digest()->set_sha256(unhex(list(value)[3].string_value()));
+      entry.mutable_digest()->set_size_bytes(std::uint64_t(list(value)[4].number_value()));
+      entry.set_encoding(v1::ENCODING_RAW);
+      entry.set_encoded_size_bytes(entry.digest().size_bytes());
+      check_entry(entry);
+    }
+    CHECK(MessageDifferencer::Equals(manifest_parts(expected).at(0), part));
+  }
+}
+
+TEST(chunks_are_read_and_written) {
+  for (const auto& vector : check::vectors("chunks.txt")) {
+    const auto data = unhex(text(vector, "data"));
+    const auto offset = std::uint64_t(vector.at("write_offset").number_value());
+    const auto chunk = parse<v1::Chunk>(vector);
+    CHECK(crc32c(data) == std::uint32_t(vector.at("crc32c").number_value()));
+    CHECK(MessageDifferencer::Equals(make_chunk(offset, data), chunk));
+    CHECK(new_in_chunk(chunk, offset, offset + data.size(), 1 << 20) == data);
+  }
+}
+
+TEST(refusals_are_read) {
+  for (const auto& vector : check::vectors("errors.txt")) {
+    try {
+      require_ok(grpc::Status(grpc::StatusCode::ABORTED, "", unhex(text(vector, "status"))));
+      CHECK(false);
+    } catch (const Refusal& refusal) {
+      CHECK(refusal.reason == text(vector, "reason"));
+      CHECK(refusal.what() == text(vector, "message"));
+      for (const auto& [key, value] : vector.at("metadata").struct_value().fields()) {
+        CHECK(refusal.metadata.at(key) == value.string_value());
+      }
+      if (vector.count("retry_seconds") != 0) CHECK(refusal.retry_seconds == vector.at("retry_seconds").number_value());
+    }
+  }
+  CHECK_THROWS(Trouble, require_ok(grpc::Status(grpc::StatusCode::INTERNAL, "", "\x01\x02mangled")));
+  CHECK_THROWS(Trouble, require_ok(grpc::Status(grpc::StatusCode::UNAVAILABLE, "")));
+}
+
+TEST(tokens_are_read_or_refused) {
+  for (const auto& vector : check::vectors("tokens.txt")) {
+    if (vector.count("malformed") != 0) {
+      CHECK_THROWS(std::runtime_error, decode_token(text(vector, "token")));
+      continue;
+    }
+    const auto token = decode_token(" " + text(vector, "token") + "\n");
+    CHECK(hex(token.id) == text(vector, "token_id") && hex(token.secret) == text(vector, "token_secret"));
+    CHECK(token.fingerprint == text(vector, "fingerprint") && token.name == text(vector, "name"));
+    CHECK(token.server == text(vector, "server") && token.enrolment == text(vector, "enrolment"));
+  }
+}
+
+// Of the malformed messages those that a client may be sent: entries and manifests of models, chunks, plans.
+
+TEST(malformed_entries_are_refused) {
+  for (const auto& vector : check::vectors("malformed.txt")) {
+    // Entries in other encodings come in updates, which only a server reads.
+    if (text(vector, "type") != "TensorEntry" || starts_with(text(vector, "case"), "encoded:")) continue;
+    const auto read = [&] {
+      check_entry(parse<Entry>(vector));
+      return 0;
+    };
+    if (vector.at("reason").has_null_value())
+      read();
+    else
+      CHECK_THROWS(Trouble, read());
+  }
+}
+
+TEST(malformed_manifests_are_refused) {
+  Schema schema(2);
+  schema[0].set_name("kernel");
+  schema[0].set_dtype(v1::DATA_TYPE_FLOAT32);
+  schema[0].add_shape(1);
+  schema[0].add_shape(2);
+  schema[1].set_name("step");
+  schema[1].set_dtype(v1::DATA_TYPE_INT64);
+  for (const auto& vector : check::vectors("malformed.txt")) {
+    if (text(vector, "type") != "ManifestPart") continue;
+    const auto part = parse<v1::ManifestPart>(vector);
+    const Manifest manifest(part.entries().begin(), part.entries().end());
+    const auto read = [&] {
+      check_manifest(manifest, schema, model_digest(manifest).sha256());
+      return 0;
+    };
+    if (vector.at("reason").has_null_value())
+      read();
+    else
+      CHECK_THROWS(Trouble, read());
+    CHECK_THROWS(Trouble, check_manifest(manifest, schema, std::string(32, '\0')));
+  }
+}
+
+TEST(malformed_chunks_are_refused) {
+  for (const auto& vector : check::vectors("malformed.txt")) {
+    if (text(vector, "type") != "Chunk") continue;
+    const auto read = [&] { return new_in_chunk(parse<v1::Chunk>(vector), 8, 16, 10); };
+    if (vector.at("reason").has_null_value())
+      read();
+    else
+      CHECK_THROWS(Trouble, read());
+  }
+  CHECK(new_in_chunk(make_chunk(2, "abcd"), 4, 10, 10) == "cd");
+  CHECK(new_in_chunk(make_chunk(0, "abcd"), 9, 10, 10).empty());
+}
+
+TEST(many_tensors_go_in_parts_within_the_bounds) {
+  Manifest manifest;
+  Schema schema;
+  for (int index = 0; index < 2'500; ++index) {
+    auto& spec = schema.emplace_back();
+    spec.set_name(std::string(240, 'n') + std::to_string(index));
+    spec.set_dtype(v1::DATA_TYPE_FLOAT32);
+    for (int axis = 0; axis < 32; ++axis) spec.add_shape(axis == 0 ? 1 : (std::uint64_t(1) << 31));
+    manifest.push_back(entry_of(spec, "abcd"));
+    for (int more = 0; more < 10; ++more) manifest.back().mutable_spec()->mutable_shape()->MergeFrom(spec.shape());
+  }
+  int seen = 0;
+  for (const auto& part : manifest_parts(manifest)) {
+    CHECK(part.ByteSizeLong() < 1 << 20 && part.entries_size() <= 1'000);
+    seen += part.entries_size();
+  }
+  const auto parts = schema_parts(schema);
+  CHECK(seen == 2'500 && parts.size() == 3 && parts[2].tensors_size() == 500);
+  CHECK(!parts[0].last() && !parts[1].last() && parts[2].last());
+  CHECK(schema_parts({}).size() == 1 && schema_parts({})[0].last() && manifest_parts({}).size() == 1);
+}

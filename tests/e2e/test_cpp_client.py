@@ -1,0 +1,25 @@
+"""The client in C++, in federations of processes over TLS. 100 s, once built."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.e2e.foreign import ClientSuite
+from tests.e2e.foreign_conformance import ConformanceSuite
+from tests.e2e.foreign_joining import JoiningSuite
+from tests.support.cpp import CPP
+from tests.support.foreign import marks
+
+pytestmark = [*marks(CPP), pytest.mark.timeout(1_500)]  # whichever is the first waits for the build
+
+
+class TestCppClient(ClientSuite):
+    client = CPP
+
+
+class TestJoiningInCpp(JoiningSuite):
+    client = CPP
+
+
+class TestConformanceInCpp(ConformanceSuite):
+    client = CPP
