@@ -45,7 +45,6 @@ def measure_floor(row: Row, rounds: int, folder: Path) -> list[float]:
             "rounds": rounds,
             "folder": str(place),
             "tls": row.security is not Security.PLAIN,
-            "mutual": row.security is Security.MUTUAL_TLS,
         }
         if order["tls"]:
             identity = make_self_signed([])

@@ -43,7 +43,6 @@ class Order:
     rounds: int
     folder: str
     tls: bool
-    mutual: bool
 
     def path(self, name: str) -> Path:
         """Of a file in the folder."""
@@ -172,17 +171,15 @@ def _receive_into_file(connection: socket.socket, path: Path, num_bytes: int) ->
 def _server_context(order: Order) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(order.path("identity.pem"))
-    if order.mutual:
-        context.load_verify_locations(order.path("identity.pem"))
-        context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(order.path("identity.pem"))
+    context.verify_mode = ssl.CERT_REQUIRED
     return context
 
 
 def _client_context(order: Order) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(order.path("identity.pem"))
-    if order.mutual:
-        context.load_cert_chain(order.path("identity.pem"))
+    context.load_cert_chain(order.path("identity.pem"))
     return context
 
 

@@ -14,7 +14,6 @@ class Security(enum.Enum):
     """How a connection is secured. The value is the word in tables."""
 
     PLAIN = "plain"
-    TLS = "mutual TLS"
     MUTUAL_TLS = "mutual TLS"
 
 

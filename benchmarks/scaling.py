@@ -90,7 +90,7 @@ def _rounds(size: Size, is_bare: bool, options: Options) -> Sequence[float]:
     members: Members = bare_sites if is_bare else full_clients
     count = options.rounds or (1 if size.clients * size.mib >= _LARGE_MIB else size.rounds)
     folder = Path(tempfile.mkdtemp(prefix="scaling-", dir=options.folder))
-    course = run_federation(Row(size, Security.TLS), count, folder, members=members)
+    course = run_federation(Row(size, Security.MUTUAL_TLS), count, folder, members=members)
     shutil.rmtree(folder)  # kept after an error, for somebody to look at
     shown = ", ".join(f"{seconds:.2f}" for seconds in course.rounds)
     options.say(f"{size}, {_called(is_bare)}: {shown} s")

@@ -54,7 +54,7 @@ class Found:
 
 def run(options: Options) -> Table:
     """Measure as often as the options say, in turn with the floor."""
-    row = Row(Size(options.num_sites, _MODEL_MIB), Security.TLS)
+    row = Row(Size(options.num_sites, _MODEL_MIB), Security.MUTUAL_TLS)
     rounds = options.rounds or _ROUNDS
     found: list[Found] = []
     floors: list[float] = []

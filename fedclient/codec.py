@@ -48,6 +48,9 @@ def read_federation(message: negotiation_pb2.DescribeTaskResponse) -> Federation
         meaning=wire.read_meaning(message.meaning) if message.HasField("meaning") else None,
         schema_sha256=message.schema_sha256,
         encodings=tuple(wire.read_encodings(message.capabilities.encodings)),
+        server_time=message.server_time.seconds + message.server_time.nanos / 1e9
+        if message.HasField("server_time")
+        else None,
     )
 
 

@@ -34,7 +34,8 @@ class FederationOnOffer:
     """All that a server says before anybody says hello.
 
     `protocol` is the lowest and the highest version it speaks. `meaning` is `None` and `schema_sha256` empty while it
-    still prepares its model. `encodings` are those of updates, best first.
+    still prepares its model. `encodings` are those of updates, best first. `server_time` is its wall clock when it
+    answered, Unix time in seconds; `None` if it does not say.
     """
 
     task: TaskOnOffer
@@ -42,6 +43,7 @@ class FederationOnOffer:
     meaning: TaskMeaning | None
     schema_sha256: bytes
     encodings: tuple[Encoding, ...]
+    server_time: float | None
 
 
 @dataclass(frozen=True, slots=True)

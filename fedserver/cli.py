@@ -353,6 +353,46 @@ def verify(
     raise typer.Exit(command.show_verdict(state, number, as_json=as_json))
 
 
+@app.command(
+    context_settings={"allow_interspersed_args": False},
+    epilog="In COMMAND, {server}, {name}, {data}, {state} and {out} stand for what a scene gives the client.",
+)
+def conformance(
+    command: Annotated[
+        list[str] | None, typer.Argument(help="How the client is started, over plain text and by itself to its end.")
+    ] = None,
+    limited: Annotated[
+        str,
+        typer.Option(help="Further words that limit it to one epoch a round, such as '--max-epochs 1'."),
+    ] = "",
+    task: Annotated[str, typer.Option(help="What is trained: brain_mri_head, or linear with its default settings.")] = (
+        "brain_mri_head"
+    ),
+    only: Annotated[list[str] | None, typer.Option(help="Scenes whose name has this in it; repeatable.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to keep transcripts and the client's words in. [default: not kept]")
+    ] = None,
+    lanes: Annotated[int, typer.Option(help="Scenes at a time.", min=1, max=64)] = 4,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    show: Annotated[bool, typer.Option("--list", help="Name the scenes, and play none.")] = False,
+) -> None:
+    """Try whether a client, in any language, keeps to docs/protocol.md: plays scenes with it, and judges rule by rule.
+
+    Example: fedserver conformance --limited '--max-epochs 1' -- fedclient run --server {server} --plaintext
+    --name {name} --data {data} --state-dir {state} --out {out}
+
+    The exit status is 0 if every rule that obliges a client was kept, and 1 if not.
+    """
+    from fedserver.commands import conformance as work
+
+    if show:
+        work.list_scenes()
+    elif not command:
+        raise fail("say after -- how the client is started; --help has an example", ExitCode.BAD_CONFIGURATION)
+    else:
+        raise typer.Exit(work.try_client(command, limited, task, only or [], out, lanes, as_json=as_json))
+
+
 @app.command()
 def gc(
     state: State = DEFAULT_STATE,

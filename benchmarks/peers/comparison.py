@@ -54,7 +54,7 @@ def _installed(peers: Sequence[Peer], notes: dict[str, str]) -> dict[str, Measur
 
 def _fedstream(size: Size, rounds: int, folder: Path) -> Course:
     with tempfile.TemporaryDirectory(prefix="peers-", dir=folder) as place:
-        return run_federation(Row(size, Security.TLS), rounds, Path(place))
+        return run_federation(Row(size, Security.MUTUAL_TLS), rounds, Path(place))
 
 
 def _measure(size: Size, measures: Mapping[str, Measure], notes: dict[str, str], options: Options) -> list[Line]:

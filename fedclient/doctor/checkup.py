@@ -51,8 +51,8 @@ _SECURED = (
     Check("certificate dates", network.certificate_dates, ExitCode.UNTRUSTED, ("TLS",)),
 )
 _AGREED = (
-    Check("clock", network.clock, ExitCode.UNTRUSTED, ("TLS",)),
     Check("protocol", network.protocol, ExitCode.UNREACHABLE, ("TCP connection", "trust", "certificate name")),
+    Check("clock", network.clock, ExitCode.UNTRUSTED, ("TCP connection", "TLS")),
     Check("task", federation.task, ExitCode.DECLINED, ("protocol",)),
     Check("classes", federation.meaning, ExitCode.DECLINED, ("task",)),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from datetime import UTC, datetime
 
 from fedclient.calls import plain_words
@@ -125,20 +126,22 @@ def certificate_dates(scene: Scene) -> Result:
 
 
 def clock(scene: Scene) -> Result:
-    """What the certificate tells of this machine's clock."""
-    if scene.certificate is None:
-        return ok("without TLS there is nothing to compare with, and nothing that depends on it")
-    return judge_clock(scene.certificate, datetime.now(UTC))
+    """What the server's clock, or else its certificate, tells of this machine's."""
+    return judge_clock(scene.certificate, datetime.now(UTC), scene.clock_ahead_seconds)
 
 
 async def protocol(scene: Scene) -> Result:
     """The server answers gRPC, and speaks the version of the protocol that this client speaks."""
     try:
         await scene.connection.open()
+        asked = time.time()
         scene.federation = federation = await scene.connection.describe()
+        answered = time.time()
     except (TransportError, ProtocolError) as error:
         advice = "Try again; if it stays, check the port, and that no proxy on the way cuts HTTP/2"
         return failed(plain_words(error), advice)
+    if federation.server_time is not None:  # it said so at some instant in between
+        scene.clock_ahead_seconds = (asked + answered) / 2 - federation.server_time
     low, high = federation.protocol
     if low <= PROTOCOL_VERSION <= high:
         return ok(f"version {PROTOCOL_VERSION}; the server speaks {low} to {high}")

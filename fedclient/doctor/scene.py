@@ -19,4 +19,6 @@ class Scene:
     certificate: bytes | None = None
     """The server's, PEM, before it is known whether to trust it."""
     federation: FederationOnOffer | None = None
+    clock_ahead_seconds: float | None = None
+    """How far this machine's clock is before the server's."""
     task: Task | None = None

@@ -49,6 +49,7 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
             capabilities=common_pb2.Capabilities(
                 encodings=wire.write_encodings(federation.update_encodings), max_chunk_bytes=limits.MAX_CHUNK_BYTES
             ),
+            server_time=messages.write_unix_time(federation.clock.wall()),
         )
         if federation.description is not None:
             response.meaning.CopyFrom(wire.write_meaning(federation.description.meaning))

@@ -9,6 +9,9 @@ from cryptography import x509
 from fedstream.checkup.runner import Result, failed, ok, warning
 from fedstream.tls import SERVER_NAME
 
+TOLERANCE = timedelta(seconds=60)
+"""By which clocks may differ without a word: certificates are dated back by more, and logs can still be compared."""
+
 SOON = timedelta(days=30)
 """How long before its end a certificate is worth a warning: time to tell every site."""
 
@@ -25,16 +28,28 @@ def judge_validity(certificate: bytes, now: datetime, renewal: str) -> Result:
     return ok(f"valid until {ends:%Y-%m-%d}")
 
 
-def judge_clock(certificate: bytes, now: datetime) -> Result:
-    """What can be told of the local clock: gRPC has no `Date`, and the protocol sends spans so that none is needed."""
-    begins, ends = validity(certificate)
+def judge_clock(certificate: bytes | None, now: datetime, ahead_seconds: float | None) -> Result:
+    """What can be told of the local clock: by how much it is before the server's, or else by the certificate's dates.
+
+    The protocol itself sends spans and never compares clocks; certificates and what people read do.
+    """
+    begins, ends = validity(certificate) if certificate is not None else (now, now)
     if begins <= now <= ends:
-        return ok(
-            f"{now:%Y-%m-%d %H:%M} UTC is within the certificate's dates; nothing closer can be told, or is needed"
-        )
+        return _judge_difference(now, ahead_seconds)
     side = "before" if now < begins else "after"
     found = f"{now:%Y-%m-%d %H:%M} UTC is {side} the certificate's dates ({begins:%Y-%m-%d} to {ends:%Y-%m-%d})"
     return failed(found, "Set the clock of this machine, or, if it is right, ask the coordinator for a new certificate")
+
+
+def _judge_difference(now: datetime, ahead_seconds: float | None) -> Result:
+    if ahead_seconds is None:
+        return ok(f"{now:%Y-%m-%d %H:%M} UTC; the server does not say its own time")
+    distance = timedelta(seconds=abs(round(ahead_seconds)))
+    if distance <= TOLERANCE:
+        return ok(f"{now:%Y-%m-%d %H:%M} UTC, within {max(1, distance.seconds)} s of the server's clock")
+    side = "ahead of" if ahead_seconds > 0 else "behind"
+    advice = "Set the clock of this machine, or, if it is right, tell the coordinator: certificates and logs go by it"
+    return warning(f"{distance} (h:mm:ss) {side} the server's clock", advice)
 
 
 def judge_name(certificate: bytes) -> Result:

@@ -184,6 +184,7 @@ class DescribeTaskResponse(_message.Message):
     MEANING_FIELD_NUMBER: _builtins.int
     SCHEMA_SHA256_FIELD_NUMBER: _builtins.int
     CAPABILITIES_FIELD_NUMBER: _builtins.int
+    SERVER_TIME_FIELD_NUMBER: _builtins.int
     federation_name: _builtins.str
     """Name of the federation, for people."""
     task_name: _builtins.str
@@ -208,6 +209,12 @@ class DescribeTaskResponse(_message.Message):
     def capabilities(self) -> _common_pb2.Capabilities:
         """What the server can do on the wire."""
 
+    @_builtins.property
+    def server_time(self) -> _timestamp_pb2.Timestamp:
+        """The server's wall clock, so that a person can be told that one of two clocks is wrong. Nothing in the protocol goes
+        by it.
+        """
+
     def __init__(
         self,
         *,
@@ -218,10 +225,11 @@ class DescribeTaskResponse(_message.Message):
         meaning: _common_pb2.TaskMeaning | None = ...,
         schema_sha256: _builtins.bytes = ...,
         capabilities: _common_pb2.Capabilities | None = ...,
+        server_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "meaning", b"meaning", "protocol", b"protocol"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "meaning", b"meaning", "protocol", b"protocol", "server_time", b"server_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "federation_name", b"federation_name", "meaning", b"meaning", "protocol", b"protocol", "schema_sha256", b"schema_sha256", "task_name", b"task_name", "task_settings", b"task_settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "federation_name", b"federation_name", "meaning", b"meaning", "protocol", b"protocol", "schema_sha256", b"schema_sha256", "server_time", b"server_time", "task_name", b"task_name", "task_settings", b"task_settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -21,7 +21,7 @@ MODEL_BYTES = 260 * 35 * 1024 + 1281 * 4
 
 
 def test_sites_wait_have_their_offers_and_play_each_round(tmp_path: Path) -> None:
-    found = sites.measure(Row(Size(6, 0.25), Security.TLS), 2, tmp_path, wait_seconds=0.2)
+    found = sites.measure(Row(Size(6, 0.25), Security.MUTUAL_TLS), 2, tmp_path, wait_seconds=0.2)
     assert 0 < found.offering_seconds < found.rounds_seconds[0]
     assert len(found.rounds_seconds) == 2
     assert min(found.waiting.resident, found.working.resident, found.joining_seconds, found.server_cpu_seconds) > 0

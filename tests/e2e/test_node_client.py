@@ -1,8 +1,10 @@
-"""The client in JavaScript, in federations of processes over TLS. 80 s."""
+"""The client in JavaScript, in federations of processes over TLS. 100 s."""
 
 from __future__ import annotations
 
 from tests.e2e.foreign import ClientSuite
+from tests.e2e.foreign_encodings import EncodingSuite
+from tests.e2e.foreign_joining import JoiningSuite
 from tests.support.foreign import marks
 from tests.support.node import NODE
 
@@ -10,4 +12,12 @@ pytestmark = marks(NODE)
 
 
 class TestNodeClient(ClientSuite):
+    client = NODE
+
+
+class TestJoiningInNode(JoiningSuite):
+    client = NODE
+
+
+class TestEncodingsInNode(EncodingSuite):
     client = NODE

@@ -25,7 +25,8 @@ class ForeignClient:
     `missing` is why it cannot run here, empty if it can; it builds nothing. `build` makes it ready, and skips the test
     where what it needs cannot be had; it is called before each use, and quick but for the first time. `run`, `slow` and
     `join` are its commands up to their options; `slow` waits `SLOW_HEAD_SECONDS` before it trains, 3 by default.
-    `own_tests` are run in `folder`.
+    `own_tests` are run in `folder`. `training_error` is how far a weight may be from Python's: as far as sums in
+    another order and another library's tanh make it in float64, unless it says more.
     """
 
     language: str
@@ -35,7 +36,8 @@ class ForeignClient:
     run: Sequence[str]
     slow: Sequence[str]
     own_tests: Sequence[Sequence[str]]
-    join: Sequence[str] = ()
+    join: Sequence[str]
+    training_error: float = 1e-9
 
 
 def marks(client: ForeignClient) -> list[pytest.MarkDecorator]:

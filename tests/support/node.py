@@ -31,7 +31,9 @@ NODE = ForeignClient(
     folder=FOLDER,
     missing=missing,
     build=lambda: None,
-    run=_MAIN,
-    slow=[*_MAIN, "--task", str(FOLDER / "test" / "slow_head.js")],
+    run=[*_MAIN, "run"],
+    slow=[*_MAIN, "run", "--task", str(FOLDER / "test" / "slow_head.js")],
+    join=[*_MAIN, "join"],
     own_tests=[["npm", "test", "--silent"]],
+    training_error=1e-6,  # TensorFlow.js computes in float32
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fedserver.conformance.rules import RULES, Level
 from fedstream import limits
 from fedstream.dtypes import DataType
 from fedstream.errors import PROTOCOL_ERRORS
@@ -130,6 +131,13 @@ def test_every_rule_that_names_an_error_has_a_malformed_message_or_a_session() -
     in_sessions = {"R-HEL-1", "R-UP-8"}  # tests/wire/vectors/negotiation.txt: out of order, and what nobody knows
     assert with_error - tried == in_sessions
     assert tried <= {rule for rule, _, _ in RULE.findall(PROTOCOL)}
+
+
+def test_conformance_judges_by_rules_of_the_document_in_its_order() -> None:
+    documented = [rule for rule, _, _ in RULE.findall(PROTOCOL)]
+    judged = [rule.name for rule in RULES if rule.level is Level.MUST]
+    assert sorted({rule.name for rule in RULES} - set(documented)) == []
+    assert [rule for rule in documented if rule in judged] == judged
 
 
 # The guide.

@@ -39,6 +39,6 @@ export async function untilDone(once, { howFar, patience, doing, log, signal }) 
 /** How long to wait before the next try; `random` gives 0 to below 1. */
 export function waitSeconds(error, tries, { firstSeconds, longestSeconds }, random = Math.random) {
   if (isRefusal(error, 'LIMIT_EXCEEDED')) return error.retrySeconds;
-  // Whoever was cut off together should not come back together.
-  return Math.min(firstSeconds * 2 ** tries, longestSeconds) + firstSeconds * random();
+  // Whoever was cut off together should not come back together; and nobody waits longer than the longest.
+  return Math.min(firstSeconds * 2 ** tries, longestSeconds) * (1 - 0.25 * random());
 }

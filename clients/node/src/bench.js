@@ -1,16 +1,18 @@
 /** The one offer a client works on at a time, and the decisions about it. It outlives the negotiation's streams. */
-import { EXIT, Stop } from './errors.js';
+import { EXIT, isRefusal, Stop } from './errors.js';
 import { Job } from './job.js';
-import { reply } from './reply.js';
+import { planTrouble, reply } from './reply.js';
 import { seconds, writeDuration } from './wire.js';
 
 /** Failed trainings in a row after which a person should have a look. */
 const MOST_FAILURES = 3;
 
+/** @typedef {{maxChunkBytes: number, windowBytes: number, encoding: string}} Terms of a session */
+
 export class Bench {
   /** The work on the latest offer. @type {Job | null} */
   job = null;
-  /** As the latest welcome says. @type {{maxChunkBytes: number, windowBytes: number} | null} */
+  /** As the latest welcome says. @type {Terms | null} */
   terms = null;
   #site;
   #limits;
@@ -26,52 +28,68 @@ export class Bench {
 
   /**
    * What to answer to an offer. One that is worked on, or trained for, is accepted as it stands: a cut made it come
-   * again. One that was dropped comes again when a server was asked too early after its restart: it is taken up anew.
+   * again. One that was dropped comes again when a server was asked too early after its restart, and one that was
+   * delivered when the server lost it: it is taken up anew, and sent from disk.
    */
   async consider(offer) {
     const { job } = this;
-    const isRepeated = job?.offer.offer_id === offer.offer_id && job.state !== 'dropped';
+    const isOver = ['dropped', 'delivered'].includes(job?.state);
+    const isRepeated = job?.offer.offer_id === offer.offer_id && !isOver;
     if (isRepeated && job.state === 'failed') return { decline: job.reason };
     if (isRepeated && job.state !== 'offered') return { accept: true };
     if (!isRepeated) {
       job?.drop('another offer came');
       await job?.stopped(); // two fine-tunes at a time would take each other's time and files
       this.job = new Job(offer, this.#site);
+      const trouble = planTrouble(offer.plan) || baseTrouble(offer);
+      if (trouble) return this.#decline(trouble);
       if (await this.job.isTrained()) return { accept: true };
     }
     const terms = { epochs: offer.plan.epochs, timeRemaining: seconds(offer.time_remaining) };
     const answer = reply(terms, this.#limits, this.#site.experience);
     this.#site.log('info', 'offer', { round: offer.round, answer });
-    if (!answer.counter) return answer;
+    if (answer.decline) return this.#decline(answer.decline);
+    if (answer.accept) return answer;
     this.#askedForTime = answer.counter.seconds !== null;
     const { epochs, seconds: needed, reason } = answer.counter;
     return { counter: { epochs, time_needed: writeDuration(needed), reason } };
   }
 
+  #decline(reason) {
+    this.job.drop(reason);
+    return { decline: reason };
+  }
+
   /** Begin, or go on with, what was agreed. */
   confirm({ offer_id, plan }) {
-    if (this.job?.offer.offer_id === offer_id) this.job.start(plan, this.terms);
+    if (this.job?.offer.offer_id !== offer_id) return;
+    const trouble = planTrouble(plan);
+    if (trouble) this.job.fail(trouble); else this.job.start(plan, () => this.terms);
   }
 
   withdraw(withdrawal) {
-    if (this.#askedForTime) this.#site.experience.moreTimeRefused = true;
+    const isOurs = this.job?.offer.offer_id === withdrawal.offer_id;
+    if (isOurs && this.#askedForTime) this.#site.experience.moreTimeRefused = true;
     this.cancel(withdrawal);
   }
 
   cancel({ offer_id, reason }) {
-    if (this.job?.offer.offer_id !== offer_id) return;
+    if (this.job?.offer.offer_id !== offer_id || !['offered', 'working'].includes(this.job.state)) return;
     this.#site.log('info', "the server does not want this round's update", { because: reason });
     this.job.drop(reason);
   }
 
-  /** @throws {Stop} the work failed several times in a row */
+  /** @throws {Stop} training failed several times in a row, or the server does not take this site any more */
   checkHealth() {
     const { job } = this;
     if (job === this.#counted || !['delivered', 'failed'].includes(job?.state)) return;
     this.#counted = job;
-    this.#failures = job.failedHere ? this.#failures + 1 : 0;
+    if (isRefusal(job.failure, 'UNAUTHENTICATED', 'PERMISSION_DENIED')) {
+      throw new Stop(EXIT.UNTRUSTED, `${job.failure.message}: ask the coordinator`);
+    }
+    this.#failures = job.trainingFailed ? this.#failures + 1 : 0;
     if (this.#failures < MOST_FAILURES) return;
-    throw new Stop(EXIT.TRAINING_FAILED, `the work failed ${MOST_FAILURES} times in a row; the log says why`);
+    throw new Stop(EXIT.TRAINING_FAILED, `training failed ${MOST_FAILURES} times in a row; the log says why`);
   }
 
   /** Drop what is being done, and wait until it is. */
@@ -79,4 +97,8 @@ export class Bench {
     this.job?.drop('the client stops');
     await this.job?.stopped();
   }
+}
+
+function baseTrouble({ base_model }) {
+  return base_model?.model_digest?.sha256.length === 32 ? '' : 'the offer names no base model';
 }

@@ -10,11 +10,17 @@ import { EXIT, isRefusal, Refusal, Stop, Trouble } from './errors.js';
 import * as limits from './limits.js';
 import { canonicalSchema, sha256 } from './model.js';
 import { asSafetensors } from './safetensors.js';
+import { IdentityFolder } from './identity.js';
+import { renewIfDue } from './renewal.js';
 import { Session } from './session.js';
 import { Store } from './store.js';
 import { readMetrics, writeDuration, writeMeaning } from './wire.js';
 
 export const SOFTWARE = 'fedstream-node 0.1.0';
+/** A third of 90 days is 30 days, so a look each hour leaves hundreds of tries to a server that is away. */
+const RENEWAL_MS = 3_600_000;
+/** How long a server stays after the federation's end, for those who fetch its models. */
+const FAREWELL_MS = 60_000;
 /** Being superseded twice within this time means that another process uses the name. */
 const RIVAL_MS = 300_000;
 
@@ -29,6 +35,7 @@ export class Client {
   #supersededAt = -Infinity;
   #saved = null;
   #settings = null;
+  #identity;
 
   /**
    * @param {object} config as `main.js` reads it
@@ -40,6 +47,7 @@ export class Client {
     this.trainer = trainer;
     this.#log = log;
     this.#connection = new Connection(config);
+    this.#identity = config.identity ? new IdentityFolder(config.identity) : null;
   }
 
   /** Take part until the federation ends; returns how it ended, in words for people. */
@@ -49,9 +57,9 @@ export class Client {
     const options = { howFar: () => this.#sessions, patience, doing: 'talking to the server', log: this.#log };
     try {
       const { reason } = await untilDone(() => this.#oneSession(), options);
-      return `federation finished: ${reason}\nsaved ${this.#saved}`;
+      return await this.#finish(`federation finished: ${reason}`);
     } catch (error) {
-      if (!(error instanceof Trouble)) throw error;
+      if (!(error instanceof Trouble || isRefusal(error, 'LIMIT_EXCEEDED'))) throw error;
       throw new Stop(EXIT.UNREACHABLE, `no contact to ${server} for ${giveUpAfter} s: ${error.message}`);
     } finally {
       await this.#bench?.close();
@@ -64,17 +72,46 @@ export class Client {
     await this.#session?.leave(reason);
   }
 
+  async #finish(text) {
+    if (this.#saved === null) {
+      throw new Stop(EXIT.UNREACHABLE, `${text}\nbut its final model could not be had: ask the coordinator for it`);
+    }
+    await this.#bench.close();
+    await this.#site.store.clear();
+    return `${text}\nsaved ${this.#saved}`;
+  }
+
   async #oneSession() {
+    let renewal;
     try {
       await this.#connection.open();
+      await this.#renew();
       await this.#prepare(await this.#connection.describeTask());
       const stream = this.#connection.negotiate();
       this.#session = new Session(stream, this.#site, this.#bench, (outcome) => this.#collect(outcome));
+      renewal = setInterval(() => this.#renewDuring(stream), RENEWAL_MS);
       return await this.#session.run(this.#hello(), () => { this.#sessions += 1; });
     } catch (error) {
       throw this.#judge(error);
     } finally {
+      clearInterval(renewal);
       this.#session = null;
+    }
+  }
+
+  /** See to the site's certificate; whether the connection was made anew with the next one. */
+  async #renew() {
+    const isNew = this.#identity !== null && await renewIfDue(this.#identity, this.#connection, this.#log);
+    if (isNew) await this.#connection.reopen();
+    return isNew;
+  }
+
+  /** And while a session goes on: it is cut, and comes back on the new connection. */
+  async #renewDuring(stream) {
+    try {
+      if (await this.#renew()) stream.cancel();
+    } catch (error) {
+      this.#log('warning', 'the certificate could not be renewed', { because: error.message });
     }
   }
 
@@ -82,7 +119,7 @@ export class Client {
   #judge(error) {
     if (!(error instanceof Refusal) || error.reason === 'LIMIT_EXCEEDED') return error;
     if (error.reason === 'SUPERSEDED') return this.#judgeRival();
-    if (isRefusal(error, 'UNAUTHENTICATED', 'PERMISSION_DENIED')) {
+    if (isRefusal(error, 'UNAUTHENTICATED', 'PERMISSION_DENIED', 'NAME_MISMATCH')) {
       return new Stop(EXIT.UNTRUSTED, `${error.message}: ask the coordinator`);
     }
     return new Stop(EXIT.DEFECT, `the server refused this client's message (${error.reason}): ${error.message}`);
@@ -117,6 +154,8 @@ export class Client {
       schema: training.schema,
       experience: { epochSeconds: null, transferSeconds: 0, moreTimeRefused: false },
       patience: { firstSeconds: 0.5, longestSeconds: 30, giveUpAfterSeconds: null },
+      federation: task.federation_name,
+      encodings: this.#config.encodings,
       log: this.#log,
     };
     this.#bench = new Bench(this.#site, { maxEpochs: this.#config.maxEpochs, maxSeconds: this.#config.maxSeconds });
@@ -131,7 +170,7 @@ export class Client {
       client_name: name,
       schema_sha256: sha256(canonicalSchema(schema)),
       meaning: writeMeaning(training.meaning),
-      capabilities: { encodings: ['ENCODING_RAW'], max_chunk_bytes: limits.DEFAULT_CHUNK_BYTES },
+      capabilities: { encodings: this.#config.encodings, max_chunk_bytes: limits.DEFAULT_CHUNK_BYTES },
       num_examples: String(training.numExamples),
       epoch_duration: writeDuration(experience.epochSeconds),
       limits: { max_epochs: maxEpochs, max_training_time: writeDuration(maxSeconds) },
@@ -141,13 +180,26 @@ export class Client {
   }
 
   /** Fetch the best model while the server is still there, and write it for people. */
-  async #collect({ best_model: best, metrics }) {
-    const { store } = this.#site;
-    const entries = await fetchModel(this.#site, best.model_digest.sha256, this.#bench.terms.maxChunkBytes);
-    const values = await Promise.all(entries.map((entry) => store.read(entry)));
+  async #collect({ best_model: best, last_model: last, metrics }) {
+    const model = best ?? last;
+    const entries = await this.#fetch(model?.model_digest?.sha256);
+    if (entries === null) return;
+    const values = await Promise.all(entries.map((entry) => this.#site.store.read(entry)));
     await mkdir(this.#config.out, { recursive: true });
     this.#saved = path.join(this.#config.out, 'GLOBAL_MODEL.safetensors');
     await writeDurably(this.#saved, asSafetensors(entries, values));
-    this.#log('info', 'federation over', { best_round: best.version, ...readMetrics(metrics) });
+    this.#log('info', 'federation over', { best_round: model.version, ...readMetrics(metrics) });
+  }
+
+  /** The manifest of a final model, or null, since nobody comes back for it once the federation is over. */
+  async #fetch(digest) {
+    const hooks = { signal: AbortSignal.timeout(FAREWELL_MS) };
+    try {
+      if (!digest) throw new Trouble('the server names none');
+      return await fetchModel(this.#site, digest, this.#bench.terms.maxChunkBytes, hooks);
+    } catch (error) {
+      this.#log('warning', 'the final model could not be had', { because: error.message });
+      return null;
+    }
   }
 }

@@ -1,9 +1,9 @@
 /** The one channel of a client, and its calls as promises and streams, with errors in the client's own kinds. */
 import grpc from '@grpc/grpc-js';
-import { NegotiationService, TransferService } from './contract.js';
+import { CertificateService, EnrolmentService, NegotiationService, TransferService } from './contract.js';
 import { fromServiceError } from './status.js';
 import { Stream } from './stream.js';
-import { credentials, SERVER_NAME } from './trust.js';
+import { channelOptions, credentials } from './trust.js';
 
 /** Deadline of a call that only asks or tells: over it, the connection is taken for broken. */
 const QUICK_MS = 60_000;
@@ -22,32 +22,52 @@ const OPTIONS = {
 };
 
 export class Connection {
-  #options;
+  #trust;
+  #channel = null;
+  #certificates;
   #negotiation;
   #transfer;
 
-  /** @param {object} options see `trust.js` */
-  constructor(options) {
-    this.#options = options;
+  /** @param {import('./trust.js').Trust} trust */
+  constructor(trust) {
+    this.#trust = trust;
   }
 
   /** Check who answers, and open the channel if it is not open. Comes before each session. */
   async open() {
-    const trusted = await credentials(this.#options);
-    if (this.#negotiation) return;
-    const named = this.#options.plaintext ? {} : { 'grpc.ssl_target_name_override': SERVER_NAME };
-    this.#negotiation = new NegotiationService(this.#options.server, trusted, { ...OPTIONS, ...named });
-    this.#transfer = new TransferService(this.#options.server, trusted, { ...OPTIONS, ...named });
+    const trusted = await credentials(this.#trust);
+    if (this.#channel === null) this.#take(trusted);
+  }
+
+  /** Connect anew, with the credentials as they are now. Calls at work end on the connection that they are on. */
+  async reopen() {
+    const trusted = await credentials(this.#trust);
+    const before = this.#channel;
+    this.#take(trusted);
+    before?.close();
   }
 
   close() {
-    this.#negotiation?.close();
-    this.#transfer?.close();
-    this.#negotiation = this.#transfer = undefined;
+    this.#channel?.close();
+    this.#channel = null;
+  }
+
+  /** One channel for all services, so that there is one connection. */
+  #take(trusted) {
+    const { server } = this.#trust;
+    this.#channel = new grpc.Channel(server, trusted, { ...OPTIONS, ...channelOptions(this.#trust) });
+    const shared = { channelOverride: this.#channel };
+    this.#certificates = new CertificateService(server, trusted, shared);
+    this.#negotiation = new NegotiationService(server, trusted, shared);
+    this.#transfer = new TransferService(server, trusted, shared);
   }
 
   describeTask() {
     return answer((done) => this.#negotiation.DescribeTask({}, within(QUICK_MS), done));
+  }
+
+  renewCertificate() {
+    return answer((done) => this.#certificates.RenewCertificate({}, within(QUICK_MS), done));
   }
 
   /** @returns {Stream} */
@@ -91,12 +111,28 @@ export class Connection {
   }
 }
 
+/**
+ * Exchange a token for a certificate, on a connection of its own. Nothing but a handshake goes out before the server's
+ * certificate is known to be the token's.
+ * @param {string} address @param {string} fingerprint @param {object} request
+ */
+export async function enrol(address, fingerprint, request) {
+  const trust = { server: address, fingerprint };
+  const service = new EnrolmentService(address, await credentials(trust), { ...OPTIONS, ...channelOptions(trust) });
+  try {
+    return await answer((done) => service.Enrol(request, within(QUICK_MS), done));
+  } finally {
+    service.close();
+  }
+}
+
 function within(milliseconds) {
   return { deadline: new Date(Date.now() + milliseconds) };
 }
 
 function answer(begin, signal) {
   return new Promise((resolve, reject) => {
+    signal?.throwIfAborted(); // nothing more is sent for what is not wanted
     const abort = () => call.cancel();
     const call = begin((error, response) => {
       signal?.removeEventListener('abort', abort);

@@ -10,7 +10,8 @@ import grpc from '@grpc/grpc-js';
 import protoLoader from '@grpc/proto-loader';
 
 const PROTOS = process.env.FEDSTREAM_PROTOS ?? fileURLToPath(new URL('../../../protos', import.meta.url));
-const FILES = ['common', 'negotiation', 'transfer'].map((name) => path.join('fedstream', 'v1', `${name}.proto`));
+const NAMES = ['common', 'enrolment', 'negotiation', 'transfer'];
+const FILES = NAMES.map((name) => path.join('fedstream', 'v1', `${name}.proto`));
 const PACKAGE = 'fedstream.v1';
 
 const definition = protoLoader.loadSync(FILES, {
@@ -22,9 +23,9 @@ const definition = protoLoader.loadSync(FILES, {
   oneofs: true,
 });
 
-const { NegotiationService, TransferService } = grpc.loadPackageDefinition(definition).fedstream.v1;
-
-export { NegotiationService, TransferService };
+export const {
+  CertificateService, EnrolmentService, NegotiationService, TransferService,
+} = grpc.loadPackageDefinition(definition).fedstream.v1;
 
 /**
  * The message type of that name, with `serialize(object) -> Buffer` and `deserialize(Buffer) -> object`.

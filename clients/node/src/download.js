@@ -1,6 +1,6 @@
 /** Getting a model: its manifest, then the tensors that are not on disk yet, resumed where the bytes on disk end. */
 import { untilDone } from './backoff.js';
-import { isRefusal, Trouble } from './errors.js';
+import { Breach, isRefusal, Trouble } from './errors.js';
 import * as limits from './limits.js';
 import { modelDigest } from './model.js';
 import { STALL_MS } from './stream.js';
@@ -16,18 +16,30 @@ const MOST_REPAIRS = 3;
  * @param {number} maxChunkBytes
  * @param {{signal?: AbortSignal, onBytes?: (done: number, total: number) => void}} [hooks]
  * @returns {Promise<import('./model.js').Entry[]>} its manifest; every tensor is in the store
+ * @throws {Breach} what comes is not this model, again and again
  */
 export async function fetchModel(site, digest, maxChunkBytes, { signal, onBytes = () => {} } = {}) {
   const { connection, log, patience, schema, store } = site;
   let [received, repairs] = [0, 0];
   const options = { howFar: () => received, patience, doing: 'downloading a model', log, signal };
   return untilDone(async () => {
-    const entries = await readManifest(connection.getManifest(digest, signal), digest, schema);
+    const entries = await repaired(readManifest(connection.getManifest(digest, signal), digest, schema));
     for (let lacking = await lackingOf(store, entries); lacking.length; lacking = await lackingOf(store, entries)) {
       await receive(lacking);
     }
     return entries;
   }, options);
+
+  /** What may have been damaged on its way is asked for again, a few times. */
+  async function repaired(work) {
+    try {
+      return await work;
+    } catch (error) {
+      if (!(error instanceof Breach)) throw error;
+      repairs += 1;
+      throw repairs > MOST_REPAIRS ? error : new Trouble(error.message);
+    }
+  }
 
   /** One stream: the tensors that are lacking, the first of them from where its bytes on disk end. */
   async function receive(lacking) {
@@ -39,7 +51,7 @@ export async function fetchModel(site, digest, maxChunkBytes, { signal, onBytes 
     log('info', 'downloading a model', { bytes: total, kept, tensors: tensors.length });
     const request = { model_sha256: digest, tensors, read_offset: String(kept), max_chunk_bytes: maxChunkBytes };
     const stream = connection.readChunks(request, signal);
-    const incoming = new Incoming(stream, kept);
+    const incoming = new Incoming(stream, kept, total);
     try {
       for (const { entry } of lacking) {
         signal?.throwIfAborted();
@@ -64,9 +76,7 @@ export async function fetchModel(site, digest, maxChunkBytes, { signal, onBytes 
       tell(incoming.offset);
     }
     if (await store.adopt(entry)) return;
-    repairs += 1;
-    if (repairs > MOST_REPAIRS) throw new Error(`tensor ${entry.name} arrives damaged again and again`);
-    throw new Trouble(`tensor ${entry.name} does not match its digest`);
+    await repaired(Promise.reject(new Breach(`tensor ${entry.name} does not match its digest`)));
   }
 }
 
@@ -75,10 +85,12 @@ class Incoming {
   #stream;
   #left = Buffer.alloc(0);
   #next;
+  #size;
 
-  constructor(stream, offset) {
+  constructor(stream, offset, size) {
     this.#stream = stream;
     this.#next = offset;
+    this.#size = size;
   }
 
   /** Bytes of the body that were taken. */
@@ -91,7 +103,7 @@ class Incoming {
     while (this.#left.length === 0) {
       const message = await this.#stream.read(STALL_MS);
       if (message === null) throw new Trouble(`the body ended after ${this.#next} bytes`);
-      this.#left = readChunk(message.chunk, this.#next);
+      this.#left = readChunk(message.chunk, this.#next, this.#size);
       this.#next += this.#left.length;
     }
     const data = this.#left.subarray(0, most);
@@ -102,12 +114,15 @@ class Incoming {
 
 async function readManifest(stream, digest, schema) {
   const entries = [];
+  let announced = null;
   for (let message = await stream.read(STALL_MS); message; message = await stream.read(STALL_MS)) {
+    announced ??= message.num_tensors;
     entries.push(...(message.part?.entries ?? []).map(readEntry));
-    if (entries.length > limits.MAX_TENSORS) throw new Trouble('the manifest is too long');
+    if (entries.length > limits.MAX_TENSORS) throw new Breach('the manifest is too long');
   }
+  if (entries.length < (announced ?? 1)) throw new Trouble('the manifest ended too early');
   const fits = entries.length === schema.length && entries.every((entry, at) => isOf(entry, schema[at]));
-  if (!fits || !modelDigest(entries).sha256.equals(digest)) throw new Trouble('the manifest is not of this model');
+  if (!fits || !modelDigest(entries).sha256.equals(digest)) throw new Breach('the manifest is not of this model');
   return entries;
 }
 

@@ -1,8 +1,9 @@
 /**
- * What can go wrong, in three kinds, since each asks for something else:
+ * What can go wrong, in four kinds, since each asks for something else:
  *
  * - `Refusal`: the server decided. Its `reason` is one of the contract's; only LIMIT_EXCEEDED is waited for.
  * - `Trouble`: the network, a proxy or a crash. Come back, ask how far things are, resume.
+ * - `Breach`: the server broke a rule of the contract: trying again is of little use.
  * - `Stop`: this client is to end, with an exit code and words for its operator.
  */
 export class Refusal extends Error {
@@ -19,6 +20,8 @@ export class Refusal extends Error {
 }
 
 export class Trouble extends Error {}
+
+export class Breach extends Error {}
 
 export class Stop extends Error {
   /** @param {number} exitCode one of EXIT; @param {string} message */

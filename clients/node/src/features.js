@@ -50,3 +50,13 @@ export function parse(content) {
   const meaning = parseMeaning(content.toString('utf8', HEADER_BYTES, labelsAt));
   return { train: part(0, numTrain), val: part(numTrain, num), meaning, generated: generated === 1 };
 }
+
+/**
+ * The examples at these indices, in this order.
+ * @param {Examples} examples @param {number[]} indices @returns {Examples}
+ */
+export function take({ x, y, width }, indices) {
+  const rows = new Float32Array(indices.length * width);
+  indices.forEach((index, at) => rows.set(x.subarray(index * width, (index + 1) * width), at * width));
+  return { x: rows, y: Uint8Array.from(indices, (index) => y[index]), num: indices.length, width };
+}

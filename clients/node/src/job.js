@@ -6,27 +6,32 @@
  *     working --cannot be done--> failed
  *
  * A finished update is a record in the store (`offerId`, `baseHex`, `entries`, `numExamples`, `metrics`, `epochs`,
- * `trainingSeconds`), so that nothing is trained twice for one offer, whatever is killed in between.
+ * `trainingSeconds`, and `packed` once it is ready to travel), so that nothing is trained twice for one offer, whatever
+ * is killed in between.
  */
 import { performance } from 'node:perf_hooks';
 import { fetchModel } from './download.js';
 import { isRefusal, Refusal } from './errors.js';
 import { entryOf, modelDigest } from './model.js';
-import { Unwanted, Upload } from './upload.js';
+import { pack } from './packing.js';
+import { Damaged, Unwanted, Upload } from './upload.js';
 
 export class Job {
   state = 'offered';
   reason = '';
-  /** Whether it failed here, and not because the server refused something. */
-  failedHere = false;
-  progress = { phase: 'PHASE_DOWNLOADING', epoch: 0, epochs: 0, fraction: 0, metrics: {} };
+  /** Whether the fine-tune itself failed. */
+  trainingFailed = false;
+  /** What it failed with. @type {Error | null} */
+  failure = null;
+  progress = { phase: 'PHASE_UNSPECIFIED', epoch: 0, epochs: 0, fraction: 0, metrics: {} };
   #site;
   #abort = new AbortController();
   #done = Promise.resolve();
 
   /**
    * @param {object} offer the contract's message
-   * @param {object} site what jobs work with: connection, store, schema, training, experience, patience, log
+   * @param {object} site what jobs work with: connection, store, schema, training, experience,
+   *   patience, federation (its name), encodings (those taken), log
    */
   constructor(offer, site) {
     this.offer = offer;
@@ -46,10 +51,15 @@ export class Job {
     return this.#site.store.loadUpdate(this.offer.offer_id, this.#baseHex);
   }
 
-  /** Begin, once the server has confirmed. Nothing happens if it has begun already. */
+  /**
+   * Begin, once the server has confirmed. Nothing happens if it has begun already.
+   * @param {object} plan
+   * @param {() => import('./bench.js').Terms} terms as the latest welcome says
+   */
   start(plan, terms) {
     if (this.state !== 'offered') return;
     this.state = 'working';
+    this.#show('PHASE_DOWNLOADING', 0, 1);
     this.#done = this.#run(plan, terms);
   }
 
@@ -57,6 +67,11 @@ export class Job {
   drop(reason) {
     if (this.state === 'offered' || this.state === 'working') this.#end('dropped', reason);
     this.#abort.abort();
+  }
+
+  /** End without having begun: what was agreed cannot be done. */
+  fail(reason) {
+    if (this.state === 'offered') this.#end('failed', reason);
   }
 
   /** Resolves when nothing runs any more. */
@@ -78,56 +93,99 @@ export class Job {
     } catch (error) {
       if (this.state !== 'working') return; // dropped meanwhile
       log(error instanceof Unwanted ? 'info' : 'error', 'the work on this round ended', { because: error.message });
-      this.failedHere = !(error instanceof Unwanted || error instanceof Refusal);
+      this.failure = error;
       this.#end(error instanceof Unwanted ? 'dropped' : 'failed', generalWords(error));
     }
   }
 
   async #work(plan, terms) {
-    const { experience, store } = this.#site;
+    const { experience, federation, store } = this.#site;
     const began = performance.now();
     const hooks = { signal: this.#abort.signal, onBytes: (done, all) => this.#show('PHASE_DOWNLOADING', done, all) };
-    const base = await fetchModel(this.#site, this.offer.base_model.model_digest.sha256, terms.maxChunkBytes, hooks);
+    const { sha256 } = this.offer.base_model.model_digest;
+    const base = await fetchModel(this.#site, sha256, terms().maxChunkBytes, hooks);
     await store.keepOnly(this.offer.offer_id, base);
     const fetched = performance.now();
-    const update = await this.#update(base, plan);
+    const first = await this.#update(base, plan);
     const trained = performance.now();
-    const onBytes = (done, all) => this.#show('PHASE_UPLOADING', done, all);
-    const quarantined = await new Upload(this.#site, this.offer, update, terms, onBytes).run(this.#abort.signal);
+    const { quarantined, packed } = await this.#deliver(base, plan, first, terms);
+    if (!quarantined && packed.leftOut.length) await store.keepLeftOut(federation, packed.leftOut);
     experience.transferSeconds = (fetched - began + performance.now() - trained) / 1000;
     return quarantined;
+  }
+
+  /** Send it; what turns out to be damaged on this disk is made again, once: the same base and plan give the same. */
+  async #deliver(base, plan, first, terms) {
+    try {
+      return await this.#send(base, first, terms);
+    } catch (error) {
+      if (!(error instanceof Damaged)) throw error;
+      this.#site.log('warning', 'the update is damaged on this disk and is made again', { because: error.message });
+      return this.#send(base, await this.#update(base, plan), terms);
+    }
+  }
+
+  async #send(base, { record, isKept }, terms) {
+    const packed = await this.#packed(base, record, terms().encoding);
+    const onBytes = (done, all) => this.#show('PHASE_UPLOADING', done, all);
+    const update = { ...record, entries: packed.entries };
+    const upload = new Upload(this.#site, this.offer, update, terms, { onBytes, isBegun: isKept });
+    return { quarantined: await upload.run(this.#abort.signal), packed };
+  }
+
+  /** The update in that encoding: as it was packed before, if it was. */
+  async #packed(base, record, encoding) {
+    const { federation, store } = this.#site;
+    if (record.packed?.encoding === encoding) return record.packed;
+    const packed = await pack(store, base, record.entries, encoding, await store.leftOut(federation));
+    await store.record({ ...record, packed });
+    return packed;
   }
 
   /** The finished update: what was trained for this offer before, or a new fine-tune. */
   async #update(base, plan) {
     const { log } = this.#site;
     const known = await this.#load();
-    if (known === null) return this.#train(base, plan);
+    if (known === null) return { record: await this.#train(base, plan), isKept: false };
     log('info', 'this round is trained already; sending what was kept', { round: this.offer.round });
-    return known;
+    return { record: known, isKept: true };
   }
 
   async #train(base, plan) {
-    const { experience, log, schema, store, training } = this.#site;
+    const { experience, log, store, training } = this.#site;
     log('info', 'training', { round: this.offer.round, epochs: plan.epochs });
     const weights = new Map();
     for (const entry of base) weights.set(entry.name, await store.read(entry));
     const began = performance.now();
     this.progress = { ...this.progress, phase: 'PHASE_TRAINING', fraction: 0 };
-    const tuned = await training.fineTune(weights, plan, (report) => this.#report(report), this.#abort.signal);
+    const report = (news) => this.#report(news);
+    const tuned = await this.#watched(training.fineTune(weights, plan, report, this.#abort.signal));
     const trainingSeconds = (performance.now() - began) / 1000;
     experience.epochSeconds = trainingSeconds / Math.max(1, tuned.epochs);
-    const entries = schema.map((spec) => entryOf(spec, tuned.weights.get(spec.name)));
-    const isKept = await Promise.all(entries.map((entry) => store.has(entry)));
-    for (const [at, entry] of entries.entries()) if (!isKept[at]) await store.put(entry, tuned.weights.get(entry.name));
-    const { numExamples, metrics, epochs } = tuned;
+    const record = await this.#keep(tuned, trainingSeconds);
+    const model = modelDigest(record.entries).sha256.toString('hex');
+    log('info', 'trained', { round: this.offer.round, epochs: tuned.epochs, model, ...tuned.metrics });
+    return record;
+  }
+
+  async #watched(fineTune) {
+    try {
+      return await fineTune;
+    } catch (error) {
+      this.trainingFailed = true;
+      throw error;
+    }
+  }
+
+  async #keep({ weights, numExamples, metrics, epochs }, trainingSeconds) {
+    const { schema, store } = this.#site;
+    const entries = schema.map((spec) => entryOf(spec, weights.get(spec.name)));
+    const isHere = await Promise.all(entries.map((entry) => store.has(entry)));
+    for (const [at, entry] of entries.entries()) if (!isHere[at]) await store.put(entry, weights.get(entry.name));
     const origin = { offerId: this.offer.offer_id, baseHex: this.#baseHex };
-    const facts = { ...origin, numExamples, metrics, epochs, trainingSeconds };
-    const hex = entries.map((entry) => ({ ...entry, sha256: entry.sha256.toString('hex') }));
-    await store.record({ ...facts, entries: hex });
-    const model = modelDigest(entries).sha256.toString('hex');
-    log('info', 'trained', { round: this.offer.round, epochs, model, ...metrics });
-    return { ...facts, entries };
+    const record = { ...origin, entries, numExamples, metrics, epochs, trainingSeconds };
+    await store.record(record);
+    return record;
   }
 
   #report({ epoch, epochs, fraction, metrics }) {

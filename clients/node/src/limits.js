@@ -9,6 +9,10 @@ export const MAX_MODEL_BYTES = 64 * 2 ** 30;
 export const DEFAULT_CHUNK_BYTES = 1 << 20;
 export const MAX_CHUNK_BYTES = (4 << 20) - (64 << 10);
 export const DEFAULT_WINDOW_BYTES = 4 << 20;
+export const MAX_PLAN_SETTINGS = 64;
+export const MAX_PLAN_SETTING_BYTES = 256;
+/** Of a `google.protobuf.Duration`. */
+export const MAX_SPAN_SECONDS = 315_576_000_000;
 const MAX_REASON_BYTES = 1_024;
 
 // Control characters, which would break a line of the canonical descriptions.

@@ -29,6 +29,14 @@ export function entryOf({ name, dtype, shape }, values) {
   return { name, dtype, shape, sha256: sha256(values), size: values.length };
 }
 
+/**
+ * What travels of an entry: its values, or what they were packed into.
+ * @param {import('./packing.js').PackedEntry} entry
+ */
+export function bodyOf(entry) {
+  return entry.body ?? entry;
+}
+
 /** @param {Entry[]} entries @returns {string} */
 export function canonicalModel(entries) {
   const line = ({ name, dtype, shape, sha256: digest }) => [name, dtype, shape.join(','), digest.toString('hex')];

@@ -4,6 +4,7 @@
  * @typedef {{maxEpochs: number, maxSeconds: number | null}} SiteLimits 0 and null are no limit
  * @typedef {{epochSeconds: number | null, transferSeconds: number, moreTimeRefused: boolean}} Experience
  */
+import * as limits from './limits.js';
 
 /** Epochs vary with what else a machine does; asking for a fifth more than was measured costs the round little. */
 const SAFETY = 1.2;
@@ -43,4 +44,18 @@ export function reply(offer, limits, experience) {
 function counter(offer, epochs, seconds, reasons) {
   if (epochs === offer.epochs && seconds === null) return { accept: true };
   return { counter: { epochs: epochs === offer.epochs ? 0 : epochs, seconds, reason: reasons.join('; ') } };
+}
+
+/**
+ * What is wrong with a plan; empty if nothing is.
+ * @param {{epochs: number, batch_size: number, learning_rate: number, settings: Record<string, string>} | null} plan
+ */
+export function planTrouble(plan) {
+  if (plan === null) return 'the offer has no plan';
+  if (plan.epochs < 1) return 'the plan has no epoch';
+  if (plan.batch_size < 1) return 'the plan has no batch size';
+  if (!Number.isFinite(plan.learning_rate)) return 'the plan has no finite learning rate';
+  const words = Object.entries(plan.settings ?? {});
+  const fits = words.flat().every((word) => Buffer.byteLength(word) <= limits.MAX_PLAN_SETTING_BYTES);
+  return fits && words.length <= limits.MAX_PLAN_SETTINGS ? '' : "the plan's settings are too large";
 }

@@ -6,6 +6,7 @@
  *     greeting --declined--> over            raises Stop
  *     any --cut--> over                      raises Trouble; the work goes on, and a new session takes it up
  */
+import { choose } from './encodings.js';
 import { EXIT, Stop, Trouble } from './errors.js';
 import * as limits from './limits.js';
 import { readMetrics, schemaParts, seconds, writeMetrics } from './wire.js';
@@ -16,6 +17,8 @@ const LEASE_SHARE = 1 / 3;
 /** Least time between two signs of progress that is news, where the lease is not much shorter. */
 const PAUSE_SECONDS = 1;
 const LAST_WORDS_MS = 3_000;
+/** Of a server that names none. */
+const DEFAULT_LEASE_SECONDS = 60;
 
 export class Session {
   #stream;
@@ -23,6 +26,7 @@ export class Session {
   #bench;
   #collect;
   #lease = null; // {offerId, seconds, told, toldAt}
+  #hopeless = null; // why this client is to end, where that is found between two messages
 
   /**
    * @param {import('./stream.js').Stream} stream just opened
@@ -44,7 +48,7 @@ export class Session {
    * @returns {Promise<object>} the federation's outcome
    */
   async run(hello, onWelcome) {
-    const keeper = setInterval(() => this.#tellProgress().catch(() => {}), LOOK_MS); // the listener hears why it failed
+    const keeper = setInterval(() => this.#keepLease(), LOOK_MS);
     try {
       await this.#stream.write({ hello });
       for (;;) {
@@ -53,12 +57,20 @@ export class Session {
         if (message.kind === 'welcome') onWelcome();
         await this.#handle(message);
         this.#bench.checkHealth();
-        if (message.kind === 'federation_outcome') return message.federation_outcome;
+        if (message.kind === 'federation_outcome') return await this.#close(message.federation_outcome);
       }
+    } catch (error) {
+      throw this.#hopeless ?? error;
     } finally {
       clearInterval(keeper);
       this.#stream.cancel();
     }
+  }
+
+  async #close(outcome) {
+    this.#stream.end();
+    await this.#stream.ended(LAST_WORDS_MS);
+    return outcome;
   }
 
   /** Say good-bye, and wait for the server to end the stream, for a few seconds at most. */
@@ -97,6 +109,7 @@ export class Session {
     this.#bench.terms = {
       maxChunkBytes: Math.min(welcome.max_chunk_bytes || limits.DEFAULT_CHUNK_BYTES, limits.MAX_CHUNK_BYTES),
       windowBytes: welcome.window_bytes || limits.DEFAULT_WINDOW_BYTES,
+      encoding: choose(welcome.encodings, this.#site.encodings),
     };
     this.#site.log('info', 'welcome', { known_as: welcome.client_name, rounds: welcome.rounds });
   }
@@ -104,25 +117,39 @@ export class Session {
   async #answer(offer) {
     const answer = await this.#bench.consider(offer);
     const offer_id = offer.offer_id;
-    if (answer.accept) return this.#stream.write({ accept: { offer_id } });
     if (answer.decline) return this.#stream.write({ decline: { offer_id, reason: limits.clipReason(answer.decline) } });
+    // The answer is a sign of life, and the server may take its time to confirm.
+    this.#lease = { offerId: offer_id, seconds: leaseOf(offer), told: this.#bench.job.progress, toldAt: Date.now() };
+    if (answer.accept) return this.#stream.write({ accept: { offer_id } });
     return this.#stream.write({ counter_offer: { offer_id, ...answer.counter } });
   }
 
   #confirm(confirmation) {
     this.#bench.confirm(confirmation);
-    this.#lease = { offerId: confirmation.offer_id, seconds: seconds(confirmation.lease), told: null, toldAt: 0 };
+    if (this.#bench.job?.offer.offer_id !== confirmation.offer_id) return; // it crossed another offer
+    this.#lease = { offerId: confirmation.offer_id, seconds: leaseOf(confirmation), told: null, toldAt: 0 };
   }
 
   #renew({ offer_id, lease }) {
     if (this.#lease?.offerId === offer_id && seconds(lease) > 0) this.#lease.seconds = seconds(lease);
   }
 
+  async #keepLease() {
+    try {
+      await this.#tellProgress();
+      this.#bench.checkHealth();
+    } catch (error) {
+      if (!(error instanceof Stop)) return; // the listener hears why the stream ended
+      this.#hopeless ??= error;
+      this.#stream.cancel();
+    }
+  }
+
   /** Tell how the agreed work goes: when it got on, and often enough to keep the lease. */
   async #tellProgress() {
     const [lease, job] = [this.#lease, this.#bench.job];
     if (lease === null || job?.offer.offer_id !== lease.offerId) return;
-    if (job.state !== 'working') {
+    if (!['offered', 'working'].includes(job.state)) {
       this.#lease = null;
       if (job.state === 'failed') {
         await this.#stream.write({ failure: { offer_id: lease.offerId, reason: limits.clipReason(job.reason) } });
@@ -136,6 +163,10 @@ export class Session {
     const metrics = writeMetrics(job.progress.metrics);
     await this.#stream.write({ progress: { offer_id: lease.offerId, ...job.progress, metrics } });
   }
+}
+
+function leaseOf({ lease }) {
+  return seconds(lease) || DEFAULT_LEASE_SECONDS;
 }
 
 function logRound(log, outcome) {

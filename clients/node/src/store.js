@@ -1,24 +1,27 @@
 /**
  * What a site keeps on disk: tensors, each in a file named by the SHA-256 of its bytes, and finished updates.
  *
- * A model or an update is a list of entries; its bytes are in `tensors/`. So a tensor that did not change is kept once
- * and never downloaded twice, and a download resumes with what lies in `NAME.partial`. A tensor counts only if its
- * bytes have the digest that is its name. An update counts once its record is there, which is written last.
+ * A model or an update is a list of entries; its bytes are in `tensors/`, encoded ones too. So a tensor that did not
+ * change is kept once and never downloaded twice, and a download resumes with what lies in `NAME.partial`. A tensor
+ * counts only if its bytes have the digest that is its name. An update counts once its record is there, which is
+ * written last. `left_out.json` says what encodings left out of the updates that the server has.
  */
 import { mkdir, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
 import path from 'node:path';
 import { TEMPORARY, using, writeDurably } from './durable.js';
-import { sha256 } from './model.js';
+import { bodyOf, sha256 } from './model.js';
 
 export class Store {
   #tensors;
   #updates;
+  #leftOut;
   #verified = new Set();
 
   /** @param {string} folder */
   constructor(folder) {
     this.#tensors = path.join(folder, 'tensors');
     this.#updates = path.join(folder, 'updates');
+    this.#leftOut = path.join(folder, 'left_out.json');
   }
 
   async open() {
@@ -37,6 +40,16 @@ export class Store {
       this.#verified.add(name);
     }
     return true;
+  }
+
+  /** Whether these are here, rightly, each hashed again. @param {{sha256: Buffer}[]} entries */
+  async recheck(entries) {
+    entries.forEach((entry) => this.#verified.delete(entry.sha256.toString('hex')));
+    return this.#hasAll(entries);
+  }
+
+  async #hasAll(entries) {
+    return (await Promise.all(entries.map((entry) => this.has(entry)))).every(Boolean);
   }
 
   /** A tensor's bytes from `offset` on, `length` at most. @returns {Promise<Buffer>} */
@@ -89,32 +102,59 @@ export class Store {
 
   /** Make an update count, durably; its tensors are here already. @param {object} record see `job.js` */
   record(record) {
-    return writeDurably(this.#updatePath(record.offerId), JSON.stringify(record));
+    return writeDurably(this.#updatePath(record.offerId), asText(record));
   }
 
-  /** The finished update of that offer and base, if every byte of it is here. */
+  /** The finished update of that offer and base, if every byte of it is here; as packed only if all of that is, too. */
   async loadUpdate(offerId, baseHex) {
-    const text = await readFile(this.#updatePath(offerId), 'utf8').catch(() => null);
-    if (text === null) return null;
+    const record = await read(this.#updatePath(offerId));
     try {
-      const record = JSON.parse(text);
-      record.entries.forEach((entry) => { entry.sha256 = Buffer.from(entry.sha256, 'hex'); });
-      const whole = await Promise.all(record.entries.map((entry) => this.has(entry)));
-      return record.baseHex === baseHex && whole.every(Boolean) ? record : null;
+      const isWhole = record?.baseHex === baseHex && await this.#hasAll(record.entries);
+      if (!isWhole) return null;
+      return { ...record, packed: await this.#isPacked(record) ? record.packed : undefined };
     } catch {
       return null; // damaged: it is trained again
     }
   }
 
-  /** Forget all updates but that of `offerId`, and all tensors but those of `entries` and of that update. */
+  #isPacked({ packed }) {
+    return packed !== undefined && this.#hasAll([...packed.entries.map(bodyOf), ...packed.leftOut]);
+  }
+
+  // What encodings left out.
+
+  /** What was left out so far in that federation. @returns {Promise<import('./packing.js').LeftOut[]>} */
+  async leftOut(federation) {
+    const known = await read(this.#leftOut);
+    if (known?.federation !== federation || !(await this.#hasAll(known.tensors))) return [];
+    return known.tensors;
+  }
+
+  /** The server has an update: what was left out of it is what counts from now on. */
+  keepLeftOut(federation, tensors) {
+    return writeDurably(this.#leftOut, asText({ federation, tensors }));
+  }
+
+  // Forgetting.
+
+  /** Forget all updates but that of `offerId`, and all tensors but its, those of `entries` and what was left out. */
   async keepOnly(offerId, entries) {
     const kept = new Set(entries.map((entry) => entry.sha256.toString('hex')));
     const update = path.basename(this.#updatePath(offerId));
-    const text = await readFile(this.#updatePath(offerId), 'utf8').catch(() => '{}');
-    for (const [, name] of text.matchAll(/"sha256":"([0-9a-f]{64})"/g)) kept.add(name);
+    for (const file of [this.#updatePath(offerId), this.#leftOut]) {
+      for (const name of digestsIn(await readFile(file, 'utf8').catch(() => ''))) kept.add(name);
+    }
     await removeBut(this.#updates, (name) => name === update);
     await removeBut(this.#tensors, (name) => kept.has(name.replace(TEMPORARY, '')));
     this.#verified = new Set([...this.#verified].filter((name) => kept.has(name)));
+  }
+
+  /** Forget everything: the federation is over. */
+  async clear() {
+    await rm(this.#leftOut, { force: true });
+    await removeBut(this.#updates, () => false);
+    await removeBut(this.#tensors, () => false);
+    this.#verified.clear();
   }
 
   #path(entry) {
@@ -130,4 +170,23 @@ export class Store {
 async function removeBut(folder, isKept) {
   const names = (await readdir(folder)).filter((name) => !isKept(name));
   await Promise.all(names.map((name) => rm(path.join(folder, name), { force: true })));
+}
+
+function asText(record) {
+  // A Buffer has turned itself into something longer before this sees it.
+  return JSON.stringify(record, (key, value) => (key === 'sha256' ? Buffer.from(value).toString('hex') : value));
+}
+
+/** A record, or null if there is none that can be read. */
+async function read(file) {
+  try {
+    const text = await readFile(file, 'utf8');
+    return JSON.parse(text, (key, value) => (key === 'sha256' ? Buffer.from(value, 'hex') : value));
+  } catch {
+    return null;
+  }
+}
+
+function digestsIn(text) {
+  return [...text.matchAll(/"sha256":"([0-9a-f]{64})"/g)].map(([, name]) => name);
 }

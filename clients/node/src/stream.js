@@ -19,6 +19,7 @@ export class Stream {
    */
   constructor(call, signal) {
     this.#call = call;
+    if (signal?.aborted) call.cancel();
     const abort = () => call.cancel();
     signal?.addEventListener('abort', abort, { once: true });
     call.on('status', () => signal?.removeEventListener('abort', abort));

@@ -2,8 +2,7 @@
  * The task `brain_mri_head`: logistic regression with Adam on features, as fedtask/brain_mri_head/training.py has it.
  *
  * A training module exports `taskName` and `open(settings, dataPath)`, which gives the object that `Training`
- * describes; `--task MODULE.js` puts another one in this one's place. Plain JavaScript is enough here: TensorFlow.js
- * would be twenty times as large as all the other packages together.
+ * describes; `--task MODULE.js` puts another one in this one's place.
  *
  * @typedef {object} Training
  * @property {import('./model.js').Spec[]} schema
@@ -17,14 +16,13 @@
 import { createHash } from 'node:crypto';
 import { setImmediate as turn } from 'node:timers/promises';
 import { EXIT, Stop } from './errors.js';
-import { readFeatures } from './features.js';
+import { readFeatures, take } from './features.js';
+import { Head } from './head.js';
 
 export const taskName = 'brain_mri_head';
 
 const KERNEL = 'head/kernel';
 const BIAS = 'head/bias';
-const [BETA_1, BETA_2] = [0.9, 0.999];
-const EPSILON = 1e-7;
 const DEFAULT_ADAM_EPSILON = 1e-3;
 
 /**
@@ -46,22 +44,36 @@ export async function open(settings, dataPath) {
 }
 
 async function fineTune(train, val, settings, { base, plan, report, signal }) {
-  const head = new Head(base, Number(settings.adam_epsilon ?? DEFAULT_ADAM_EPSILON));
-  const labelWeights = settings.class_weights === 'balanced' ? balanced(train.y) : [1, 1];
-  const baseScores = head.scores(val, 'base_');
-  const patience = val.num > 0 ? plan.early_stopping_patience : 0;
+  const start = Float32Array.from([...floats(base.get(KERNEL)), ...floats(base.get(BIAS))]);
+  const head = new Head(start, Number(settings.adam_epsilon ?? DEFAULT_ADAM_EPSILON));
+  try {
+    const labelWeights = settings.class_weights === 'balanced' ? balanced(train.y) : [1, 1];
+    const baseScores = scores(head, val, 'base_');
+    const runOnce = async (epoch) => {
+      const metrics = await runEpoch(head, train, plan, labelWeights, epoch, signal);
+      return { ...metrics, ...scores(head, val, 'val_') };
+    };
+    const patience = val.num > 0 ? plan.early_stopping_patience : 0;
+    const { best, epochs } = await runEpochs(head, runOnce, patience, plan, report);
+    const metrics = { ...best.metrics, ...baseScores };
+    return { weights: toTensors(best.weights), numExamples: train.num, metrics, epochs };
+  } finally {
+    head.dispose();
+  }
+}
+
+/** Epoch after epoch; with patience, what counts is the one of the lowest validation loss, else the last. */
+async function runEpochs(head, runOnce, patience, plan, report) {
   let best = { loss: Infinity, epoch: 0 };
   let epoch = 0;
   do {
     epoch += 1;
-    const scores = await runEpoch(head, train, plan, labelWeights, epoch, signal);
-    const metrics = { ...scores, ...head.scores(val, 'val_') };
+    const metrics = await runOnce(epoch);
     report({ epoch, epochs: plan.epochs, fraction: epoch / plan.epochs, metrics });
     const isBest = patience === 0 || metrics.val_loss < best.loss;
-    if (isBest) best = { loss: metrics.val_loss, epoch, metrics, weights: head.weights.slice() };
+    if (isBest) best = { loss: metrics.val_loss, epoch, metrics, weights: head.weights() };
   } while (epoch < plan.epochs && !(patience > 0 && epoch - best.epoch >= patience));
-  const metrics = { ...best.metrics, ...baseScores };
-  return { weights: toTensors(best.weights), numExamples: train.num, metrics, epochs: epoch };
+  return { best, epochs: epoch };
 }
 
 async function runEpoch(head, examples, plan, labelWeights, epoch, signal) {
@@ -69,68 +81,18 @@ async function runEpoch(head, examples, plan, labelWeights, epoch, signal) {
   for (const batch of batches(epochOrder(plan.seed, epoch, examples.num), plan.batch_size)) {
     await turn(); // so that the connection lives while training goes on
     signal.throwIfAborted();
-    head.step(examples, batch, labelWeights, plan.learning_rate, sums);
+    const { loss, hits } = head.step(take(examples, batch), labelWeights, plan.learning_rate);
+    sums.loss += loss;
+    sums.hits += hits;
   }
   return { loss: sums.loss / examples.num, accuracy: sums.hits / examples.num };
 }
 
-/** Weights as float64, the bias last, with Adam's state beside them. */
-class Head {
-  #epsilon;
-  #m;
-  #v;
-  #steps = 0;
-
-  constructor(base, epsilon) {
-    this.weights = Float64Array.from([...floats(base.get(KERNEL)), ...floats(base.get(BIAS))]);
-    this.#epsilon = epsilon;
-    this.#m = new Float64Array(this.weights.length);
-    this.#v = new Float64Array(this.weights.length);
-  }
-
-  /** Probability of label 1 for the example at `index`. */
-  probability({ x, width }, index) {
-    const { weights } = this;
-    let logit = weights[width];
-    for (let at = 0, from = index * width; at < width; at += 1) logit += x[from + at] * weights[at];
-    return 0.5 * (1 + Math.tanh(0.5 * logit)); // exp would overflow
-  }
-
-  /** One step of Adam on the batch; adds its losses and hits to `sums`. */
-  step(examples, batch, labelWeights, learningRate, sums) {
-    const { x, y, width } = examples;
-    const gradient = new Float64Array(width + 1);
-    for (const index of batch) {
-      const p = this.probability(examples, index);
-      const error = ((p - y[index]) * labelWeights[y[index]]) / batch.length;
-      for (let at = 0, from = index * width; at < width; at += 1) gradient[at] += error * x[from + at];
-      gradient[width] += error;
-      judge(p, y[index], sums);
-    }
-    this.#steps += 1;
-    const rate = (learningRate * Math.sqrt(1 - BETA_2 ** this.#steps)) / (1 - BETA_1 ** this.#steps);
-    gradient.forEach((value, at) => {
-      this.#m[at] += (1 - BETA_1) * (value - this.#m[at]);
-      this.#v[at] += (1 - BETA_2) * (value * value - this.#v[at]);
-      this.weights[at] -= (rate * this.#m[at]) / (Math.sqrt(this.#v[at]) + this.#epsilon);
-    });
-  }
-
-  /** Mean loss and accuracy; null where there is no example. */
-  scores(examples, prefix) {
-    const sums = { loss: 0, hits: 0 };
-    for (let index = 0; index < examples.num; index += 1) {
-      judge(this.probability(examples, index), examples.y[index], sums);
-    }
-    const mean = (sum) => (examples.num ? sum / examples.num : null);
-    return { [`${prefix}loss`]: mean(sums.loss), [`${prefix}accuracy`]: mean(sums.hits) };
-  }
-}
-
-function judge(p, label, sums) {
-  const clipped = Math.min(Math.max(p, EPSILON), 1 - EPSILON);
-  sums.loss -= label === 1 ? Math.log(clipped) : Math.log1p(-clipped);
-  sums.hits += Number((p > 0.5) === (label === 1));
+/** Mean loss and accuracy; null where there is no example. */
+function scores(head, examples, prefix) {
+  const { loss, hits } = examples.num ? head.scores(examples) : {};
+  const mean = (sum) => (examples.num ? sum / examples.num : null);
+  return { [`${prefix}loss`]: mean(loss), [`${prefix}accuracy`]: mean(hits) };
 }
 
 /** The order of the examples in an epoch: by the SHA-256 of the text `SEED EPOCH INDEX`. @param {string} seed */

@@ -7,8 +7,8 @@
  * What is sent but not yet committed never exceeds the window, so that no cut costs more than that.
  */
 import { untilDone } from './backoff.js';
-import { isRefusal, Trouble } from './errors.js';
-import { modelDigest } from './model.js';
+import { Breach, isRefusal, Trouble } from './errors.js';
+import { bodyOf, modelDigest } from './model.js';
 import { STALL_MS } from './stream.js';
 import { manifestParts, readIndexes, writeChunk, writeDigest, writeMetrics } from './wire.js';
 
@@ -17,31 +17,38 @@ const MOST_RESTARTS = 3;
 /** The server does not wait for this update any more. */
 export class Unwanted extends Error {}
 
+/** What is on disk is not what was put there. */
+export class Damaged extends Error {}
+
 export class Upload {
   #site;
   #offer;
   #update;
   #terms;
   #onBytes;
+  #asksFirst;
   #body = null; // the tensors that travel, once the server has said which
   #committed = 0;
   #highest = 0;
   #restarts = 0;
+  #mostAtOnce = Infinity;
   #signal;
 
   /**
    * @param {{connection: object, store: import('./store.js').Store, patience: object, log: Function}} site
    * @param {{upload_id: string}} offer
-   * @param {object} update a record as `job.js` makes it
-   * @param {{maxChunkBytes: number, windowBytes: number}} terms
-   * @param {(done: number, total: number) => void} onBytes
+   * @param {object} update `entries` as packed, and the facts of the fine-tune
+   * @param {() => {maxChunkBytes: number, windowBytes: number}} terms as the latest welcome says
+   * @param {{onBytes?: (done: number, total: number) => void, isBegun?: boolean}} [options] whether it may have been
+   *   sent before, so that the server knows more of it than is known here
    */
-  constructor(site, offer, update, terms, onBytes) {
+  constructor(site, offer, update, terms, { onBytes = () => {}, isBegun = false } = {}) {
     this.#site = site;
     this.#offer = offer;
     this.#update = update;
     this.#terms = terms;
     this.#onBytes = onBytes;
+    this.#asksFirst = isBegun;
   }
 
   /**
@@ -49,6 +56,7 @@ export class Upload {
    * @param {AbortSignal} signal
    * @returns {Promise<string>} why it was kept aside; empty if it is in the round
    * @throws {Unwanted} the round is over, or another update was begun for the offer
+   * @throws {Damaged} what was to be sent is damaged here: it has to be made again
    */
   async run(signal) {
     this.#signal = signal;
@@ -64,26 +72,54 @@ export class Upload {
 
   async #once() {
     try {
-      if (this.#body === null || !(await this.#canResume())) await this.#putManifest();
+      if (!(this.#asksFirst && await this.#canGoOn())) await this.#putManifest();
       if (this.#committed < this.#size) await this.#writeBody();
       return await this.#finish();
     } catch (error) {
-      // Documented as: resume at `committed_size`.
-      if (isRefusal(error, 'WRONG_OFFSET', 'CHECKSUM_MISMATCH', 'BODY_INCOMPLETE')) throw new Trouble(error.message);
-      if (isRefusal(error, 'MANIFEST_REQUIRED', 'DIGEST_MISMATCH', 'SUPERSEDED')) throw this.#beginAnew(error);
-      throw error;
+      this.#asksFirst = true;
+      throw await this.#react(error);
     }
   }
 
+  /** What to raise for an error; Trouble means to come back. */
+  async #react(error) {
+    // Documented as: resume at `committed_size`.
+    if (isRefusal(error, 'WRONG_OFFSET', 'CHECKSUM_MISMATCH', 'BODY_INCOMPLETE')) return new Trouble(error.message);
+    if (isRefusal(error, 'CHUNK_TOO_LARGE')) return this.#sendSmaller(error);
+    if (isRefusal(error, 'SUPERSEDED')) return this.#countRestart(error);
+    if (isRefusal(error, 'MANIFEST_REQUIRED')) return this.#beginAnew(error);
+    if (!isRefusal(error, 'DIGEST_MISMATCH')) return error;
+    if (await this.#site.store.recheck(this.#body.map(bodyOf))) return this.#beginAnew(error);
+    return new Damaged(error.message);
+  }
+
   #beginAnew(error) {
-    this.#restarts += 1;
-    if (this.#restarts > MOST_RESTARTS) return error;
     this.#body = null;
+    this.#asksFirst = false; // what the server has is known: nothing that counts
+    return this.#countRestart(error);
+  }
+
+  #countRestart(error) {
+    this.#restarts += 1;
+    return this.#restarts > MOST_RESTARTS ? error : new Trouble(error.message);
+  }
+
+  #sendSmaller(error) {
+    const refused = this.#chunkBytes;
+    const allowed = Number(error.metadata.max_chunk_bytes);
+    if (refused === 1) return error;
+    this.#mostAtOnce = allowed >= 1 && allowed < refused ? allowed : Math.floor(refused / 2);
     return new Trouble(error.message);
   }
 
+  /** At most half the window: else both ends could wait, this one for an answer and the server for more. */
+  get #chunkBytes() {
+    const { maxChunkBytes, windowBytes } = this.#terms();
+    return Math.max(1, Math.min(maxChunkBytes, this.#mostAtOnce, Math.floor(windowBytes / 2)));
+  }
+
   get #size() {
-    return this.#body.reduce((sum, entry) => sum + entry.size, 0);
+    return this.#body.reduce((sum, entry) => sum + bodyOf(entry).size, 0);
   }
 
   async #putManifest() {
@@ -100,20 +136,22 @@ export class Upload {
     const messages = [{ header }, ...manifestParts(entries).map((part) => ({ part }))];
     const answer = await this.#site.connection.putManifest(messages, this.#signal);
     this.#body = readIndexes(answer.missing_tensors, entries.length).map((index) => entries[index]);
-    if (Number(answer.body_size_bytes) !== this.#size) throw new Trouble('the server counts the body otherwise');
+    if (Number(answer.body_size_bytes) !== this.#size) throw new Breach('the server counts the body otherwise');
     this.#commit(answer.committed_size);
     this.#site.log('info', 'sending the update', { bytes: this.#size, committed: this.#committed });
   }
 
-  /** Ask how far the server is; whether it can go on from there with the body as agreed. */
-  async #canResume() {
+  /** Ask how far the server is; whether it can go on from there, with the body as agreed if it is not finished. */
+  async #canGoOn() {
     const status = await this.#site.connection.uploadStatus(this.#offer.upload_id, this.#signal);
     if (status.state === 'UPLOAD_STATE_CLOSED') throw new Unwanted('the round closed before the update was there');
     if (['UPLOAD_STATE_ADMITTED', 'UPLOAD_STATE_QUARANTINED'].includes(status.state)) {
+      this.#body ??= [];
       this.#commit(this.#size);
       return true;
     }
-    if (status.state !== 'UPLOAD_STATE_OPEN' || Number(status.body_size_bytes) !== this.#size) return false;
+    const isOpen = status.state === 'UPLOAD_STATE_OPEN' && this.#body !== null;
+    if (!isOpen || Number(status.body_size_bytes) !== this.#size) return false;
     this.#commit(status.committed_size);
     this.#site.log('info', 'resuming the upload', { committed: this.#committed, of: this.#size });
     return true;
@@ -133,8 +171,8 @@ export class Upload {
   }
 
   async #sendChunks(stream, size) {
-    const { maxChunkBytes, windowBytes } = this.#terms;
-    const most = Math.min(maxChunkBytes, windowBytes);
+    const { windowBytes } = this.#terms();
+    const most = this.#chunkBytes;
     for (let offset = this.#committed; offset < size;) {
       this.#signal.throwIfAborted();
       const data = await this.#read(offset, most);
@@ -152,13 +190,13 @@ export class Upload {
     const parts = [];
     let start = 0;
     let left = most;
-    for (const entry of this.#body) {
+    for (const piece of this.#body.map(bodyOf)) {
       const from = Math.max(offset - start, 0);
-      if (from < entry.size && left > 0) {
-        parts.push(await this.#site.store.read(entry, from, left));
+      if (from < piece.size && left > 0) {
+        parts.push(await this.#site.store.read(piece, from, left));
         left -= parts.at(-1).length;
       }
-      start += entry.size;
+      start += piece.size;
     }
     return Buffer.concat(parts);
   }

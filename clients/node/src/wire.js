@@ -1,8 +1,9 @@
 /** Between the contract's messages and the client's own shapes; what is read is checked here, before it is used. */
 import { crc32c } from './crc32c.js';
-import { Trouble } from './errors.js';
+import { RAW } from './encodings.js';
+import { Breach, Trouble } from './errors.js';
 import * as limits from './limits.js';
-import { ITEM_BYTES, sizeOf } from './model.js';
+import { bodyOf, ITEM_BYTES, sizeOf } from './model.js';
 
 const NAMES = {
   BOOL: 'BOOL', I8: 'INT8', I16: 'INT16', I32: 'INT32', I64: 'INT64', U8: 'UINT8', U16: 'UINT16', U32: 'UINT32',
@@ -37,17 +38,17 @@ export function writeMeaning({ classNames, positiveClass, preprocessing }) {
   return { class_names: classNames, positive_class: positiveClass, preprocessing };
 }
 
-/** An entry whose values travel raw. @param {import('./model.js').Entry} entry */
+/** @param {import('./packing.js').PackedEntry} entry */
 export function writeEntry(entry) {
-  const size = String(entry.size);
-  const digest = { sha256: entry.sha256, size_bytes: size };
-  return { spec: writeSpec(entry), digest, encoding: 'ENCODING_RAW', encoded_size_bytes: size };
+  const { encoding = RAW } = entry;
+  const encoded = String(bodyOf(entry).size);
+  return { spec: writeSpec(entry), digest: writeDigest(entry), encoding, encoded_size_bytes: encoded };
 }
 
 /**
- * One entry of a manifest from the network.
+ * One entry of a manifest from the network. Models travel raw.
  * @returns {import('./model.js').Entry}
- * @throws {Trouble} it breaks a rule
+ * @throws {Breach} it breaks a rule
  */
 export function readEntry({ spec, digest, encoding, encoded_size_bytes: encoded }) {
   const dtype = FROM_WIRE[spec?.dtype];
@@ -57,8 +58,8 @@ export function readEntry({ spec, digest, encoding, encoded_size_bytes: encoded 
   const fits = sizeOf({ dtype, shape: shape.map((length) => length || 1) }) <= limits.MAX_MODEL_BYTES;
   const sound = dtype !== undefined && limits.isTensorName(spec.name) && shape.length <= limits.MAX_AXES && fits
     && digest?.sha256.length === 32 && size === sizeOf({ dtype, shape })
-    && encoding === 'ENCODING_RAW' && Number(encoded) === size;
-  if (!sound) throw new Trouble(`the manifest's tensor ${JSON.stringify(spec?.name?.slice(0, 80))} is not sound`);
+    && encoding === RAW && Number(encoded) === size;
+  if (!sound) throw new Breach(`the manifest's tensor ${JSON.stringify(spec?.name?.slice(0, 80))} is not sound`);
   return { name: spec.name, dtype, shape, sha256: Buffer.from(digest.sha256), size };
 }
 
@@ -80,21 +81,28 @@ export function writeChunk(offset, data) {
 }
 
 /**
- * A chunk's bytes, if it stands where it should and its checksum is right.
- * @param {{write_offset: string, crc32c: number, data: Buffer}} chunk
- * @param {number} offset
- * @returns {Buffer}
+ * What is new in a chunk, if it breaks none of the rules for chunks.
+ * @param {{write_offset: string, crc32c: number, data: Buffer} | null} chunk
+ * @param {number} have bytes of the body that are here
+ * @param {number} size of the body
+ * @returns {Buffer} the bytes from `have` on; none for a keep-alive
+ * @throws {Trouble}
  */
-export function readChunk(chunk, offset) {
-  if (Number(chunk.write_offset) !== offset) throw new Trouble(`a chunk came for ${chunk.write_offset}, not ${offset}`);
-  if (crc32c(chunk.data) !== chunk.crc32c) throw new Trouble(`the chunk at ${offset} was damaged on its way`);
-  return chunk.data;
+export function readChunk(chunk, have, size) {
+  if (!chunk) throw new Trouble('a message came without a chunk');
+  const { data } = chunk;
+  const begin = Number(chunk.write_offset);
+  if (data.length > limits.MAX_CHUNK_BYTES) throw new Trouble(`a chunk of ${data.length} bytes came`);
+  if (crc32c(data) !== chunk.crc32c) throw new Trouble(`the chunk at ${begin} was damaged on its way`);
+  if (begin > have) throw new Trouble(`a chunk came for ${begin}, not ${have}`);
+  if (begin + data.length > size) throw new Trouble(`a chunk reaches to ${begin + data.length} of ${size} bytes`);
+  return data.subarray(have - begin);
 }
 
-/** Ascending indexes below `count`. @param {number[]} indexes @param {number} count */
+/** Ascending indexes below `count`. @param {number[]} indexes @param {number} count @throws {Breach} */
 export function readIndexes(indexes, count) {
   const sound = indexes.every((index, at) => index < count && (at === 0 || index > indexes[at - 1]));
-  if (!sound) throw new Trouble('the server asks for tensors that are not in the manifest');
+  if (!sound) throw new Breach('the server asks for tensors that are not in the manifest');
   return indexes;
 }
 
@@ -118,6 +126,7 @@ export function seconds(duration) {
 /** @param {number | null | undefined} value seconds */
 export function writeDuration(value) {
   if (value === null || value === undefined) return undefined;
-  const whole = Math.floor(value);
-  return { seconds: String(whole), nanos: Math.min(Math.round((value - whole) * 1e9), 999_999_999) };
+  const span = Math.min(value, limits.MAX_SPAN_SECONDS);
+  const whole = Math.floor(span);
+  return { seconds: String(whole), nanos: Math.min(Math.round((span - whole) * 1e9), 999_999_999) };
 }

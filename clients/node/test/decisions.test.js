@@ -4,9 +4,10 @@ import test from 'node:test';
 import { untilDone, waitSeconds } from '../src/backoff.js';
 import { Refusal, Trouble } from '../src/errors.js';
 import { clipReason, isClientName } from '../src/limits.js';
-import { readConfig } from '../src/main.js';
+import { readJoin, readRun } from '../src/options.js';
 import { reply } from '../src/reply.js';
 import { PATIENCE, quiet } from './fakes.js';
+import { readVectors } from './vectors.js';
 
 const OFFER = { epochs: 10, timeRemaining: 100 };
 const NEW = { epochSeconds: null, transferSeconds: 0, moreTimeRefused: false };
@@ -35,7 +36,7 @@ test('offer of which not one epoch fits is declined', () => {
 test('waits double up to the longest, with jitter', () => {
   const patience = { firstSeconds: 1, longestSeconds: 5 };
   const waits = [0, 1, 2, 3].map((tries) => waitSeconds(new Trouble(''), tries, patience, () => 0.5));
-  assert.deepEqual(waits, [1.5, 2.5, 4.5, 5.5]);
+  assert.deepEqual(waits, [0.875, 1.75, 3.5, 4.375]);
   assert.equal(waitSeconds(new Refusal('LIMIT_EXCEEDED', '', {}, 7), 9, patience), 7);
 });
 
@@ -56,24 +57,43 @@ test('without progress it gives up in the time that was set', async () => {
   await assert.rejects(untilDone(broken, { howFar: () => 0, patience, doing: 'trying', log: quiet }), Trouble);
 });
 
+const TOKEN = readVectors('tokens.txt')[0].token;
 const GOOD = ['--server', 'h:1', '--data', 'd', '--name', 'a', '--fingerprint', `sha256:${'0'.repeat(64)}`];
 
 test('options read as they are meant', () => {
   const words = [...GOOD, '--max-hours', '0.5', '--state-dir', 's'];
-  const { maxSeconds, maxEpochs, giveUpAfter, stateDir } = readConfig(words);
+  const { maxSeconds, maxEpochs, giveUpAfter, stateDir } = readRun(words);
   assert.deepEqual([maxSeconds, maxEpochs, giveUpAfter, stateDir], [1800, 0, null, 's']);
 });
 
 for (const [what, words] of Object.entries({
   'no server': GOOD.slice(2),
-  'no trust': GOOD.slice(0, 6),
+  'no trust': [...GOOD.slice(0, 6), '--identity', 'nowhere'],
   'plaintext far away': [...GOOD.slice(0, 6), '--plaintext'],
-  'two kinds of trust': [...GOOD, '--server-ca', 'f'],
-  'a certificate without a key': [...GOOD, '--certificate', 'f'],
+  'two kinds of trust': [...GOOD, '--plaintext'],
+  'a fingerprint and an identity': [...GOOD, '--identity', 'nowhere'],
+  'a certificate without a key': [...GOOD.slice(0, 6), '--certificate', 'f'],
+  'two limits on time': [...GOOD, '--max-hours', '1', '--max-seconds', '9'],
   'a name with a slash': [...GOOD, '--name', 'a/b'],
   'a number that is none': [...GOOD, '--max-epochs', 'many'],
   'an unknown option': [...GOOD, '--speed', '9'],
-})) test(`options with ${what} are refused`, () => assert.throws(() => readConfig(words), { exitCode: 2 }));
+})) test(`options with ${what} are refused`, () => assert.throws(() => readRun(words), { exitCode: 2 }));
+
+test('join reads where to as the token says, but for what the operator says', () => {
+  const read = (...words) => readJoin([...words, '--token', TOKEN]).where;
+  assert.deepEqual(read(), { server: 'fl.example.org:8443', enrolment: 'fl.example.org:8444' });
+  assert.deepEqual(read('near:1'), { server: 'near:1', enrolment: 'near:8444' });
+  assert.deepEqual(read('near:1', '--enrolment', '[::1]:2'), { server: 'near:1', enrolment: '[::1]:2' });
+});
+
+for (const [what, words] of Object.entries({
+  'no token': [],
+  'two tokens': ['--token', TOKEN, '--token-file', 'f'],
+  'a file that is not there': ['--token-file', 'nowhere'],
+  'a damaged token': ['--token', TOKEN.slice(0, -1)],
+  'an address without a port': ['near', '--token', TOKEN],
+  'two addresses': ['near:1', 'far:1', '--token', TOKEN],
+})) test(`join with ${what} is refused`, () => assert.throws(() => readJoin(words), { exitCode: 2 }));
 
 test('names and reasons keep their bounds', () => {
   assert.deepEqual(['a', '-a', 'a'.repeat(65), 'ä'].map(isClientName), [true, false, false, false]);

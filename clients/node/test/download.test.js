@@ -4,7 +4,7 @@ import { writeFileSync } from 'node:fs';
 import path from 'node:path';
 import test from 'node:test';
 import { fetchModel } from '../src/download.js';
-import { Refusal, Trouble } from '../src/errors.js';
+import { Breach, Refusal, Trouble } from '../src/errors.js';
 import { writeChunk, writeEntry } from '../src/wire.js';
 import { makeModel, openStore, PATIENCE, quiet, streamOf } from './fakes.js';
 
@@ -81,6 +81,31 @@ test('longer rubbish than the tensor is thrown away', async (t) => {
   const store = await openStore(t);
   await store.append(model.entries[0], Buffer.alloc(40));
   assert.deepEqual(await fetchInto(store, serverOf()), model.values);
+});
+
+test('manifest that is not sound is asked for again, a few times', async (t) => {
+  const unsound = { ...writeEntry(model.entries[0]), spec: { ...writeEntry(model.entries[0]).spec, dtype: 99 } };
+  let asked = 0;
+  const manifest = (entries) => streamOf([{ num_tensors: 3, part: { entries } }]);
+  const lying = { getManifest: () => { asked += 1; return manifest([unsound]); } };
+  await assert.rejects(fetchInto(await openStore(t), lying), Breach);
+  assert.equal(asked, 4);
+  const right = serverOf();
+  const answers = [[unsound], model.entries.slice(1).map(writeEntry), model.entries.map(writeEntry)];
+  const better = { ...right, getManifest: () => manifest(answers.shift()) };
+  assert.deepEqual(await fetchInto(await openStore(t), better), model.values);
+});
+
+test('chunks that overlap are taken once, and one that reaches too far is an error of the network', async (t) => {
+  const body = Buffer.concat([...model.values, Buffer.alloc(1)]);
+  const [right, asked] = [serverOf(), []];
+  const odd = { ...right, readChunks: (request) => {
+    if (asked.push(request) > 1) return right.readChunks(request);
+    const ranges = [[0, 10], [10, 10], [4, 20], [2, 6], [20, 29]];
+    return streamOf(ranges.map(([from, to]) => ({ chunk: writeChunk(from, body.subarray(from, to)) })));
+  } };
+  assert.deepEqual(await fetchInto(await openStore(t), odd), model.values);
+  assert.deepEqual(asked.map(({ read_offset }) => read_offset), ['0', '4']); // of the tensor that was not whole yet
 });
 
 test('model that the server does not publish is an error at once', async (t) => {

@@ -4,7 +4,9 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import test from 'node:test';
+import tf from '@tensorflow/tfjs-core';
 import { parse } from '../src/features.js';
+import { Head } from '../src/head.js';
 import { batches, epochOrder, open } from '../src/train_head.js';
 
 const MEANING = 'fedstream meaning v1\nno\tyes\nyes\n2 numbers\n';
@@ -42,6 +44,21 @@ test('fine-tune learns, and repeats to the bit', async (t) => {
   assert.ok(one.metrics.accuracy > 0.9 && one.metrics.loss < one.metrics.base_loss);
   assert.deepEqual(one, two);
   assert.notDeepEqual((await tune(training, { ...PLAN, seed: '4' })).weights, one.weights);
+});
+
+test('fine-tune gives back all memory of TensorFlow.js', async (t) => {
+  const training = await open({}, features(t, 40));
+  const before = tf.memory().numTensors;
+  await tune(training);
+  assert.equal(tf.memory().numTensors, before);
+});
+
+test('one step is the one of fedtask', () => { // whose numbers these are
+  const head = new Head(Float32Array.from([0.5, -0.25, 0.125]), 1e-3);
+  const batch = { x: Float32Array.from([1, 2, -1, 0.5]), y: Uint8Array.from([1, 0]), num: 2, width: 2 };
+  const { loss, hits } = head.step(batch, [0.5, 2], 0.1);
+  assert.deepEqual([loss.toFixed(6), hits], ['1.106676', 2]);
+  assert.deepEqual([...head.weights()].map((value) => value.toFixed(5)), ['0.59468', '-0.15343', '0.21721']);
 });
 
 test('fine-tune ends early and gives the best epoch', async (t) => {

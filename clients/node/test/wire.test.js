@@ -3,12 +3,15 @@ import assert from 'node:assert/strict';
 import test from 'node:test';
 import { messageType } from '../src/contract.js';
 import { crc32c } from '../src/crc32c.js';
-import { Trouble } from '../src/errors.js';
+import { Breach, Trouble } from '../src/errors.js';
+import * as limits from '../src/limits.js';
 import {
   canonicalMeaning, canonicalModel, canonicalSchema, entryOf, modelDigest, parseMeaning, sha256,
 } from '../src/model.js';
 import { readRefusal } from '../src/status.js';
-import { manifestParts, readChunk, readEntry, schemaParts, writeChunk, writeEntry } from '../src/wire.js';
+import {
+  manifestParts, readChunk, readEntry, schemaParts, writeChunk, writeDuration, writeEntry,
+} from '../src/wire.js';
 import { hex, readVectors } from './vectors.js';
 
 const tell = ({ case: name }) => name ?? '';
@@ -47,7 +50,8 @@ for (const vector of readVectors('chunks.txt')) {
     const type = messageType('Chunk');
     const data = hex(vector.data);
     assert.equal(crc32c(data), vector.crc32c);
-    assert.deepEqual(readChunk(type.deserialize(hex(vector.message)), vector.write_offset), data);
+    const end = vector.write_offset + data.length;
+    assert.deepEqual(readChunk(type.deserialize(hex(vector.message)), vector.write_offset, end), data);
     const written = type.serialize(writeChunk(vector.write_offset, data));
     assert.deepEqual(type.deserialize(written), type.deserialize(hex(vector.message)));
   });
@@ -66,14 +70,28 @@ const asItIs = (vector) => vector.type === 'TensorEntry' && !tell(vector).starts
 for (const vector of readVectors('malformed.txt').filter(asItIs)) {
   test(`malformed ${tell(vector)}`, () => {
     const read = () => readEntry(messageType('TensorEntry').deserialize(hex(vector.message)));
-    if (vector.reason === null) read(); else assert.throws(read, Trouble);
+    if (vector.reason === null) read(); else assert.throws(read, Breach);
   });
 }
 
 test('chunk that was damaged or is out of place is refused', () => {
   const chunk = writeChunk(5, Buffer.from('abc'));
-  assert.throws(() => readChunk({ ...chunk, data: Buffer.from('abd') }, 5), /damaged/);
-  assert.throws(() => readChunk(chunk, 4), /came for 5, not 4/);
+  assert.throws(() => readChunk({ ...chunk, data: Buffer.from('abd') }, 5, 8), /damaged/);
+  assert.throws(() => readChunk(chunk, 4, 8), /came for 5, not 4/);
+  assert.throws(() => readChunk(chunk, 5, 7), /reaches to 8 of 7/);
+  assert.throws(() => readChunk(writeChunk(0, Buffer.alloc(limits.MAX_CHUNK_BYTES + 1)), 0, 2 ** 30), Trouble);
+  assert.throws(() => readChunk({ ...writeChunk(5, Buffer.alloc(0)), crc32c: 1 }, 5, 8), /damaged/);
+  assert.throws(() => readChunk(null, 5, 8), Trouble);
+});
+
+test('of a chunk that begins before what is here, what is new is taken', () => {
+  const chunk = writeChunk(5, Buffer.from('abc'));
+  assert.deepEqual([5, 6, 8, 9].map((have) => readChunk(chunk, have, 9).toString()), ['abc', 'bc', '', '']);
+});
+
+test('spans are bounded as the contract has it', () => {
+  assert.deepEqual(writeDuration(1e15), { seconds: '315576000000', nanos: 0 });
+  assert.deepEqual(writeDuration(1.5), { seconds: '1', nanos: 500_000_000 });
 });
 
 test('schema and manifest of many tensors go in parts within the bounds', () => {

@@ -37,18 +37,32 @@ def test_validity_is_judged_by_the_date(now: datetime, verdict: Verdict, found: 
 
 @pytest.mark.parametrize(("now", "side"), [(BEGINS - DAY, "before"), (ENDS + DAY, "after")])
 def test_clock_outside_of_the_certificates_dates_fails(now: datetime, side: str) -> None:
-    result = judge_clock(CERTIFICATE, now)
+    result = judge_clock(CERTIFICATE, now, 0.0)
 
     assert result.verdict is Verdict.FAILED
     assert f"UTC is {side} the certificate's dates" in result.found
     assert result.advice.startswith("Set the clock of this machine")
 
 
-def test_clock_within_the_dates_says_that_nothing_closer_can_be_told() -> None:
-    result = judge_clock(CERTIFICATE, datetime.now(UTC))
+@pytest.mark.parametrize(
+    ("ahead_seconds", "verdict", "found"),
+    [
+        (None, Verdict.OK, "UTC; the server does not say its own time"),
+        (0.2, Verdict.OK, "UTC, within 1 s of the server's clock"),
+        (-60, Verdict.OK, "UTC, within 60 s of the server's clock"),
+        (61, Verdict.WARNING, "0:01:01 (h:mm:ss) ahead of the server's clock"),
+        (-90_000, Verdict.WARNING, "1 day, 1:00:00 (h:mm:ss) behind the server's clock"),
+    ],
+)
+@pytest.mark.parametrize("certificate", [CERTIFICATE, None])
+def test_clock_is_compared_with_the_servers(
+    certificate: bytes | None, ahead_seconds: float | None, verdict: Verdict, found: str
+) -> None:
+    result = judge_clock(certificate, datetime.now(UTC), ahead_seconds)
 
-    assert result.verdict is Verdict.OK
-    assert result.found.endswith("is within the certificate's dates; nothing closer can be told, or is needed")
+    assert result.verdict is verdict
+    assert result.found.endswith(found)
+    assert bool(result.advice) == (verdict is not Verdict.OK)
 
 
 def test_name_is_the_one_that_clients_look_for() -> None:

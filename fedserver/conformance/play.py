@@ -1,0 +1,216 @@
+"""What a scene has at hand: a scripted server at an address of its own, the client's process, and the findings."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from fedserver.conformance.findings import Findings, SkippedError, UnmetError
+from fedserver.conformance.material import Material
+from fedserver.conformance.subject import Subject, filled
+from fedserver.conformance.talk import PATIENCE_SECONDS, Talk, upload_id
+from fedserver.conformance.transfer import Transfer
+from fedstream import limits, wire
+from fedstream.v1 import (
+    common_pb2,
+    negotiation_pb2,
+    negotiation_pb2_grpc,
+    transfer_pb2_grpc,
+)
+
+SITE = "conformance-site"
+_LOOK_SECONDS = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """How the client is started; `limited` are further words that let it run one epoch a round at most."""
+
+    words: Sequence[str]
+    limited: Sequence[str] = ()
+
+
+class Negotiation(negotiation_pb2_grpc.NegotiationServiceServicer):
+    """Hands each stream to the scene that plays."""
+
+    def __init__(self, play: Play) -> None:
+        self._play = play
+
+    async def DescribeTask(self, _request: Any, _context: Any) -> negotiation_pb2.DescribeTaskResponse:  # noqa: N802
+        material = self._play.material
+        return negotiation_pb2.DescribeTaskResponse(
+            protocol=common_pb2.ProtocolRange(min=limits.PROTOCOL_VERSION, max=limits.PROTOCOL_VERSION),
+            federation_name="conformance",
+            task_name=material.task,
+            task_settings=dict(material.settings),
+            meaning=wire.write_meaning(material.meaning),
+            schema_sha256=material.schema.digest(),
+        )
+
+    async def Negotiate(self, requests: Any, context: Any) -> None:  # type: ignore[override]  # noqa: N802
+        play = self._play
+        talk = Talk(context, play.material, play.transfer, play.findings, play.note)
+        play.note("client -> Negotiate")
+        play.opened.append(asyncio.get_running_loop().time())
+        play.talks.put_nowait(talk)
+        await talk.serve(requests)
+
+
+class Play:
+    """One scene on its way."""
+
+    def __init__(self, command: Command, material: Material, folder: Path) -> None:
+        self.material = material
+        self.findings = Findings()
+        self.opened: list[float] = []
+        """When each Negotiate stream began."""
+        self.talks: asyncio.Queue[Talk] = asyncio.Queue()
+        self.transfer = Transfer(material, self.findings, self.note)
+        self._command = command
+        self._folder = folder
+        folder.mkdir(parents=True)
+        self._transcript = folder / "transcript.txt"
+        self._began = asyncio.get_running_loop().time()
+        self._server: grpc.aio.Server | None = None
+        self._port = 0
+        self._subject: Subject | None = None
+
+    def note(self, words: str) -> None:
+        """Add a line to the scene's transcript."""
+        since = asyncio.get_running_loop().time() - self._began
+        with self._transcript.open("a") as transcript:
+            transcript.write(f"{since:8.3f}  {words}\n")
+
+    # The server
+
+    async def open(self) -> None:
+        """Listen; again at the same port after `close`."""
+        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        negotiation_pb2_grpc.add_NegotiationServiceServicer_to_server(Negotiation(self), self._server)
+        transfer_pb2_grpc.add_TransferServiceServicer_to_server(self.transfer, self._server)
+        self._port = self._server.add_insecure_port(f"127.0.0.1:{self._port}")
+        await self._server.start()
+
+    async def close(self) -> None:
+        """Stop as a killed server does: every connection breaks."""
+        if self._server is not None:
+            await self._server.stop(0)
+            self._server = None
+
+    async def restart(self) -> None:
+        """Break every connection, and be there again a moment later with all that was committed."""
+        self.note("server: restarts")
+        await self.close()
+        self.transfer.cut_all()
+        await asyncio.sleep(0.2)
+        await self.open()
+
+    # The client
+
+    async def begin(self, *, limited: bool = False) -> None:
+        """Start the client, or start it again after it was killed."""
+        if self._subject is None:
+            self._subject = self._make_subject(limited=limited)
+        self.note("the client is started")
+        await self._subject.start()
+
+    def _make_subject(self, *, limited: bool) -> Subject:
+        if limited and not self._command.limited:
+            raise SkippedError("no words that limit its epochs were given with --limited")
+        data = self._folder / "data"
+        data.mkdir()
+        values = {
+            "server": f"127.0.0.1:{self._port}",
+            "name": SITE,
+            "data": str(self.material.write_data(data)),
+            "state": str(self._folder / "state"),
+            "out": str(self._folder / "out"),
+        }
+        words = [*self._command.words, *(self._command.limited if limited else ())]
+        return Subject(filled(words, values), self._folder / "client.log")
+
+    async def kill(self) -> None:
+        """Kill the client, without a word to it."""
+        self.note("the client is killed")
+        if self._subject is not None:
+            await self._subject.kill()
+
+    async def end(self) -> None:
+        """End client and server."""
+        if self._subject is not None:
+            await self._subject.stop()
+        await self.close()
+
+    @property
+    def exit_status(self) -> int | None:
+        return self._subject.exit_status if self._subject is not None else None
+
+    def last_words(self) -> str:
+        """What the client said last."""
+        return self._subject.last_words() if self._subject is not None else ""
+
+    # What scenes wait for
+
+    async def session(self, rule: str = "R-TIM-5", within: float = PATIENCE_SECONDS) -> Talk:
+        """The next negotiation stream.
+
+        Raises:
+            UnmetError: none came in time.
+        """
+        await self.until(lambda: not self.talks.empty(), rule, "the client did not come to Negotiate", within)
+        return self.talks.get_nowait()
+
+    async def until(
+        self, is_so: Callable[[], bool], rule: str, otherwise: str, within: float = PATIENCE_SECONDS
+    ) -> None:
+        """Wait until something is so, which `rule` obliges the client to bring about.
+
+        Raises:
+            UnmetError: it was not so in time, or the client has ended.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + within
+        while not is_so():
+            if self.exit_status is not None and not is_so():
+                raise UnmetError(rule, f"{otherwise}; it had ended with {self.exit_status}: {self.last_words()}")
+            if loop.time() > deadline:
+                raise UnmetError(rule, f"{otherwise} within {within:g} s")
+            await asyncio.sleep(_LOOK_SECONDS)
+        self.findings.check(rule, True, "")
+
+    async def delivered(self, number: int = 1, rule: str = "R-UP-14", within: float = PATIENCE_SECONDS) -> None:
+        """Wait until the update of a round is finished."""
+        uploads, name = self.transfer.uploads, upload_id(number)
+        await self.until(
+            lambda: name in uploads and uploads[name].finished, rule, "the update was not finished", within
+        )
+
+    async def rests(self, seconds: float) -> None:
+        """Let some time pass in which the client is to do nothing wrong."""
+        await asyncio.sleep(seconds)
+
+    async def stays_away(self, rule: str, otherwise: str, seconds: float = 4.0) -> None:
+        """See that no further session comes: for longer than the first waits of R-TIM-5, or until the client ends."""
+        sessions = len(self.opened)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while loop.time() < deadline and self.exit_status is None:  # noqa: ASYNC110 - a process's end is no event
+            await asyncio.sleep(_LOOK_SECONDS)
+        self.findings.check(rule, len(self.opened) == sessions, otherwise)
+
+
+@asynccontextmanager
+async def playing(command: Command, material: Material, folder: Path) -> AsyncIterator[Play]:
+    """A scene's server, open; it and the client end with the scene."""
+    play = Play(command, material, folder)
+    await play.open()
+    try:
+        yield play
+    finally:
+        await play.end()

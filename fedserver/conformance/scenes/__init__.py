@@ -1,0 +1,15 @@
+"""All scenes, in the order in which they are played."""
+
+from __future__ import annotations
+
+from fedserver.conformance.scenes import downloads, encodings, errors, offers, sessions, uploads
+from fedserver.conformance.scenes.scene import Scene
+
+SCENES: tuple[Scene, ...] = (
+    *sessions.SCENES,
+    *offers.SCENES,
+    *downloads.SCENES,
+    *uploads.SCENES,
+    *encodings.SCENES,
+    *errors.SCENES,
+)

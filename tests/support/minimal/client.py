@@ -1,0 +1,528 @@
+"""The client of docs/write-a-client.md for the task `linear`; its steps have the names of the pseudo-code.
+
+It uses the generated stubs and nothing else of this project. Its small methods are there to be broken, one at a time,
+by `tests.support.minimal.wrong`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import os
+import queue
+import random
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import grpc
+import numpy as np
+from google.rpc import error_details_pb2, status_pb2
+
+from fedstream.v1 import common_pb2, negotiation_pb2, negotiation_pb2_grpc, transfer_pb2, transfer_pb2_grpc
+
+SCHEMA = (("weights", (10,)), ("bias", ()))
+MEANING = common_pb2.TaskMeaning(
+    class_names=["no", "yes"], positive_class="yes", preprocessing="10 numbers as they are"
+)
+RETRY_AT_STATUS = {"WRONG_OFFSET", "CHECKSUM_MISMATCH", "BODY_INCOMPLETE"}
+UNWANTED = {"ROUND_CLOSED", "UNKNOWN_UPLOAD", "MANIFEST_CONFLICT"}
+RIVAL_SECONDS = 300
+
+
+class StoppedError(Exception):
+    """Nobody wants the work any more."""
+
+
+class DeclinedError(Exception):
+    """The server does not take this client."""
+
+
+class Refusal(Exception):
+    """What the server decided about a call."""
+
+    def __init__(self, reason: str, delay: float) -> None:
+        super().__init__(reason)
+        self.reason, self.delay = reason, delay
+
+
+def refusal_of(error: grpc.RpcError) -> Refusal | None:
+    """The server's decision, or `None` for an error of the network."""
+    reason, delay = "", 0.0
+    for key, value in error.trailing_metadata() or ():
+        if key != "grpc-status-details-bin":
+            continue
+        for detail in status_pb2.Status.FromString(value).details:
+            if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+                info = error_details_pb2.ErrorInfo.FromString(detail.value)
+                reason = info.reason if info.domain == "fedstream.v1" else ""
+            if detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+                retry = error_details_pb2.RetryInfo.FromString(detail.value).retry_delay
+                delay = retry.seconds + retry.nanos / 1e9
+    return Refusal(reason, delay) if reason else None
+
+
+def schema_text() -> bytes:
+    lines = [f"{name}\tF32\t{','.join(map(str, shape))}\ttrainable\tweight\n" for name, shape in SCHEMA]
+    return ("fedstream schema v1\n" + "".join(lines)).encode()
+
+
+def model_digest(tensors: list[bytes]) -> common_pb2.Digest:
+    lines = [
+        f"{name}\tF32\t{','.join(map(str, shape))}\t{hashlib.sha256(data).hexdigest()}\n"
+        for (name, shape), data in zip(SCHEMA, tensors, strict=True)
+    ]
+    return digest_of(("fedstream model v1\n" + "".join(lines)).encode())
+
+
+def digest_of(data: bytes) -> common_pb2.Digest:
+    return common_pb2.Digest(sha256=hashlib.sha256(data).digest(), size_bytes=len(data))
+
+
+class Client:
+    """One site, from its start to the federation's end."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.kept = Path(options.state) / "update.npz"
+        self.kept.parent.mkdir(parents=True, exist_ok=True)
+        channel = grpc.insecure_channel(options.server, [("grpc.max_reconnect_backoff_ms", 2000)])
+        self.negotiation = negotiation_pb2_grpc.NegotiationServiceStub(channel)
+        self.transfer = transfer_pb2_grpc.TransferServiceStub(channel)
+        self.tensors: dict[bytes, bytes] = {}
+        self.work: Work | None = None
+        self.terms = negotiation_pb2.Welcome()
+        self.lease = 30.0
+        self.is_over = False
+        self.last_superseded = -RIVAL_SECONDS
+        self.outbox: queue.Queue[Any] = queue.Queue()
+
+    # One session after another
+
+    def run(self) -> int:
+        tries = 0
+        while True:
+            begun = time.monotonic()
+            try:
+                self.session()
+            except DeclinedError as error:
+                print(f"declined: {error}")
+                if not self.returns_when_declined():
+                    return 4
+            except grpc.RpcError as error:
+                decided = refusal_of(error)
+                if decided is not None and not self.may_return(decided):
+                    print(f"refused: {decided.reason}")
+                    return 1
+                self.wait(decided)
+            if self.is_over:
+                return 0
+            if self.was_welcome:
+                tries = 0
+            print(f"session over after {time.monotonic() - begun:.1f} s; coming back")
+            time.sleep(self.pause(tries))
+            tries += 1
+
+    def returns_when_declined(self) -> bool:
+        return False
+
+    def may_return(self, decided: Refusal) -> bool:
+        if decided.reason == "SUPERSEDED":
+            before, self.last_superseded = self.last_superseded, time.monotonic()
+            return time.monotonic() - before >= RIVAL_SECONDS
+        return decided.reason == "LIMIT_EXCEEDED"
+
+    def wait(self, decided: Refusal | None) -> None:
+        if decided is not None:
+            time.sleep(decided.delay)
+
+    def pause(self, tries: int) -> float:
+        return min(0.5 * 2**tries, 30) + 0.2 * random.random()
+
+    def hello(self) -> negotiation_pb2.Hello:
+        return negotiation_pb2.Hello(
+            protocol=common_pb2.ProtocolRange(min=1, max=1),
+            client_name=self.options.name,
+            schema_sha256=hashlib.sha256(schema_text()).digest(),
+            meaning=MEANING,
+            num_examples=48,
+            software="minimal 0.1",
+        )
+
+    def session(self) -> None:
+        self.was_welcome = False
+        self.outbox = queue.Queue()
+        self.say(hello=self.hello())
+        stream = self.call_negotiate(iter(self.outbox.get, None))
+        ticking = threading.Thread(target=self.tick, args=(self.outbox,), daemon=True)
+        ticking.start()
+        try:
+            for message in stream:
+                self.on_message(message)
+        finally:
+            self.outbox.put(None)
+
+    def call_negotiate(self, messages: Iterator[Any]) -> Any:
+        return self.negotiation.Negotiate(messages)
+
+    def say(self, **kind: Any) -> None:
+        self.outbox.put(negotiation_pb2.NegotiateRequest(**kind))
+
+    def tick(self, outbox: queue.Queue[Any]) -> None:
+        """Progress in each third of a lease while at work."""
+        while outbox is self.outbox:
+            work = self.work
+            if work is not None and work.at_work:
+                self.tell_progress(work)
+            time.sleep(min(1.0, self.lease / 3))
+
+    def tell_progress(self, work: Work) -> None:
+        self.say(
+            progress=negotiation_pb2.Progress(
+                offer_id=work.offer.offer_id, phase=negotiation_pb2.PHASE_TRAINING, fraction=0.5
+            )
+        )
+
+    def on_message(self, message: negotiation_pb2.NegotiateResponse) -> None:
+        kind = message.WhichOneof("kind")
+        handler = getattr(self, f"on_{kind}", None)
+        if handler is not None:
+            handler(getattr(message, kind))
+
+    def on_welcome(self, welcome: Any) -> None:
+        self.terms, self.was_welcome = welcome, True
+
+    def on_declined(self, declined: Any) -> None:
+        raise DeclinedError(declined.message)
+
+    def on_schema_query(self, _query: Any) -> None:
+        specs = [
+            common_pb2.TensorSpec(
+                name=name,
+                dtype=common_pb2.DATA_TYPE_FLOAT32,
+                shape=shape,
+                trainable=True,
+                role=common_pb2.TENSOR_ROLE_WEIGHT,
+            )
+            for name, shape in SCHEMA
+        ]
+        self.say(schema_part=negotiation_pb2.SchemaPart(tensors=specs, last=True))
+
+    def on_offer(self, offer: Any) -> None:
+        if self.work is None or self.work.offer.offer_id != offer.offer_id:
+            self.stop_work()
+            self.work = self.new_work(offer)
+        self.answer_offer(offer)
+
+    def answer_offer(self, offer: Any) -> None:
+        self.say(accept=negotiation_pb2.Acceptance(offer_id=offer.offer_id))
+
+    def new_work(self, offer: Any) -> Work:
+        return Work(self, offer)
+
+    def on_confirm(self, confirm: Any) -> None:
+        self.lease = confirm.lease.seconds + confirm.lease.nanos / 1e9
+        if self.work is not None and self.work.offer.offer_id == confirm.offer_id:
+            self.work.start(confirm.plan)
+
+    def on_cancel(self, cancel: Any) -> None:
+        if self.work is not None and self.work.offer.offer_id == cancel.offer_id:
+            self.stop_work()
+
+    def on_withdraw(self, withdraw: Any) -> None:
+        self.on_cancel(withdraw)
+
+    def on_lease_renewal(self, renewal: Any) -> None:
+        self.lease = renewal.lease.seconds + renewal.lease.nanos / 1e9
+
+    def on_federation_outcome(self, outcome: Any) -> None:
+        self.stop_work()
+        self.is_over = True
+        tensors = self.fetch(outcome.best_model.model_digest, lambda: None)
+        Path(self.options.out).mkdir(parents=True, exist_ok=True)
+        (Path(self.options.out) / "model.bin").write_bytes(b"".join(tensors))
+        self.outbox.put(None)
+
+    def stop_work(self) -> None:
+        if self.work is not None:
+            self.work.stop()
+            self.work = None
+
+    # Downloading
+
+    def fetch(self, digest: common_pb2.Digest, check: Any) -> list[bytes]:
+        """The tensors of a model, asked for again until they are right; `check` raises when nobody wants them."""
+        kept, tries = bytearray(), 0
+        while True:
+            check()
+            try:
+                entries = self.manifest(digest)
+                lacking = self.lacking(entries)
+                if lacking:
+                    self.read(digest, lacking, sum(entries[i].digest.size_bytes for i in lacking), kept)
+                    self.take(entries, lacking, kept)
+                return [self.tensors[entry.digest.sha256] for entry in entries]
+            except (grpc.RpcError, ValueError) as error:
+                decided = refusal_of(error) if isinstance(error, grpc.RpcError) else None
+                if decided is not None and decided.reason not in {"LIMIT_EXCEEDED", "WRONG_OFFSET"}:
+                    raise decided from error
+                self.wait(decided)
+                time.sleep(self.pause(tries))
+                tries += 1
+
+    def lacking(self, entries: list[Any]) -> list[int]:
+        return [index for index, entry in enumerate(entries) if entry.digest.sha256 not in self.tensors]
+
+    def manifest(self, digest: common_pb2.Digest) -> list[Any]:
+        parts = self.transfer.GetManifest(transfer_pb2.GetManifestRequest(model_sha256=digest.sha256))
+        entries = [entry for answer in parts for entry in answer.part.entries]
+        self.check_manifest(entries, digest)
+        return entries
+
+    def check_manifest(self, entries: list[Any], digest: common_pb2.Digest) -> None:
+        text = "fedstream model v1\n" + "".join(
+            f"{entry.spec.name}\tF32\t{','.join(map(str, entry.spec.shape))}\t{entry.digest.sha256.hex()}\n"
+            for entry in entries
+        )
+        if digest_of(text.encode()) != digest:
+            raise ValueError("another model came")
+
+    def read(self, digest: common_pb2.Digest, lacking: list[int], size: int, kept: bytearray) -> None:
+        """Go on at what is kept, until all is there."""
+        request = transfer_pb2.ReadChunksRequest(
+            model_sha256=digest.sha256,
+            tensors=lacking,
+            read_offset=len(kept),
+            max_chunk_bytes=self.terms.max_chunk_bytes,
+        )
+        for answer in self.transfer.ReadChunks(request):
+            self.check_chunk(answer.chunk, len(kept))
+            kept += answer.chunk.data
+        if len(kept) != size:
+            raise ValueError("the stream ended early")
+
+    def check_chunk(self, chunk: Any, have: int) -> None:
+        if google_crc32c.value(chunk.data) != chunk.crc32c or chunk.write_offset != have:
+            raise ValueError("a chunk is damaged")
+
+    def take(self, entries: list[Any], lacking: list[int], kept: bytearray) -> None:
+        start, found = 0, {}
+        for index in lacking:
+            want = entries[index].digest
+            data = bytes(kept[start : start + want.size_bytes])
+            start += want.size_bytes
+            if self.is_damaged(data, want):
+                kept.clear()
+                raise ValueError("a tensor is damaged")
+            found[want.sha256] = data
+        self.tensors |= found
+
+    def is_damaged(self, data: bytes, want: common_pb2.Digest) -> bool:
+        return digest_of(data) != want
+
+
+class Work:
+    """What is done for one offer, in a thread of its own."""
+
+    def __init__(self, client: Client, offer: Any) -> None:
+        self.client, self.offer = client, offer
+        self.stopped = threading.Event()
+        self.thread: threading.Thread | None = None
+        self.delivered = False
+
+    @property
+    def at_work(self) -> bool:
+        return self.thread is not None and self.thread.is_alive() and not self.stopped.is_set()
+
+    def start(self, plan: Any) -> None:
+        if self.at_work:
+            return
+        self.thread = threading.Thread(target=self.run, args=(plan,), daemon=True)
+        self.thread.start()
+
+    def stop(self) -> None:
+        self.stopped.set()
+
+    def check(self) -> None:
+        if self.stopped.is_set():
+            raise StoppedError
+
+    def run(self, plan: Any) -> None:
+        try:
+            base = self.client.fetch(self.offer.base_model.model_digest, self.check)
+            self.upload(self.load_kept() or self.train(base, plan))
+            self.delivered = True
+        except StoppedError:
+            return
+        except Refusal as refusal:
+            if refusal.reason not in UNWANTED:
+                self.fail(refusal.reason)
+        except ValueError as error:
+            self.fail(str(error))
+
+    def fail(self, reason: str) -> None:
+        self.client.say(failure=negotiation_pb2.Failure(offer_id=self.offer.offer_id, reason=reason))
+
+    # Training
+
+    def train(self, base: list[bytes], plan: Any) -> list[bytes]:
+        weights, bias = (np.frombuffer(data, np.float32).copy() for data in base)
+        with np.load(Path(self.client.options.data) / "train.npz") as data:
+            x, y = data["x"].astype(np.float32), data["y"].astype(np.float32)
+        for _ in range(plan.epochs):
+            self.check()
+            error = 1 / (1 + np.exp(-(x @ weights + bias[0]))) - y
+            weights -= np.float32(plan.learning_rate) * (x.T @ error) / len(y)
+            bias -= np.float32(plan.learning_rate) * error.mean()
+        update = [weights.tobytes(), bias.tobytes()]
+        self.keep(update)
+        return update
+
+    def keep(self, update: list[bytes]) -> None:
+        path = self.client.kept
+        with path.with_suffix(".new").open("wb") as file:
+            np.savez(
+                file, offer=self.offer.offer_id, **{str(i): np.frombuffer(u, np.uint8) for i, u in enumerate(update)}
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        path.with_suffix(".new").rename(path)
+
+    def load_kept(self) -> list[bytes] | None:
+        if not self.client.kept.is_file():
+            return None
+        with np.load(self.client.kept) as kept:
+            if str(kept["offer"]) != self.offer.offer_id:
+                return None
+            return [kept[str(index)].tobytes() for index in range(len(SCHEMA))]
+
+    # Uploading
+
+    def upload(self, update: list[bytes]) -> None:
+        body: bytes | None = None
+        committed, tries, restarts = 0, 0, 0
+        while True:
+            self.check()
+            try:
+                if body is not None:
+                    status = self.status()
+                    if status is None:
+                        body = None
+                    elif status < 0:
+                        return
+                    else:
+                        committed = status
+                if body is None:
+                    body, committed = self.put_manifest(update)
+                self.write(body, self.first_offset(committed))
+                self.finish()
+                return
+            except grpc.RpcError as error:
+                self.check()
+                decided = refusal_of(error)
+                if decided is not None and decided.reason in {"MANIFEST_REQUIRED", "DIGEST_MISMATCH"} and restarts < 3:
+                    restarts += 1
+                    body = None
+                elif decided is not None and not self.may_retry(decided):
+                    raise decided from error
+                self.client.wait(decided)
+                time.sleep(self.client.pause(tries))
+                tries += 1
+
+    def may_retry(self, decided: Refusal) -> bool:
+        return decided.reason in RETRY_AT_STATUS or decided.reason == "LIMIT_EXCEEDED"
+
+    def first_offset(self, committed: int) -> int:
+        return committed
+
+    def status(self) -> int | None:
+        """Where to go on; `None` to put the manifest, -1 if it is in."""
+        request = transfer_pb2.GetUploadStatusRequest(upload_id=self.offer.upload_id)
+        status = self.client.transfer.GetUploadStatus(request, timeout=60)
+        if status.state in {transfer_pb2.UPLOAD_STATE_ADMITTED, transfer_pb2.UPLOAD_STATE_QUARANTINED}:
+            return -1
+        if status.state == transfer_pb2.UPLOAD_STATE_CLOSED:
+            raise Refusal("ROUND_CLOSED", 0)
+        return status.committed_size if status.state == transfer_pb2.UPLOAD_STATE_OPEN else None
+
+    def header(self, update: list[bytes]) -> transfer_pb2.UpdateHeader:
+        return transfer_pb2.UpdateHeader(
+            upload_id=self.offer.upload_id,
+            num_tensors=len(update),
+            model_digest=model_digest(update),
+            num_examples=48,
+            epochs=1,
+        )
+
+    def entry(self, index: int, data: bytes) -> transfer_pb2.TensorEntry:
+        name, shape = SCHEMA[index]
+        spec = common_pb2.TensorSpec(name=name, dtype=common_pb2.DATA_TYPE_FLOAT32, shape=shape)
+        return transfer_pb2.TensorEntry(
+            spec=spec, digest=digest_of(data), encoding=common_pb2.ENCODING_RAW, encoded_size_bytes=len(data)
+        )
+
+    def put_manifest(self, update: list[bytes]) -> tuple[bytes, int]:
+        entries = [self.entry(index, data) for index, data in enumerate(update)]
+        messages = [
+            transfer_pb2.PutManifestRequest(header=self.header(update)),
+            transfer_pb2.PutManifestRequest(part=transfer_pb2.ManifestPart(entries=entries)),
+        ]
+        answer = self.client.transfer.PutManifest(iter(messages), timeout=600)
+        missing = list(answer.missing_tensors)
+        if missing != sorted(set(missing)) or any(index >= len(update) for index in missing):
+            raise ValueError("the server lacks tensors that there are not")
+        return b"".join(update[index] for index in missing), answer.committed_size
+
+    def write(self, body: bytes, start: int) -> None:
+        if start >= len(body):
+            return
+        self.committed, self.heard = start, threading.Condition()
+        try:
+            for answer in self.client.transfer.WriteChunks(self.chunks(body, start)):
+                with self.heard:
+                    self.committed = answer.committed_size
+                    self.heard.notify_all()
+        finally:
+            with self.heard:
+                self.committed = len(body)  # whoever waits for the window is not to wait for ever
+                self.heard.notify_all()
+
+    def chunks(self, body: bytes, start: int) -> Iterator[transfer_pb2.WriteChunksRequest]:
+        length, window = self.chunk_bytes(), self.client.terms.window_bytes
+        for offset in range(start, len(body), length):
+            data = body[offset : offset + length]
+            with self.heard:
+                while not self.fits(offset + len(data), window):
+                    self.heard.wait(1)
+            chunk = transfer_pb2.Chunk(write_offset=offset, crc32c=self.crc(data), data=data)
+            yield transfer_pb2.WriteChunksRequest(upload_id=self.offer.upload_id, chunk=chunk)
+
+    def chunk_bytes(self) -> int:
+        return int(min(self.client.terms.max_chunk_bytes, self.client.terms.window_bytes // 2))
+
+    def fits(self, end: int, window: int) -> bool:
+        return end - self.committed <= window
+
+    def crc(self, data: bytes) -> int:
+        return google_crc32c.value(data)
+
+    def finish(self) -> None:
+        request = transfer_pb2.FinishUploadRequest(upload_id=self.offer.upload_id)
+        self.client.transfer.FinishUpload(request, timeout=600)
+
+
+def read_options(words: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    for name in ("server", "name", "data", "state", "out"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--wrong", default="")
+    return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        raise SystemExit(Client(read_options()).run())
