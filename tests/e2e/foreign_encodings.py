@@ -79,6 +79,9 @@ class EncodingSuite:
             await soon("the cut", lambda: proxy.cuts == 1)
             first.process.kill()
             await first.ended()
+            await asyncio.to_thread(
+                server.until, "bytes on its disk", lambda look: look.parts["alpha"].committed_size > 0
+            )
             second = start(scene, self.client, "alpha", near, data)
             assert (await second.ended(), await server.ended()) == (0, 0), second.text
         assert len(second.said("trained")) == 1  # both processes write to one log

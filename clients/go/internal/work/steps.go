@@ -3,6 +3,7 @@ package work
 import (
 	"context"
 	"errors"
+	"maps"
 	"time"
 
 	"fedstream/client/internal/backoff"
@@ -158,6 +159,7 @@ func (j *Job) repair(update *store.Update) error {
 }
 
 func (j *Job) show(progress Progress) {
+	progress.Metrics = maps.Clone(progress.Metrics) // they are told from another goroutine, and training goes on with its own
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.progress = progress
