@@ -111,6 +111,16 @@ def test_expired_certificate_is_said_before_anything_is_tried(scene: Stage) -> N
     assert "this site's certificate has expired on" in client.text
 
 
+def test_fingerprint_is_enough_where_the_server_asks_for_no_certificates(scene: Stage) -> None:
+    server = scene.server("--rounds", "1", "--min-clients", "1", open_enrolment=True, **HEAD)
+    assert server.listening.fingerprint is not None
+    trust = ["--server", server.listening.address, "--fingerprint", server.listening.fingerprint, "--name", "alpha"]
+    files = ["--out", str(scene.folder / "out"), "--state-dir", str(scene.folder / "st")]
+    data = str(write_site(scene.folder, seed=1))
+    client = scene.launch("alpha", [*CLIENT, "run", *trust, *files, "--data", data, "--give-up-after", "20"])
+    assert (client.wait(), server.wait()) == (0, 0), client.text
+
+
 # --- Certificates of a site's own authority ---
 
 

@@ -131,11 +131,12 @@ function isOf(entry, spec) {
 }
 
 async function lackingOf(store, entries) {
-  const known = await Promise.all(entries.map((entry) => store.has(entry)));
-  const indexed = entries.map((entry, index) => ({ entry, index }));
+  const lacking = [];
   const seen = new Set(); // two tensors of the same bytes are one file, and travel once
-  return indexed.filter(({ entry, index }) => {
+  for (const [index, entry] of entries.entries()) {
     const name = entry.sha256.toString('hex');
-    return !known[index] && !seen.has(name) && seen.add(name);
-  });
+    if (!seen.has(name) && !(await store.has(entry))) lacking.push({ index, entry });
+    seen.add(name);
+  }
+  return lacking;
 }

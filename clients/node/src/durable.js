@@ -1,5 +1,5 @@
 /** The one way in which a file is made durable: temporary file, fsync, rename, fsync of the folder. */
-import { open, rename } from 'node:fs/promises';
+import { mkdir, open, rename } from 'node:fs/promises';
 import path from 'node:path';
 
 export const TEMPORARY = '.partial';
@@ -17,6 +17,16 @@ export async function writeDurably(file, data) {
   }, 0o600);
   await rename(temporary, file);
   await using(path.dirname(file), 'r', (folder) => folder.sync());
+}
+
+/** Make a folder for its owner alone, and those above it, so that a power cut cannot take it with what is in it. */
+export async function makeFolder(folder) {
+  const first = await mkdir(folder, { recursive: true, mode: 0o700 });
+  if (first === undefined) return; // it was there
+  for (let made = path.resolve(folder); ; made = path.dirname(made)) {
+    await using(path.dirname(made), 'r', (above) => above.sync());
+    if (made === path.resolve(first)) return;
+  }
 }
 
 /** Open, use, and close in any case. */

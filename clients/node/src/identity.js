@@ -11,13 +11,12 @@
  */
 import { createPrivateKey, generateKeyPairSync } from 'node:crypto';
 import { existsSync, readFileSync } from 'node:fs';
-import { mkdir } from 'node:fs/promises';
 import os from 'node:os';
 import path from 'node:path';
 import process from 'node:process';
 import { splitAddress } from './address.js';
 import { factsOf, isIssuedBy } from './certificates.js';
-import { writeDurably } from './durable.js';
+import { makeFolder, writeDurably } from './durable.js';
 import { EXIT, Stop } from './errors.js';
 import { isClientName } from './limits.js';
 
@@ -60,7 +59,7 @@ export class IdentityFolder {
   async key() {
     const file = this.#path(KEY);
     if (existsSync(file)) return readFileSync(file);
-    await mkdir(this.folder, { recursive: true, mode: 0o700 });
+    await makeFolder(this.folder);
     const { privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' });
     const made = Buffer.from(privateKey.export({ type: 'pkcs8', format: 'pem' }));
     await writeDurably(file, made);

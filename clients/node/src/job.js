@@ -180,8 +180,7 @@ export class Job {
   async #keep({ weights, numExamples, metrics, epochs }, trainingSeconds) {
     const { schema, store } = this.#site;
     const entries = schema.map((spec) => entryOf(spec, weights.get(spec.name)));
-    const isHere = await Promise.all(entries.map((entry) => store.has(entry)));
-    for (const [at, entry] of entries.entries()) if (!isHere[at]) await store.put(entry, weights.get(entry.name));
+    for (const entry of entries) if (!(await store.has(entry))) await store.put(entry, weights.get(entry.name));
     const origin = { offerId: this.offer.offer_id, baseHex: this.#baseHex };
     const record = { ...origin, entries, numExamples, metrics, epochs, trainingSeconds };
     await store.record(record);

@@ -6,9 +6,11 @@
  * counts only if its bytes have the digest that is its name. An update counts once its record is there, which is
  * written last. `left_out.json` says what encodings left out of the updates that the server has.
  */
-import { mkdir, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
+import { createHash } from 'node:crypto';
+import { createReadStream } from 'node:fs';
+import { readdir, readFile, rename, rm, stat } from 'node:fs/promises';
 import path from 'node:path';
-import { TEMPORARY, using, writeDurably } from './durable.js';
+import { makeFolder, TEMPORARY, using, writeDurably } from './durable.js';
 import { bodyOf, sha256 } from './model.js';
 
 export class Store {
@@ -25,8 +27,8 @@ export class Store {
   }
 
   async open() {
-    await mkdir(this.#tensors, { recursive: true, mode: 0o700 });
-    await mkdir(this.#updates, { recursive: true, mode: 0o700 });
+    await makeFolder(this.#tensors);
+    await makeFolder(this.#updates);
   }
 
   // Tensors.
@@ -35,8 +37,7 @@ export class Store {
   async has(entry) {
     const name = entry.sha256.toString('hex');
     if (!this.#verified.has(name)) {
-      const values = await readFile(path.join(this.#tensors, name)).catch(() => null);
-      if (values === null || !sha256(values).equals(entry.sha256)) return false;
+      if (!(await hasDigest(this.#path(entry), entry.sha256))) return false;
       this.#verified.add(name);
     }
     return true;
@@ -49,7 +50,8 @@ export class Store {
   }
 
   async #hasAll(entries) {
-    return (await Promise.all(entries.map((entry) => this.has(entry)))).every(Boolean);
+    for (const entry of entries) if (!(await this.has(entry))) return false; // one by one: a model may have many
+    return true;
   }
 
   /** A tensor's bytes from `offset` on, `length` at most. @returns {Promise<Buffer>} */
@@ -87,12 +89,11 @@ export class Store {
   /** Count a tensor that has arrived. @returns {Promise<boolean>} false if its bytes were wrong and are gone */
   async adopt(entry) {
     const temporary = this.#path(entry) + TEMPORARY;
-    const values = await readFile(temporary).catch(() => Buffer.alloc(0));
-    if (!sha256(values).equals(entry.sha256)) {
+    if (entry.size === 0) await this.append(entry, Buffer.alloc(0)); // of which nothing has arrived
+    if (!(await hasDigest(temporary, entry.sha256))) {
       await this.dropPartial(entry);
       return false;
     }
-    if (values.length === 0) await this.append(entry, values);
     await rename(temporary, this.#path(entry));
     this.#verified.add(entry.sha256.toString('hex'));
     return true;
@@ -170,6 +171,18 @@ export class Store {
 async function removeBut(folder, isKept) {
   const names = (await readdir(folder)).filter((name) => !isKept(name));
   await Promise.all(names.map((name) => rm(path.join(folder, name), { force: true })));
+}
+
+/** Whether a file is there and has that digest. It may be large, so that it is not read as a whole. */
+async function hasDigest(file, digest) {
+  const hash = createHash('sha256');
+  try {
+    for await (const part of createReadStream(file)) hash.update(part);
+  } catch (error) {
+    if (error.code === 'ENOENT') return false;
+    throw error;
+  }
+  return hash.digest().equals(digest);
 }
 
 function asText(record) {
