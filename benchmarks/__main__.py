@@ -30,6 +30,7 @@ PARTS: Mapping[str, str] = {
     "scaling": "rounds of more and more clients and of larger and larger models, in a table and a picture",
     "training": "local training on brain MRI with kept features, against Keras's own `fit` on the whole network",
     "encodings": "what encodings of updates save, and what they cost in accuracy on brain MRI",
+    "languages": "whether the model is as good where each of four sites has a client in another language",
     "start": "how long a person waits for a server's first answer and for --help",
 }
 
@@ -45,7 +46,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="rounds measured in each run, by default 3, or 2 of large models")
     parser.add_argument("--repeats", type=int, default=2, help="runs of each thing, in turn [%(default)s]")
     parser.add_argument("--sites", type=int, default=1000, help="how many wait in the part `sites` [%(default)s]")
-    parser.add_argument("--seeds", type=int, default=1, help="federations per encoding in `encodings` [%(default)s]")
+    parser.add_argument("--seeds", type=int, default=1, help="federations in `encodings` and `languages` [%(default)s]")
     given = parser.parse_args()
     if unknown := set(given.parts) - PARTS.keys():
         parser.error(f"no part is called {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")

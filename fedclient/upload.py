@@ -27,7 +27,6 @@ from fedstream.errors import (
     ChecksumMismatch,
     DigestMismatch,
     FedstreamError,
-    ManifestConflict,
     ManifestRequired,
     RoundClosed,
     Superseded,
@@ -91,15 +90,13 @@ class Upload:
         """Send the update until the server acknowledges it.
 
         Raises:
-            UpdateUnwanted: the round is over, or another update was already begun for it.
-            ProtocolError: the server found a defect.
+            UpdateUnwanted: the round is over.
+            ProtocolError: the server found a defect, or another update was already begun for this offer.
         """
         try:
             return await until_done(self._once, lambda: self._highest, self._patience, "sending the update")
         except (RoundClosed, UnknownUpload) as error:
             raise UpdateUnwanted(error.message) from error
-        except ManifestConflict as error:
-            raise UpdateUnwanted("another update was already begun for this offer") from error
         finally:
             self._close_body()
 

@@ -117,7 +117,7 @@ def test_fingerprint_is_enough_where_the_server_asks_for_no_certificates(scene: 
     trust = ["--server", server.listening.address, "--fingerprint", server.listening.fingerprint, "--name", "alpha"]
     files = ["--out", str(scene.folder / "out"), "--state-dir", str(scene.folder / "st")]
     data = str(write_site(scene.folder, seed=1))
-    client = scene.launch("alpha", [*CLIENT, "run", *trust, *files, "--data", data, "--give-up-after", "20"])
+    client = scene.launch("alpha", [*NODE.run, *trust, *files, "--data", data, "--give-up-after", "20"])
     assert (client.wait(), server.wait()) == (0, 0), client.text
 
 

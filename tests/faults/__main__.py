@@ -38,6 +38,7 @@ LINES: Mapping[str, Counts] = {
     "flipped_bits": Counts(50, 1000),
     "endurance": Counts(100, 1000),
     "hostile": Counts(30, 600),
+    "languages": Counts(3, 40),
 }
 
 

@@ -137,7 +137,7 @@ class Upload {
 
   /// What the contract prescribes for a refusal; returns where it is for the caller to take.
   void judge(const Refusal& error) {
-    if (is_one_of(error, {"ROUND_CLOSED", "UNKNOWN_UPLOAD", "MANIFEST_CONFLICT"})) throw Unwanted(error.what());
+    if (is_one_of(error, {"ROUND_CLOSED", "UNKNOWN_UPLOAD"})) throw Unwanted(error.what());
     if (is_one_of(error, {"WRONG_OFFSET", "CHECKSUM_MISMATCH", "BODY_INCOMPLETE"})) throw Trouble(error.what());
     if (!is_one_of(error, {"MANIFEST_REQUIRED", "DIGEST_MISMATCH", "SUPERSEDED", "CHUNK_TOO_LARGE"})) return;
     if (++restarts_ > kMostRestarts) return;

@@ -55,7 +55,7 @@ export class Upload {
    * Send until the server has the update durably.
    * @param {AbortSignal} signal
    * @returns {Promise<string>} why it was kept aside; empty if it is in the round
-   * @throws {Unwanted} the round is over, or another update was begun for the offer
+   * @throws {Unwanted} the round is over
    * @throws {Damaged} what was to be sent is damaged here: it has to be made again
    */
   async run(signal) {
@@ -65,7 +65,7 @@ export class Upload {
     try {
       return await untilDone(() => this.#once(), options);
     } catch (error) {
-      if (isRefusal(error, 'ROUND_CLOSED', 'UNKNOWN_UPLOAD', 'MANIFEST_CONFLICT')) throw new Unwanted(error.message);
+      if (isRefusal(error, 'ROUND_CLOSED', 'UNKNOWN_UPLOAD')) throw new Unwanted(error.message);
       throw error;
     }
   }

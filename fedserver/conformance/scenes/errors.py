@@ -181,7 +181,7 @@ async def _smaller_chunks(play: Play) -> None:
 
 
 async def _conflict(play: Play) -> None:
-    """It may put the same manifest again or drop the update, and then take the next offer."""
+    """It may put the same manifest again, or say that it cannot; and then it takes the next offer."""
     error = ManifestConflict("another manifest was given first")
     play.transfer.faults["PutManifest"].append(Refused(error))
     talk = await join(play)
@@ -190,6 +190,10 @@ async def _conflict(play: Play) -> None:
     await play.rests(_WATCH_SECONDS)
     tries = play.transfer.count("PutManifest")
     play.findings.check("R-ERR-3", tries <= 3, f"after MANIFEST_CONFLICT it put its manifest {tries} times")
+    uploads, name = play.transfer.uploads, upload_id(1)
+    ended = talk.has_heard("failure") or (name in uploads and uploads[name].finished)
+    play.findings.check("R-RND-7", ended, "after MANIFEST_CONFLICT it neither finished the update nor said failure")
+    talk.unheard()  # the failure, before the next offer's answer
     await _and_the_next(play, talk)
 
 

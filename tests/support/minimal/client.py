@@ -30,7 +30,7 @@ MEANING = common_pb2.TaskMeaning(
     class_names=["no", "yes"], positive_class="yes", preprocessing="10 numbers as they are"
 )
 RETRY_AT_STATUS = {"WRONG_OFFSET", "CHECKSUM_MISMATCH", "BODY_INCOMPLETE"}
-UNWANTED = {"ROUND_CLOSED", "UNKNOWN_UPLOAD", "MANIFEST_CONFLICT"}
+UNWANTED = {"ROUND_CLOSED", "UNKNOWN_UPLOAD"}
 RIVAL_SECONDS = 300
 
 

@@ -158,12 +158,13 @@ async def test_upload_for_a_closed_round_is_dropped(tmp_path: Path, call: str, e
         assert server.transfer.calls.count(call) == 1
 
 
-async def test_upload_in_conflict_with_another_manifest_is_dropped(tmp_path: Path) -> None:
+async def test_upload_in_conflict_with_another_manifest_is_not_tried_again(tmp_path: Path) -> None:
     async with scripted() as server:
         server.transfer.refusals["PutManifest"] = [ManifestConflict("another one")]
 
-        with pytest.raises(UpdateUnwanted, match="another update"):
+        with pytest.raises(ManifestConflict):
             await send(server, tmp_path)
+        assert server.transfer.calls == ["PutManifest"]
 
 
 async def test_upload_with_a_defect_is_not_tried_again(tmp_path: Path) -> None:

@@ -38,7 +38,6 @@ const (
 	InvalidManifest  = "INVALID_MANIFEST"
 	InvalidRequest   = "INVALID_REQUEST"
 	LimitExceeded    = "LIMIT_EXCEEDED"
-	ManifestConflict = "MANIFEST_CONFLICT"
 	ManifestRequired = "MANIFEST_REQUIRED"
 	NameMismatch     = "NAME_MISMATCH"
 	PermissionDenied = "PERMISSION_DENIED"

@@ -64,7 +64,7 @@ func (u *Upload) Run(ctx context.Context) (quarantined string, err error) {
 		quarantined, err = u.once(ctx)
 		return u.judge(err)
 	})
-	if refusal := fault.Refused(err, fault.RoundClosed, fault.UnknownUpload, fault.ManifestConflict); refusal != nil {
+	if refusal := fault.Refused(err, fault.RoundClosed, fault.UnknownUpload); refusal != nil {
 		return "", &Unwanted{refusal.Message}
 	}
 	return quarantined, err

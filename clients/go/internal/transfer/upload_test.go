@@ -79,7 +79,7 @@ func TestUploadGoesOnThroughWhatTheContractSaysIsToBeTriedAgain(t *testing.T) {
 }
 
 func TestUploadThatIsNotWantedIsDropped(t *testing.T) {
-	for _, reason := range []string{"ROUND_CLOSED", "UNKNOWN_UPLOAD", "MANIFEST_CONFLICT"} {
+	for _, reason := range []string{"ROUND_CLOSED", "UNKNOWN_UPLOAD"} {
 		server := newServer(published)
 		server.failures["PutManifest"] = []string{reason}
 		_, err := upload(t, server, false)
@@ -99,6 +99,11 @@ func TestUploadEndsWithWhatIsNotToBeTriedAgain(t *testing.T) {
 		}
 	}
 	server := newServer(published)
+	server.failures["PutManifest"] = []string{"MANIFEST_CONFLICT"}
+	if _, err := upload(t, server, false); fault.Refused(err, "MANIFEST_CONFLICT") == nil {
+		t.Errorf("%v after MANIFEST_CONFLICT", err)
+	}
+	server = newServer(published)
 	server.failures["FinishUpload"] = slices.Repeat([]string{"DIGEST_MISMATCH"}, 9)
 	if _, err := upload(t, server, false); fault.Refused(err, fault.DigestMismatch) == nil || len(server.failures["FinishUpload"]) != 5 {
 		t.Errorf("%v, and %d more would have come", err, len(server.failures["FinishUpload"]))
