@@ -35,6 +35,8 @@ from fedstream.waiting import comes
 _STALL_SECONDS = 5.0
 """After it, a stream on which nothing comes is taken to wait for an answer that is not due."""
 
+_SILENCE_SECONDS = 0.2
+
 _COMMIT_SECONDS = 0.02
 """How long bytes take to become durable: time in which an impatient client would send more than the window."""
 
@@ -159,7 +161,8 @@ class Transfer(transfer_pb2_grpc.TransferServiceServicer):
             return
         name = first.upload_id
         fault = self._begin("WriteChunks", name, f"from offset {first.chunk.write_offset}")
-        if not isinstance(fault, Refused) or not fault.after_bytes:
+        if isinstance(fault, Refused) and not fault.after_bytes:
+            await _fall_silent(messages)
             await self._end_if(fault, context, name)
         try:
             upload = self._upload(name)
@@ -374,6 +377,15 @@ class _Intake:
             if ended:
                 self._findings.check("R-UP-11", True, "")
                 return
+
+
+async def _fall_silent(messages: Any) -> None:
+    """Return when the client waits: gRPC may lose the status of a stream that ends while its other end writes."""
+    with contextlib.suppress(TimeoutError):
+        while True:
+            async with asyncio.timeout(_SILENCE_SECONDS):
+                if await anext(messages, None) is None:
+                    return
 
 
 def _only_answer_lost(fault: Fault | None) -> bool:
