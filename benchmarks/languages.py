@@ -139,11 +139,11 @@ def _client(scene: Stage, server: RunningServer, name: str, data: Path, client: 
 
 def _accuracy(head: Head, server: RunningServer) -> float:
     """Of the exported Keras model, as anybody would score it."""
-    [model] = server.out.rglob("GLOBAL_MODEL*.keras")
+    model = server.out / "models" / "GLOBAL_MODEL.keras"
     settings = [word for key in ("alpha", "image_size") for word in ("--task-set", f"{key}={head.settings[key]}")]
     command = ["evaluate", str(model), "--holdout", str(head.holdout), *settings, "--json"]
     done = subprocess.run([sys.executable, "-m", "fedserver.cli", *command], check=True, capture_output=True, text=True)
-    accuracy: float = json.loads(done.stdout)["accuracy"]
+    accuracy: float = json.loads(done.stdout)["metrics"]["accuracy"]
     return accuracy
 
 
