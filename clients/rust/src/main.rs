@@ -11,9 +11,9 @@ use pb::{negotiation_service_client::NegotiationServiceClient, transfer_service_
 use std::{collections::HashMap, path::Path, sync::atomic::Ordering::Relaxed, sync::Arc, time::Duration};
 use tokio::{sync::mpsc, task::JoinHandle, time::sleep_until, time::timeout, time::Instant};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
-use work::{error, Error, Job, Retry, Site};
+use work::{error, Error, Retry, Site};
 
-type End = Result<(String, Vec<u8>), Error>;
+type End = Result<String, Error>;
 
 struct Client {
     site: Arc<Site>,
@@ -108,9 +108,8 @@ impl Client {
                 {
                     renew(&mut lease, yes.lease);
                     sign = Instant::now();
-                    let upload = (self.offer.upload_id.clone(), yes.plan.unwrap_or_default());
-                    let job = Job::new(&self.site, self.offer.base_model.clone(), Some(upload));
-                    self.work = Some(tokio::spawn(job.run()));
+                    let work = self.site.clone().work(self.offer.clone(), yes.plan.unwrap_or_default());
+                    self.work = Some(tokio::spawn(work));
                 }
                 Some(
                     Hear::Withdraw(Withdrawal { offer_id, reason }) | Hear::Cancel(Cancellation { offer_id, reason }),
@@ -126,9 +125,8 @@ impl Client {
                 Some(Hear::FederationOutcome(end)) => {
                     eprintln!("the federation is over: {}", end.reason);
                     self.stop(true).await;
-                    let job = Job::new(&self.site, end.best_model, None);
-                    let fetched = timeout(Duration::from_secs(60), job.run()).await.map_err(|e| error("", e));
-                    let saved = fetched.and_then(|end| self.save(&end?.1));
+                    let fetched = timeout(Duration::from_secs(60), self.site.fetch(end.best_model)).await;
+                    let saved = fetched.map_err(|e| error("", e)).and_then(|values| self.save(&values?));
                     drop(sender);
                     let over = async { while let Ok(Some(_)) = stream.message().await {} };
                     timeout(Duration::from_secs(10), over).await.ok();
@@ -153,7 +151,7 @@ impl Client {
 
     async fn ended(&mut self, end: End, say: impl Fn(Say) -> Result<(), Error>) -> Result<(), Error> {
         let round = self.offer.round;
-        let Err(why) = end.map(|(state, _)| eprintln!("round {round}: delivered, {state}")) else { return Ok(()) };
+        let Err(why) = end.map(|state| eprintln!("round {round}: delivered, {state}")) else { return Ok(()) };
         let (offer_id, reason) = (self.offer.offer_id.clone(), format!("{} {}", why.0, why.1));
         eprintln!("round {round}: {reason}");
         self.stop(true).await;

@@ -103,129 +103,109 @@ impl Site {
         let header = UpdateHeader::decode_length_delimited(&mut rest).ok()?;
         (header.upload_id == upload_id).then(|| (header, rest.to_vec()))
     }
-}
-
-pub struct Job {
-    site: Arc<Site>,
-    model: Digest,
-    upload: Option<(String, Plan)>, // none: the model is all that is wanted
-    tensors: Vec<Digest>,           // of the model
-    values: Vec<u8>,                // of the model, as far as they came
-    further: bool,
-    retry: Retry,
-}
-
-impl Job {
-    pub fn new(site: &Arc<Site>, model: Option<ModelRef>, upload: Option<(String, Plan)>) -> Job {
-        let (site, model) = (site.clone(), model.and_then(|model| model.model_digest).unwrap_or_default());
-        Job { site, model, upload, tensors: vec![], values: vec![], further: false, retry: Retry::default() }
-    }
-
-    /// Says what became of the update, and gives the model's values.
-    pub async fn run(mut self) -> Result<(String, Vec<u8>), Error> {
-        loop {
-            match self.attempt().await {
-                Ok(end) => return Ok((end, self.values)),
-                Err(error) => {
-                    if std::mem::take(&mut self.further) {
-                        self.retry.0 = 0.0;
-                    }
-                    self.retry.pause(error).await?;
-                }
-            }
-        }
-    }
-
-    async fn attempt(&mut self) -> Result<String, Error> {
-        let site = self.site.clone();
-        let Some((upload_id, plan)) = self.upload.clone() else {
-            return self.fetch().await.map(|()| String::new());
-        };
-        if site.kept(&upload_id).is_none() {
-            site.phase.store(Phase::Downloading.into(), Relaxed);
-            self.fetch().await?;
-            site.phase.store(Phase::Training.into(), Relaxed);
-            let (began, epsilon) = (Instant::now(), site.terms.lock().unwrap().2);
-            let (weights, loss, epochs) = site.data.fit(learn::floats(&self.values), &plan, epsilon).await;
+    /// The whole work on an offer: says what became of the update.
+    pub async fn work(self: Arc<Site>, offer: Offer, plan: Plan) -> Result<String, Error> {
+        let Offer { upload_id, base_model, .. } = offer;
+        if self.kept(&upload_id).is_none() {
+            self.phase.store(Phase::Downloading.into(), Relaxed);
+            let base = self.fetch(base_model).await?;
+            self.phase.store(Phase::Training.into(), Relaxed);
+            let (began, epsilon) = (Instant::now(), self.terms.lock().unwrap().2);
+            let (weights, loss, epochs) = self.data.fit(learn::floats(&base), &plan, epsilon).await;
             let values: Vec<u8> = weights.iter().flat_map(|weight| weight.to_le_bytes()).collect();
             let value = Some(loss).filter(|loss| loss.is_finite());
             let header = UpdateHeader {
                 upload_id: upload_id.clone(),
                 num_tensors: 2,
-                model_digest: Some(digest_of(&site.schema, Some(&site.split(&values).map(digest)))),
-                num_examples: site.data.train as u64,
+                model_digest: Some(digest_of(&self.schema, Some(&self.split(&values).map(digest)))),
+                num_examples: self.data.train as u64,
                 metrics: vec![Metric { name: "val_loss".into(), value, undefined_reason: String::new() }],
                 epochs,
                 training_seconds: began.elapsed().as_secs_f64(),
             };
-            keep(&site.update, &[header.encode_length_delimited_to_vec(), values].concat())?;
+            keep(&self.update, &[header.encode_length_delimited_to_vec(), values].concat())?;
         }
-        site.phase.store(Phase::Uploading.into(), Relaxed);
-        self.send(upload_id).await
+        self.phase.store(Phase::Uploading.into(), Relaxed);
+        let mut retry = Retry::default();
+        loop {
+            match self.send(&upload_id, &mut retry).await {
+                Err(error) => retry.pause(error).await?,
+                end => return end,
+            }
+        }
     }
 
-    async fn fetch(&mut self) -> Result<(), Error> {
-        let (site, mut from, model_sha256) = (self.site.clone(), self.site.transfer.clone(), self.model.sha256.clone());
-        if site.model.lock().unwrap().0 == self.model {
-            self.values = site.model.lock().unwrap().1.clone();
-            return Ok(());
-        }
-        if self.tensors.is_empty() {
-            let request = within(600, GetManifestRequest { model_sha256: model_sha256.clone() });
-            let (mut parts, mut tensors, mut fit) = (from.get_manifest(request).await?.into_inner(), vec![], 0);
-            while let Some(message) = moving(parts.message()).await? {
-                for TensorEntry { spec, digest, .. } in message.part.unwrap_or_default().entries {
-                    let (spec, mine) = (spec.unwrap_or_default(), site.schema.get(tensors.len()));
-                    let fits = |mine: &TensorSpec| {
-                        (&mine.name, mine.dtype, &mine.shape) == (&spec.name, spec.dtype, &spec.shape)
-                    };
-                    fit += usize::from(mine.is_some_and(fits));
-                    tensors.push(digest.unwrap_or_default());
-                }
+    /// The values of a model.
+    pub async fn fetch(&self, model: Option<ModelRef>) -> Result<Vec<u8>, Error> {
+        let model = model.and_then(|model| model.model_digest).unwrap_or_default();
+        let (mut tensors, mut values, mut retry) = (vec![], vec![], Retry::default());
+        if self.model.lock().unwrap().0 != model {
+            while let Err(error) = self.receive(&model, &mut tensors, &mut values, &mut retry).await {
+                retry.pause(error).await?;
             }
-            match tensors.len() {
+            *self.model.lock().unwrap() = (model, values);
+        }
+        Ok(self.model.lock().unwrap().1.clone())
+    }
+
+    /// Goes on receiving a model, by the digests of its tensors and the values that came before.
+    async fn receive(
+        &self,
+        model: &Digest,
+        tensors: &mut Vec<Digest>,
+        values: &mut Vec<u8>,
+        retry: &mut Retry,
+    ) -> Result<(), Error> {
+        let (mut from, model_sha256) = (self.transfer.clone(), model.sha256.clone());
+        if tensors.is_empty() {
+            let request = within(600, GetManifestRequest { model_sha256: model_sha256.clone() });
+            let (mut parts, mut entries) = (from.get_manifest(request).await?.into_inner(), vec![]);
+            while let Some(message) = moving(parts.message()).await? {
+                entries.extend(message.part.unwrap_or_default().entries);
+            }
+            let digests: Vec<_> = entries.into_iter().map(|entry| entry.digest.unwrap_or_default()).collect();
+            match digests.len() {
                 0 | 1 => return Err(error("", "the manifest ends early")),
-                2 if fit == 2 && digest_of(&site.schema, Some(&tensors)) == self.model => self.tensors = tensors,
+                2 if digest_of(&self.schema, Some(&digests)) == *model => *tensors = digests, // so it has this schema
                 _ => return Err(error("DIGEST_MISMATCH", "the manifest is not that of the model asked for")),
             }
         }
-        let (read_offset, max_chunk_bytes) = (self.values.len() as u64, site.terms.lock().unwrap().0 as u32);
+        let (read_offset, max_chunk_bytes) = (values.len() as u64, self.terms.lock().unwrap().0 as u32);
         let request = ReadChunksRequest { model_sha256, tensors: vec![], read_offset, max_chunk_bytes };
         let mut chunks = moving(from.read_chunks(request)).await?.into_inner();
         while let Some(message) = moving(chunks.message()).await? {
             let Chunk { write_offset, crc32c, data } = message.chunk.unwrap_or_default();
-            match (self.values.len() as u64).checked_sub(write_offset) {
+            match (values.len() as u64).checked_sub(write_offset) {
                 _ if crc32c::crc32c(&data) != crc32c => return Err(error("CHECKSUM_MISMATCH", "a chunk came damaged")),
                 None => return Err(error("WRONG_OFFSET", "a chunk is missing")),
-                Some(known) => self.values.extend(data.get(known as usize..).unwrap_or_default()),
+                Some(known) => values.extend(data.get(known as usize..).unwrap_or_default()),
             }
-            self.further = true;
-            if self.values.len() > site.data.width * 4 + 4 {
+            retry.0 = 0.0;
+            if values.len() > self.data.width * 4 + 4 {
                 return Err(error("BODY_TOO_LONG", "more came than the model has"));
             }
         }
-        if self.values.len() < site.data.width * 4 + 4 {
+        if values.len() < self.data.width * 4 + 4 {
             return Err(error("", "the chunks end early"));
         }
-        if site.split(&self.values).map(digest)[..] != self.tensors {
-            self.values.clear();
+        if self.split(values).map(digest)[..] != tensors[..] {
+            values.clear();
             return Err(error("DIGEST_MISMATCH", "a tensor came with other bytes"));
         }
-        *site.model.lock().unwrap() = (self.model.clone(), self.values.clone());
         Ok(())
     }
 
-    async fn send(&mut self, upload_id: String) -> Result<String, Error> {
-        let (site, mut to) = (self.site.clone(), self.site.transfer.clone());
-        let status = to.get_upload_status(within(60, GetUploadStatusRequest { upload_id: upload_id.clone() })).await?;
+    /// One attempt to bring the update in: status, manifest, body, finish.
+    async fn send(&self, upload_id: &str, retry: &mut Retry) -> Result<String, Error> {
+        let (mut to, upload) = (self.transfer.clone(), upload_id.to_string());
+        let status = to.get_upload_status(within(60, GetUploadStatusRequest { upload_id: upload.clone() })).await?;
         match status.into_inner().state() {
             UploadState::Closed => return Err(error("ROUND_CLOSED", "the round is closed")),
             UploadState::Admitted | UploadState::Quarantined => {}
             _ => {
-                let (header, values) =
-                    site.kept(&upload_id).ok_or(error("DISK", "the update that was kept is gone"))?;
-                let tensors = site.split(&values);
-                if Some(digest_of(&site.schema, Some(&tensors.map(digest)))) != header.model_digest {
+                let (header, values) = self.kept(upload_id).ok_or(error("DISK", "the update that was kept is gone"))?;
+                let tensors = self.split(&values);
+                if Some(digest_of(&self.schema, Some(&tensors.map(digest)))) != header.model_digest {
                     return Err(error("DISK", "the update that was kept is damaged"));
                 }
                 let entry = |(spec, bytes): (&TensorSpec, &[u8])| TensorEntry {
@@ -234,7 +214,7 @@ impl Job {
                     encoding: Encoding::Raw.into(),
                     encoded_size_bytes: bytes.len() as u64,
                 };
-                let part = ManifestPart { entries: site.schema.iter().zip(tensors).map(entry).collect() };
+                let part = ManifestPart { entries: self.schema.iter().zip(tensors).map(entry).collect() };
                 let kinds = [put_manifest_request::Kind::Header(header), put_manifest_request::Kind::Part(part)];
                 let messages = tokio_stream::iter(kinds.map(|kind| PutManifestRequest { kind: Some(kind) }));
                 let answer = to.put_manifest(within(600, messages)).await?.into_inner();
@@ -244,17 +224,17 @@ impl Job {
                     [0, 1] => values,
                     _ => return Err(error("DEFECT", "the server's missing tensors are out of order")),
                 };
-                self.write(&upload_id, &body, answer.committed_size as usize).await?;
+                self.write(upload_id, &body, answer.committed_size as usize, retry).await?;
             }
         }
-        let end = to.finish_upload(within(600, FinishUploadRequest { upload_id })).await?.into_inner();
+        let end = to.finish_upload(within(600, FinishUploadRequest { upload_id: upload })).await?.into_inner();
         Ok(format!("{} {}", end.state().as_str_name(), end.reason))
     }
 
     /// Sends a window's worth, closes its side and hears how much is durable, until all is.
-    async fn write(&mut self, upload_id: &str, body: &[u8], mut committed: usize) -> Result<(), Error> {
-        let (largest, window, _) = *self.site.terms.lock().unwrap();
-        let (size, mut to) = ((largest >> (2 * self.retry.1)).max(1), self.site.transfer.clone());
+    async fn write(&self, upload_id: &str, body: &[u8], mut committed: usize, retry: &mut Retry) -> Result<(), Error> {
+        let (largest, window, _) = *self.terms.lock().unwrap();
+        let (size, mut to) = ((largest >> (2 * retry.1)).max(1), self.transfer.clone());
         while committed < body.len() {
             let (upload_id, mut at) = (upload_id.to_string(), committed);
             let mut requests = vec![];
@@ -267,7 +247,7 @@ impl Job {
             let before = committed;
             while let Some(answer) = moving(answers.message()).await? {
                 committed = answer.committed_size as usize;
-                self.further |= committed > before;
+                retry.0 = if committed > before { 0.0 } else { retry.0 };
             }
             if committed <= before {
                 return Err(error("", "the upload does not move"));
