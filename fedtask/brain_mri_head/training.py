@@ -1,14 +1,7 @@
 """Fine-tuning the head on features: logistic regression with Adam, in numpy, the same in every language to a rounding.
 
-Everything that another language must do alike is here, and `clients/node` and `clients/go` do it. Numbers are
-float64 from the first step to the last, and rounded to float32 at the end.
-
-- Order of an epoch: example indices, sorted by the SHA-256 of the text `SEED EPOCH INDEX`, epochs counted from 1.
-- Batches: the order cut into ceil(n / batch_size) parts, of which the first n mod that are longer by one.
-- Validation: where a file of 14 examples or more has none for it, every seventh of them, by label and then by place.
-- Gradient: mean over the batch of (p - y) times the label's weight.
-- Adam: D. P. Kingma, J. Ba, "Adam: a method for stochastic optimization", ICLR 2015, with the bias corrections in the
-  step size, as in Keras: w -= rate * sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + epsilon).
+docs/brain_mri.md writes down what another language must do alike. Adam is that of D. P. Kingma, J. Ba, "Adam: a method for
+stochastic optimization", ICLR 2015, with the bias corrections in the step size, as in Keras.
 """
 
 from __future__ import annotations
