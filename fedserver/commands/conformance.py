@@ -18,7 +18,7 @@ from fedserver.conformance.play import Command
 from fedserver.conformance.report import as_fields, in_words, scene_line
 from fedserver.conformance.runner import conforms, judge_all, play_all
 from fedserver.conformance.scenes import SCENES
-from fedserver.conformance.subject import CommandError
+from fedserver.conformance.subject import CommandError, require_command
 from fedserver.exit_codes import ExitCode, fail
 
 
@@ -43,8 +43,9 @@ def try_client(
     if not scenes:
         raise fail("no scene has such a name; --list shows them", ExitCode.BAD_CONFIGURATION)
     try:
+        require_command(words)
         played_with = material(task)
-    except ValueError as error:
+    except (CommandError, ValueError) as error:
         raise fail(str(error), ExitCode.BAD_CONFIGURATION) from error
     if out is not None and out.exists():
         raise fail(f"{out} is there already; name a folder that is to be made", ExitCode.BAD_CONFIGURATION)
@@ -58,8 +59,6 @@ def try_client(
     command = Command(words, shlex.split(limited))
     try:
         results = asyncio.run(play_all(scenes, command, played_with, folder, lanes, told))
-    except* CommandError as group:
-        raise fail(str(group.exceptions[0]), ExitCode.BAD_CONFIGURATION) from group
     finally:
         if out is None:
             shutil.rmtree(folder, ignore_errors=True)

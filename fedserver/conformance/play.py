@@ -13,7 +13,7 @@ import grpc
 
 from fedserver.conformance.findings import Findings, SkippedError, UnmetError
 from fedserver.conformance.material import Material
-from fedserver.conformance.subject import Subject, filled
+from fedserver.conformance.subject import GIVEN, Subject, filled
 from fedserver.conformance.talk import PATIENCE_SECONDS, Talk, upload_id
 from fedserver.conformance.transfer import Transfer
 from fedstream import limits, wire
@@ -125,13 +125,9 @@ class Play:
             raise SkippedError("no words that limit its epochs were given with --limited")
         data = self._folder / "data"
         data.mkdir()
-        values = {
-            "server": f"127.0.0.1:{self._port}",
-            "name": SITE,
-            "data": str(self.material.write_data(data)),
-            "state": str(self._folder / "state"),
-            "out": str(self._folder / "out"),
-        }
+        given = f"127.0.0.1:{self._port}", SITE, str(self.material.write_data(data))
+        folders = str(self._folder / "state"), str(self._folder / "out")
+        values = dict(zip(GIVEN, (*given, *folders), strict=True))
         words = [*self._command.words, *(self._command.limited if limited else ())]
         return Subject(filled(words, values), self._folder / "client.log")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,21 @@ _KILL_SECONDS = 5.0
 
 class CommandError(Exception):
     """The command cannot be started; the message says why."""
+
+
+GIVEN = ("server", "name", "data", "state", "out")
+"""What may stand in braces in a command: the site's server, name and data, a folder to keep things in, one for results."""
+
+
+def require_command(words: Sequence[str]) -> None:
+    """Look, before anything is played, whether this can be started.
+
+    Raises:
+        CommandError: there is no such program, or something stands in braces that is not given.
+    """
+    program = filled(words, dict.fromkeys(GIVEN, "x"))[0]
+    if shutil.which(program) is None:
+        raise CommandError(f"{program} cannot be started: there is no such program here")
 
 
 def filled(words: Sequence[str], values: Mapping[str, str]) -> list[str]:

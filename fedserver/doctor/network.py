@@ -62,7 +62,10 @@ def names(config: ServerConfig) -> Result:
     """The names that are given to sites have an address."""
     host, _ = tls.split_address(config.listen)
     if tls.is_loopback(host):
-        return warning(f"{config.listen} is for this machine only", "For sites elsewhere, add --listen 0.0.0.0:8443")
+        advice = "For sites elsewhere, add --listen 0.0.0.0:8443" + (
+            " in place of --plaintext" if config.plaintext else ""
+        )
+        return warning(f"{config.listen} is for this machine only", advice)
     if not config.advertise:
         if host not in _ANYWHERE:
             return ok(f"sites are told {host}")

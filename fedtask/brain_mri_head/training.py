@@ -1,7 +1,7 @@
 """Fine-tuning the head on features: logistic regression with Adam, in numpy, the same in every language to a rounding.
 
-docs/brain_mri.md writes down what another language must do alike. Adam is that of D. P. Kingma, J. Ba, "Adam: a method for
-stochastic optimization", ICLR 2015, with the bias corrections in the step size, as in Keras.
+docs/brain_mri.md writes down what another language must do alike. Adam is that of D. P. Kingma, J. Ba, "Adam: a method
+for stochastic optimization", ICLR 2015, with the bias corrections in the step size, as in Keras.
 """
 
 from __future__ import annotations
