@@ -18,7 +18,7 @@ class CommandError(Exception):
 
 
 GIVEN = ("server", "name", "data", "state", "out")
-"""What may stand in braces in a command: a site's server, name and data, a folder to keep things in, one for results."""
+"""What may stand in braces: a site's server, name and data, a folder to keep things in, and one for results."""
 
 
 def require_command(words: Sequence[str]) -> None:
