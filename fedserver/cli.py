@@ -355,7 +355,7 @@ def verify(
 
 @app.command(
     context_settings={"allow_interspersed_args": False},
-    epilog="In COMMAND, {server}, {name}, {data}, {state} and {out} stand for what a scene gives the client.",
+    epilog="{server}, {name}, {data}, {state} and {out} stand for what a scene gives the client.",
 )
 def conformance(
     command: Annotated[
@@ -364,6 +364,13 @@ def conformance(
     limited: Annotated[
         str,
         typer.Option(help="Further words that limit it to one epoch a round, such as '--max-epochs 1'."),
+    ] = "",
+    join: Annotated[
+        str,
+        typer.Option(help="How it joins, such as 'CLIENT join --token {token} --identity {identity}'."),
+    ] = "",
+    member: Annotated[
+        str, typer.Option(help="How it is started then, such as 'CLIENT run --identity {identity} --data {data} ...'.")
     ] = "",
     task: Annotated[str, typer.Option(help="What is trained: brain_mri_head, or linear with its default settings.")] = (
         "brain_mri_head"
@@ -390,7 +397,7 @@ def conformance(
     elif not command:
         raise fail("say after -- how the client is started; --help has an example", ExitCode.BAD_CONFIGURATION)
     else:
-        raise typer.Exit(work.try_client(command, limited, task, only or [], out, lanes, as_json=as_json))
+        raise typer.Exit(work.try_client(command, limited, join, member, task, only or [], out, lanes, as_json=as_json))
 
 
 @app.command()

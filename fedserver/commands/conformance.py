@@ -31,6 +31,8 @@ def list_scenes() -> None:
 def try_client(
     words: Sequence[str],
     limited: str,
+    join: str,
+    member: str,
     task: str,
     only: Sequence[str],
     out: Path | None,
@@ -56,7 +58,7 @@ def try_client(
         done.append(result)
         typer.echo(scene_line(result, len(done), len(scenes)), err=as_json)
 
-    command = Command(words, shlex.split(limited))
+    command = Command(words, *(shlex.split(text) for text in (limited, join, member)))
     try:
         results = asyncio.run(play_all(scenes, command, played_with, folder, lanes, told))
     finally:

@@ -13,12 +13,15 @@ import grpc
 
 from fedserver.conformance.findings import Findings, SkippedError, UnmetError
 from fedserver.conformance.material import Material
+from fedserver.conformance.office import Certificates, Office
 from fedserver.conformance.subject import GIVEN, Subject, filled
 from fedserver.conformance.talk import PATIENCE_SECONDS, Talk, upload_id
 from fedserver.conformance.transfer import Transfer
 from fedstream import limits, wire
+from fedstream.tls import Identity, server_credentials
 from fedstream.v1 import (
     common_pb2,
+    enrolment_pb2_grpc,
     negotiation_pb2,
     negotiation_pb2_grpc,
     transfer_pb2_grpc,
@@ -26,14 +29,20 @@ from fedstream.v1 import (
 
 SITE = "conformance-site"
 _LOOK_SECONDS = 0.02
+_JOIN_SECONDS = 40.0
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """How the client is started; `limited` are further words that let it run one epoch a round at most."""
+    """How the client is started; `limited` are further words that let it run one epoch a round at most.
+
+    `join` is how it joins with a token, to its end, and `member` how it is started with what joining left.
+    """
 
     words: Sequence[str]
     limited: Sequence[str] = ()
+    join: Sequence[str] = ()
+    member: Sequence[str] = ()
 
 
 class Negotiation(negotiation_pb2_grpc.NegotiationServiceServicer):
@@ -44,6 +53,7 @@ class Negotiation(negotiation_pb2_grpc.NegotiationServiceServicer):
 
     async def DescribeTask(self, _request: Any, _context: Any) -> negotiation_pb2.DescribeTaskResponse:  # noqa: N802
         material = self._play.material
+        self._play.described += 1
         return negotiation_pb2.DescribeTaskResponse(
             protocol=common_pb2.ProtocolRange(min=limits.PROTOCOL_VERSION, max=limits.PROTOCOL_VERSION),
             federation_name="conformance",
@@ -70,6 +80,8 @@ class Play:
         self.findings = Findings()
         self.opened: list[float] = []
         """When each Negotiate stream began."""
+        self.described = 0
+        """How often DescribeTask was called."""
         self.talks: asyncio.Queue[Talk] = asyncio.Queue()
         self.transfer = Transfer(material, self.findings, self.note)
         self._command = command
@@ -80,6 +92,8 @@ class Play:
         self._server: grpc.aio.Server | None = None
         self._port = 0
         self._subject: Subject | None = None
+        self._joined: Subject | None = None
+        self._office: Office | None = None
 
     def note(self, words: str) -> None:
         """Add a line to the scene's transcript."""
@@ -94,8 +108,28 @@ class Play:
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         negotiation_pb2_grpc.add_NegotiationServiceServicer_to_server(Negotiation(self), self._server)
         transfer_pb2_grpc.add_TransferServiceServicer_to_server(self.transfer, self._server)
-        self._port = self._server.add_insecure_port(f"127.0.0.1:{self._port}")
+        address = f"127.0.0.1:{self._port}"
+        if self._office is None:
+            self._port = self._server.add_insecure_port(address)
+        else:
+            enrolment_pb2_grpc.add_CertificateServiceServicer_to_server(Certificates(self._office), self._server)
+            credentials = server_credentials(self._office.server, self._office.authority.certificate)
+            self._port = self._server.add_secure_port(address, credentials)
         await self._server.start()
+
+    async def open_office(self) -> Office:
+        """Ask for certificates from now on, and let a site join.
+
+        Raises:
+            SkippedError: it is not known how the client does that.
+        """
+        if not (self._command.join and self._command.member):
+            raise SkippedError("no words to join with were given with --join and --member")
+        await self.close()
+        self._office = Office(SITE, self.findings, self.note)
+        await self._office.open()
+        await self.open()
+        return self._office
 
     async def close(self) -> None:
         """Stop as a killed server does: every connection breaks."""
@@ -123,13 +157,39 @@ class Play:
     def _make_subject(self, *, limited: bool) -> Subject:
         if limited and not self._command.limited:
             raise SkippedError("no words that limit its epochs were given with --limited")
+        words = self._command.words if self._office is None else self._command.member
+        return self._filled([*words, *(self._command.limited if limited else ())])
+
+    def _filled(self, words: Sequence[str], token: str = "") -> Subject:
         data = self._folder / "data"
-        data.mkdir()
-        given = f"127.0.0.1:{self._port}", SITE, str(self.material.write_data(data))
-        folders = str(self._folder / "state"), str(self._folder / "out")
-        values = dict(zip(GIVEN, (*given, *folders), strict=True))
-        words = [*self._command.words, *(self._command.limited if limited else ())]
+        data.mkdir(exist_ok=True)
+        site = self._address, SITE, str(self.material.write_data(data))
+        folders = (str(self._folder / name) for name in ("state", "out"))
+        values = dict(zip(GIVEN, (*site, *folders, token, str(self._folder / "identity")), strict=True))
         return Subject(filled(words, values), self._folder / "client.log")
+
+    @property
+    def _address(self) -> str:
+        return f"127.0.0.1:{self._port}"
+
+    async def join_federation(self, pinned: Identity | None = None) -> int | None:
+        """Let the client join; returns how that ended. `pinned` has the certificate that the token names, if another.
+
+        Raises:
+            UnmetError: it did not end.
+        """
+        assert self._office is not None, "the office is open"
+        self.note("the client is to join")
+        joining = self._filled(self._command.join, self._office.token(self._address, pinned))
+        try:
+            await joining.start()
+            status = await joining.ends(_JOIN_SECONDS)
+        finally:
+            await joining.stop()
+        if status is None:
+            raise UnmetError("R-JOIN-3", f"joining had not ended after {_JOIN_SECONDS:g} s")
+        self._joined = joining
+        return status
 
     async def kill(self) -> None:
         """Kill the client, without a word to it."""
@@ -141,6 +201,8 @@ class Play:
         """End client and server."""
         if self._subject is not None:
             await self._subject.stop()
+        if self._office is not None:
+            await self._office.close()
         await self.close()
 
     @property
@@ -149,7 +211,8 @@ class Play:
 
     def last_words(self) -> str:
         """What the client said last."""
-        return self._subject.last_words() if self._subject is not None else ""
+        subject = self._subject or self._joined
+        return subject.last_words() if subject is not None else ""
 
     # What scenes wait for
 

@@ -23,6 +23,11 @@ class Rule:
 
 
 _MUST = {
+    "R-CON-2": "before its first certificate it trusts a server by its fingerprint alone",
+    "R-CON-3": "it shows its certificate, and talks only to servers of the federation's authority",
+    "R-JOIN-2": "it checks the token's fingerprint before it sends the secret",
+    "R-JOIN-3": "it enrols with the token's name and secret, and a request signed by its key",
+    "R-JOIN-5": "it takes only a certificate for its name and key, of the authority beside it",
     "R-SCH-2": "its schema has the digest of the task's schema",
     "R-SCH-5": "its meaning is the task's, within the bounds",
     "R-HEL-1": "the first message of a stream is hello, and no later one is",
@@ -82,6 +87,8 @@ _MUST = {
     "R-VER-1": "its versions are a range, and what is agreed is in it",
 }
 _SHOULD = {
+    "R-JOIN-4": "where the answer to joining is lost, the same key comes again",
+    "R-JOIN-6": "it renews its certificate before that ends",
     "R-RND-5": "what was trained is kept until another offer, and not trained again",
     "R-RND-9": "it closes its side when it has the final model",
     "R-DL-4": "a download that was cut goes on where it was",

@@ -17,8 +17,9 @@ class CommandError(Exception):
     """The command cannot be started; the message says why."""
 
 
-GIVEN = ("server", "name", "data", "state", "out")
-"""What may stand in braces: a site's server, name and data, a folder to keep things in, and one for results."""
+GIVEN = ("server", "name", "data", "state", "out", "token", "identity")
+"""What may stand in braces: a site's server, name and data, a folder to keep things in, one for results, and where a
+scene has them a token to join with and a folder for what joining leaves."""
 
 
 def require_command(words: Sequence[str]) -> None:
@@ -71,6 +72,15 @@ class Subject:
     def exit_status(self) -> int | None:
         """How it ended; `None` while it runs."""
         return self._process.returncode if self._process is not None else None
+
+    async def ends(self, within_seconds: float) -> int | None:
+        """How it ended by itself; `None` if it has not in time."""
+        if self._process is None:
+            return None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_seconds):
+                await self._process.wait()
+        return self.exit_status
 
     async def kill(self) -> None:
         """End it at once, without a chance to tidy up."""

@@ -15,6 +15,7 @@ from fedserver.conformance.faults import Refused, refuse
 from fedserver.conformance.findings import Findings, UnmetError
 from fedserver.conformance.inspection import inspect_hello, inspect_progress
 from fedserver.conformance.material import Material, Model
+from fedserver.conformance.office import shown_certificate
 from fedserver.conformance.transfer import Transfer
 from fedstream import limits, wire
 from fedstream.encodings import Encoding
@@ -124,6 +125,10 @@ class Talk:
             raise UnmetError(rule, f"{found[0]} came where {wanted} was due{': ' if words else ''}{words}")
         self._findings.check(rule, True, "")
         return found
+
+    def shown_certificate(self) -> bytes:
+        """The certificate, PEM, that the client showed; empty without one."""
+        return shown_certificate(self._context)
 
     def unheard(self) -> list[str]:
         """Kinds of messages, other than progress, that came and no scene has asked for."""

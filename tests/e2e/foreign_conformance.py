@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import ClassVar
 
 import pytest
@@ -21,4 +22,7 @@ class ConformanceSuite:
         self.client.build()
         words = [*self.client.run, "--plaintext", "--server", "{server}", "--name", "{name}", "--data", "{data}"]
         words += ["--state-dir", "{state}", "--out", "{out}"]
-        check_passed(conformance("--json", "--limited", "--max-epochs 1", "--", *words))
+        joining = shlex.join([*self.client.join, "--token", "{token}", "--identity", "{identity}"])
+        member = shlex.join([*self.client.run, "--identity", "{identity}", *words[-6:]])
+        more = ["--limited", "--max-epochs 1", "--join", joining, "--member", member]
+        check_passed(conformance("--json", *more, "--", *words))

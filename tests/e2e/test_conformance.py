@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shlex
 import sys
 from collections.abc import Mapping
 
@@ -16,23 +18,42 @@ from fedserver.conformance.runner import conforms, judge_all, play_all
 from fedserver.conformance.scenes import SCENES
 from fedserver.exit_codes import ExitCode
 from tests.support.conformance import check_passed, conformance
+from tests.support.minimal.member import WRONG as WRONG_MEMBERS
 from tests.support.minimal.wrong import WRONG
 
 pytestmark = [pytest.mark.e2e, pytest.mark.numpy_task, pytest.mark.slow, pytest.mark.timeout(400)]
 
 MINIMAL = ["--server", "{server}", "--name", "{name}", "--data", "{data}", "--state", "{state}", "--out", "{out}"]
-OURS = ["run", "--plaintext", "--log-json", *MINIMAL[:6], "--state-dir", "{state}", "--out", "{out}"]
+OURS = [
+    "run",
+    "--plaintext",
+    "--log-json",
+    *MINIMAL[:4],
+    "--data",
+    "{data}",
+    "--state-dir",
+    "{state}",
+    "--out",
+    "{out}",
+]
+MEMBER = [sys.executable, "-m", "tests.support.minimal.member"]
+JOIN = ["--token", "{token}", "--identity", "{identity}"]
+RUN = ["--identity", "{identity}", *MINIMAL[4:]]
 LANES = 6
 
 
 def test_own_client_conforms() -> None:
-    client = [sys.executable, "-m", "fedclient.cli", *OURS]
-    check_passed(conformance("--json", "--limited", "--max-epochs 1", "--", *client))
+    command = [sys.executable, "-m", "fedclient.cli"]
+    joining = shlex.join([*command, "join", *JOIN])
+    member = shlex.join([*command, "run", "--log-json", "--identity", "{identity}", "--data", "{data}", *OURS[-4:]])
+    more = ["--limited", "--max-epochs 1", "--join", joining, "--member", member]
+    check_passed(conformance("--json", *more, "--", *command, *OURS))
 
 
 def test_minimal_client_conforms() -> None:
     client = [sys.executable, "-m", "tests.support.minimal.client", *MINIMAL]
-    check_passed(conformance("--json", "--task", "linear", "--", *client))
+    more = ["--join", shlex.join([*MEMBER, "join", *JOIN]), "--member", shlex.join([*MEMBER, "run", *RUN])]
+    check_passed(conformance("--json", "--task", "linear", *more, "--", *client), does_not=["R-JOIN-6"])
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +86,18 @@ def test_wrong_client_fails_by_the_rule_that_it_breaks(
     broken = {one.rule.name for one in found if one.verdict is Verdict.BROKEN}
     assert not passed
     assert WRONG[name].rule in broken, words
+
+
+@pytest.mark.parametrize("name", WRONG_MEMBERS)
+def test_wrong_member_fails_by_the_rule_that_it_breaks(name: str) -> None:
+    rule, scene = WRONG_MEMBERS[name]
+    wrong = ["--wrong", name]
+    join, member = shlex.join([*MEMBER, "join", *JOIN, *wrong]), shlex.join([*MEMBER, "run", *RUN, *wrong])
+    words = ["--json", "--task", "linear", "--only", scene, "--join", join, "--member", member]
+    done = conformance(*words, "--", *MEMBER)
+    broken = {one["rule"] for one in json.loads(done.stdout)["rules"] if one["breaches"]}
+    assert done.returncode == ExitCode.FAILED
+    assert rule in broken
 
 
 def test_client_that_does_not_start_says_why() -> None:

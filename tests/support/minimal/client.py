@@ -90,7 +90,7 @@ class Client:
         self.options = options
         self.kept = Path(options.state) / "update.npz"
         self.kept.parent.mkdir(parents=True, exist_ok=True)
-        channel = grpc.insecure_channel(options.server, [("grpc.max_reconnect_backoff_ms", 2000)])
+        channel = self.channel()
         self.negotiation = negotiation_pb2_grpc.NegotiationServiceStub(channel)
         self.transfer = transfer_pb2_grpc.TransferServiceStub(channel)
         self.tensors: dict[bytes, bytes] = {}
@@ -100,6 +100,9 @@ class Client:
         self.is_over = False
         self.last_superseded = -RIVAL_SECONDS
         self.outbox: queue.Queue[Any] = queue.Queue()
+
+    def channel(self) -> grpc.Channel:
+        return grpc.insecure_channel(self.options.server, [("grpc.max_reconnect_backoff_ms", 2000)])
 
     # One session after another
 
