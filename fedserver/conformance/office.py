@@ -129,7 +129,7 @@ class _Enrolment(enrolment_pb2_grpc.EnrolmentServiceServicer):
     def __init__(self, office: Office) -> None:
         self._office = office
 
-    async def Enrol(self, request: Any, context: Any) -> enrolment_pb2.EnrolResponse:  # noqa: N802
+    async def Enrol(self, request: Any, context: Any) -> enrolment_pb2.EnrolResponse:
         office = self._office
         office.note("client -> Enrol")
         try:
@@ -149,9 +149,7 @@ class Certificates(enrolment_pb2_grpc.CertificateServiceServicer):
     def __init__(self, office: Office) -> None:
         self._office = office
 
-    async def RenewCertificate(  # noqa: N802
-        self, request: Any, context: Any
-    ) -> enrolment_pb2.RenewCertificateResponse:
+    async def RenewCertificate(self, request: Any, context: Any) -> enrolment_pb2.RenewCertificateResponse:
         self._office.note("client -> RenewCertificate")
         shown = shown_certificate(context)
         return enrolment_pb2.RenewCertificateResponse(certificate=to_der(self._office.renew(public_key_of(shown))))

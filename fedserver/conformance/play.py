@@ -51,7 +51,7 @@ class Negotiation(negotiation_pb2_grpc.NegotiationServiceServicer):
     def __init__(self, play: Play) -> None:
         self._play = play
 
-    async def DescribeTask(self, _request: Any, _context: Any) -> negotiation_pb2.DescribeTaskResponse:  # noqa: N802
+    async def DescribeTask(self, _request: Any, _context: Any) -> negotiation_pb2.DescribeTaskResponse:
         material = self._play.material
         self._play.described += 1
         return negotiation_pb2.DescribeTaskResponse(
@@ -63,7 +63,7 @@ class Negotiation(negotiation_pb2_grpc.NegotiationServiceServicer):
             schema_sha256=material.schema.digest(),
         )
 
-    async def Negotiate(self, requests: Any, context: Any) -> None:  # type: ignore[override]  # noqa: N802
+    async def Negotiate(self, requests: Any, context: Any) -> None:  # type: ignore[override]
         play = self._play
         talk = Talk(context, play.material, play.transfer, play.findings, play.note)
         play.note("client -> Negotiate")

@@ -119,7 +119,7 @@ class Transfer(transfer_pb2_grpc.TransferServiceServicer):
 
     # RPCs
 
-    async def PutManifest(self, requests: Any, context: Any) -> transfer_pb2.PutManifestResponse:  # noqa: N802
+    async def PutManifest(self, requests: Any, context: Any) -> transfer_pb2.PutManifestResponse:
         messages = [request async for request in requests]
         name = messages[0].header.upload_id if messages else ""
         fault = self._begin("PutManifest", name, f"{len(messages)} messages")
@@ -154,7 +154,7 @@ class Transfer(transfer_pb2_grpc.TransferServiceServicer):
             self.uploads[name] = Upload(announced, [] if self.lacks_nothing else changed)
         return self.uploads[name]
 
-    async def WriteChunks(self, requests: Any, context: Any) -> None:  # type: ignore[override]  # noqa: N802
+    async def WriteChunks(self, requests: Any, context: Any) -> None:  # type: ignore[override]
         messages = aiter(requests)
         first = await anext(messages, None)
         if first is None:
@@ -171,7 +171,7 @@ class Transfer(transfer_pb2_grpc.TransferServiceServicer):
         except ProtocolError as error:
             await self._refuse(error, context)
 
-    async def GetUploadStatus(self, request: Any, context: Any) -> transfer_pb2.GetUploadStatusResponse:  # noqa: N802
+    async def GetUploadStatus(self, request: Any, context: Any) -> transfer_pb2.GetUploadStatusResponse:
         name = request.upload_id
         fault = self._begin("GetUploadStatus", name)
         await self._end_if(fault, context, name)
@@ -186,7 +186,7 @@ class Transfer(transfer_pb2_grpc.TransferServiceServicer):
             committed_size=upload.told, body_size_bytes=upload.size_bytes, state=state
         )
 
-    async def FinishUpload(self, request: Any, context: Any) -> transfer_pb2.FinishUploadResponse:  # noqa: N802
+    async def FinishUpload(self, request: Any, context: Any) -> transfer_pb2.FinishUploadResponse:
         name = request.upload_id
         fault = self._begin("FinishUpload", name)
         if not _only_answer_lost(fault):
@@ -212,9 +212,7 @@ class Transfer(transfer_pb2_grpc.TransferServiceServicer):
             raise DigestMismatch(f"the bytes of {wrong} are not those of its digest", tensor=wrong)
         upload.finished = True
 
-    async def GetManifest(  # noqa: N802
-        self, request: Any, context: Any
-    ) -> AsyncIterator[transfer_pb2.GetManifestResponse]:
+    async def GetManifest(self, request: Any, context: Any) -> AsyncIterator[transfer_pb2.GetManifestResponse]:
         digest = request.model_sha256.hex()
         fault = self._begin("GetManifest", digest)
         await self._end_if(fault, context, digest)
@@ -226,9 +224,7 @@ class Transfer(transfer_pb2_grpc.TransferServiceServicer):
         for part in wire.manifest_parts(model.manifest):
             yield transfer_pb2.GetManifestResponse(num_tensors=len(model.manifest), part=part)
 
-    async def ReadChunks(  # noqa: N802
-        self, request: Any, context: Any
-    ) -> AsyncIterator[transfer_pb2.ReadChunksResponse]:
+    async def ReadChunks(self, request: Any, context: Any) -> AsyncIterator[transfer_pb2.ReadChunksResponse]:
         digest = request.model_sha256.hex()
         detail = f"tensors {list(request.tensors)} from offset {request.read_offset}"
         fault = self._begin("ReadChunks", digest, detail)

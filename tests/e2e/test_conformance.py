@@ -24,18 +24,7 @@ from tests.support.minimal.wrong import WRONG
 pytestmark = [pytest.mark.e2e, pytest.mark.numpy_task, pytest.mark.slow, pytest.mark.timeout(400)]
 
 MINIMAL = ["--server", "{server}", "--name", "{name}", "--data", "{data}", "--state", "{state}", "--out", "{out}"]
-OURS = [
-    "run",
-    "--plaintext",
-    "--log-json",
-    *MINIMAL[:4],
-    "--data",
-    "{data}",
-    "--state-dir",
-    "{state}",
-    "--out",
-    "{out}",
-]
+OURS = ["run", "--plaintext", "--log-json", *MINIMAL[:6], "--state-dir", "{state}", "--out", "{out}"]
 MEMBER = [sys.executable, "-m", "tests.support.minimal.member"]
 JOIN = ["--token", "{token}", "--identity", "{identity}"]
 RUN = ["--identity", "{identity}", *MINIMAL[4:]]
