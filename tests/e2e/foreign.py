@@ -234,7 +234,7 @@ class ClientSuite:
         data = write_wide_site(scene.folder, WIDTH, WIDE)
         server = await asyncio.to_thread(scene.server, "--rounds", "1", "--min-clients", "1", task=TASK, **WIDE)
         async with proxied(server.listening) as (proxy, near):
-            proxy.cut_after(3 * MIB)
+            proxy.cut_after(3 * MIB, and_refuse=True)  # or a quick client is done before it is killed
             first = self.start(scene, "alpha", near, data)
             await soon("the cut", lambda: proxy.cuts == 1)
             first.process.kill()
@@ -242,6 +242,7 @@ class ClientSuite:
             await asyncio.to_thread(
                 server.until, "bytes on its disk", lambda look: look.parts["alpha"].committed_size > 0
             )
+            proxy.refusing = False
             second = self.start(scene, "alpha", near, data)
             assert (await second.ended(), await server.ended()) == (0, 0), second.text
         kept = second.said("this round is trained already; sending what was kept")

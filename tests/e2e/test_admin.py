@@ -108,7 +108,7 @@ async def test_operator_configures_looks_pauses_resumes_and_stops_after_the_roun
 
 def check_configuration(server: RunningServer) -> None:
     """Flags go over the file, the file over defaults, and the server says what came of it."""
-    (effective,) = server.said("configuration")
+    (effective,) = until("the configuration", lambda: server.said("configuration"))  # it is said once it serves
     chosen = ("name", "rounds", "min_clients", "lease_seconds", "task_settings", "plan", "strategy", "task")
     assert {key: effective[key] for key in chosen} == {
         "name": "trial",

@@ -24,6 +24,7 @@ class Proxy:
         self._target = split_address(target)
         self._writers: set[asyncio.StreamWriter] = set()
         self._cut_at: int | None = None
+        self._refuses_then = False
         self.bytes_up = self.bytes_down = 0
         self.cuts = 0
         self.refusing = False
@@ -31,12 +32,16 @@ class Proxy:
     def cut(self) -> None:
         """End all connections at once, without a word to either side. New ones are taken as before."""
         self.cuts += 1
+        self.refusing = self.refusing or self._refuses_then
         for writer in self._writers:
             writer.transport.abort()
 
-    def cut_after(self, num_bytes: int) -> None:
-        """Cut, once, when so many more bytes have come from clients; the last of them do not arrive."""
-        self._cut_at = self.bytes_up + num_bytes
+    def cut_after(self, num_bytes: int, *, and_refuse: bool = False) -> None:
+        """Cut, once, when so many more bytes have come from clients; the last of them do not arrive.
+
+        With `and_refuse`, nobody gets through from then on until `refusing` is taken back.
+        """
+        self._cut_at, self._refuses_then = self.bytes_up + num_bytes, and_refuse
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Relay one connection to its end."""
