@@ -17,7 +17,7 @@ from fedserver.exit_codes import ExitCode
 from fedstream.v1 import negotiation_pb2
 from fedtask.linear import Linear
 from tests.support.negotiating import everybody, in_training, over, parts_of
-from tests.support.processes import RunningServer, Said, Stage
+from tests.support.processes import RunningServer, Said, Stage, until
 from tests.support.serving import BareSite, serving
 from tests.support.tasks import random_weights
 
