@@ -109,6 +109,8 @@ class Federation:
         self.history = History(state.database)
         self.traffic = Traffic()
         self.outcome: TellFederationOutcome | None = None
+        self.heard_the_end: set[str] = set()
+        """Clients that have closed their side after it, which they do when they have the final model."""
         self.ready = asyncio.Event()
         self.stop_requested = asyncio.Event()
         self.finish_round_first = False

@@ -247,8 +247,13 @@ async def say_farewell(federation: Federation, reason: str) -> None:
         TellFederationOutcome(client, reason, outcome.last, outcome.best, outcome.metrics)
         for client in federation.sessions.clients
     )
-    await _let_come_back(federation)
-    await federation.sessions.drained(_FAREWELL_SECONDS)
+    give_up = federation.now + _COMING_BACK_SECONDS
+    while True:
+        await _let_come_back(federation, give_up)
+        await federation.sessions.drained(_FAREWELL_SECONDS)
+        # One may be cut off, or killed, between hearing the outcome and having the final model.
+        if not _waits(federation, _cut_off(federation), give_up):
+            return
 
 
 async def keep_working_time(federation: Federation) -> None:
@@ -260,29 +265,35 @@ async def keep_working_time(federation: Federation) -> None:
             raise
 
 
-async def _let_come_back(federation: Federation) -> None:
+async def _let_come_back(federation: Federation, give_up: float) -> None:
     """Give the clients of the last round time to come back, if they were cut off at the very end, or killed.
 
-    Whoever connects now is told at once.
+    Whoever connects now is told at once. At `give_up`, on the federation's clock, nobody is waited for any more.
     """
     missing = _cut_off(federation)
-    give_up = federation.now + _COMING_BACK_SECONDS
-    while missing and federation.now < give_up and not federation.stop_requested.is_set():
+    while _waits(federation, missing, give_up):
         names = ", ".join(sorted(missing))
         federation.stand(FederationState.FINISHING, f"{names} may not have heard how it ended")
         await federation.change(give_up - federation.now)
         missing -= {client.name for client in federation.population.connected}
 
 
+def _waits(federation: Federation, missing: set[str], give_up: float) -> bool:
+    return bool(missing) and federation.now < give_up and not federation.stop_requested.is_set()
+
+
 def _cut_off(federation: Federation) -> set[str]:
-    """Clients of the last round that have not been told the outcome: the population is told when it is made.
+    """Clients of the last round that are away and have not closed their side after hearing the outcome.
 
     A process that has run no round, since the one before was killed at the very end, does not know who has heard it.
     """
     if not federation.history:
         return set()
     last, population = federation.history[-1].contributions, federation.population
+    away = {client.name for client in population if client.state is ClientState.DISCONNECTED}
     if federation.round is None:
-        return {one.client_name for one in last if not population.has_met(one.client_name)}
-    taken_in = {one.client_name for one in last if one.outcome == Outcome.COMPLETED.value}
-    return {client.name for client in population if client.state is ClientState.DISCONNECTED} & taken_in
+        names = {one.client_name for one in last}
+        away |= {name for name in names if not population.has_met(name)}
+    else:
+        names = {one.client_name for one in last if one.outcome == Outcome.COMPLETED.value}
+    return away & names - federation.heard_the_end

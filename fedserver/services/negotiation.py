@@ -77,6 +77,7 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
                 if left is not None:
                     state, reason = ClientState.LEFT, left
                 elif self.federation.outcome is not None:
+                    self.federation.heard_the_end.add(introduction.name)
                     reason = "heard how the federation ended"
         finally:
             if self.federation.sessions.close(session):

@@ -68,6 +68,37 @@ async def test_farewell_of_a_server_that_ran_the_rounds_waits_for_whoever_was_cu
         await asyncio.wait_for(farewell, 5.0)
 
 
+@pytest.mark.parametrize("started_again", [False, True], ids=["ran the rounds", "was started again"])
+async def test_farewell_waits_for_whoever_is_killed_between_the_outcome_and_the_final_model(
+    tmp_path: Path, started_again: bool
+) -> None:
+    if started_again:
+        await one_round(tmp_path)
+    async with Bench.running(tmp_path, "ab", min_clients=2) as bench:
+        if not started_again:
+            await bench.play(1, 2)
+        federation, sessions = bench.federation, bench.federation.sessions
+        first, second = (sessions.open(name) for name in "ab")
+        farewell = asyncio.create_task(lifecycle.say_farewell(federation, "all rounds done"))
+        await asyncio.sleep(0.05)
+        federation.heard_the_end.add("a")
+        for session, name in ((first, "a"), (second, "b")):
+            sessions.close(session)
+            federation.gone(name, ClientState.DISCONNECTED, "closed its side, or was killed")
+        await asyncio.sleep(0.05)
+        assert not farewell.done()
+        assert federation.standing.reason == "b may not have heard how it ended"
+
+        bench.join("b")
+        again = sessions.open("b")
+        await asyncio.sleep(0.05)
+        assert not farewell.done()
+        federation.heard_the_end.add("b")
+        sessions.close(again)
+        federation.gone("b", ClientState.DISCONNECTED, "closed its side")
+        await asyncio.wait_for(farewell, 5.0)
+
+
 async def test_farewell_waits_for_nobody_who_left_or_gave_nothing(tmp_path: Path) -> None:
     async with Bench.running(tmp_path, "a") as bench:
         await bench.play(1)
