@@ -171,9 +171,18 @@ class Session:
         with contextlib.suppress(TransportError, TimeoutError):
             async with asyncio.timeout(_LAST_WORDS_SECONDS):
                 await self._send(codec.write_leave(reason))
-                with translated():
-                    await self._call.done_writing()
-                    await self._call.code()
+                await self._close()
+
+    async def _close(self) -> None:
+        """Close this side, and wait for the server to end the stream.
+
+        Raises:
+            TransportError: it broke instead.
+        """
+        async with self._sending:
+            with translated():
+                await self._call.done_writing()
+                await self._call.code()
 
     async def _send(self, message: negotiation_pb2.NegotiateRequest) -> None:
         async with self._sending:
@@ -211,6 +220,10 @@ class Session:
                 self._on_round(event)
             case FederationOutcome():
                 await self._collect(event)
+                # By this the server knows that the final model is here, and need not wait for this client to come back.
+                with contextlib.suppress(TransportError, TimeoutError):
+                    async with asyncio.timeout(_LAST_WORDS_SECONDS):
+                        await self._close()
                 self._outcome = event
             case _:
                 await self._handle_offer(event)

@@ -39,6 +39,8 @@ class Talk:
         self.lease_seconds = _LONG
         self.is_closed = False
         """Whether the client has closed its side, or is gone."""
+        self.was_cut_off = False
+        """Whether the client has gone, or cancelled its call, in place of closing its side."""
         self._context = context
         self._material = material
         self._transfer = transfer
@@ -56,6 +58,9 @@ class Talk:
         reading = asyncio.create_task(self._read(requests))
         try:
             ending = await self._ending
+        except asyncio.CancelledError:
+            self.was_cut_off = True
+            raise
         finally:
             reading.cancel()
         if ending is not None:
