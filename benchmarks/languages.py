@@ -1,8 +1,8 @@
 """Whether it matters in which language a client is written: federations of the MRI model's head, with four languages.
 
-Four sites divide the scans. In a federation of real processes over mutual TLS, all four clients are Python's, or one is
-Python's and the others JavaScript's, Go's and C++'s; then each site is alone in a federation of its own. What is scored
-is the whole model as the server exports it for Keras, on scans that no site has.
+Four sites have a quarter of the scans each. In a federation of real processes over mutual TLS, all four clients are
+Python's, or one is Python's and the others JavaScript's, Go's and C++'s; then each site is alone in a federation of its
+own. What is scored is the whole model as the server exports it for Keras, on scans that no site has.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.support.processes import Running, RunningServer, Stage, stage
 
 _FOREIGN: Sequence[ForeignClient] = (NODE, GO, CPP)
 _CLIENTS = 1 + len(_FOREIGN)
-_DIVISION = "dirichlet:0.5"
+_DIVISION = "even"
 _ROUNDS = 8
 _PLAN = {"epochs": "5", "patience": "0", "learning_rate": "0.001"}
 _FEDERATION_SECONDS = 900.0
