@@ -24,10 +24,11 @@ from fedserver.store.reading import StateReader
 from fedserver.store.uploads import finished_uploads
 from fedstream.plan import Plan
 from fedstream.v1 import admin_pb2, negotiation_pb2
+from fedtask.brain_mri_head.features import Features, write_features
 from fedtask.brain_mri_head.task import BrainMriHead
 from fedtask.task import SiteOptions, Weights
 from tests.support.brain_mri import ignore
-from tests.support.features import SETTINGS, write_site, write_wide_site
+from tests.support.features import SETTINGS, site_features, write_site, write_wide_site
 from tests.support.foreign import ForeignClient, start
 from tests.support.processes import Look, Running, RunningServer, Said, Stage, soon, stage, until
 from tests.support.proxy import proxied
@@ -172,6 +173,19 @@ class ClientSuite:
             for name, values in changed.items():
                 atol = 1e-9 if client == "python" else self.client.training_error
                 np.testing.assert_allclose(values, expected[name], rtol=1e-6, atol=atol)
+
+    def test_update_of_a_site_without_validation_examples_is_what_python_makes_of_it(self, scene: Stage) -> None:
+        settings = SETTINGS | {"patience": "1", "epochs": "30", "class_weights": "balanced"}
+        site = site_features(seed=1, num_train=70, num_val=0)
+        data = scene.folder / "site.features"
+        write_features(Features(site.train.take(np.arange(70) % 3 > 0), site.val, site.meaning), data)
+        server = scene.server("--rounds", "1", "--min-clients", "1", task=TASK, **settings)
+        client = self.start(scene, "alpha", server.listening, data)
+        assert (client.wait(), server.wait()) == (0, 0), client.text
+        (entry,) = ledger_of(server)
+        expected = trained_in_python(model_of(server, 0), data, entry, "alpha", settings)
+        for name, values in stored_updates(server, 1)["alpha"].changed.items():
+            np.testing.assert_allclose(values, expected[name], rtol=1e-6, atol=self.client.training_error)
 
     def test_final_model_is_that_of_the_python_client(self, played: Played) -> None:
         models = [load_file(played.folder / name / "GLOBAL_MODEL.safetensors") for name in ("python", "one", "two")]

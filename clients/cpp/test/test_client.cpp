@@ -101,7 +101,9 @@ TEST(fine_tune_learns_and_repeats_to_the_bit) {
   CHECK(*one.metrics.at("accuracy") > 0.9 && *one.metrics.at("loss") < *one.metrics.at("base_loss"));
   CHECK(one.tensors == two.tensors && one.num_examples == 40 && one.epochs == 20);
   CHECK(tune(clouds(40, 10), plan(20, 0, 4)).tensors != one.tensors);
-  CHECK(!tune(clouds(40, 0), plan(2)).metrics.at("val_loss").has_value());
+  CHECK(!tune(clouds(13, 0), plan(2)).metrics.at("val_loss").has_value());  // of 14, two would be set aside
+  const auto set_aside = tune(clouds(14, 0), plan(2));
+  CHECK(set_aside.metrics.at("val_loss").has_value() && set_aside.num_examples == 12);
 }
 
 TEST(fine_tune_ends_early_and_when_it_is_told_to) {
