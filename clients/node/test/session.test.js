@@ -213,7 +213,7 @@ test('update that was delivered and lost is sent again, and not trained again', 
 });
 
 test('work that failed is told, and the same offer is declined from then on', async (t) => {
-  const { talk } = await scene(t, { fineTune: async () => { throw new Error('/home/site: broken'); } });
+  const { talk } = await scene(t, { fineTune: async () => { throw new Error('scan_17.png: broken'); } });
   talk.say(WELCOME, offer('1'));
   await talk.hear(about('accept', '1'));
   talk.say(confirm('1'));
