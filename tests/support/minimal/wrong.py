@@ -11,7 +11,9 @@ import grpc
 import numpy as np
 
 from fedstream.v1 import common_pb2, negotiation_pb2, transfer_pb2
-from tests.support.minimal.client import Client, Refusal, Work, model_digest, read_options, refusal_of
+from tests.support.minimal.client import Client, read_options
+from tests.support.minimal.messages import Refusal, model_digest, refusal_of
+from tests.support.minimal.work import Work
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import typer
 
-from fedserver.cli import task_settings
+from fedserver.cli_words import task_settings
 from fedtask.settings import read_pairs
 
 pytestmark = pytest.mark.numpy_task

@@ -10,21 +10,12 @@ import (
 	"fedstream/client/internal/packing"
 	"fedstream/client/internal/pb"
 	"fedstream/client/internal/store"
+	"fedstream/client/internal/store/storetest"
 )
 
 const num = 1_024
 
 var int8First = []pb.Encoding{pb.Encoding_ENCODING_INT8, pb.Encoding_ENCODING_RAW}
-
-func open(t *testing.T, folder string) *store.Store {
-	t.Helper()
-	kept, err := store.Open(folder)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { kept.Close() })
-	return kept
-}
 
 // keep puts a kernel of num numbers and a bias of one, and gives their entries.
 func keep(t *testing.T, kept *store.Store, kernel []float32) []model.Entry {
@@ -77,7 +68,7 @@ func arrives(t *testing.T, kept *store.Store, packed *store.Packed, base []float
 }
 
 func TestFirstEncodingThatSuitsATensorIsUsed(t *testing.T) {
-	kept := open(t, t.TempDir())
+	kept := storetest.Open(t, t.TempDir())
 	base, trained := keep(t, kept, curve(1)), keep(t, kept, curve(1.1))
 	for _, one := range []struct {
 		agreed []pb.Encoding
@@ -97,7 +88,7 @@ func TestFirstEncodingThatSuitsATensorIsUsed(t *testing.T) {
 }
 
 func TestWhatIsLeftOutOfAnUpdateGoesIntoTheNext(t *testing.T) {
-	kept := open(t, t.TempDir())
+	kept := storetest.Open(t, t.TempDir())
 	started := make([]float32, num)
 	base, trained := keep(t, kept, started), keep(t, kept, curve(1))
 	total := make([]float64, num)
@@ -119,7 +110,7 @@ func TestWhatIsLeftOutOfAnUpdateGoesIntoTheNext(t *testing.T) {
 }
 
 func TestWhatWasLeftOutOfAnUpdateThatWasNotAdmittedIsNot(t *testing.T) {
-	kept := open(t, t.TempDir())
+	kept := storetest.Open(t, t.TempDir())
 	started := make([]float32, num)
 	base, trained := keep(t, kept, started), keep(t, kept, curve(1))
 	_, first := pack(t, kept, base, trained, int8First)
@@ -131,11 +122,11 @@ func TestWhatWasLeftOutOfAnUpdateThatWasNotAdmittedIsNot(t *testing.T) {
 
 func TestUpdateIsPackedOnceForTheSameEncodings(t *testing.T) {
 	folder := t.TempDir()
-	kept := open(t, folder)
+	kept := storetest.Open(t, folder)
 	base, trained := keep(t, kept, curve(1)), keep(t, kept, curve(2))
 	_, packed := pack(t, kept, base, trained, int8First)
 	kept.Close()
-	next := open(t, folder)
+	next := storetest.Open(t, folder)
 	update := next.Update("o", model.SHA256{})
 	again, err := packing.Pack(next, update, base, int8First, "f")
 	if err != nil || again != update.Packed || again.Tensors[0].Blob != packed.Tensors[0].Blob {
@@ -147,7 +138,7 @@ func TestUpdateIsPackedOnceForTheSameEncodings(t *testing.T) {
 }
 
 func TestTensorThatMovedBeyondAllNumbersTravelsRaw(t *testing.T) {
-	kept := open(t, t.TempDir())
+	kept := storetest.Open(t, t.TempDir())
 	far := curve(1)
 	far[5] = float32(math.Inf(1))
 	_, packed := pack(t, kept, keep(t, kept, curve(1)), keep(t, kept, far), int8First)

@@ -8,17 +8,8 @@ import (
 
 	"fedstream/client/internal/model"
 	"fedstream/client/internal/store"
+	"fedstream/client/internal/store/storetest"
 )
-
-func open(t *testing.T, folder string) *store.Store {
-	t.Helper()
-	kept, err := store.Open(folder)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { kept.Close() })
-	return kept
-}
 
 func put(t *testing.T, kept *store.Store, text string) model.Entry {
 	t.Helper()
@@ -41,10 +32,10 @@ func blob(folder string, entry model.Entry) string {
 
 func TestUpdateIsFoundByTheNextProcessForItsOfferAndBaseAlone(t *testing.T) {
 	folder := t.TempDir()
-	first := open(t, folder)
+	first := storetest.Open(t, folder)
 	record(t, first, "offer/../1", put(t, first, "a"))
 	first.Close()
-	next := open(t, folder)
+	next := storetest.Open(t, folder)
 	if update := next.Update("offer/../1", model.SHA256{}); update == nil || update.Epochs != 3 {
 		t.Errorf("found %v", update)
 	}
@@ -56,7 +47,7 @@ func TestUpdateIsFoundByTheNextProcessForItsOfferAndBaseAlone(t *testing.T) {
 func TestUpdateOfWhichAnythingIsDamagedDoesNotCount(t *testing.T) {
 	for _, damage := range []string{"blob", "record"} {
 		folder := t.TempDir()
-		first := open(t, folder)
+		first := storetest.Open(t, folder)
 		entry := put(t, first, "a")
 		record(t, first, "o", entry)
 		first.Close()
@@ -73,7 +64,7 @@ func TestUpdateOfWhichAnythingIsDamagedDoesNotCount(t *testing.T) {
 		if err := os.WriteFile(file, content, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if open(t, folder).Update("o", model.SHA256{}) != nil {
+		if storetest.Open(t, folder).Update("o", model.SHA256{}) != nil {
 			t.Errorf("counts with a damaged %s", damage)
 		}
 	}
@@ -81,7 +72,7 @@ func TestUpdateOfWhichAnythingIsDamagedDoesNotCount(t *testing.T) {
 
 func TestWhatNoOfferNeedsAnyMoreGoes(t *testing.T) {
 	folder := t.TempDir()
-	kept := open(t, folder)
+	kept := storetest.Open(t, folder)
 	old, now, base, left := put(t, kept, "old"), put(t, kept, "now"), put(t, kept, "base"), put(t, kept, "left")
 	record(t, kept, "old", old)
 	record(t, kept, "now", now)
@@ -105,7 +96,7 @@ func TestWhatNoOfferNeedsAnyMoreGoes(t *testing.T) {
 }
 
 func TestWhatWasLeftOutInAnotherFederationDoesNotCount(t *testing.T) {
-	kept := open(t, t.TempDir())
+	kept := storetest.Open(t, t.TempDir())
 	if err := kept.SetLeftOut("one", []store.Remainder{{Name: "x"}}); err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +107,7 @@ func TestWhatWasLeftOutInAnotherFederationDoesNotCount(t *testing.T) {
 
 func TestSecondProcessIsKeptOut(t *testing.T) {
 	folder := t.TempDir()
-	open(t, folder)
+	storetest.Open(t, folder)
 	if _, err := store.Open(folder); !errors.Is(err, store.ErrInUse) {
 		t.Errorf("opened twice: %v", err)
 	}
@@ -124,7 +115,7 @@ func TestSecondProcessIsKeptOut(t *testing.T) {
 
 func TestFilesAreTheirOwnersAlone(t *testing.T) {
 	folder := t.TempDir()
-	kept := open(t, folder)
+	kept := storetest.Open(t, folder)
 	entry := put(t, kept, "a")
 	facts, err := os.Stat(blob(folder, entry))
 	if err != nil || facts.Mode().Perm() != 0o600 {

@@ -12,6 +12,7 @@ import (
 	"fedstream/client/internal/link"
 	"fedstream/client/internal/model"
 	"fedstream/client/internal/store"
+	"fedstream/client/internal/store/storetest"
 	"fedstream/client/internal/transfer"
 )
 
@@ -44,7 +45,7 @@ func TestDownloadCutAnywhereGoesOnThere(t *testing.T) {
 	for cut := range 29 {
 		server := newServer(published)
 		server.sendOnly = cut
-		if err := fetch(t, server.serve(t), openStore(t, t.TempDir())); err != nil {
+		if err := fetch(t, server.serve(t), storetest.Open(t, t.TempDir())); err != nil {
 			t.Fatal(err)
 		}
 		arrived := 0
@@ -66,7 +67,7 @@ func TestDownloadCutAnywhereGoesOnThere(t *testing.T) {
 }
 
 func TestBytesThatAKilledProcessLeftAreNotAskedForAgain(t *testing.T) {
-	kept, server := openStore(t, t.TempDir()), newServer(published)
+	kept, server := storetest.Open(t, t.TempDir()), newServer(published)
 	partial, err := kept.Partial(published.entries[0].SHA256)
 	if err != nil {
 		t.Fatal(err)
@@ -82,7 +83,7 @@ func TestBytesThatAKilledProcessLeftAreNotAskedForAgain(t *testing.T) {
 
 func TestTensorThatWasDamagedOnDiskIsDownloadedAgainAndNoOther(t *testing.T) {
 	folder := t.TempDir()
-	first := openStore(t, folder)
+	first := storetest.Open(t, folder)
 	if err := fetch(t, newServer(published).serve(t), first); err != nil {
 		t.Fatal(err)
 	}
@@ -91,7 +92,7 @@ func TestTensorThatWasDamagedOnDiskIsDownloadedAgainAndNoOther(t *testing.T) {
 		t.Fatal(err)
 	}
 	server := newServer(published)
-	if err := fetch(t, server.serve(t), openStore(t, folder)); err != nil || !reflect.DeepEqual(offsets(server), []string{"[2] 0"}) {
+	if err := fetch(t, server.serve(t), storetest.Open(t, folder)); err != nil || !reflect.DeepEqual(offsets(server), []string{"[2] 0"}) {
 		t.Errorf("%v, asked for %v", err, offsets(server))
 	}
 }
@@ -99,13 +100,13 @@ func TestTensorThatWasDamagedOnDiskIsDownloadedAgainAndNoOther(t *testing.T) {
 func TestWhatDoesNotMatchItsDigestIsThrownAwayAndAskedForAgain(t *testing.T) {
 	server := newServer(published)
 	server.spoilOnce = true
-	if err := fetch(t, server.serve(t), openStore(t, t.TempDir())); err != nil || len(server.asked) != 2 {
+	if err := fetch(t, server.serve(t), storetest.Open(t, t.TempDir())); err != nil || len(server.asked) != 2 {
 		t.Errorf("%v, asked for %v", err, offsets(server))
 	}
 }
 
 func TestMoreThanThereIsIsThrownAway(t *testing.T) {
-	kept := openStore(t, t.TempDir())
+	kept := storetest.Open(t, t.TempDir())
 	partial, err := kept.Partial(published.entries[0].SHA256)
 	if err != nil {
 		t.Fatal(err)
@@ -122,14 +123,14 @@ func TestMoreThanThereIsIsThrownAway(t *testing.T) {
 func TestModelThatIsNotPublishedIsAnErrorAtOnce(t *testing.T) {
 	server := newServer(published)
 	server.failures["GetManifest"] = []string{"UNKNOWN_MODEL"}
-	if err := fetch(t, server.serve(t), openStore(t, t.TempDir())); fault.Refused(err, fault.UnknownModel) == nil {
+	if err := fetch(t, server.serve(t), storetest.Open(t, t.TempDir())); fault.Refused(err, fault.UnknownModel) == nil {
 		t.Error(err)
 	}
 }
 
 func TestManifestOfAnotherModelIsRefused(t *testing.T) {
 	server := newServer(makeWeights(9))
-	err := fetch(t, server.serve(t), openStore(t, t.TempDir()))
+	err := fetch(t, server.serve(t), storetest.Open(t, t.TempDir()))
 	if err == nil || fault.IsTrouble(err) || len(server.asked) > 0 || len(server.calls) != 4 {
 		t.Errorf("%v after %v", err, server.calls)
 	}

@@ -19,7 +19,6 @@ import (
 	"fedstream/client/internal/link"
 	"fedstream/client/internal/model"
 	"fedstream/client/internal/pb"
-	"fedstream/client/internal/store"
 	"fedstream/client/internal/wire"
 )
 
@@ -281,14 +280,4 @@ func (s *server) FinishUpload(_ context.Context, _ *pb.FinishUploadRequest) (*pb
 		return nil, err
 	}
 	return &pb.FinishUploadResponse{State: pb.UploadState_UPLOAD_STATE_ADMITTED}, nil
-}
-
-func openStore(t *testing.T, folder string) *store.Store {
-	t.Helper()
-	kept, err := store.Open(folder)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { kept.Close() })
-	return kept
 }

@@ -9,6 +9,7 @@ import (
 	"fedstream/client/internal/fault"
 	"fedstream/client/internal/pb"
 	"fedstream/client/internal/store"
+	"fedstream/client/internal/store/storetest"
 	"fedstream/client/internal/transfer"
 )
 
@@ -22,7 +23,7 @@ var trained = func() weights {
 
 func upload(t *testing.T, s *server, wasSent bool) (string, error) {
 	t.Helper()
-	kept := openStore(t, t.TempDir())
+	kept := storetest.Open(t, t.TempDir())
 	packed := &store.Packed{}
 	for i, entry := range trained.entries {
 		if _, err := kept.Put(trained.values[i]); err != nil {
