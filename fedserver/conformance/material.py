@@ -46,7 +46,8 @@ class Material:
     plan: Plan
     base: Model
     later: Model
-    """Another model of the schema, for a second round and for the end."""
+    """Another model of the schema, from which a later round starts."""
+    final: Model
     chunk_bytes: int
     window_bytes: int
 
@@ -78,15 +79,17 @@ def material(task: str) -> Material:
     settings = _HEAD_SETTINGS if task == "brain_mri_head" else {}
     made = create_task(task, settings)
     schema, plan = made.schema(), made.default_plan()
-    later = {name: values + np.float32(0.25) for name, values in made.initial_weights(1, None).items()}
+    base = made.initial_weights(0, None)
+    later, final = ({name: values + np.float32(by) for name, values in base.items()} for by in (0.25, 0.5))
     return Material(
         task,
         settings,
         schema,
         made.meaning(),
         Plan(2, 8, plan.learning_rate, 0, seed=7),
-        Model.of(schema, made.initial_weights(0, None)),
+        Model.of(schema, base),
         Model.of(schema, later),
+        Model.of(schema, final),
         chunk_bytes=512 if task == "brain_mri_head" else 4,
         window_bytes=2048 if task == "brain_mri_head" else 16,
     )

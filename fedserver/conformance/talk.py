@@ -170,16 +170,19 @@ class Talk:
         self, number: int = 1, *, plan: Plan | None = None, base: Model | None = None, lease: float = _LONG
     ) -> None:
         """Offer round `number`."""
-        self.lease_seconds = lease
         await self.say(offer=self.offer_of(number, plan, base, lease))
 
-    def offer_of(self, number: int, plan: Plan | None, base: Model | None, lease: float) -> negotiation_pb2.Offer:
+    def offer_of(
+        self, number: int, plan: Plan | None = None, base: Model | None = None, lease: float = _LONG
+    ) -> negotiation_pb2.Offer:
         """The offer of a round, with an hour of time."""
+        self.lease_seconds = lease
+        self._transfer.bases[upload_id(number)] = base = base or self._material.base
         return negotiation_pb2.Offer(
             offer_id=offer_id(number),
             upload_id=upload_id(number),
             round=number,
-            base_model=_ref(number - 1, base or self._material.base),
+            base_model=_ref(number - 1, base),
             plan=wire.write_plan(plan or self._material.plan),
             time_remaining=_span(_LONG),
             lease=_span(lease),
@@ -229,9 +232,9 @@ class Talk:
         )
         await self.say(round_outcome=ended)
 
-    async def federation_over(self, model: Model | None = None) -> None:
-        """Say that the federation is over; its model is the later one."""
-        final = _ref(2, model or self._material.later)
+    async def federation_over(self) -> None:
+        """Say that the federation is over."""
+        final = _ref(2, self._material.final)
         outcome = negotiation_pb2.FederationOutcome(reason="all rounds done", last_model=final, best_model=final)
         await self.say(federation_outcome=outcome)
 

@@ -102,7 +102,9 @@ class Transfer(transfer_pb2_grpc.TransferServiceServicer):
         self._first: dict[str, Announced] = {}
         self._answered: set[str] = set()
         self._cut: set[str] = set()
-        for model in (material.base, material.later):
+        self.bases: dict[str, Model] = {}
+        """What each upload's offer starts from."""
+        for model in (material.base, material.later, material.final):
             self.models[model.manifest.model_digest().sha256] = model
 
     def count(self, name: str, subject: str = "", since: float = 0.0) -> int:
@@ -150,7 +152,7 @@ class Transfer(transfer_pb2_grpc.TransferServiceServicer):
         if not same:
             raise ManifestConflict(f"another manifest was put for {name} before")
         if name not in self.uploads:
-            changed = announced.manifest.indexes_changed_from(self._material.base.manifest)
+            changed = announced.manifest.indexes_changed_from(self.bases[name].manifest)
             self.uploads[name] = Upload(announced, [] if self.lacks_nothing else changed)
         return self.uploads[name]
 
@@ -203,7 +205,7 @@ class Transfer(transfer_pb2_grpc.TransferServiceServicer):
         have, size = len(upload.body), upload.size_bytes
         if have < size:
             raise BodyIncomplete(f"{have} of {size} bytes are here", committed_size=have, body_size=size)
-        wrong = wrong_tensor(upload.announced, upload.missing, bytes(upload.body), self._material.base.values)
+        wrong = wrong_tensor(upload.announced, upload.missing, bytes(upload.body), self.bases[name].values)
         lossy = any(one.encoding.is_lossy for one in upload.announced.encoded)
         for rule in ("R-UP-6", *(("R-ENC-3",) if lossy else ())):
             self._findings.check(rule, wrong is None, f"the bytes of {wrong} in {name} are not those of its digest")

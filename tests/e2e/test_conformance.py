@@ -90,17 +90,17 @@ def test_wrong_member_fails_by_the_rule_that_it_breaks(name: str) -> None:
 
 
 def test_client_that_does_not_start_says_why() -> None:
-    done = conformance("--only", "two rounds", "--", "no-such-program", "{server}")
+    done = conformance("--only", "three rounds", "--", "no-such-program", "{server}")
     assert (done.returncode, "no-such-program cannot be started" in done.stderr) == (ExitCode.BAD_CONFIGURATION, True)
 
 
 def test_client_that_ends_at_once_fails_with_its_last_words() -> None:
     client = [sys.executable, "-c", "raise SystemExit('no data here')"]
-    done = conformance("--only", "two rounds", "--", *client)
+    done = conformance("--only", "three rounds", "--", *client)
     assert done.returncode == ExitCode.FAILED
     assert "no data here" in done.stdout
 
 
 def test_placeholder_that_there_is_not_is_named() -> None:
-    done = conformance("--only", "two rounds", "--", "client", "{port}")
+    done = conformance("--only", "three rounds", "--", "client", "{port}")
     assert (done.returncode, "{server}" in done.stderr) == (ExitCode.BAD_CONFIGURATION, True)

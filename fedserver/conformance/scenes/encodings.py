@@ -20,8 +20,8 @@ def _encoded(encoding: Encoding) -> Script:
         await talk.welcome(offered)
         if encoding not in wire.read_encodings(talk.hello.capabilities.encodings):
             raise SkippedError(f"the client does not list {encoding.value}")
-        for number in (1, 2):
-            await talk.agree(number)
+        for number, base in ((1, play.material.base), (2, play.material.later)):
+            await talk.agree(number, base=base)
             await play.delivered(number, "R-ENC-3")
         used = {one.encoding for one in play.transfer.uploads[upload_id(2)].announced.encoded}
         play.note(f"encodings used: {sorted(one.value for one in used)}")

@@ -43,7 +43,7 @@ async def rejoin(play: Play, rule: str = "R-TIM-5") -> Talk:
 async def say_farewell(play: Play, talk: Talk) -> None:
     """End the federation, and see that the client takes the final model, closes its side and stays away."""
     sessions = len(play.opened)
-    final = play.material.later.manifest.model_digest().hex
+    final = play.material.final.manifest.model_digest().hex
     await talk.federation_over()
     await play.until(
         lambda: talk.is_closed or play.exit_status is not None, "R-RND-9", "it did not end after federation_outcome"

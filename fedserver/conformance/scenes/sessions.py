@@ -21,12 +21,16 @@ _UNKNOWN_VALUE = 99
 
 
 async def _whole(play: Play) -> None:
+    """Two rounds start from the same model, which a client fetches once, and the third from another."""
     talk = await join(play)
-    for number, base in ((1, play.material.base), (2, play.material.base)):
+    first, second = play.material.base, play.material.later
+    for number, base in ((1, first), (2, first), (3, second)):
         await talk.agree(number, base=base)
         await play.delivered(number)
         await talk.round_over(number)
-    asked = play.transfer.count("ReadChunks", base.manifest.model_digest().hex)
+    fetched = play.transfer.count("ReadChunks", second.manifest.model_digest().hex)
+    play.findings.check("R-RND-2", fetched > 0, "it did not fetch the model from which the third round starts")
+    asked = play.transfer.count("ReadChunks", first.manifest.model_digest().hex)
     play.findings.check("R-DL-2", asked == 1, f"it asked {asked} times for the same base model's tensors")
     play.findings.check("R-HEL-1", not talk.unheard(), "messages came that nobody had asked for")
     await say_farewell(play, talk)
@@ -144,7 +148,7 @@ async def _unknown(play: Play) -> None:
     await talk.send(negotiation_pb2.NegotiateResponse.FromString(_UNKNOWN_FIELD))
     await talk.agree(1, rule="R-EVO-2")
     await play.delivered(1, "R-EVO-2")
-    offer = talk.offer_of(2, None, None, 3600)
+    offer = talk.offer_of(2)
     offer.MergeFromString(_UNKNOWN_FIELD)
     offer.plan.MergeFromString(_UNKNOWN_FIELD)
     await talk.say(offer=offer)
@@ -162,7 +166,7 @@ async def _over_at_once(play: Play) -> None:
 
 
 SCENES = (
-    Scene("two rounds from start to end", _whole),
+    Scene("three rounds from start to end", _whole),
     Scene("the federation is over when the client comes", _over_at_once),
     Scene("the server is not ready at first", _waiting_first),
     Scene("declined", _declined),

@@ -140,6 +140,14 @@ class _ConnectsAfterTheEnd(Client):
         self.is_over = False
 
 
+class _TrainsOnAnOldModel(Client):
+    first: list[bytes] | None = None
+
+    def fetch(self, digest: common_pb2.Digest, check: Any) -> list[bytes]:
+        self.first = self.first or super().fetch(digest, check)
+        return self.first
+
+
 class _AsksForAll(Client):
     def lacking(self, entries: list[Any]) -> list[int]:
         found = super().lacking(entries)
@@ -276,11 +284,11 @@ class _Resigned(Work):
 
 
 WRONG = {
-    "says something before hello": Wrong("R-HEL-1", "two rounds", _SpeaksFirst),
-    "has no examples": Wrong("R-HEL-4", "two rounds", _NoExamples),
-    "has another schema": Wrong("R-SCH-2", "two rounds", _OtherSchema),
-    "has its classes in another order": Wrong("R-SCH-5", "two rounds", _OtherClasses),
-    "puts a deadline on the negotiation": Wrong("R-TIM-4", "two rounds", _Deadline),
+    "says something before hello": Wrong("R-HEL-1", "three rounds", _SpeaksFirst),
+    "has no examples": Wrong("R-HEL-4", "three rounds", _NoExamples),
+    "has another schema": Wrong("R-SCH-2", "three rounds", _OtherSchema),
+    "has its classes in another order": Wrong("R-SCH-5", "three rounds", _OtherClasses),
+    "puts a deadline on the negotiation": Wrong("R-TIM-4", "three rounds", _Deadline),
     "comes back after it was declined": Wrong("R-HEL-7", "declined", _ComesBackDeclined),
     "comes back at once": Wrong("R-TIM-5", "cut off four times", _Hasty),
     "comes back whenever it is superseded": Wrong("R-HEL-9", "superseded twice", _Rival),
@@ -288,30 +296,31 @@ WRONG = {
     "comes back after PERMISSION_DENIED": Wrong("R-ERR-3", "PERMISSION_DENIED", _ReturnsAlways),
     "sends a part of its schema": Wrong("R-HEL-6", "asked for the schema", _OnlyPartOfSchema),
     "stops at what it does not know": Wrong("R-EVO-2", "unknown fields", _StopsAtUnknown),
-    "does not answer offers": Wrong("R-RND-1", "two rounds", _SilentOnOffers),
+    "does not answer offers": Wrong("R-RND-1", "three rounds", _SilentOnOffers),
     "answers an offer only once": Wrong("R-RND-4", "cut off after confirm", _AnswersOnce),
     "gives no sign of life": Wrong("R-RND-10", "a short lease", _Silent),
     "has done 15,000 per cent": Wrong("R-RND-12", "a short lease", _MoreThanWhole),
     "ignores cancel": Wrong("R-RND-6", "cancelled while", _IgnoresCancel),
     "finishes what another offer replaced": Wrong("R-RND-3", "another offer while it downloads", _KeepsOldWork),
     "begins before confirm": Wrong("R-RND-2", "withdrawn after accepting", _NoConfirm),
+    "trains on the model that it had": Wrong("R-RND-2", "three rounds", _TrainsOnAnOldModel),
     "connects after the end": Wrong("R-RND-9", "the federation is over", _ConnectsAfterTheEnd),
-    "asks for all where it lacks none": Wrong("R-DL-2", "two rounds", _AsksForAll),
-    "asks for tensors in disorder": Wrong("R-DL-2", "two rounds", _Disordered),
+    "asks for all where it lacks none": Wrong("R-DL-2", "three rounds", _AsksForAll),
+    "asks for tensors in disorder": Wrong("R-DL-2", "three rounds", _Disordered),
     "does not look at what it downloads": Wrong("R-DL-3", "a download with other bytes", _TrustsChunks),
     "takes the manifest of another model": Wrong("R-DL-1", "the manifest of another model", _TrustsManifests),
-    "computes no crc32c": Wrong("R-CH-2", "two rounds", _with_work(_NoCrc)),
+    "computes no crc32c": Wrong("R-CH-2", "three rounds", _with_work(_NoCrc)),
     "begins at 0 after a cut": Wrong("R-UP-9", "cut after one chunk", _with_work(_FromTheStart)),
-    "sends without regard to the window": Wrong("R-UP-9", "two rounds", _with_work(_NoWindow)),
-    "waits for each chunk": Wrong("R-UP-11", "two rounds", _with_work(_Stingy)),
-    "sends larger chunks than agreed": Wrong("R-CH-1", "two rounds", _with_work(_LargeChunks)),
+    "sends without regard to the window": Wrong("R-UP-9", "three rounds", _with_work(_NoWindow)),
+    "waits for each chunk": Wrong("R-UP-11", "three rounds", _with_work(_Stingy)),
+    "sends larger chunks than agreed": Wrong("R-CH-1", "three rounds", _with_work(_LargeChunks)),
     "does not ask for the status after a cut": Wrong("R-UP-17", "cut after one chunk", _with_work(_NoStatus)),
-    "does not finish": Wrong("R-UP-14", "two rounds", _with_work(_NoFinish)),
+    "does not finish": Wrong("R-UP-14", "three rounds", _with_work(_NoFinish)),
     "trains again after it was killed": Wrong("R-RND-5", "killed in the middle", _with_work(_TrainsAgain)),
-    "gives another model's digest": Wrong("R-MOD-1", "two rounds", _with_work(_WrongDigest)),
-    "sends other bytes than its digests say": Wrong("R-UP-6", "two rounds", _with_work(_OtherBytes)),
-    "claims a million examples": Wrong("R-UP-3", "two rounds", _with_work(_TooManyExamples)),
-    "uses an encoding that was not listed": Wrong("R-ENC-1", "two rounds", _with_work(_UnlistedEncoding)),
+    "gives another model's digest": Wrong("R-MOD-1", "three rounds", _with_work(_WrongDigest)),
+    "sends other bytes than its digests say": Wrong("R-UP-6", "three rounds", _with_work(_OtherBytes)),
+    "claims a million examples": Wrong("R-UP-3", "three rounds", _with_work(_TooManyExamples)),
+    "uses an encoding that was not listed": Wrong("R-ENC-1", "three rounds", _with_work(_UnlistedEncoding)),
     "tries again after ROUND_CLOSED": Wrong("R-ERR-3", "ROUND_CLOSED from PutManifest", _with_work(_Stubborn)),
     "gives up at an error of the network": Wrong("R-ERR-2", "INTERNAL from WriteChunks", _with_work(_Resigned)),
 }
