@@ -22,6 +22,7 @@ from fedserver.server import Listening
 from fedserver.store.ledger import Entry, ledger
 from fedserver.store.reading import StateReader
 from fedserver.store.uploads import finished_uploads
+from fedstream.limits import WINDOW_BYTES
 from fedstream.plan import Plan
 from fedstream.v1 import admin_pb2, negotiation_pb2
 from fedtask.brain_mri_head.features import Features, write_features
@@ -37,8 +38,10 @@ TASK = "brain_mri_head"
 ROUNDS = 3
 MIB = 1 << 20
 OWN_TESTS_SECONDS = 200.0
-WIDTH = 3 << 19
-"""Features of which a kernel takes 6 MiB: more than the window of an upload."""
+WIDTH = 3 << 20
+"""Features of which a kernel takes 12 MiB, and in bfloat16 6 MiB: more than the window of an upload."""
+CUT_BYTES = WINDOW_BYTES + MIB
+"""More than a client sends before it hears of bytes on the server's disk, so that a cut there leaves some."""
 WIDE = {"backbone": "none", "features": str(WIDTH), "epochs": "1", "patience": "0"}
 
 
@@ -225,7 +228,7 @@ class ClientSuite:
         options = ["--rounds", "1", "--min-clients", "1"]
         first = await asyncio.to_thread(scene.server, *options, task=TASK, **WIDE)
         async with proxied(first.listening) as (proxy, near):
-            proxy.cut_after(3 * MIB)
+            proxy.cut_after(CUT_BYTES)
             client = self.start(scene, "alpha", near, data)
             await soon("the cut", lambda: proxy.cuts == 1)
             proxy.refusing = True
@@ -248,7 +251,7 @@ class ClientSuite:
         data = write_wide_site(scene.folder, WIDTH, WIDE)
         server = await asyncio.to_thread(scene.server, "--rounds", "1", "--min-clients", "1", task=TASK, **WIDE)
         async with proxied(server.listening) as (proxy, near):
-            proxy.cut_after(3 * MIB, and_refuse=True)  # or a quick client is done before it is killed
+            proxy.cut_after(CUT_BYTES, and_refuse=True)  # or a quick client is done before it is killed
             first = self.start(scene, "alpha", near, data)
             await soon("the cut", lambda: proxy.cuts == 1)
             first.process.kill()

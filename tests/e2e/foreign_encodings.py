@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedstream.encodings import Encoding
-from tests.e2e.foreign import MIB, TASK, WIDE, ledger_of, model_of, stored_updates, trained_in_python
+from tests.e2e.foreign import CUT_BYTES, TASK, WIDE, ledger_of, model_of, stored_updates, trained_in_python
 from tests.support.features import write_wide_site
 from tests.support.foreign import ForeignClient, start
 from tests.support.processes import Stage, soon
@@ -74,7 +74,7 @@ class EncodingSuite:
         options = ["--rounds", "1", "--min-clients", "1", "--update-encoding", Encoding.BFLOAT16.value]
         server = await asyncio.to_thread(scene.server, *options, task=TASK, **WIDE)
         async with proxied(server.listening) as (proxy, near):
-            proxy.cut_after(5 * MIB // 2, and_refuse=True)  # or a quick client is done before it is killed
+            proxy.cut_after(CUT_BYTES, and_refuse=True)  # or a quick client is done before it is killed
             first = start(scene, self.client, "alpha", near, data)
             await soon("the cut", lambda: proxy.cuts == 1)
             first.process.kill()
