@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,18 +67,13 @@ def test_help_lists_the_commands() -> None:
     assert [line.split()[0] for line in commands if re.match(r"  \S", line)] == names
 
 
-def test_help_is_quick_because_nothing_heavy_is_loaded() -> None:
-    started = time.monotonic()
-    call("--help")
-    seconds = time.monotonic() - started
+def test_help_loads_nothing_heavy() -> None:  # how quick it is, `make bench ONLY=start` says
     code = (
         "import sys, fedclient.cli;"
         "print(*sorted({'grpc', 'numpy', 'pydantic', 'tensorflow', 'rich', 'structlog'} & set(sys.modules)))"
     )
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
-
     assert loaded == ""
-    assert seconds < 1.5  # 0.15 s alone on the machine; with other tests beside it several times that
 
 
 def test_version_is_that_of_the_package() -> None:
