@@ -124,6 +124,7 @@ class Job:
             # Stopped in training. The next offer, which may come at once, is answered by what this one taught, such as
             # that ten epochs take too long here.
             self._learn(epoch_seconds=self._pace.epoch_seconds)
+            self.workshop.memory.save()
         self.state, self.reason = state, reason
         self.workshop.keepsakes.work_ends()
         self.workshop.on_news()
@@ -227,6 +228,7 @@ class Job:
         )
         self._show(Progress(Phase.UPLOADING))
         self.workshop.memory.note_sent(self.offer.round)
+        await asyncio.to_thread(self.workshop.memory.save)
         upload = Upload(self.workshop.connection, parcel, terms, self.workshop.patience, on_bytes)
         return await upload.run()
 

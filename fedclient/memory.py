@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import structlog
@@ -22,6 +23,9 @@ Row = Mapping[str, Any]
 class SiteMemory:
     """One federation's memory, in one small file. Damage to it costs the plots of earlier rounds, nothing else.
 
+    What is taken note of is on disk after the next `save`, which may be called from a thread: each save waits for the
+    disk twice, so a round saves once, before its update leaves.
+
     Args:
         path: of the file.
         federation: its name; what is remembered of another one is dropped.
@@ -34,7 +38,9 @@ class SiteMemory:
         self._files = files
         self._rows: list[Row] = []
         self._experience = Experience()
-        self._sent: set[int] = set()
+        self._sent: frozenset[int] = frozenset()
+        self._is_saved = True
+        self._saving = Lock()
         self._load()
 
     @property
@@ -53,25 +59,22 @@ class SiteMemory:
 
     def learn(self, experience: Experience) -> None:
         """Remember what a round took."""
-        self._experience = experience
-        self._save()
+        self._experience, self._is_saved = experience, False
 
     def note_sent(self, round_number: int) -> None:
-        """Count a round, before the first byte of its update leaves: a crash must not make room for one more."""
+        """Count a round; save before the first byte of its update leaves: a crash must not make room for one more."""
         if round_number not in self._sent:
-            self._sent.add(round_number)
-            self._save()
+            self._sent, self._is_saved = self._sent | {round_number}, False
 
     def add_history(
         self, round_number: int, history: Sequence[Mapping[str, Any]], epoch_seconds: float | None = None
     ) -> None:
         """Add a round's epochs, and what one took. A round that is done again replaces what was there from it on."""
-        if epoch_seconds is not None:  # in the same write: each waits for the disk
+        if epoch_seconds is not None:
             self._experience = replace(self._experience, epoch_seconds=epoch_seconds)
         kept = [row for row in self._rows if row["round"] < round_number]
         new: list[Row] = [{"round": round_number, "epoch": epoch, **row} for epoch, row in enumerate(history, start=1)]
-        self._rows = kept + new
-        self._save()
+        self._rows, self._is_saved = kept + new, False
 
     def _load(self) -> None:
         try:
@@ -79,18 +82,31 @@ class SiteMemory:
             if held["federation"] == self._federation:
                 self._rows = list(held["rows"])
                 self._experience = Experience(held["epoch_seconds"], held["transfer_seconds"])
-                self._sent = set(held.get("sent", ()))  # files of earlier versions have none
+                self._sent = frozenset(held.get("sent", ()))  # files of earlier versions have none
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("the history of earlier rounds cannot be read and starts anew", damage=str(error))
 
-    def _save(self) -> None:
-        held = {
-            "federation": self._federation,
-            "epoch_seconds": self._experience.epoch_seconds,
-            "transfer_seconds": self._experience.transfer_seconds,
-            "rows": self._rows,
-            "sent": sorted(self._sent),
-        }
-        write_durably(self._files, self._path, [seal(held)])
+    def save(self) -> None:
+        """Make durable what was taken note of since the last time, if anything was. Blocks.
+
+        Raises:
+            OSError: the disk refuses; what is there stays as it was.
+        """
+        with self._saving:
+            if self._is_saved:
+                return
+            self._is_saved = True  # what is noted from here on may not be in it
+            held = {
+                "federation": self._federation,
+                "epoch_seconds": self._experience.epoch_seconds,
+                "transfer_seconds": self._experience.transfer_seconds,
+                "rows": self._rows,
+                "sent": sorted(self._sent),
+            }
+            try:
+                write_durably(self._files, self._path, [seal(held)])
+            except OSError:
+                self._is_saved = False
+                raise

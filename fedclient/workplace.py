@@ -133,3 +133,7 @@ class Workplace:
         await self.shop.keepsakes.close()
         await self.shop.trainer.close()
         await stopping
+        try:
+            await asyncio.to_thread(self.shop.memory.save)
+        except OSError as error:
+            log.warning("how long rounds take here could not be saved", because=str(error))

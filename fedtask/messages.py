@@ -68,9 +68,20 @@ class LocalUpdate:
 
 def to_json(value: object, kind: Any = None) -> Any:
     """A dataclass tree as plain JSON types; a mapping of any kind becomes an object."""
-    return TypeAdapter(kind or type(value)).dump_python(value, mode="json", fallback=dict, warnings="none")
+    return _adapter(kind or type(value)).dump_python(value, mode="json", fallback=dict, warnings="none")
 
 
 def from_json(kind: type[T], value: Any) -> T:
     """The dataclass tree that `to_json` made `value` of."""
-    return TypeAdapter(kind).validate_python(value)
+    made: T = _adapter(kind).validate_python(value)
+    return made
+
+
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
+
+
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """Made once for each kind: that takes as long as a thousand uses of it."""
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]

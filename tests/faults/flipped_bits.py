@@ -247,7 +247,9 @@ def _partial_download(originals: Originals) -> Trial:
 def _site_memory(_originals: Originals) -> Trial:
     async def trial(folder: Path, rng: random.Random) -> None:
         path = folder / "memory.json"
-        SiteMemory(path, "north", _FILES).add_history(1, [{"loss": 0.5, "accuracy": 0.75}])
+        memory = SiteMemory(path, "north", _FILES)
+        memory.add_history(1, [{"loss": 0.5, "accuracy": 0.75}])
+        memory.save()
         flip(path, rng)
         with _log() as log:
             _require_noticed(not SiteMemory(path, "north", _FILES).rows, log)

@@ -184,8 +184,10 @@ def test_memory_survives_a_restart_and_a_round_done_again_replaces_what_followed
     for number in (1, 2, 3):
         memory.add_history(number, [{"loss": float(number)}])
     memory.learn(Experience(2.0, 1.0))
+    memory.save()
     memory = SiteMemory(tmp_path / "memory.json", "federation", FILES)
     memory.add_history(2, [{"loss": 9.0}, {"loss": 8.0}], epoch_seconds=3.0)
+    memory.save()
     memory = SiteMemory(tmp_path / "memory.json", "federation", FILES)
 
     assert list(memory.rows) == [
@@ -202,6 +204,7 @@ def test_memory_counts_each_round_sent_once_over_a_restart_and_leaves_out_the_on
     memory = SiteMemory(tmp_path / "memory.json", "federation", FILES)
     for number in (1, 3, 3):
         memory.note_sent(number)
+    memory.save()
     memory = SiteMemory(tmp_path / "memory.json", "federation", FILES)
 
     assert memory.experience.rounds_sent == 2
