@@ -22,6 +22,7 @@ from fedserver.clock import Clock, SystemClock
 from fedserver.config import ServerConfig
 from fedserver.desk import Desk
 from fedserver.disk import DiskRefuses, DiskWatch
+from fedserver.enrolment import AuditLog
 from fedserver.evaluation import Evaluator
 from fedserver.federation import Federation, FederationState
 from fedserver.gate import Gate, Office, server_identity
@@ -125,6 +126,11 @@ class Server:
             raise
         gate.attach(self.federation)
         return gate
+
+    @property
+    def audit(self) -> AuditLog | None:
+        """The audit log; `None` where nobody is asked for a certificate."""
+        return self._gate.membership.audit if self._gate is not None else None
 
     async def start(self) -> Listening:
         """Open the ports and serve; the model is prepared afterwards.

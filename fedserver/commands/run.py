@@ -13,6 +13,7 @@ from fedserver.addresses import reached_as
 from fedserver.allocator import keep_few_heaps
 from fedserver.config import ServerConfig
 from fedserver.disk import DiskRefuses
+from fedserver.enrolment.handshakes import HandshakeWatch, watching_handshakes
 from fedserver.exit_codes import ExitCode
 from fedserver.lifecycle import FederationFailed
 from fedserver.open_files import allow_many_open_files
@@ -29,11 +30,17 @@ async def run_server(config: ServerConfig, log_json: bool | None, log_level: str
     """Serve one federation to its end."""
     keep_few_heaps()
     allow_many_open_files()
-    configure_logs(as_json=log_json, level=log_level)
-    structlog.contextvars.bind_contextvars(task=config.task)
+    with watching_handshakes() as handshakes:
+        configure_logs(as_json=log_json, level=log_level)
+        structlog.contextvars.bind_contextvars(task=config.task)
+        return await _serve(config, handshakes)
+
+
+async def _serve(config: ServerConfig, handshakes: HandshakeWatch) -> ExitCode:
     server: Server | None = None
     try:
         server = Server(config)
+        handshakes.audit = server.audit
         listening = await server.start()
     except (StateError, ValueError, OSError, sqlite3.Error) as error:
         log.error("cannot start", error=str(error))

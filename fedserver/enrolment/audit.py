@@ -2,8 +2,7 @@
 
 A grant is written, durably, before it takes effect: what is not in the log was not granted. Refusals are written after
 they were decided, and no more than sixty a minute, since anybody can cause them; the next line says how many were left
-out. No line holds a token, a key or a certificate. What the TLS handshake itself refuses (no certificate, one of
-another authority, one that has expired) never reaches this program: gRPC writes it to standard error.
+out. No line holds a token, a key or a certificate. How failed handshakes come here is in `handshakes`.
 """
 
 from __future__ import annotations
@@ -38,6 +37,7 @@ class AuditEvent(enum.Enum):
     RENEWED = "renewed"
     REVOKED = "revoked"
     CALL_REFUSED = "call refused"
+    HANDSHAKE_REFUSED = "handshake refused"
 
 
 class AuditLog:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,11 +23,9 @@ from fedserver.server import Listening, Server
 from fedserver.store import State
 from fedstream.certificates import (
     issue_server,
-    issue_site,
     make_authority,
     make_key,
     make_request,
-    read_request,
 )
 from fedstream.errors import ProtocolError
 from fedstream.join_token import JoinToken
@@ -36,20 +33,18 @@ from fedstream.manifest import Manifest, manifest_of
 from fedstream.status import from_rpc_error
 from fedstream.tls import (
     CHANNEL_OPTIONS,
-    Identity,
     channel_credentials,
     fetch_certificate,
     server_credentials,
-    split_address,
 )
 from fedstream.v1 import (
     admin_pb2,
     enrolment_pb2,
     enrolment_pb2_grpc,
     negotiation_pb2,
-    negotiation_pb2_grpc,
     transfer_pb2,
 )
+from tests.support.handshakes import described, identity_of, shake_hands
 from tests.support.joining import QUICK, invited, joined
 from tests.support.negotiating import members, over, parts_of
 from tests.support.self_signed import make_self_signed
@@ -91,24 +86,6 @@ async def revoke(listening: Listening, name: str) -> None:
 # In the handshake.
 
 
-async def described(listening: Listening, authority: bytes, identity: Identity | None) -> grpc.StatusCode:
-    """How a call with that identity ends."""
-    credentials = channel_credentials(authority, identity)
-    options = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
-    async with grpc.aio.secure_channel(listening.address, credentials, options=options) as channel:
-        try:
-            await negotiation_pb2_grpc.NegotiationServiceStub(channel).DescribeTask(DESCRIBE, timeout=20)
-        except grpc.aio.AioRpcError as error:
-            return error.code()
-    return grpc.StatusCode.OK
-
-
-def identity_of(authority: Identity, name: str, validity: timedelta = timedelta(days=1)) -> Identity:
-    key = make_key()
-    public_key = read_request(make_request(key, name)).public_key
-    return Identity(key, issue_site(authority, name, public_key, validity))
-
-
 async def test_connection_without_a_sound_certificate_ends_in_the_handshake(tmp_path: Path) -> None:
     async with serving(tmp_path) as (server, listening):
         assert listening.enrolment_address is not None
@@ -124,7 +101,7 @@ async def test_connection_without_a_sound_certificate_ends_in_the_handshake(tmp_
         }
         ends = {kind: await described(listening, member.authority, one) for kind, one in strangers.items()}
         assert ends == dict.fromkeys(strangers, grpc.StatusCode.UNAVAILABLE)
-    assert refusals_in(tmp_path) == []  # gRPC's own log has them: no call has begun
+    assert refusals_in(tmp_path) == []  # no call has begun; `tests/e2e/test_handshakes.py` has what is written down
 
 
 async def test_certificate_that_the_server_does_not_know_is_unauthenticated(tmp_path: Path) -> None:
@@ -147,18 +124,6 @@ async def test_tls_1_1_is_refused(tmp_path: Path, port: str) -> None:
         pytest.skip("this OpenSSL does not offer TLS 1.1 at all")
     # An alert, or gRPC hangs up without one; its own log says UNSUPPORTED_PROTOCOL.
     assert isinstance(caught.value, ssl.SSLEOFError) or "ALERT_PROTOCOL_VERSION" in str(caught.value)
-
-
-def shake_hands(address: str, version: ssl.TLSVersion) -> str | None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    context.set_ciphers("ALL:@SECLEVEL=0")  # or OpenSSL itself would refuse what is old
-    context.minimum_version = context.maximum_version = version
-    with (
-        socket.create_connection(split_address(address), 10) as plain,
-        context.wrap_socket(plain, server_hostname="fedstream-server") as secured,
-    ):
-        return secured.version()
 
 
 # Revoked.
