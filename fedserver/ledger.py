@@ -52,6 +52,7 @@ def ledger_entry(
     state = federation.state
     assert federation.schema is not None, "a round ends when there is a schema"
     uploads = {said.rank: said for said in said_of_finished(state.database, round_.number)}
+    weights = intake.weights
     late = late_updates(state.database, round_.number)
     return Entry(
         format=FORMAT,
@@ -66,7 +67,7 @@ def ledger_entry(
         plan=_plan(federation),
         min_clients=round_.rules.min_clients,
         reporting_goal=round_.rules.reporting_goal,
-        cohort=[_member(part, intake, uploads.get(part.rank)) for part in round_.participations],
+        cohort=[_member(part, intake.weight_limits, weights, uploads.get(part.rank)) for part in round_.participations],
         late=[LateUpdate(rank, reason) for rank, reason in late.items()],
         evaluation=_scores(record),
         evaluation_reason=record.evaluation_reason,
@@ -93,18 +94,20 @@ def _plan(federation: Federation) -> CommonPlan:
     )
 
 
-def _member(part: Participation, intake: Intake, upload: Said | None) -> Member:
+def _member(
+    part: Participation, weight_limits: Mapping[int, float], weights: Mapping[int, float], upload: Said | None
+) -> Member:
     assert part.outcome is not None, "every part of a closed round has ended"
     return Member(
         rank=part.rank,
         client=part.client,
         claimed_examples=part.claimed_examples,
-        weight_limit=intake.weight_limits[part.rank],
+        weight_limit=weight_limits[part.rank],
         epochs=part.plan.epochs,
         seed=part.plan.seed,
         outcome=part.outcome.value,
         reason=part.reason,
-        update=_update(part, intake.weights.get(part.rank), upload) if upload is not None else None,
+        update=_update(part, weights.get(part.rank), upload) if upload is not None else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,10 +23,17 @@ from fedserver.store.clients import keeping
 from fedserver.store.ledger import appending, last_hash
 from fedserver.store.models import StoredModel
 from fedserver.store.uploads import settling
+from fedtask.report import RoundRecord
 from fedtask.task import Evaluation, TaskError
 from fedtask.worker import WorkerCrashed
 
 log = structlog.get_logger()
+
+_REST = 10.0
+"""How long the driver of a round rests after a look at it, in the time that the look took: looking at a thousand
+participations takes a millisecond, and each of them gives several reasons for it."""
+
+_LONGEST_REST_SECONDS = 0.1
 
 
 class Stopped(Exception):
@@ -118,6 +126,7 @@ async def collect(federation: Federation, work: RoundWork) -> None:
     """Let the clients work until the round closes."""
     round_ = work.opened
     while round_.closed is None:
+        began = federation.now
         if federation.disk.trouble is not None:
             await federation.outlast_disk_trouble()
         expired = round_.tick(federation.now)
@@ -131,7 +140,9 @@ async def collect(federation: Federation, work: RoundWork) -> None:
             await federation.durably(partial(_keep_round, federation, round_))
         federation.sessions.say(expired)
         federation.stand(FederationState.RUNNING, waiting_for(round_))
-        await federation.change(round_.next_event() - federation.now)
+        next_event = round_.next_event()
+        await asyncio.sleep(min(_REST * (federation.now - began), _LONGEST_REST_SECONDS))
+        await federation.change(next_event - federation.now)
 
 
 async def _keep_round(federation: Federation, round_: Round) -> None:
@@ -247,20 +258,20 @@ async def conclude(federation: Federation, work: RoundWork) -> None:
     statements = [*set_aside, *rounds.concluding(text, record.number, sha256), entry, *seen, worked]
     await federation.durably(partial(federation.state.journal.write, *statements))
     federation.history.append(record)
-    outcomes = [_outcome_for(federation, work, record.reason, client) for client in federation.sessions.clients]
+    outcomes = [_outcome_for(federation, work, record, client) for client in federation.sessions.clients]
     federation.sessions.say(outcomes)
     log.info("round over", succeeded=record.succeeded, reason=record.reason, **record.counts)
     log.info("ledger", hash=last_hash(federation.state.database))
 
 
-def _outcome_for(federation: Federation, work: RoundWork, reason: str, client: str) -> TellRoundOutcome:
+def _outcome_for(federation: Federation, work: RoundWork, record: RoundRecord, client: str) -> TellRoundOutcome:
     round_, part = work.opened, work.opened.of_client(client)
     assert federation.model is not None, "a round ended before there was a model"
     return TellRoundOutcome(
         client=client,
         round_number=round_.number,
-        succeeded=round_.succeeded,
-        reason=reason,
+        succeeded=record.succeeded,
+        reason=record.reason,
         outcome=part.outcome if part is not None else None,
         outcome_reason=part.reason if part is not None else "",
         global_model=ref_of(federation.model),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -54,7 +55,7 @@ class TensorEntry:
         return f"{self.name}\t{self.dtype.value}\t{shape}\t{self.digest.hex}\n".encode()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, so that what is asked for again and again can be kept
 class Manifest:
     """Every tensor of a model, in order."""
 
@@ -73,14 +74,26 @@ class Manifest:
 
     def canonical_bytes(self) -> bytes:
         """The byte form that is hashed: a header line, then one tab-separated line per tensor, in order."""
+        return self._canonical
+
+    @cached_property
+    def _canonical(self) -> bytes:
         return b"fedstream model v1\n" + b"".join(entry.canonical_line() for entry in self.entries)
 
     def model_digest(self) -> Digest:
         """The digest of the canonical description: it names the model, values included."""
-        return Digest.of(self.canonical_bytes())
+        return self._digest
 
-    def by_name(self) -> dict[str, TensorEntry]:
+    @cached_property
+    def _digest(self) -> Digest:
+        return Digest.of(self._canonical)
+
+    def by_name(self) -> Mapping[str, TensorEntry]:
         """Tensor name to entry."""
+        return self._by_name
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, TensorEntry]:
         return {entry.name: entry for entry in self.entries}
 
     def indexes_changed_from(self, base: Manifest) -> list[int]:

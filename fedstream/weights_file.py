@@ -9,11 +9,12 @@ A mapped page that was touched counts as the process's memory until it is unmapp
 
 from __future__ import annotations
 
+import itertools
 import json
 import mmap
 import os
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,13 +71,19 @@ def file_parts(manifest: Manifest, weights: Mapping[str, np.ndarray]) -> Iterato
 class WeightsFile:
     """An open, read-only weights file. Values are read from disk when they are touched.
 
+    Args:
+        path: where it is.
+        expected: what it ought to hold, in order. Where its header is just what that would make, as of a file that this
+            program has written, it need not be taken apart, which of many small files is most of the work.
+
     Raises:
         WeightsFileError: at opening, when the file is no well-formed safetensors file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, expected: Sequence[TensorEntry] = ()) -> None:
         self.path = path
         self._map: mmap.mmap | None = None
+        self._metadata: dict[str, str] = {}
         with path.open("rb") as file:
             self._descriptor = os.dup(file.fileno())
         weakref.finalize(self, os.close, self._descriptor)
@@ -86,7 +93,11 @@ class WeightsFile:
         longest = min(_MAX_HEADER_BYTES, size - _LENGTH_BYTES)
         if len(prefix) < _LENGTH_BYTES or header_bytes > longest:
             raise WeightsFileError(f"{path} is not a weights file: it has no safetensors header")
-        self._header, self._metadata = _parse_header(path, os.pread(self._descriptor, header_bytes, _LENGTH_BYTES))
+        header = os.pread(self._descriptor, header_bytes, _LENGTH_BYTES)
+        if expected and prefix + header == header_of(expected):
+            self._header = _placed(expected)
+        else:
+            self._header, self._metadata = _parse_header(path, header)
         self._data_start = _LENGTH_BYTES + header_bytes
         self._check_extent(size)
 
@@ -191,6 +202,14 @@ def _view(data: bytes | mmap.mmap, spec: TensorSpec, offset: int) -> np.ndarray:
 
 _Header = dict[str, tuple[TensorSpec, int, int]]
 """Tensor name to what it is and where its values begin and end in the data section."""
+
+
+def _placed(entries: Sequence[TensorEntry]) -> _Header:
+    ends = itertools.accumulate(entry.size_bytes for entry in entries)
+    return {
+        entry.name: (TensorSpec(entry.name, entry.dtype, entry.shape), end - entry.size_bytes, end)
+        for entry, end in zip(entries, ends, strict=True)
+    }
 
 
 def _parse_header(path: Path, text: bytes) -> tuple[_Header, dict[str, str]]:

@@ -67,7 +67,7 @@ class StoredModel:
 
     def _file(self) -> WeightsFile:
         try:
-            file = WeightsFile(self.path)
+            file = WeightsFile(self.path, self.manifest.entries)
         except (WeightsFileError, OSError) as error:
             raise DamagedFile(self.path, f"cannot be used ({error})", WAY_OUT) from error
         if file.names != [entry.name for entry in self.manifest]:

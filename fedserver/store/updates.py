@@ -57,7 +57,7 @@ class Update:
             DamagedFile: the file is missing or no longer a weights file.
         """
         try:
-            return WeightsFile(self.path).on_demand()
+            return WeightsFile(self.path, self.entries).on_demand()
         except (WeightsFileError, OSError) as error:
             raise DamagedFile(self.path, f"cannot be used ({error})", WAY_OUT) from error
 

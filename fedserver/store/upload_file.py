@@ -237,7 +237,9 @@ class Upload:
                 return
             assert self._num_verified == len(self.missing), "an upload is sealed when all of it was verified"
             if self._partial.exists():
-                self._sync_values()
+                # A body that is not encoded is the file itself, and durable as far as it is committed.
+                if self._is_encoded or not self.size_bytes:
+                    self._sync_values()
                 publish(self._files, self._partial, self.path)
             else:  # an earlier try got as far as the new name
                 self._files.sync_folder(self.path.parent)

@@ -83,6 +83,23 @@ def test_weights_file_read_back_is_bit_for_bit_the_same_in_the_same_order(tmp_pa
     assert (file.names, "scalar" in file, "nothing" in file) == ([spec.name for spec in AWKWARD], True, False)
 
 
+def test_weights_file_that_holds_what_is_expected_is_the_same_as_without_expecting_it(tmp_path: Path) -> None:
+    weights = random_weights()
+    path, entries = write(tmp_path, AWKWARD, weights), manifest_of(AWKWARD, weights).entries
+    known, read = WeightsFile(path, entries), WeightsFile(path)
+    assert (known.names, known.metadata) == (read.names, read.metadata)
+    assert [known.span(name) for name in known.names] == [read.span(name) for name in read.names]
+    assert same_bits(known.weights(), weights)
+
+
+def test_weights_file_is_what_it_is_and_not_what_is_expected(tmp_path: Path) -> None:
+    path = write(tmp_path, PAIR, PAIR_WEIGHTS)
+    assert WeightsFile(path, manifest_of(AWKWARD, random_weights()).entries).names == ["flags", "bias"]
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(WeightsFileError, match="should have"):
+        WeightsFile(path, manifest_of(PAIR, PAIR_WEIGHTS).entries)
+
+
 def test_values_of_a_weights_file_cannot_be_written(tmp_path: Path) -> None:
     array = WeightsFile(write(tmp_path, PAIR, PAIR_WEIGHTS)).array("bias")
     with pytest.raises(ValueError, match="read-only"):
