@@ -29,7 +29,7 @@ from fedtask.worker import WorkerCrashed
 
 log = structlog.get_logger()
 
-_REST = 10.0
+_REST = 30.0
 """How long the driver of a round rests after a look at it, in the time that the look took: looking at a thousand
 participations takes a millisecond, and each of them gives several reasons for it."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
@@ -48,18 +49,9 @@ class TensorSpec:
 
     def flaw(self) -> str | None:
         """Why no tensor may be like this, for people; `None` if one may."""
-        if not limits.is_tensor_name(self.name):
-            return f"tensor name {self.name[:80]!r} is empty, too long or has control characters"
-        if self.name == RESERVED_NAME:
-            return f"a tensor cannot be called {RESERVED_NAME}: the safetensors format keeps that name for itself"
-        if len(self.shape) > limits.MAX_AXES:
-            return f"tensor {self.name} has {len(self.shape)} axes; at most {limits.MAX_AXES} are allowed"
-        if any(length < 0 for length in self.shape):
-            return f"tensor {self.name} has an axis of negative length"
-        # An axis of length 0 does not excuse the others: numpy cannot make an array of shape (2**63, 0).
-        if math.prod(length or 1 for length in self.shape) * self.dtype.itemsize > limits.MAX_MODEL_BYTES:
-            return f"tensor {self.name} is larger than the {limits.MAX_MODEL_BYTES} bytes that a model may have"
-        return None
+        is_short = len(self.name) <= _REMEMBERED_NAME and len(self.shape) <= limits.MAX_AXES
+        look = _flaw_of if is_short else _flaw_of.__wrapped__
+        return look(self.name, self.dtype, self.shape)
 
     def describe(self) -> str:
         """`block_3_expand/kernel float32 (1, 1, 24, 144) trainable`, as messages to people show it."""
@@ -73,6 +65,27 @@ class TensorSpec:
         shape = ",".join(str(length) for length in self.shape)
         trainable = "trainable" if self.trainable else "frozen"
         return f"{self.name}\t{self.dtype.value}\t{shape}\t{trainable}\t{self.role.value}\n".encode()
+
+
+_REMEMBERED, _REMEMBERED_NAME = 4096, 256
+"""How many tensors are remembered as looked at, and up to which length of name: the same ones come with every update,
+and what strangers send must not fill memory."""
+
+
+@functools.lru_cache(_REMEMBERED)
+def _flaw_of(name: str, dtype: DataType, shape: tuple[int, ...]) -> str | None:
+    if not limits.is_tensor_name(name):
+        return f"tensor name {name[:80]!r} is empty, too long or has control characters"
+    if name == RESERVED_NAME:
+        return f"a tensor cannot be called {RESERVED_NAME}: the safetensors format keeps that name for itself"
+    if len(shape) > limits.MAX_AXES:
+        return f"tensor {name} has {len(shape)} axes; at most {limits.MAX_AXES} are allowed"
+    if any(length < 0 for length in shape):
+        return f"tensor {name} has an axis of negative length"
+    # An axis of length 0 does not excuse the others: numpy cannot make an array of shape (2**63, 0).
+    if math.prod(length or 1 for length in shape) * dtype.itemsize > limits.MAX_MODEL_BYTES:
+        return f"tensor {name} is larger than the {limits.MAX_MODEL_BYTES} bytes that a model may have"
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,10 @@
-"""Chunks of models as they travel, made once and shared among the clients that fetch the same at the same time."""
+"""Models as they travel, opened and cut into chunks once for all clients that fetch the same at the same time."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -37,6 +37,12 @@ class EncodedChunk:
     data_bytes: int
 
 
+@dataclass(slots=True)
+class _Fetched:
+    body: BodyReader
+    clients: int = 0
+
+
 class SharedChunks:
     """Keeps the chunks that were asked for last. Used from the event loop; chunks are made in threads.
 
@@ -48,20 +54,30 @@ class SharedChunks:
         self._limit_bytes = limit_bytes
         self._kept: OrderedDict[ChunkKey, EncodedChunk] = OrderedDict()
         self._kept_bytes = 0
-        # One chunk is made at a time: clients that begin together ask for the same one together. Whoever makes it reads
-        # from its own body, so that nobody depends on a call that may end.
+        # One chunk is made at a time: clients that begin together ask for the same one together.
         self._making = asyncio.Lock()
-        self._fetching = 0
+        self._bodies: dict[tuple[bytes, tuple[int, ...]], _Fetched] = {}
 
     @contextmanager
-    def while_fetched(self) -> Iterator[None]:
-        """For as long as a client fetches. When the last one has what it wants, nothing is kept any more."""
-        self._fetching += 1
+    def fetching(
+        self, model: bytes, tensors: tuple[int, ...], open_body: Callable[[], BodyReader]
+    ) -> Iterator[BodyReader]:
+        """The body of these tensors of a model, for as long as a client fetches it; opened by the first of several.
+
+        When the last one has what it wants, it is closed, and when nobody fetches anything, no chunk is kept any more.
+        """
+        key = model, tensors
+        if key not in self._bodies:
+            self._bodies[key] = _Fetched(open_body())
+        fetched = self._bodies[key]
+        fetched.clients += 1
         try:
-            yield
+            yield fetched.body
         finally:
-            self._fetching -= 1
-            if not self._fetching:
+            fetched.clients -= 1
+            if not fetched.clients:
+                self._bodies.pop(key).body.close()
+            if not self._bodies:
                 self._kept.clear()
                 self._kept_bytes = 0
 

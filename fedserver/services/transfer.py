@@ -194,7 +194,8 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
         model = self.federation.state.models.get(request.model_sha256)
         wanted = wire.read_indexes(request.tensors, len(model.manifest)) or range(len(model.manifest))
         chunk_bytes = min(request.max_chunk_bytes or limits.DEFAULT_CHUNK_BYTES, limits.MAX_CHUNK_BYTES)
-        with model.body(wanted) as body, self._shared.while_fetched():
+        tensors = tuple(request.tensors)
+        with self._shared.fetching(request.model_sha256, tensors, lambda: model.body(wanted)) as body:
             if request.read_offset > body.size_bytes:
                 message = f"the body has {body.size_bytes} bytes; reading cannot start at {request.read_offset}"
                 raise WrongOffset(message, committed_size=body.size_bytes)

@@ -95,12 +95,36 @@ async def test_chunk_over_the_limit_is_given_and_not_kept(body: CountingBody) ->
         assert body.reads == reads
 
 
-async def test_chunks_are_let_go_when_the_last_client_has_what_it_wants(body: CountingBody) -> None:
+async def test_body_is_opened_once_and_chunks_are_kept_until_the_last_client_has_what_it_wants(tmp_path: Path) -> None:
+    path, opened = tmp_path / "body", list[CountingBody]()
+    path.write_bytes(BODY)
+
+    def open_body() -> CountingBody:
+        opened.append(CountingBody([FileSpan(path, 0, len(BODY))]))
+        return opened[-1]
+
     shared = SharedChunks()
-    with shared.while_fetched():
-        with shared.while_fetched():
-            await shared.get(key(0), body)
-        await shared.get(key(0), body)
-        assert body.reads == 1, "one client is still at it"
-    await shared.get(key(0), body)
-    assert body.reads == 2
+    with shared.fetching(b"m", (), open_body) as first:
+        with shared.fetching(b"m", (), open_body) as second:
+            assert first is second
+            await shared.get(key(0), second)
+        await shared.get(key(0), first)
+        assert opened[0].reads == 1, "one client is still at it"
+        with shared.fetching(b"m", (1,), open_body) as other:
+            assert other is not first
+    with pytest.raises(KeyError):  # closed
+        first.read(0, 1)
+    with shared.fetching(b"m", (), open_body) as again:
+        await shared.get(key(0), again)
+        assert opened[-1].reads == 1
+
+
+async def test_body_that_cannot_be_opened_leaves_nothing_behind(body: CountingBody) -> None:
+    def fail() -> BodyReader:
+        raise OSError("gone")
+
+    shared = SharedChunks()
+    with pytest.raises(OSError, match="gone"), shared.fetching(b"m", (), fail):
+        pass
+    with shared.fetching(b"m", (), lambda: body) as opened:
+        assert opened is body
