@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -91,27 +91,28 @@ class Intake:
         async with self._lock:
             self._sums = self._no_sums()
 
-    async def admit(self, part: Participation, update: Update, survey: Survey | None = None) -> str:
+    async def admit(self, part: Participation, store: Callable[[], Update], survey: Survey | None = None) -> str:
         """Check a stored update by itself. Returns why it is kept aside, or nothing if it is in.
 
         Admitting what is in already changes nothing: the recording of an admission may fail, and be repeated.
 
         Args:
             part: whose update it is.
-            update: stored, and what its manifest says.
+            store: gives the update, stored, and what its manifest says; called in a thread.
             survey: that was shown all of it; else it is read once more.
         """
         if part.rank in self._taken:
             return ""
         try:
-            self._taken[part.rank] = await asyncio.to_thread(self._check, part, update, survey)
+            self._taken[part.rank] = await asyncio.to_thread(self._check, part, store, survey)
         except UpdateRefused as error:
             return f"{error.reason.value}: {error}"
         if not self._released and (self._folding is None or self._folding.done()):
             self._folding = asyncio.create_task(self._fold_what_is_in())
         return ""
 
-    def _check(self, part: Participation, update: Update, survey: Survey | None) -> _Taken:
+    def _check(self, part: Participation, store: Callable[[], Update], survey: Survey | None) -> _Taken:
+        update = store()
         check_num_examples(update.facts.num_examples, part.claimed_examples, self._limits)
         facts = check_update(self._schema, self.base, update.tensors()) if survey is None else survey.facts()
         weight = self._strategy.weight(part.rank, update.facts.num_examples)

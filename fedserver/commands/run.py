@@ -10,7 +10,7 @@ import structlog
 from rich.console import Console
 
 from fedserver.addresses import reached_as
-from fedserver.allocator import keep_few_heaps
+from fedserver.allocator import collect_cycles_seldom, keep_few_heaps
 from fedserver.config import ServerConfig
 from fedserver.disk import DiskRefuses
 from fedserver.enrolment.handshakes import HandshakeWatch, watching_handshakes
@@ -29,6 +29,7 @@ log = structlog.get_logger()
 async def run_server(config: ServerConfig, log_json: bool | None, log_level: str) -> ExitCode:
     """Serve one federation to its end."""
     keep_few_heaps()
+    collect_cycles_seldom()
     allow_many_open_files()
     with watching_handshakes() as handshakes:
         configure_logs(as_json=log_json, level=log_level)

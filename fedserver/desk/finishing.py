@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 
 import structlog
@@ -13,6 +12,7 @@ from fedserver.desk.tray import OpenUpload, Tray, UploadStatus
 from fedserver.federation import Federation
 from fedserver.store import Upload, UploadState
 from fedserver.store.rounds import participation
+from fedserver.store.updates import Update
 from fedserver.store.uploads import forgetting, settling
 from fedstream.errors import BodyIncomplete, DigestMismatch
 
@@ -56,10 +56,15 @@ def _require_complete(upload: Upload) -> None:
 
 async def _admit(federation: Federation, part: Participation, opened: OpenUpload) -> str:
     """Returns why the update is kept aside, or nothing if it is in."""
+    upload = opened.upload
+
+    def store() -> Update:
+        upload.seal()
+        return upload.update()
+
     survey = await opened.inspection.finish()
-    await asyncio.to_thread(opened.upload.seal)
     assert federation.intake is not None, "a round has its intake from the start"
-    return await federation.intake.admit(part, opened.upload.update(), survey)
+    return await federation.intake.admit(part, store, survey)
 
 
 async def _settle(tray: Tray, round_: Round, part: Participation, upload: Upload, reason: str) -> UploadStatus:

@@ -53,5 +53,6 @@ class Inspection:
         """
         if self._ahead is not None:
             await self._ahead
-        await self._look()
+        if self._upload.has_unverified:
+            await self._look()
         return self._survey

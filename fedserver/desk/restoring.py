@@ -44,7 +44,7 @@ async def _fold_again(tray: Tray, stored: StoredUpload) -> None:
     update = stored.upload.update()
     if part.outcome is Outcome.COMPLETED:
         await asyncio.to_thread(update.check)
-        refused = await intake.admit(part, update)
+        refused = await intake.admit(part, lambda: update)
         assert not refused, f"an update that was in is refused now: {refused}"
     tray.finish(stored.upload_id, stored.upload, stored.state, stored.reason)
 
