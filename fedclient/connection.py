@@ -13,7 +13,8 @@ from fedclient.config import ClientConfig
 from fedclient.events import FederationOnOffer, TaskOnOffer
 from fedclient.trust import trust_of
 from fedstream import tls
-from fedstream.v1 import enrolment_pb2_grpc, negotiation_pb2_grpc, transfer_pb2_grpc
+from fedstream.chunk_messages import decode_read_chunks
+from fedstream.v1 import enrolment_pb2_grpc, negotiation_pb2_grpc, transfer_pb2, transfer_pb2_grpc
 
 CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     # A NAT forgets an idle connection after minutes, some after one; a ping each half minute also finds a dead peer.
@@ -63,7 +64,7 @@ class Connection:
     def _take(self, channel: grpc.aio.Channel) -> None:
         self._channel = channel
         self.negotiation = negotiation_pb2_grpc.NegotiationServiceStub(channel)
-        self.transfer = transfer_pb2_grpc.TransferServiceStub(channel)
+        self.transfer = _transfer_stub(channel)
         self.certificates = enrolment_pb2_grpc.CertificateServiceStub(channel)
 
     def _open_channel(self) -> grpc.aio.Channel:
@@ -97,3 +98,20 @@ class Connection:
         channel, self._channel = self._channel, None
         if channel is not None:
             await channel.close()
+
+
+def _transfer_stub(channel: grpc.aio.Channel) -> transfer_pb2_grpc.TransferServiceAsyncStub:
+    """The generated stub, but for the messages with chunks: `WriteChunks` is given them serialised, and `ReadChunks`
+    gives `Chunk`s."""
+    stub: Any = transfer_pb2_grpc.TransferServiceStub(channel)
+    service = transfer_pb2.DESCRIPTOR.services_by_name["TransferService"].full_name
+    stub.WriteChunks = channel.stream_stream(
+        f"/{service}/WriteChunks", response_deserializer=transfer_pb2.WriteChunksResponse.FromString
+    )
+    stub.ReadChunks = channel.unary_stream(
+        f"/{service}/ReadChunks",
+        request_serializer=transfer_pb2.ReadChunksRequest.SerializeToString,
+        response_deserializer=decode_read_chunks,
+    )
+    made: transfer_pb2_grpc.TransferServiceAsyncStub = stub
+    return made

@@ -17,6 +17,7 @@ from fedclient.connection import Connection
 from fedclient.models import DamagedTensor, LocalModel, ModelStore
 from fedclient.partial import PartialModel
 from fedstream import limits, wire
+from fedstream.body import Chunk
 from fedstream.errors import InvalidManifest, ProtocolError, TransportError, WrongOffset
 from fedstream.files import FileSystem
 from fedstream.manifest import Digest, Manifest, TensorEntry, check_manifest
@@ -139,9 +140,9 @@ class Downloader:
             while partial.kept < partial.size_bytes:
                 async with moving():
                     message = await call.read()
-                if not isinstance(message, transfer_pb2.ReadChunksResponse):
+                if not isinstance(message, Chunk):
                     return
-                await asyncio.to_thread(partial.take, message.chunk)
+                await asyncio.to_thread(partial.take, message)
                 on_bytes(partial.kept, partial.size_bytes)
         finally:
             call.cancel()

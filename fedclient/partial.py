@@ -20,12 +20,11 @@ from pathlib import Path
 import structlog
 
 from fedclient.models import DamagedTensor
-from fedstream import limits, wire
-from fedstream.body import admit_chunk, body_size
+from fedstream import limits
+from fedstream.body import Chunk, admit_chunk, body_size
 from fedstream.errors import ProtocolError, TransportError
 from fedstream.files import FileSystem
 from fedstream.manifest import Digest, Manifest
-from fedstream.v1 import transfer_pb2
 from fedstream.weights_file import FileSpan, header_of
 
 log = structlog.get_logger()
@@ -90,7 +89,7 @@ class PartialModel:
                 self._files.write_at(self._descriptor, 0, self._header)
             self._fill_in()
 
-    def take(self, message: transfer_pb2.Chunk) -> None:
+    def take(self, chunk: Chunk) -> None:
         """Keep what is new in a chunk.
 
         Raises:
@@ -98,7 +97,7 @@ class PartialModel:
             DamagedTensor: a tensor is whole now, and is not what its digest says.
         """
         try:
-            new = admit_chunk(wire.read_chunk(message), self.kept, self.size_bytes, limits.MAX_CHUNK_BYTES)
+            new = admit_chunk(chunk, self.kept, self.size_bytes, limits.MAX_CHUNK_BYTES)
         except ProtocolError as error:
             raise TransportError(f"a chunk that arrived is not sound: {error}") from error
         rest = memoryview(new)

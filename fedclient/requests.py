@@ -12,6 +12,7 @@ from fedclient.reporting import Reporting
 from fedstream import wire
 from fedstream.body import Chunk
 from fedstream.certificates import make_request
+from fedstream.chunk_messages import encode_write_chunks
 from fedstream.encodings import Encoded
 from fedstream.join_token import JoinToken
 from fedstream.manifest import Digest, Manifest
@@ -94,9 +95,9 @@ def put_manifest(parcel: Parcel) -> Iterator[transfer_pb2.PutManifestRequest]:
         yield transfer_pb2.PutManifestRequest(part=part)
 
 
-def write_chunk(upload_id: str, chunk: Chunk) -> transfer_pb2.WriteChunksRequest:
-    """Sends a slice of the values."""
-    return transfer_pb2.WriteChunksRequest(upload_id=upload_id, chunk=wire.write_chunk(chunk))
+def write_chunk(upload_id: str, chunk: Chunk) -> bytes:
+    """Sends a slice of the values. A `WriteChunksRequest`, serialised."""
+    return encode_write_chunks(upload_id, chunk)
 
 
 def get_upload_status(upload_id: str) -> transfer_pb2.GetUploadStatusRequest:

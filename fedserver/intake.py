@@ -149,6 +149,7 @@ class Intake:
             self._sums = self._no_sums()
             raise
         self._added.add(rank)
+        taken.update.set_aside()
 
     async def screen(self, completed: Collection[int]) -> Mapping[int, str]:
         """Keep just the updates of `completed` ranks, check them against each other, take out what does not fit.

@@ -242,7 +242,7 @@ def read_encoded_part(
 
 def write_chunk(chunk: Chunk) -> transfer_pb2.Chunk:
     """A chunk as it travels."""
-    return transfer_pb2.Chunk(write_offset=chunk.write_offset, crc32c=chunk.crc32c, data=chunk.data)
+    return transfer_pb2.Chunk(write_offset=chunk.write_offset, crc32c=chunk.crc32c, data=bytes(chunk.data))
 
 
 def read_chunk(message: transfer_pb2.Chunk) -> Chunk:

@@ -24,7 +24,7 @@ from fedstream.certificates import make_key
 from fedstream.join_token import JoinToken
 from fedstream.manifest import Digest, Manifest, TensorEntry
 from fedstream.schema import ModelSchema, TensorSpec
-from fedstream.v1 import negotiation_pb2
+from fedstream.v1 import negotiation_pb2, transfer_pb2
 from fedtask.messages import LocalUpdate
 
 _OFFER, _UPLOAD = "an-offer-id", "an-upload-id"
@@ -93,11 +93,12 @@ def reply_to_default_plan(facts: Facts) -> negotiation_pb2.NegotiateRequest:
 
 def _transfer(facts: Facts) -> dict[Kind, Message]:
     header, *parts = requests.put_manifest(_parcel(facts, facts.config.reporting))
+    chunk = requests.write_chunk(_UPLOAD, make_chunk(_CHUNK_BYTES, b"values of tensors"))
     model = Digest(_NO_DIGEST, 0)
     return {
         Kind("PutManifest", "header"): header,
         Kind("PutManifest", "part"): parts[0],
-        Kind("WriteChunks"): requests.write_chunk(_UPLOAD, make_chunk(_CHUNK_BYTES, b"values of tensors")),
+        Kind("WriteChunks"): transfer_pb2.WriteChunksRequest.FromString(chunk),
         Kind("GetUploadStatus"): requests.get_upload_status(_UPLOAD),
         Kind("FinishUpload"): requests.finish_upload(_UPLOAD),
         Kind("GetManifest"): requests.get_manifest(model),

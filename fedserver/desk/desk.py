@@ -15,6 +15,7 @@ from fedserver.desk.tray import OpenUpload, Tray, UploadStatus
 from fedserver.federation import Federation
 from fedserver.store import UpdateFacts, Upload, UploadState
 from fedserver.store.uploads import beginning, committing
+from fedstream.body import Bytes
 from fedstream.errors import ManifestConflict, ManifestRequired, RoundClosed, UnknownUpload
 from fedstream.manifest import Manifest
 
@@ -107,7 +108,7 @@ class Desk:
         """Take note that a chunk came for an upload, be it empty."""
         self._tray.round.heard_from_upload(upload_id, self._federation.now)
 
-    async def write(self, upload: Upload, offset: int, data: bytes) -> None:
+    async def write(self, upload: Upload, offset: int, data: Bytes) -> None:
         """Add bytes of a body; they are not durable before `commit`.
 
         Raises:

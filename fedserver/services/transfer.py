@@ -14,7 +14,8 @@ from fedserver.services.ownership import require_own
 from fedserver.services.shared_chunks import ChunkKey, EncodedChunk, SharedChunks
 from fedserver.store import UpdateFacts, Upload, UploadState
 from fedstream import limits, wire
-from fedstream.body import BodyReader, admit_chunk
+from fedstream.body import BodyReader, Chunk, admit_chunk
+from fedstream.chunk_messages import WrittenChunk
 from fedstream.encodings import Encoded, Encoding
 from fedstream.errors import InvalidManifest, InvalidRequest, Superseded, WrongOffset
 from fedstream.manifest import Manifest, TensorEntry, check_manifest
@@ -28,7 +29,7 @@ _FRAMING_BYTES = 64
 _STATES = {state: transfer_pb2.UploadState.Value(f"UPLOAD_STATE_{state.name}") for state in UploadState}
 
 ManifestStream = AsyncIterator[transfer_pb2.PutManifestRequest]
-ChunkStream = AsyncIterator[transfer_pb2.WriteChunksRequest]
+ChunkStream = AsyncIterator[WrittenChunk]
 
 
 class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
@@ -114,7 +115,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
         self,
         upload_id: str,
         opened: OpenUpload,
-        first: transfer_pb2.WriteChunksRequest,
+        first: WrittenChunk,
         rest: ChunkStream,
         context: Context,
     ) -> None:
@@ -131,7 +132,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
         self,
         upload_id: str,
         opened: OpenUpload,
-        first: transfer_pb2.WriteChunksRequest,
+        first: WrittenChunk,
         rest: ChunkStream,
         committer: Committer,
     ) -> None:
@@ -139,12 +140,11 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
             if request.upload_id not in ("", upload_id):
                 raise InvalidRequest("a stream carries one upload", field="upload_id")
             opened.count(len(request.chunk.data) + _FRAMING_BYTES, self.federation.config.max_resent_bytes)
-            await self._take(opened.upload, request)
+            await self._take(opened.upload, request.chunk)
             self._desk.heard(upload_id)
             committer.note_received()
 
-    async def _take(self, upload: Upload, request: transfer_pb2.WriteChunksRequest) -> None:
-        chunk = wire.read_chunk(request.chunk)
+    async def _take(self, upload: Upload, chunk: Chunk) -> None:
         received = upload.received_size
         data = admit_chunk(chunk, received, upload.size_bytes, limits.MAX_CHUNK_BYTES)
         if data:
@@ -218,7 +218,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
             offset += chunk.data_bytes
 
 
-async def _followed_by(first: transfer_pb2.WriteChunksRequest, rest: ChunkStream) -> ChunkStream:
+async def _followed_by(first: WrittenChunk, rest: ChunkStream) -> ChunkStream:
     """A stream whose first message was read to know whose it is, as if it had not been."""
     yield first
     async for request in rest:

@@ -11,12 +11,15 @@ import numpy as np
 from fedserver.store.blobs import check_file
 from fedserver.store.errors import DamagedFile
 from fedstream.encodings import Encoded
+from fedstream.files import forget_pages
 from fedstream.manifest import Manifest, TensorEntry
 from fedstream.weights_file import WeightsFile, WeightsFileError
 
 WAY_OUT = "start `fedserver run` again, and the site is asked to send it again"
 WAY_OUT_OVER = "nothing but `fedserver verify` needs it; `fedserver gc --keep-rounds 0` removes it"
 """Of an update whose round is over."""
+
+_WORTH_FORGETTING_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +71,8 @@ class Update:
             DamagedFile: names the tensor.
         """
         check_file(self.path, self.entries, WAY_OUT)
+
+    def set_aside(self) -> None:
+        """It will hardly be read again: let its memory be used for others. A small one's is not worth the calls."""
+        if sum(entry.size_bytes for entry in self.entries) >= _WORTH_FORGETTING_BYTES:
+            forget_pages(self.path)

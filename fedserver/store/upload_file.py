@@ -25,6 +25,7 @@ import numpy as np
 from fedserver.aggregation import Look
 from fedserver.store.updates import Update, UpdateFacts
 from fedstream import limits
+from fedstream.body import Bytes
 from fedstream.encodings import BasePiece, DecodingError, Encoded, Encoding, decode
 from fedstream.errors import DigestMismatch, RoundClosed, WrongOffset
 from fedstream.files import TEMPORARY_SUFFIX, FileSystem, publish
@@ -100,7 +101,7 @@ class Upload:
             self._files.write_at(self._descriptor, 0, self._header)
         return 0
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: Bytes) -> None:
         """Add bytes of the body that start at `offset`; they are not durable before `sync`.
 
         What is there already is left out: the thread of a cancelled call may have been faster, or be slower.

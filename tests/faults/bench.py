@@ -26,6 +26,7 @@ from fedserver.services.transfer import TransferServicer
 from fedserver.store import State
 from fedserver.store import state as state_module
 from fedstream import limits, wire
+from fedstream.chunk_messages import WrittenChunk
 from fedstream.files import RealFileSystem, write_durably
 from fedstream.manifest import manifest_of
 from fedstream.v1 import common_pb2, negotiation_pb2, transfer_pb2
@@ -250,10 +251,7 @@ class Site:
 
     async def _write(self, servicer: TransferServicer, upload_id: str, body: bytes, start: int) -> int:
         call = Call()
-        chunks = [
-            transfer_pb2.WriteChunksRequest(upload_id=upload_id, chunk=wire.write_chunk(chunk))
-            for chunk in cut(body, 2048, start)
-        ]
+        chunks = [WrittenChunk(upload_id, chunk) for chunk in cut(body, 2048, start)]
         await servicer.WriteChunks(_each(chunks), call)
         committed = start
         while not call.answers.empty():

@@ -21,6 +21,7 @@ from fedserver.services import messages
 from fedstream import limits, wire
 from fedstream.body import admit_chunk, make_chunk
 from fedstream.certificates import make_key, make_request, read_request
+from fedstream.chunk_messages import decode_write_chunks, encode_write_chunks
 from fedstream.dtypes import DataType
 from fedstream.encodings import DecodingError, Encoded, Encoding, check_encoded, decode, encode
 from fedstream.errors import FedstreamError, LimitExceeded
@@ -124,15 +125,14 @@ def _manifest_requests() -> list[transfer_pb2.PutManifestRequest]:
     return [request(header=header), *(request(part=part) for part in parts)]
 
 
-def _read_chunk_request(request: transfer_pb2.WriteChunksRequest) -> None:
+def _read_chunk_request(message: bytes) -> None:
     received = _BODY_BYTES // 2
-    new = admit_chunk(wire.read_chunk(request.chunk), received, _BODY_BYTES, limits.MAX_CHUNK_BYTES)
+    new = admit_chunk(decode_write_chunks(message).chunk, received, _BODY_BYTES, limits.MAX_CHUNK_BYTES)
     assert len(new) <= _BODY_BYTES - received, "more was admitted than there is room for"
 
 
-def _chunk_request(offset: int, data: bytes) -> transfer_pb2.WriteChunksRequest:
-    chunk = wire.write_chunk(make_chunk(offset, data))
-    return transfer_pb2.WriteChunksRequest(upload_id="a" * 32, chunk=chunk)
+def _chunk_request(offset: int, data: bytes) -> bytes:
+    return encode_write_chunks("a" * 32, make_chunk(offset, data))
 
 
 def _read_chunks_wanted(request: transfer_pb2.ReadChunksRequest) -> None:
@@ -236,12 +236,14 @@ def _read_bomb(data: bytes) -> None:
 TARGETS: Mapping[str, Target] = {
     "negotiate_request": _message(negotiation_pb2.NegotiateRequest, _read_request, *_requests()),
     "put_manifest": _message(transfer_pb2.PutManifestRequest, _read_manifest_request, *_manifest_requests()),
-    "write_chunks": _message(
-        transfer_pb2.WriteChunksRequest,
+    "write_chunks": Target(
         _read_chunk_request,
-        _chunk_request(_BODY_BYTES // 2, b"data" * 8),
-        _chunk_request(0, b"data" * 8),
-        _chunk_request(_BODY_BYTES, b""),
+        [
+            _chunk_request(_BODY_BYTES // 2, b"data" * 8),
+            _chunk_request(0, b"data" * 8),
+            _chunk_request(_BODY_BYTES, b""),
+        ],
+        kind=transfer_pb2.WriteChunksRequest,
     ),
     "read_chunks": _message(
         transfer_pb2.ReadChunksRequest,

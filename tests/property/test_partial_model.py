@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedclient.partial import PartialModel
-from fedstream import wire
 from fedstream.body import make_chunk
 from fedstream.dtypes import DataType
 from fedstream.files import RealFileSystem
@@ -52,7 +51,7 @@ def test_download_left_anywhere_asks_for_no_byte_twice_and_ends_as_the_weights_f
             while partial.kept < stop:
                 offset = partial.kept
                 data = body[offset : min(stop, offset + chunks[number % len(chunks)])]
-                partial.take(wire.write_chunk(make_chunk(offset, data)))
+                partial.take(make_chunk(offset, data))
                 sent, number = sent + len(data), number + 1
                 assert partial.kept == offset + len(data)
             partial.close()

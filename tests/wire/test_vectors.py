@@ -22,6 +22,7 @@ from fedserver.services.negotiation import NegotiationServicer
 from fedserver.services.transfer import TransferServicer
 from fedstream import wire
 from fedstream.body import Chunk, admit_chunk, make_chunk
+from fedstream.chunk_messages import decode_read_chunks, decode_write_chunks, encode_read_chunks, encode_write_chunks
 from fedstream.dtypes import DataType
 from fedstream.encodings import DecodingError, Encoded, Encoding, check_encoded, decode, encode
 from fedstream.errors import PROTOCOL_ERRORS, LimitExceeded, ProtocolError
@@ -225,6 +226,18 @@ def test_chunk_is_read_and_written_as_the_vector_says(case: text.Case) -> None:
     assert make_chunk(chunk.write_offset, chunk.data) == chunk
     message = transfer_pb2.Chunk.FromString(bytes.fromhex(case["message"]))
     assert (wire.read_chunk(message), wire.write_chunk(chunk)) == (chunk, message)
+
+
+@pytest.mark.parametrize("case", cases("chunks.txt"))
+def test_message_with_a_chunk_is_read_and_written_on_the_fast_path_as_the_vector_says(case: text.Case) -> None:
+    chunk = Chunk(case["write_offset"], case["crc32c"], bytes.fromhex(case["data"]))
+    inner = bytes.fromhex(case["message"])
+    read = encode_read_chunks(chunk)
+    assert read == transfer_pb2.ReadChunksResponse(chunk=transfer_pb2.Chunk.FromString(inner)).SerializeToString()
+    assert read.endswith(inner)
+    assert encode_write_chunks("u", chunk) == b"\x0a\x01u\x12" + read[1:]
+    assert decode_read_chunks(read) == chunk
+    assert decode_write_chunks(encode_write_chunks("u", chunk)) == ("u", chunk)
 
 
 def test_checksums_in_the_chunk_vectors_are_the_published_ones() -> None:

@@ -13,7 +13,6 @@ from structlog.testing import capture_logs
 
 from fedclient.models import DamagedTensor, ModelStore
 from fedclient.partial import PartialModel
-from fedstream import wire
 from fedstream.body import make_chunk
 from fedstream.dtypes import DataType
 from fedstream.errors import TransportError
@@ -59,7 +58,7 @@ def feed(partial: PartialModel, until: int | None = None) -> int:
     body, begin = body_of(partial), partial.kept
     end = len(body) if until is None else until
     for offset in range(begin, end, CHUNK):
-        partial.take(wire.write_chunk(make_chunk(offset, body[offset : min(offset + CHUNK, end)])))
+        partial.take(make_chunk(offset, body[offset : min(offset + CHUNK, end)]))
     return end - begin
 
 
@@ -177,7 +176,7 @@ def test_partial_model_given_a_later_chunk_keeps_nothing(tmp_path: Path) -> None
     partial = partial_at(tmp_path / "p")
 
     with pytest.raises(TransportError, match="the chunk starts at 700 but 0 bytes are committed"):
-        partial.take(wire.write_chunk(make_chunk(CHUNK, body_of(partial)[CHUNK : 2 * CHUNK])))
+        partial.take(make_chunk(CHUNK, body_of(partial)[CHUNK : 2 * CHUNK]))
     assert partial.kept == 0
 
 

@@ -12,9 +12,8 @@ import pytest
 from google.protobuf.message import Message
 
 from fedserver.services.transfer import TransferServicer
-from fedstream import wire
 from fedstream.body import make_chunk
-from fedstream.v1 import transfer_pb2
+from fedstream.chunk_messages import WrittenChunk
 from tests.support.bench import SCHEMA, Bench
 from tests.support.full_disk import FullDisk
 from tests.support.tasks import random_weights
@@ -47,7 +46,7 @@ async def body_of(bench: Bench, upload_id: str, weights: Mapping[str, np.ndarray
 
 
 async def all_at_once_and_never_closed(upload_id: str, body: bytes) -> AsyncIterator[Message]:
-    yield transfer_pb2.WriteChunksRequest(upload_id=upload_id, chunk=wire.write_chunk(make_chunk(0, body)))
+    yield WrittenChunk(upload_id, make_chunk(0, body))
     await asyncio.Event().wait()
 
 
