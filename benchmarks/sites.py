@@ -1,7 +1,7 @@
 """A thousand connected sites: what they cost while they wait, how fast all have an offer, and a round of all of them.
 
-Bare sites, each with a TLS connection of its own, join; the federation is paused while they wait, so that one word
-opens the first round. The server's certificate is the only one: the project has no client certificates yet.
+Bare sites, each with a certificate and a connection of its own, join; the federation is paused while they wait, so that
+one word opens the first round.
 Processor time is of the server and its worker. A round is from the word, or from when the last site has heard how the
 round before ended, until the last site has heard how this one did; in it, each fetches the model and sends as much.
 """
@@ -65,7 +65,7 @@ def run(options: Options) -> Table:
         options.say(f"federation {turn + 1}: {found[-1]}")
         floors += measure_floor(row, rounds, options.folder)
         options.say(f"floor {turn + 1}: {', '.join(f'{seconds:.2f}' for seconds in floors[-rounds:])} s")
-    title = f"sites: {options.num_sites:,} on connections of their own, TLS with the server's certificate alone"
+    title = f"sites: {options.num_sites:,} on connections of their own, mutual TLS"
     return Table(title, _lines(found, floors))
 
 
