@@ -9,6 +9,7 @@ update was delivered, and if the next round has begun by then, after that. All i
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -52,7 +53,9 @@ class Keepsakes:
         self._trainer = trainer
         self._unsaved: Trained | None = None
         self._model = Latest(self._save_model, pause_seconds)
-        self._picture = Latest(self._draw, pause_seconds)
+        # A federation that is over in seconds has its picture at the end: four sites on two cores that all draw one
+        # beside their first rounds take half as long again for these.
+        self._picture = Latest(self._draw, pause_seconds, first_at=time.monotonic() + pause_seconds)
         self._ending = False
 
     async def trained(self, base: LocalModel, finished: FinishedUpdate, rows: Sequence[Row]) -> None:

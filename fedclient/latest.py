@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -21,11 +23,15 @@ class Latest:
     Args:
         errand: what to do. It finds out by itself what is newest.
         pause_seconds: least time from the beginning of one run to that of the next.
+        first_at: when the first run may begin, by `time.monotonic`; by default at once.
     """
 
-    def __init__(self, errand: Callable[[], Awaitable[None]], pause_seconds: float) -> None:
+    def __init__(
+        self, errand: Callable[[], Awaitable[None]], pause_seconds: float, first_at: float = -math.inf
+    ) -> None:
         self._errand = errand
         self._pause_seconds = pause_seconds
+        self._first_at = first_at
         self._allowed = asyncio.Event()
         self._allowed.set()
         self._hurry = asyncio.Event()
@@ -62,11 +68,12 @@ class Latest:
 
     async def _serve(self) -> None:
         """Run as long as there is a reason, and stay for the pause: the next reason may come within it."""
+        await self._rest(self._first_at - time.monotonic())
         while self._asked:
             while not self._allowed.is_set():  # it may have been forbidden again before this task got its turn
                 await self._allowed.wait()
             self._asked = False
-            await asyncio.gather(self._run(), self._rest())
+            await asyncio.gather(self._run(), self._rest(self._pause_seconds))
 
     async def _run(self) -> None:
         try:
@@ -74,6 +81,7 @@ class Latest:
         except Exception as error:  # noqa: BLE001 - of whatever kind, the rounds go on
             log.warning("a local model or plot could not be saved", because=str(error) or repr(error))
 
-    async def _rest(self) -> None:
+    async def _rest(self, seconds: float) -> None:
         """Wait for the pause to pass, or for somebody in a hurry."""
-        await comes(self._hurry, self._pause_seconds)
+        if seconds > 0:
+            await comes(self._hurry, seconds)

@@ -76,7 +76,7 @@ async def test_model_is_saved_after_delivery_and_not_before() -> None:
     trainer = FakeTrainer()
     kept = made(trainer)
     await train(kept, 1)
-    assert (trainer.tables, trainer.pictures, trainer.models) == ([1], [(1, False)], [])
+    assert (trainer.tables, trainer.pictures, trainer.models) == ([1], [], [])
     assert (kept.offers, len(kept.bases)) == (["offer-1"], 1)
     await deliver(kept)
 
@@ -85,20 +85,30 @@ async def test_model_is_saved_after_delivery_and_not_before() -> None:
     await kept.close()
 
 
-async def test_rounds_in_quick_succession_write_every_table_but_one_picture_and_model() -> None:
+async def test_rounds_in_quick_succession_write_every_table_but_one_model_and_no_picture_before_the_end() -> None:
     trainer = FakeTrainer()
     kept = made(trainer)
     for number in (1, 2, 3, 4):
         await train(kept, number)
         await deliver(kept)
-    assert (trainer.tables, trainer.pictures) == ([1, 2, 3, 4], [(1, False)])
+    assert (trainer.tables, trainer.pictures) == ([1, 2, 3, 4], [])
     assert trainer.models == [("base-1", "update-1")]
     assert kept.offers == ["offer-4"]
     await kept.finish()
 
-    assert trainer.pictures == [(1, False), (4, True)]
+    assert trainer.pictures == [(4, True)]
     assert trainer.models == [("base-1", "update-1"), ("base-4", "update-4")]
     assert kept.offers == []
+
+
+async def test_rounds_that_come_when_the_pause_is_over_have_a_picture_each() -> None:
+    trainer = FakeTrainer()
+    kept = made(trainer, 0.0)
+    for number in (1, 2):
+        await train(kept, number)
+        await deliver(kept)
+    assert trainer.pictures == [(1, False), (2, False)]
+    await kept.close()
 
 
 async def test_model_put_off_by_the_next_offer_is_saved_when_that_is_over() -> None:
@@ -121,7 +131,7 @@ async def test_close_in_the_middle_of_a_round_saves_what_was_trained() -> None:
     await kept.close()
     await kept.close()
 
-    assert (trainer.pictures, trainer.models) == ([(1, False)], [("base-1", "update-1")])
+    assert (trainer.pictures, trainer.models) == ([(1, True)], [("base-1", "update-1")])
 
 
 async def test_close_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 
 import pytest
@@ -60,6 +61,20 @@ async def test_errand_within_the_pause_waits_for_its_end() -> None:
     assert errand.runs == [0]
     await asyncio.sleep(0.4)
 
+    assert errand.runs == [0, 0]
+
+
+async def test_first_errand_waits_for_its_time_unless_somebody_is_in_a_hurry() -> None:
+    errand = Errand()
+    errand.gate.set()
+    soon, late = (Latest(errand, 0.0, first_at=time.monotonic() + seconds) for seconds in (0.2, NEVER))
+    soon.ask()
+    late.ask()
+    await settle()
+    assert errand.runs == []
+    await asyncio.sleep(0.4)
+    assert errand.runs == [0]
+    await late.finish()
     assert errand.runs == [0, 0]
 
 
