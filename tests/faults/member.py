@@ -19,10 +19,11 @@ from fedclient.connection import Connection
 from fedclient.requests import Parcel
 from fedserver.server import Listening
 from fedserver.store.state import read_contact
+from fedstream.chunk_messages import decode_write_chunks
 from fedstream.files import RealFileSystem, write_durably
 from fedstream.manifest import Manifest, manifest_of
 from fedstream.schema import ModelSchema
-from fedstream.v1 import negotiation_pb2, transfer_pb2
+from fedstream.v1 import negotiation_pb2
 from fedstream.weights_file import FileSpan, WeightsFile, file_parts
 from fedtask.linear import Linear
 from tests.faults.federation import fingerprint_of
@@ -92,9 +93,10 @@ class _CountingCall:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._call, name)
 
-    async def write(self, message: transfer_pb2.WriteChunksRequest) -> None:
-        size = len(message.chunk.data)
-        await self._owner.before_chunk(message.chunk.write_offset, size)
+    async def write(self, message: bytes) -> None:
+        chunk = decode_write_chunks(message).chunk
+        size = len(chunk.data)
+        await self._owner.before_chunk(chunk.write_offset, size)
         self._owner.sent_bytes += size
         await self._call.write(message)
 
