@@ -1,57 +1,227 @@
-/// Schemas, manifests, meanings and chunks: canonical descriptions, digests, parts, and the rules for what comes in.
-/// The contract's messages are this client's values, so that nothing is copied to and fro.
+/// 3. Models as the contract describes them: digests, canonical descriptions, manifests and chunks. The contract's messages
+/// are this client's values, so that nothing is copied to and fro.
 #pragma once
 
-#include <cstdint>
-#include <string>
-#include <string_view>
-#include <vector>
+#include <openssl/sha.h>
 
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string_view>
+
+#include "basics.h"
 #include "fedstream/v1/negotiation.pb.h"
 #include "fedstream/v1/transfer.pb.h"
 
 namespace fedstream::client {
 
-using Spec = v1::TensorSpec;
 using Entry = v1::TensorEntry;
-using Schema = std::vector<Spec>;
-using Manifest = std::vector<Entry>;
+using Schema = google::protobuf::RepeatedPtrField<v1::TensorSpec>;
+using Manifest = google::protobuf::RepeatedPtrField<Entry>;
 
-/// The canonical name of an element type, such as `F32`; empty if it is not known.
-std::string element_name(v1::DataType type);
+/// A model in memory: the values of each tensor, in the manifest's order.
+struct Model {
+  Manifest manifest;
+  std::vector<std::string> values;
+};
 
-/// The canonical description of a schema (R-SCH-2), and that of a meaning.
-std::string canonical_schema(const Schema& schema);
-std::string canonical_meaning(const v1::TaskMeaning& meaning);
+// Bounds of the contract, in bytes where nothing else is said.
+constexpr int kMaxTensors = 65'536, kMaxTensorsPerPart = 1'000, kMaxAxes = 32;
+constexpr std::uint64_t kMaxModelBytes = std::uint64_t{64} << 30;
+constexpr std::uint64_t kDefaultChunkBytes = 1 << 20, kMaxChunkBytes = 4'128'768, kDefaultWindowBytes = 4 << 20;
+constexpr std::size_t kMaxNameBytes = 256, kMaxReasonBytes = 1'024;
 
-/// The meaning of which `text` is the canonical description.
-/// @throws std::runtime_error it is none
-v1::TaskMeaning parse_meaning(const std::string& text);
+/// The 32 bytes of the SHA-256 of `data`.
+inline std::string sha256(std::string_view data) {
+  std::string digest(32, '\0');
+  SHA256(reinterpret_cast<const unsigned char*>(data.data()), data.size(),
+         reinterpret_cast<unsigned char*>(digest.data()));
+  return digest;
+}
 
-/// The digest that names a model (R-MOD-1), and the text that it is of.
-std::string canonical_model(const Manifest& manifest);
-v1::Digest model_digest(const Manifest& manifest);
+/// Lower-case hexadecimal digits.
+inline std::string hex(std::string_view data) {
+  std::string text;
+  for (const unsigned char byte : data) (text += "0123456789abcdef"[byte >> 4]) += "0123456789abcdef"[byte & 15];
+  return text;
+}
+
+/// CRC-32C (Castagnoli), which neither zlib nor OpenSSL has.
+inline std::uint32_t crc32c(std::string_view data) {
+  static const auto kTable = [] {
+    std::array<std::uint32_t, 256> table{};
+    for (std::uint32_t index = 0; index < 256; ++index) {
+      table[index] = index;
+      for (int bit = 0; bit < 8; ++bit) table[index] = (table[index] >> 1) ^ ((table[index] & 1) != 0 ? 0x82f63b78 : 0);
+    }
+    return table;
+  }();
+  std::uint32_t crc = 0xffffffff;
+  for (const unsigned char byte : data) crc = kTable[(crc ^ byte) & 0xff] ^ (crc >> 8);
+  return crc ^ 0xffffffff;
+}
+
+/// Canonical name and size of an element type, by its number in the contract; one that is not known has neither.
+struct ElementType {
+  const char* name;
+  std::uint64_t bytes;
+};
+inline ElementType element_type(v1::DataType type) {
+  constexpr ElementType kTypes[] = {{"", 0},    {"BOOL", 1}, {"I8", 1},  {"I16", 2}, {"I32", 4}, {"I64", 8}, {"U8", 1},
+                                    {"U16", 2}, {"U32", 4},  {"U64", 8}, {"F16", 2}, {"BF16", 2}, {"F32", 4}, {"F64", 8}};
+  return kTypes[type > 0 && std::size_t(type) < std::size(kTypes) ? type : 0];
+}
+
+/// What stands in `items` with `separator` between; numbers in decimal.
+template <class Items>
+std::string joined(const Items& items, char separator) {
+  std::string text;
+  for (const auto& item : items) {
+    if (&item != &*items.begin()) text += separator;
+    if constexpr (std::is_arithmetic_v<std::decay_t<decltype(item)>>)
+      text += std::to_string(item);
+    else
+      text += item;
+  }
+  return text;
+}
+
+/// Name, element type and shape, with TABs between.
+inline std::string described(const v1::TensorSpec& spec) {
+  return spec.name() + '\t' + element_type(spec.dtype()).name + '\t' + joined(spec.shape(), ',');
+}
+
+/// The canonical descriptions of a schema (R-SCH-2), of a meaning and of a model (R-MOD-1).
+inline std::string canonical_schema(const Schema& schema) {
+  std::string text = "fedstream schema v1\n";
+  for (const auto& spec : schema) {
+    text += described(spec) + (spec.trainable() ? "\ttrainable" : "\tfrozen") +
+            (spec.role() == v1::TENSOR_ROLE_STATISTIC ? "\tstatistic\n" : "\tweight\n");
+  }
+  return text;
+}
+inline std::string canonical_meaning(const v1::TaskMeaning& meaning) {
+  return "fedstream meaning v1\n" + joined(meaning.class_names(), '\t') + '\n' + meaning.positive_class() + '\n' +
+         meaning.preprocessing() + '\n';
+}
+inline std::string canonical_model(const Manifest& manifest) {
+  std::string text = "fedstream model v1\n";
+  for (const auto& entry : manifest) text += described(entry.spec()) + '\t' + hex(entry.digest().sha256()) + '\n';
+  return text;
+}
+
+inline v1::Digest digest_of(std::string_view bytes) {
+  v1::Digest digest;
+  digest.set_sha256(sha256(bytes));
+  digest.set_size_bytes(bytes.size());
+  return digest;
+}
+
+/// The digest that names a model.
+inline v1::Digest model_digest(const Manifest& manifest) { return digest_of(canonical_model(manifest)); }
 
 /// The entry of a tensor with these raw values.
-Entry entry_of(const Spec& spec, std::string_view values);
+inline Entry entry_of(const v1::TensorSpec& spec, std::string_view values) {
+  Entry entry;
+  *entry.mutable_spec() = spec;
+  *entry.mutable_digest() = digest_of(values);
+  entry.set_encoding(v1::ENCODING_RAW);
+  entry.set_encoded_size_bytes(values.size());
+  return entry;
+}
 
-/// Bytes of the tensors' values.
-std::uint64_t size_of(const Manifest& manifest);
+/// The length of the control character of UTF-8 that begins at `at`, or 0; it would break a line of a description.
+inline std::size_t control_at(std::string_view text, std::size_t at) {
+  const auto byte = static_cast<unsigned char>(text[at]);
+  if (byte < 0x20 || byte == 0x7f) return 1;
+  return byte == 0xc2 && at + 1 < text.size() && static_cast<unsigned char>(text[at + 1]) < 0xa0 ? 2 : 0;
+}
 
-/// @throws Trouble an entry of a manifest from the network breaks a rule (R-SCH-3, R-SCH-4, R-MOD-3, R-MOD-4)
-void check_entry(const Entry& entry);
+/// Bytes of a tensor's values; none if its spec is out of bounds (R-SCH-3, R-SCH-4).
+inline std::optional<std::uint64_t> size_of(const v1::TensorSpec& spec) {
+  const auto& name = spec.name();
+  bool is_sound = !name.empty() && name.size() <= kMaxNameBytes && name != "__metadata__" && spec.shape_size() <= kMaxAxes;
+  for (std::size_t at = 0; at < name.size(); ++at) is_sound = is_sound && control_at(name, at) == 0;
+  std::uint64_t size = element_type(spec.dtype()).bytes, bound = size;
+  if (!is_sound || size == 0) return std::nullopt;
+  for (const auto length : spec.shape()) {
+    if (length > kMaxModelBytes / bound) return std::nullopt;
+    bound *= std::max<std::uint64_t>(length, 1);  // an axis of length 0 does not excuse the others
+    size *= length;
+  }
+  return bound <= kMaxModelBytes ? std::optional(size) : std::nullopt;
+}
 
-/// @throws Trouble the manifest is not of that model or schema (R-DL-1)
-void check_manifest(const Manifest& manifest, const Schema& schema, const std::string& sha256);
+/// @throws Trouble an entry of a manifest from the network breaks a rule (R-MOD-3, R-MOD-4)
+inline void check_entry(const Entry& entry) {
+  const auto size = size_of(entry.spec());
+  if (size && entry.digest().sha256().size() == 32 && entry.digest().size_bytes() == *size &&
+      entry.encoding() == v1::ENCODING_RAW && entry.encoded_size_bytes() == *size) return;
+  throw Trouble("the manifest's tensor " + entry.spec().name().substr(0, 80) + " is not sound");
+}
 
-/// A schema and a manifest in parts within the bounds of the contract; one at least.
-std::vector<v1::SchemaPart> schema_parts(const Schema& schema);
-std::vector<v1::ManifestPart> manifest_parts(const Manifest& manifest);
+/// @throws Trouble the manifest is not sound, or of another model or schema (R-DL-1)
+inline void check_manifest(const Manifest& manifest, const Schema& schema, const std::string& sha256) {
+  for (const auto& entry : manifest) check_entry(entry);
+  const auto is_of = [](const Entry& entry, const v1::TensorSpec& spec) { return described(entry.spec()) == described(spec); };
+  if (!std::equal(manifest.begin(), manifest.end(), schema.begin(), schema.end(), is_of)) {
+    throw Trouble("the manifest is of another schema");
+  }
+  if (model_digest(manifest).sha256() != sha256) throw Trouble("the manifest is not of the model that was asked for");
+}
 
-v1::Chunk make_chunk(std::uint64_t offset, std::string data);
+/// A schema or a manifest in parts within the bounds of the contract; one at least. Sound entries of one part are
+/// below MAX_PART_BYTES too.
+template <class Part, class Items, class Add>
+std::vector<Part> parts_of(const Items& items, Add add) {
+  std::vector<Part> parts(1);
+  int count = 0;
+  for (const auto& item : items) {
+    if (count++ == kMaxTensorsPerPart) parts.emplace_back(), count = 1;
+    *add(parts.back()) = item;
+  }
+  return parts;
+}
+inline std::vector<v1::SchemaPart> schema_parts(const Schema& schema) {
+  auto parts = parts_of<v1::SchemaPart>(schema, [](v1::SchemaPart& part) { return part.add_tensors(); });
+  parts.back().set_last(true);
+  return parts;
+}
+inline std::vector<v1::ManifestPart> manifest_parts(const Manifest& manifest) {
+  return parts_of<v1::ManifestPart>(manifest, [](v1::ManifestPart& part) { return part.add_entries(); });
+}
+
+inline v1::Chunk make_chunk(std::uint64_t offset, std::string_view data) {
+  v1::Chunk chunk;
+  chunk.set_write_offset(offset);
+  chunk.set_crc32c(crc32c(data));
+  chunk.set_data(data.data(), data.size());
+  return chunk;
+}
 
 /// What is new in a chunk for a receiver that has `have` of `body` bytes, by R-CH-1 to R-CH-5.
 /// @throws Trouble it breaks one of them
-std::string_view new_in_chunk(const v1::Chunk& chunk, std::uint64_t have, std::uint64_t body, std::uint64_t max_bytes);
+inline std::string_view new_in_chunk(const v1::Chunk& chunk, std::uint64_t have, std::uint64_t body, std::uint64_t most) {
+  const std::string_view data = chunk.data();
+  const auto offset = chunk.write_offset();
+  const auto where = "the chunk at " + std::to_string(offset);
+  if (data.size() > std::min(most, kMaxChunkBytes)) throw Trouble(where + " is larger than was agreed");
+  if (crc32c(data) != chunk.crc32c()) throw Trouble(where + " was damaged on its way");
+  if (offset > have) throw Trouble(where + " leaves bytes out: " + std::to_string(have) + " are here");
+  if (offset > body || data.size() > body - offset) throw Trouble(where + " reaches past the end of the body");
+  return data.substr(std::min<std::uint64_t>(have - offset, data.size()));
+}
+
+/// `text` as one line of at most MAX_REASON_BYTES, without cutting a character in two.
+inline std::string clip_reason(std::string text) {
+  for (std::size_t at = 0; at < text.size(); ++at) {
+    if (const auto length = control_at(text, at); length != 0) text.replace(at, length, " ");
+  }
+  if (text.size() <= kMaxReasonBytes) return text;
+  std::size_t end = kMaxReasonBytes;
+  while ((static_cast<unsigned char>(text[end]) & 0xc0) == 0x80) --end;
+  return text.substr(0, end);
+}
 
 }  // namespace fedstream::client

@@ -1,19 +1,14 @@
 #include "certificates.h"
 
 #include <openssl/ec.h>
-#include <openssl/pem.h>
 #include <openssl/x509v3.h>
 
-#include <stdexcept>
-
-#include "digest.h"
+#include "../src/model.h"
 
 namespace fedstream::client {
 namespace {
 
-using Key = std::unique_ptr<EVP_PKEY, Freed<EVP_PKEY, EVP_PKEY_free>>;
-using Request = std::unique_ptr<X509_REQ, Freed<X509_REQ, X509_REQ_free>>;
-using Memory = std::unique_ptr<BIO, Freed<BIO, BIO_free_all>>;
+using Memory = std::unique_ptr<BIO, Freed<BIO_free_all>>;
 
 void require(bool condition, const char* message) {
   if (!condition) throw std::runtime_error(message);
@@ -36,6 +31,30 @@ std::string der_of(T* object, int (*write)(const T*, unsigned char**)) {
   return der;
 }
 
+std::time_t time_of(const ASN1_TIME* time) {
+  std::tm parts{};
+  require(ASN1_TIME_to_tm(time, &parts) == 1, "a certificate has a time that is none");
+  return timegm(&parts);
+}
+
+}  // namespace
+
+std::string CertificateFacts::last_day() const {
+  char text[16];
+  std::tm utc{};
+  std::strftime(text, sizeof text, "%Y-%m-%d", gmtime_r(&expires, &utc));
+  return text;
+}
+
+std::string make_key() {
+  const Key key(EVP_EC_gen("P-256"));
+  const Memory memory(BIO_new(BIO_s_mem()));
+  const bool is_made =
+      key != nullptr && PEM_write_bio_PKCS8PrivateKey(memory.get(), key.get(), nullptr, nullptr, 0, nullptr, nullptr) == 1;
+  require(is_made, "no key can be made");
+  return content(memory.get());
+}
+
 Key read_key(const std::string& pem) {
   // Without a password: OpenSSL would ask for one at the terminal.
   const auto no_password = [](char*, int, int, void*) { return -1; };
@@ -47,26 +66,11 @@ Key read_key(const std::string& pem) {
   return key;
 }
 
-std::time_t time_of(const ASN1_TIME* time) {
-  std::tm parts{};
-  require(ASN1_TIME_to_tm(time, &parts) == 1, "a certificate has a time that is none");
-  return timegm(&parts);
-}
-
-}  // namespace
-
-std::string make_key() {
-  const Key key(EVP_EC_gen("P-256"));
-  const Memory memory(BIO_new(BIO_s_mem()));
-  require(key != nullptr &&
-              PEM_write_bio_PKCS8PrivateKey(memory.get(), key.get(), nullptr, nullptr, 0, nullptr, nullptr) == 1,
-          "no key can be made");
-  return content(memory.get());
-}
+std::string public_key(EVP_PKEY* key) { return der_of<EVP_PKEY>(key, i2d_PUBKEY); }
 
 std::string make_request(const std::string& key_pem, const std::string& name) {
   const Key key = read_key(key_pem);
-  const Request request(X509_REQ_new());
+  const std::unique_ptr<X509_REQ, Freed<X509_REQ_free>> request(X509_REQ_new());
   X509_NAME* subject = X509_REQ_get_subject_name(request.get());
   const auto* text = reinterpret_cast<const unsigned char*>(name.data());
   require(X509_NAME_add_entry_by_txt(subject, "CN", MBSTRING_UTF8, text, int(name.size()), -1, 0) == 1 &&
@@ -75,8 +79,6 @@ std::string make_request(const std::string& key_pem, const std::string& name) {
           "no certificate request can be made");
   return der_of<X509_REQ>(request.get(), i2d_X509_REQ);
 }
-
-std::string key_sha256(const std::string& key) { return sha256(der_of<EVP_PKEY>(read_key(key).get(), i2d_PUBKEY)); }
 
 Certificate read_certificate(const std::string& pem) {
   Certificate certificate(PEM_read_bio_X509(reading(pem).get(), nullptr, nullptr, nullptr));
@@ -95,7 +97,7 @@ CertificateFacts facts_of(X509* certificate) {
   }
   EVP_PKEY* key = X509_get0_pubkey(certificate);
   require(key != nullptr, "a certificate has no key that can be read");
-  return {name, "sha256:" + hex(sha256(der_of<X509>(certificate, i2d_X509))), sha256(der_of<EVP_PKEY>(key, i2d_PUBKEY)),
+  return {name, "sha256:" + hex(sha256(der_of<X509>(certificate, i2d_X509))), public_key(key),
           time_of(X509_get0_notBefore(certificate)), time_of(X509_get0_notAfter(certificate))};
 }
 
@@ -112,16 +114,10 @@ std::string to_pem(X509* certificate) {
   return content(memory.get());
 }
 
-bool is_issued_by(X509* certificate, X509* authority) {
-  return X509_check_issued(authority, certificate) == X509_V_OK &&
-         X509_verify(certificate, X509_get0_pubkey(authority)) == 1;
-}
-
-std::string day_of(std::time_t time) {
-  char text[16];
-  std::tm utc{};
-  std::strftime(text, sizeof text, "%Y-%m-%d", gmtime_r(&time, &utc));
-  return text;
+bool is_issued_by(const std::string& certificate, const std::string& authority) {
+  const auto issued = read_certificate(certificate), issuer = read_certificate(authority);
+  return X509_check_issued(issuer.get(), issued.get()) == X509_V_OK &&
+         X509_verify(issued.get(), X509_get0_pubkey(issuer.get())) == 1;
 }
 
 }  // namespace fedstream::client

@@ -1,0 +1,200 @@
+/// 1. What all else stands on: kinds of errors, log lines, the wish to end some work, the words of a command.
+#pragma once
+
+#include <google/protobuf/struct.pb.h>
+#include <google/protobuf/util/json_util.h>
+#include <grpcpp/client_context.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cmath>
+#include <condition_variable>
+#include <ctime>
+#include <map>
+#include <mutex>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace fedstream::client {
+
+using Clock = std::chrono::steady_clock;
+inline double seconds_since(Clock::time_point began) {
+  return std::chrono::duration<double>(Clock::now() - began).count();
+}
+
+// --- What can go wrong, in kinds, since each asks for something else ---
+
+/// How the program ends, from 0 on; the same as of the Python client.
+enum class Exit {
+  kFinished, kDefect, kBadConfiguration, kBadData, kDeclined, kUnreachable, kUntrusted, kTrainingFailed, kReplaced
+};
+
+/// This client is to end, with words for its operator.
+struct Stop : std::runtime_error {
+  Stop(Exit exit_, const std::string& message) : std::runtime_error(message), exit(exit_) {}
+  Exit exit;
+};
+
+/// The server decided; `reason` is one of the contract's. Only LIMIT_EXCEEDED is waited for, so many seconds.
+struct Refusal : std::runtime_error {
+  Refusal(std::string reason_, const std::string& message, std::map<std::string, std::string> metadata_ = {},
+          double retry_seconds_ = 1)
+      : std::runtime_error(message), reason(std::move(reason_)), metadata(std::move(metadata_)),
+        retry_seconds(retry_seconds_) {}
+  std::string reason;
+  std::map<std::string, std::string> metadata;
+  double retry_seconds;
+};
+
+/// The network, a proxy or a crash: come back, ask how far things are, resume.
+struct Trouble : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+/// Nobody wants this work any more, here or at the server.
+struct Dropped : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// --- Log lines for programs and people: one JSON object each, on standard error ---
+
+/// A message as JSON in one line, with the fields' names in the proto.
+inline std::string json_of(const google::protobuf::Message& message) {
+  google::protobuf::util::JsonPrintOptions options;
+  options.preserve_proto_field_names = true;
+  std::string json;
+  // It fails for text that is no UTF-8, which may come from file names.
+  return google::protobuf::util::MessageToJsonString(message, &json, options).ok() ? json : "\"(unreadable)\"";
+}
+
+/// One thing that a log line says.
+struct Fact {
+  Fact(std::string key_, const std::string& text) : key(std::move(key_)) { value.set_string_value(text); }
+  Fact(std::string key_, const char* text) : Fact(std::move(key_), std::string(text)) {}
+  Fact(std::string key_, double number) : key(std::move(key_)) {
+    std::isfinite(number) ? value.set_number_value(number) : value.set_null_value(google::protobuf::NULL_VALUE);
+  }
+  std::string key;
+  google::protobuf::Value value;
+};
+using Facts = std::vector<Fact>;
+
+/// The name that all lines of this process say.
+inline std::string log_name;
+
+/// Threads may share it: each line is one write.
+inline void log_line(const char* level, const std::string& event, const Facts& facts = {}) {
+  char now[40];
+  const std::time_t seconds = std::time(nullptr);
+  std::tm utc{};
+  std::strftime(now, sizeof now, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&seconds, &utc));
+  google::protobuf::Struct line;
+  for (const Fact& fact :
+       {Fact("event", event), Fact("level", level), Fact("timestamp", now), Fact("client", log_name)}) {
+    (*line.mutable_fields())[fact.key] = fact.value;
+  }
+  for (const auto& fact : facts) (*line.mutable_fields())[fact.key] = fact.value;
+  const auto text = json_of(line) + '\n';
+  // If standard error is gone, there is nobody to tell.
+  [[maybe_unused]] const auto written = ::write(STDERR_FILENO, text.data(), text.size());
+}
+
+// --- Ending and hurrying work from another thread ---
+
+class Cancel {
+ public:
+  /// End it: what sleeps wakes up, what is called is cut.
+  void request() {
+    const std::lock_guard lock(mutex_);
+    requested_ = true;
+    for (auto* call : calls_) call->TryCancel();
+    changed_.notify_all();
+  }
+
+  /// The server is back: whoever waits to try again need not wait any longer.
+  void hurry() {
+    const std::lock_guard lock(mutex_);
+    ++hurries_;
+    changed_.notify_all();
+  }
+
+  /// @throws Dropped
+  void check() const {
+    const std::lock_guard lock(mutex_);
+    if (requested_) throw Dropped("not wanted any more");
+  }
+
+  /// Sleep; @returns whether it was cut short by `hurry`.
+  /// @throws Dropped
+  bool sleep(double seconds, bool can_hurry = false) const {
+    std::unique_lock lock(mutex_);
+    const auto before = hurries_;
+    const bool woken = changed_.wait_for(lock, std::chrono::duration<double>(seconds),
+                                         [&] { return requested_ || (can_hurry && hurries_ != before); });
+    if (requested_) throw Dropped("not wanted any more");
+    return woken;
+  }
+
+  /// Calls to cut. @throws Dropped
+  void add(grpc::ClientContext* call) {
+    check();
+    const std::lock_guard lock(mutex_);
+    calls_.insert(call);
+  }
+  void remove(grpc::ClientContext* call) {
+    const std::lock_guard lock(mutex_);
+    calls_.erase(call);
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  mutable std::condition_variable changed_;
+  std::set<grpc::ClientContext*> calls_;
+  bool requested_ = false;
+  int hurries_ = 0;
+};
+
+// --- The words of a command line ---
+
+[[noreturn]] inline void wrong(const std::string& message) { throw Stop(Exit::kBadConfiguration, message); }
+
+struct Words {
+  std::map<std::string, std::string> options;
+  std::vector<std::string> others;
+
+  /// @param names options with a value @param flags options without
+  Words(const std::vector<std::string>& words, const std::set<std::string>& names, const std::set<std::string>& flags) {
+    for (std::size_t at = 0; at < words.size(); ++at) {
+      const auto& word = words[at];
+      const auto equals = word.find('=');
+      const auto name = word.substr(0, equals);
+      if (word.rfind("--", 0) != 0) {
+        others.push_back(word);
+      } else if (flags.count(word) != 0) {
+        options[word] = "yes";
+      } else if (names.count(name) == 0 || (equals == std::string::npos && ++at == words.size())) {
+        wrong(word + " is no option, or lacks its value; see --help");
+      } else {
+        options[name] = equals == std::string::npos ? words[at] : word.substr(equals + 1);
+      }
+    }
+  }
+
+  std::string get(const std::string& name, const std::string& otherwise = "") const {
+    const auto found = options.find(name);
+    return found == options.end() ? otherwise : found->second;
+  }
+
+  /// 0 if it was not given.
+  double number(const std::string& name) const {
+    const auto text = get(name, "0");
+    char* end = nullptr;
+    const double value = std::strtod(text.c_str(), &end);
+    if (*end != '\0' || text.empty() || !std::isfinite(value) || value < 0) wrong(name + " is a number, not " + text);
+    return value;
+  }
+};
+
+}  // namespace fedstream::client

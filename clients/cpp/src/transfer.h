@@ -1,0 +1,264 @@
+/// 6. Weights on their way: models in, updates out, each resumed where it was cut.
+#pragma once
+
+#include "calls.h"
+#include "fedstream/v1/transfer.grpc.pb.h"
+#include "head.h"
+
+namespace fedstream::client {
+
+using Transfer = v1::TransferService;
+
+/// What all transfers of a site need.
+struct Site {
+  Link& link;
+  Folder folder;
+  Task task;
+};
+
+/// Told how many bytes are there, and how many there are in all.
+using OnBytes = std::function<void(std::uint64_t done, std::uint64_t total)>;
+
+constexpr int kMostRepairs = 3;
+
+/// Getting a model: its manifest, then the tensors that are not on disk, all in one body that gathers in a file.
+class Download {
+ public:
+  Download(Site& site, std::string sha256, const v1::Welcome& terms, Cancel& cancel, OnBytes on_bytes = {})
+      : site_(site), sha256_(std::move(sha256)), most_(terms.max_chunk_bytes()), cancel_(cancel), on_bytes_(std::move(on_bytes)) {}
+
+  /// @throws Dropped, Refusal, Trouble (when the patience ends), std::runtime_error (it arrives damaged each time)
+  Model run(const Patience& patience = {}) {
+    return until_done("downloading a model", patience, cancel_, [this] { return received_; }, [this] { return once(); });
+  }
+
+ private:
+  Model once() {
+    const auto manifest = read_manifest();
+    for (;;) {
+      Model model{manifest, {}};
+      v1::ReadChunksRequest lacking;
+      lacking.set_model_sha256(sha256_);
+      for (int at = 0; at < manifest.size(); ++at) {
+        auto values = site_.folder.tensor(manifest[at]);
+        if (!values) lacking.add_tensors(std::uint32_t(at));
+        model.values.push_back(std::move(values).value_or(""));
+      }
+      if (lacking.tensors().empty()) return model;  // an empty list would ask for all
+      receive(manifest, lacking);
+    }
+  }
+
+  Manifest read_manifest() {
+    Call call(kDigestSeconds, cancel_);
+    v1::GetManifestRequest request;
+    request.set_model_sha256(sha256_);
+    const auto stream = Transfer::NewStub(site_.link.channel())->GetManifest(&call.context, request);
+    Manifest manifest;
+    v1::GetManifestResponse message;
+    while (stream->Read(&message)) {
+      manifest.MergeFrom(message.part().entries());
+      if (manifest.size() > kMaxTensors) throw Trouble("the manifest is too long");
+    }
+    call.require(stream->Finish());
+    try {
+      check_manifest(manifest, site_.task.schema, sha256_);
+    } catch (const Trouble& error) {
+      count_repair(error.what());
+    }
+    return manifest;
+  }
+
+  /// One body, from where its bytes on disk end; what of it is right is kept as tensors.
+  void receive(const Manifest& manifest, v1::ReadChunksRequest request) {
+    const auto file = site_.folder.arriving(request);
+    std::error_code absent;
+    std::uint64_t have = fs::file_size(file, absent), total = 0;
+    for (const auto index : request.tensors()) total += manifest[int(index)].digest().size_bytes();
+    if (absent) have = 0;
+    if (have < total) {
+      request.set_read_offset(have);
+      request.set_max_chunk_bytes(std::uint32_t(most_));
+      log_line("info", "downloading a model", {{"bytes", double(total)}, {"kept", double(have)}});
+      Call call(kChunksSeconds, cancel_);
+      const auto stream = Transfer::NewStub(site_.link.channel())->ReadChunks(&call.context, request);
+      Handle handle(file, O_WRONLY | O_CREAT | O_APPEND);
+      v1::ReadChunksResponse message;
+      while (have < total && stream->Read(&message)) {
+        const auto data = new_in_chunk(message.chunk(), have, total, most_);
+        handle.write(data);
+        have += data.size();
+        received_ += data.size();
+        if (on_bytes_) on_bytes_(have, total);
+      }
+      if (have < total) {
+        call.require(stream->Finish());
+        throw Trouble("the body ended after " + std::to_string(have) + " bytes");
+      }
+    }
+    const auto body = total == 0 ? "" : read_file(file);
+    fs::remove(file);
+    std::size_t at = 0;
+    bool is_sound = true;
+    for (const auto index : request.tensors()) {
+      const auto& digest = manifest[int(index)].digest();
+      const auto values = body.substr(std::min(at, body.size()), digest.size_bytes());
+      at += digest.size_bytes();
+      if (sha256(values) != digest.sha256())
+        is_sound = false;
+      else
+        site_.folder.keep(values);
+    }
+    if (!is_sound) count_repair("a tensor does not match its digest");
+  }
+
+  /// @throws Trouble it is worth asking again; std::runtime_error it was asked too often
+  [[noreturn]] void count_repair(const std::string& what) {
+    if (++repairs_ > kMostRepairs) throw std::runtime_error(what + ", again and again");
+    throw Trouble(what);
+  }
+
+  Site& site_;
+  const std::string sha256_;
+  const std::uint64_t most_;
+  Cancel& cancel_;
+  const OnBytes on_bytes_;
+  std::uint64_t received_ = 0;
+  int repairs_ = 0;
+};
+
+/// Sending an update: how far the server is, the manifest unless it has that, the tensors that it lacks, finish. After any
+/// cut the same again (R-UP-17).
+class Upload {
+ public:
+  /// @param update with the upload's id in its header
+  Upload(Site& site, const v1::UpdateHeader& header, const Model& update, const v1::Welcome& terms, Cancel& cancel,
+         OnBytes on_bytes)
+      : site_(site), header_(header), update_(update), window_(terms.window_bytes()),
+        // Half the window at most: so both ends never wait for each other (R-UP-11).
+        chunk_bytes_(std::max<std::uint64_t>(std::min<std::uint64_t>(window_ / 2, terms.max_chunk_bytes()), 1)),
+        cancel_(cancel), on_bytes_(std::move(on_bytes)) {}
+
+  /// Send until the server has the update durably.
+  /// @returns why it was kept aside; empty if it is in the round
+  /// @throws Dropped, Refusal
+  std::string run() {
+    return until_done("sending the update", {}, cancel_, [this] { return highest_; }, [this] { return once(); });
+  }
+
+ private:
+  std::string once() {
+    try {
+      v1::GetUploadStatusRequest request;
+      request.set_upload_id(header_.upload_id());
+      const auto status = ask(stub(), &Transfer::Stub::GetUploadStatus, request, kAskSeconds, cancel_);
+      if (status.state() == v1::UPLOAD_STATE_CLOSED) throw Dropped("the round closed before the update was there");
+      if (status.state() == v1::UPLOAD_STATE_ADMITTED || status.state() == v1::UPLOAD_STATE_QUARANTINED) return finish();
+      if (body_ && status.state() == v1::UPLOAD_STATE_OPEN && status.body_size_bytes() == body_->size()) {
+        commit(status.committed_size());
+        log_line("info", "resuming the upload", {{"committed", double(committed_)}, {"of", double(body_->size())}});
+      } else {
+        put_manifest();
+      }
+      if (committed_ < body_->size()) write_body();
+      return finish();
+    } catch (const Refusal& error) {
+      judge(error);
+      throw;
+    }
+  }
+
+  void put_manifest() {
+    Call call(kDigestSeconds, cancel_);
+    v1::PutManifestResponse answer;
+    const auto writer = stub()->PutManifest(&call.context, &answer);
+    v1::PutManifestRequest request;
+    *request.mutable_header() = header_;
+    bool is_open = writer->Write(request);
+    for (const auto& part : manifest_parts(update_.manifest)) {
+      *request.mutable_part() = part;
+      is_open = is_open && writer->Write(request);
+    }
+    if (is_open) writer->WritesDone();
+    call.require(writer->Finish());
+    std::string body;
+    std::int64_t before = -1;
+    for (const std::int64_t index : answer.missing_tensors()) {  // R-UP-5
+      if (index >= update_.manifest.size() || index <= before) throw Trouble("the server asks for tensors that are not there");
+      body += update_.values[std::size_t(before = index)];
+    }
+    if (answer.body_size_bytes() != body.size()) throw Trouble("the server counts the body otherwise");
+    body_ = std::move(body);
+    commit(answer.committed_size());
+    log_line("info", "sending the update", {{"bytes", double(body_->size())}, {"committed", double(committed_)}});
+  }
+
+  void write_body() {
+    Call call(kChunksSeconds, cancel_);
+    const auto stream = stub()->WriteChunks(&call.context);
+    v1::WriteChunksResponse answer;
+    const auto hear = [&] {
+      if (!stream->Read(&answer)) return false;
+      commit(answer.committed_size());
+      return true;
+    };
+    bool is_open = true;
+    for (auto offset = committed_; is_open && offset < body_->size();) {
+      const auto data = std::string_view(*body_).substr(offset, chunk_bytes_);
+      while (is_open && offset + data.size() > committed_ + window_) is_open = hear();  // R-UP-9
+      v1::WriteChunksRequest request;
+      request.set_upload_id(header_.upload_id());
+      *request.mutable_chunk() = make_chunk(offset, data);
+      is_open = is_open && stream->Write(request);
+      offset += data.size();
+    }
+    if (is_open) stream->WritesDone();
+    while (hear()) continue;
+    call.require(stream->Finish());
+    if (committed_ < body_->size()) throw Trouble("the server ended the stream at " + std::to_string(committed_) + " bytes");
+  }
+
+  std::string finish() {
+    v1::FinishUploadRequest request;
+    request.set_upload_id(header_.upload_id());
+    const auto answer = ask(stub(), &Transfer::Stub::FinishUpload, request, kDigestSeconds, cancel_);
+    if (answer.state() != v1::UPLOAD_STATE_QUARANTINED) return "";
+    return answer.reason().empty() ? "no reason given" : answer.reason();
+  }
+
+  void commit(std::uint64_t committed) {
+    committed_ = std::min<std::uint64_t>(committed, body_->size());
+    highest_ = std::max(highest_, committed_);
+    on_bytes_(committed_, body_->size());
+  }
+
+  /// What the contract prescribes for a refusal (R-ERR-3); returns where it is for the caller to take.
+  void judge(const Refusal& error) {
+    const auto is = [&](const char* reason) { return error.reason == reason; };
+    if (is("ROUND_CLOSED") || is("UNKNOWN_UPLOAD")) throw Dropped(error.what());
+    if (is("WRONG_OFFSET") || is("CHECKSUM_MISMATCH") || is("BODY_INCOMPLETE")) throw Trouble(error.what());
+    const bool from_start = is("MANIFEST_REQUIRED") || is("DIGEST_MISMATCH");
+    if (!(from_start || is("SUPERSEDED") || is("CHUNK_TOO_LARGE")) || ++repairs_ > kMostRepairs) return;
+    if (from_start) body_.reset();  // the manifest comes first
+    if (is("CHUNK_TOO_LARGE")) chunk_bytes_ = std::max<std::uint64_t>(chunk_bytes_ / 2, 1);
+    for (int at = 0; is("DIGEST_MISMATCH") && at < update_.manifest.size(); ++at) {
+      if (sha256(update_.values[std::size_t(at)]) != update_.manifest[at].digest().sha256()) return;  // ours are damaged
+    }
+    throw Trouble(error.what());
+  }
+
+  std::unique_ptr<Transfer::Stub> stub() { return Transfer::NewStub(site_.link.channel()); }
+
+  Site& site_;
+  const v1::UpdateHeader& header_;
+  const Model& update_;
+  const std::uint64_t window_;
+  std::uint64_t chunk_bytes_;
+  Cancel& cancel_;
+  const OnBytes on_bytes_;
+  std::optional<std::string> body_;  // once the server has said which tensors travel
+  std::uint64_t committed_ = 0, highest_ = 0;
+  int repairs_ = 0;
+};
+
+}  // namespace fedstream::client
