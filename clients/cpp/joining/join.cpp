@@ -115,8 +115,7 @@ JoinToken decode_token(std::string text) {
 }
 
 std::string join(const std::vector<std::string>& list) {
-  const Words words(list, {"--token", "--enrolment", "--identity"}, {});
-  if (words.others.size() > 1) wrong("give one HOST:PORT, or none");
+  const Words words(list, {"", "--token", "--enrolment", "--identity"});
   auto text = words.get("--token");
   if (text.empty()) wrong("give the token with --token");
   if (text == "-") text.assign(std::istreambuf_iterator<char>(std::cin), {});
@@ -127,11 +126,10 @@ std::string join(const std::vector<std::string>& list) {
   try {
     token = decode_token(text);
     log_name = wanted.name = token.name;
-    wanted.server = words.others.empty() ? token.server : words.others[0];
+    wanted.server = words.get("", token.server);
     split_address(wanted.server);
     const auto port = token.enrolment.substr(token.enrolment.rfind(':'));
-    const bool is_elsewhere = !words.others.empty();
-    enrolment = is_elsewhere ? wanted.server.substr(0, wanted.server.rfind(':')) + port : token.enrolment;
+    enrolment = words.count("") != 0 ? wanted.server.substr(0, wanted.server.rfind(':')) + port : token.enrolment;
     enrolment = words.get("--enrolment", enrolment);
     split_address(enrolment);
   } catch (const std::runtime_error& error) {

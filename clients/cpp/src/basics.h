@@ -3,13 +3,13 @@
 
 #include <google/protobuf/struct.pb.h>
 #include <google/protobuf/util/json_util.h>
+#include <google/protobuf/util/time_util.h>
 #include <grpcpp/client_context.h>
 #include <unistd.h>
 
 #include <chrono>
 #include <cmath>
 #include <condition_variable>
-#include <ctime>
 #include <map>
 #include <mutex>
 #include <set>
@@ -39,12 +39,9 @@ struct Stop : std::runtime_error {
 
 /// The server decided; `reason` is one of the contract's. Only LIMIT_EXCEEDED is waited for, so many seconds.
 struct Refusal : std::runtime_error {
-  Refusal(std::string reason_, const std::string& message, std::map<std::string, std::string> metadata_ = {},
-          double retry_seconds_ = 1)
-      : std::runtime_error(message), reason(std::move(reason_)), metadata(std::move(metadata_)),
-        retry_seconds(retry_seconds_) {}
+  Refusal(std::string reason_, const std::string& message, double retry_seconds_ = 1)
+      : std::runtime_error(message), reason(std::move(reason_)), retry_seconds(retry_seconds_) {}
   std::string reason;
-  std::map<std::string, std::string> metadata;
   double retry_seconds;
 };
 
@@ -73,9 +70,7 @@ inline std::string json_of(const google::protobuf::Message& message) {
 struct Fact {
   Fact(std::string key_, const std::string& text) : key(std::move(key_)) { value.set_string_value(text); }
   Fact(std::string key_, const char* text) : Fact(std::move(key_), std::string(text)) {}
-  Fact(std::string key_, double number) : key(std::move(key_)) {
-    std::isfinite(number) ? value.set_number_value(number) : value.set_null_value(google::protobuf::NULL_VALUE);
-  }
+  Fact(std::string key_, double number) : key(std::move(key_)) { value.set_number_value(number); }
   std::string key;
   google::protobuf::Value value;
 };
@@ -86,16 +81,14 @@ inline std::string log_name;
 
 /// Threads may share it: each line is one write.
 inline void log_line(const char* level, const std::string& event, const Facts& facts = {}) {
-  char now[40];
-  const std::time_t seconds = std::time(nullptr);
-  std::tm utc{};
-  std::strftime(now, sizeof now, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&seconds, &utc));
   google::protobuf::Struct line;
-  for (const Fact& fact :
-       {Fact("event", event), Fact("level", level), Fact("timestamp", now), Fact("client", log_name)}) {
-    (*line.mutable_fields())[fact.key] = fact.value;
+  auto& fields = *line.mutable_fields();
+  for (const auto& fact : facts) fields[fact.key] = fact.value;
+  for (const auto& [key, text] : {std::pair("event", event), {"level", level}, {"client", log_name}}) {
+    fields[key].set_string_value(text);
   }
-  for (const auto& fact : facts) (*line.mutable_fields())[fact.key] = fact.value;
+  fields["timestamp"].set_string_value(google::protobuf::util::TimeUtil::ToString(
+      google::protobuf::util::TimeUtil::GetCurrentTime()));
   const auto text = json_of(line) + '\n';
   // If standard error is gone, there is nobody to tell.
   [[maybe_unused]] const auto written = ::write(STDERR_FILENO, text.data(), text.size());
@@ -160,39 +153,35 @@ class Cancel {
 
 [[noreturn]] inline void wrong(const std::string& message) { throw Stop(Exit::kBadConfiguration, message); }
 
-struct Words {
-  std::map<std::string, std::string> options;
-  std::vector<std::string> others;
-
-  /// @param names options with a value @param flags options without
-  Words(const std::vector<std::string>& words, const std::set<std::string>& names, const std::set<std::string>& flags) {
+/// Options, each with its value, and what stands by itself under the empty name.
+struct Words : std::map<std::string, std::string> {
+  /// @param names what may stand there @param flag the one option that has no value
+  Words(const std::vector<std::string>& words, const std::set<std::string>& names, const std::string& flag = "") {
     for (std::size_t at = 0; at < words.size(); ++at) {
-      const auto& word = words[at];
-      const auto equals = word.find('=');
-      const auto name = word.substr(0, equals);
-      if (word.rfind("--", 0) != 0) {
-        others.push_back(word);
-      } else if (flags.count(word) != 0) {
-        options[word] = "yes";
-      } else if (names.count(name) == 0 || (equals == std::string::npos && ++at == words.size())) {
-        wrong(word + " is no option, or lacks its value; see --help");
-      } else {
-        options[name] = equals == std::string::npos ? words[at] : word.substr(equals + 1);
+      const auto equals = words[at].find('=');
+      const bool is_option = words[at].rfind("--", 0) == 0, has_value = !is_option || words[at] == flag;
+      const auto name = is_option ? words[at].substr(0, equals) : "";
+      if (names.count(name) == 0 || count(name) != 0 || (!has_value && equals == std::string::npos && ++at == words.size())) {
+        wrong((name.empty() ? words[at] : name) + " is no option, or lacks its value; see --help");
       }
+      (*this)[name] = has_value || equals == std::string::npos ? words[at] : words[at].substr(equals + 1);
     }
   }
 
   std::string get(const std::string& name, const std::string& otherwise = "") const {
-    const auto found = options.find(name);
-    return found == options.end() ? otherwise : found->second;
+    return count(name) != 0 ? at(name) : otherwise;
   }
 
-  /// 0 if it was not given.
-  double number(const std::string& name) const {
-    const auto text = get(name, "0");
-    char* end = nullptr;
-    const double value = std::strtod(text.c_str(), &end);
-    if (*end != '\0' || text.empty() || !std::isfinite(value) || value < 0) wrong(name + " is a number, not " + text);
+  double number(const std::string& name, double otherwise) const {
+    if (count(name) == 0) return otherwise;
+    std::size_t length = 0;
+    double value = -1;
+    try {
+      value = std::stod(at(name), &length);
+    } catch (const std::logic_error&) {
+      length = 0;
+    }
+    if (length != at(name).size() || !std::isfinite(value) || value < 0) wrong(name + " is a number, not " + at(name));
     return value;
   }
 };

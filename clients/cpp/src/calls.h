@@ -26,16 +26,6 @@ inline google::protobuf::Duration span_of(double seconds) {
   return span;
 }
 
-/// Reads the first detail of that type of google.rpc; whether there is one that can be read.
-template <class Message>
-bool find_detail(const RpcStatus& status, const std::string& type, Message* found) {
-  for (const auto& detail : status.details()) {
-    const auto& url = detail.type_url();
-    if (url.substr(url.rfind('/') + 1) == "google.rpc." + type) return found->ParseFromString(detail.value());
-  }
-  return false;
-}
-
 /// Nothing for OK. Only a decision of the server carries an ErrorInfo of our domain; what a proxy mangled does not.
 /// @throws Refusal the server decided
 /// @throws Trouble anything else
@@ -43,15 +33,18 @@ inline void require_ok(const grpc::Status& status) {
   if (status.ok()) return;
   RpcStatus details;
   ErrorInfo info;
-  if (!details.ParseFromString(status.error_details()) || !find_detail(details, "ErrorInfo", &info) ||
-      info.domain() != "fedstream.v1") {
-    throw Trouble("the call was cut (gRPC code " + std::to_string(status.error_code()) + ": " +
-                  status.error_message() + ")");
-  }
   RetryInfo retry;
-  const double seconds = find_detail(details, "RetryInfo", &retry) ? seconds_of(retry.retry_delay()) : 1;
-  throw Refusal(info.reason(), details.message(), {info.metadata().begin(), info.metadata().end()},
-                std::clamp(seconds, 0.0, 86'400.0));
+  retry.mutable_retry_delay()->set_seconds(1);
+  if (details.ParseFromString(status.error_details())) {
+    for (const auto& detail : details.details()) {
+      const auto type = detail.type_url().substr(detail.type_url().rfind('/') + 1);
+      if (type == "google.rpc.ErrorInfo") info.ParseFromString(detail.value());
+      if (type == "google.rpc.RetryInfo") retry.ParseFromString(detail.value());
+    }
+  }
+  const double seconds = std::clamp(seconds_of(retry.retry_delay()), 0.0, 86'400.0);
+  if (info.domain() == "fedstream.v1") throw Refusal(info.reason(), details.message(), seconds);
+  throw Trouble("the call was cut (gRPC code " + std::to_string(status.error_code()) + ": " + status.error_message() + ")");
 }
 
 /// A channel with the settings that this protocol asks for.
@@ -80,33 +73,23 @@ class Link {
 
   /// Check who answers, and make a new channel unless there is one that works: an old one would go on waiting.
   void open() {
-    const auto now = current();
+    const auto now = std::atomic_load(&channel_);
     if (now != nullptr && now->GetState(false) == GRPC_CHANNEL_READY) return;
-    set(make_channel(access_.server, access_.trust));
+    std::atomic_store(&channel_, make_channel(access_.server, access_.trust));
   }
 
   /// Let the next `open` make a new channel, with what the files say then; calls under way end on the old one.
-  void close() { set(nullptr); }
+  void close() { std::atomic_store(&channel_, {}); }
 
   /// @throws Trouble there is none just now
-  std::shared_ptr<grpc::Channel> channel() {
-    if (const auto now = current()) return now;
+  std::shared_ptr<grpc::Channel> channel() const {
+    if (auto now = std::atomic_load(&channel_)) return now;
     throw Trouble("the connection is being made anew");
   }
 
  private:
-  std::shared_ptr<grpc::Channel> current() {
-    const std::lock_guard lock(mutex_);
-    return channel_;
-  }
-  void set(std::shared_ptr<grpc::Channel> channel) {
-    const std::lock_guard lock(mutex_);
-    channel_ = std::move(channel);
-  }
-
   const Access access_;
-  std::mutex mutex_;
-  std::shared_ptr<grpc::Channel> channel_;  // guarded by mutex_
+  std::shared_ptr<grpc::Channel> channel_;
 };
 
 /// A call from its beginning to its end, which `cancel` cuts.

@@ -172,14 +172,14 @@ class Client {
   /// Open data and folder, once; a server never names the code that is run (R-SCH-1).
   void prepare(const v1::DescribeTaskResponse& task) {
     const Settings settings(task.task_settings().begin(), task.task_settings().end());
-    if (task.task_name() != kTaskName) {
-      throw Stop(Exit::kDeclined, "this federation learns " + task.task_name() + ", and this client " + kTaskName);
-    }
-    if (work_ != nullptr) {
+        if (work_ != nullptr) {
       if (settings_ == settings) return;
       throw Stop(Exit::kDeclined, "the server has other settings now: start this client again");
     }
     auto opened = open_task_(settings, config_.data);
+    if (task.task_name() != opened.name) {
+      throw Stop(Exit::kDeclined, "this federation learns " + task.task_name() + ", and this client " + opened.name);
+    }
     try {
       site_.reset(new Site{link_, Folder(config_.state_dir), std::move(opened)});
     } catch (const fs::filesystem_error& error) {

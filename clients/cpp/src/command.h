@@ -41,18 +41,15 @@ Exit codes: 0 the federation finished; 1 defect; 2 wrong option; 3 unusable data
 
 /// @param list the words after `run` @throws Stop
 inline RunConfig read_run(const std::vector<std::string>& list) {
-  const Words words(list, {"--server", "--fingerprint", "--server-ca", "--certificate", "--key", "--identity", "--name", "--data",
-                           "--max-epochs", "--max-seconds", "--out", "--state-dir", "--give-up-after"}, {"--plaintext"});
-  if (!words.others.empty()) wrong(words.others[0] + " is no option; see --help");
+  const Words words(list, {"--server", "--name", "--plaintext", "--fingerprint", "--identity", "--certificate", "--key",
+                           "--server-ca", "--data", "--max-epochs", "--max-seconds", "--out", "--state-dir",
+                           "--give-up-after"}, "--plaintext");
   if (words.get("--data").empty()) wrong("add --data FILE: a features file, as `fedclient features` writes it");
-  RunConfig config;
-  config.access = read_access(words);
-  config.data = words.get("--data");
-  config.out = words.get("--out", "runs/" + config.access.name);
-  config.state_dir = words.get("--state-dir", state_home() / "fedstream-cpp" / config.access.name);
-  config.limits = {std::uint32_t(std::min(words.number("--max-epochs"), 4e9)), words.number("--max-seconds")};
-  if (!words.get("--give-up-after").empty()) config.patience.give_up_after_seconds = words.number("--give-up-after");
-  return config;
+  const auto access = read_access(words);
+  return {access, words.get("--data"), words.get("--state-dir", state_home() / "fedstream-cpp" / access.name),
+          words.get("--out", "runs/" + access.name),
+          {std::uint32_t(std::min(words.number("--max-epochs", 0), 4e9)), words.number("--max-seconds", 0)},
+          {words.number("--give-up-after", INFINITY)}};
 }
 
 /// @returns the exit code

@@ -66,89 +66,56 @@ inline void make_folder(const fs::path& folder) {
   if (fs::create_directories(folder)) fs::permissions(folder, fs::perms::owner_all);
 }
 
-/// Tensors, each in a file named by the SHA-256 of its bytes, what has arrived of a model, and the finished update.
-///
-/// So a tensor that did not change is kept once and never downloaded twice. It counts only if its bytes have the digest
-/// that is its name. An update counts once its record is there, which is written last. One thread at a time uses it: the
-/// work on an offer, or the session while no work is going on.
+/// What a site keeps: the model that it fetched last, the update that it finished last, and what has arrived of the next
+/// model. They count only if every byte of them has its digest. One thread at a time uses it: the work on an offer, or
+/// the session while no work is going on.
 class Folder {
  public:
-  explicit Folder(const fs::path& folder) : tensors_(folder / "tensors"), updates_(folder / "updates") {
-    make_folder(tensors_);
-    make_folder(updates_);
+  explicit Folder(fs::path folder) : folder_(std::move(folder)) { make_folder(folder_); }
+
+  std::optional<Model> model() const { return read("model"); }
+  /// Of that offer. One of another is of no use any more.
+  std::optional<Model> update(const v1::Offer& offer) const {
+    auto kept = read("update");
+    const auto base = [](const v1::Offer& one) { return one.base_model().model_digest().sha256(); };
+    return kept && kept->offer().offer_id() == offer.offer_id() && base(kept->offer()) == base(offer) ? kept : std::nullopt;
   }
+  void keep_model(const Model& model) const { write_durably(folder_ / "model", model.SerializeAsString()); }
+  void keep_update(const Model& update) const { write_durably(folder_ / "update", update.SerializeAsString()); }
 
-  /// A tensor's bytes, if they are here, rightly.
-  std::optional<std::string> tensor(const Entry& entry) const {
-    const auto file = tensors_ / hex(entry.digest().sha256());
-    if (!fs::exists(file)) return std::nullopt;
-    auto values = read_file(file);
-    return sha256(values) == entry.digest().sha256() ? std::optional(std::move(values)) : std::nullopt;
-  }
-
-  void keep(const std::string& values) const { write_durably(tensors_ / hex(sha256(values)), values); }
-
-  /// Where the body that is asked for with `request` gathers. It is not synced: what a power cut leaves is hashed before
-  /// it counts.
+  /// Where the body that is asked for with `request` gathers; what has gathered for another one is gone. It is not
+  /// synced: what a power cut leaves is hashed before it counts.
   fs::path arriving(const v1::ReadChunksRequest& request) const {
-    return tensors_ / (hex(sha256(request.SerializeAsString())) + ".arriving");
-  }
-
-  /// Keep a finished update durably.
-  void keep(const KeptUpdate& update, const std::vector<std::string>& values) const {
-    for (const auto& one : values) keep(one);
-    write_durably(record_of(update.offer_id()), update.SerializeAsString());
-  }
-
-  /// The finished update of that offer and base with its values, if every byte of it is here; else it is trained again.
-  std::optional<std::pair<KeptUpdate, std::vector<std::string>>> update(const v1::Offer& offer) const {
-    KeptUpdate kept;
-    const auto record = record_of(offer.offer_id());
-    if (!fs::exists(record) || !kept.ParseFromString(read_file(record)) || kept.offer_id() != offer.offer_id() ||
-        kept.base_sha256() != offer.base_model().model_digest().sha256() ||
-        kept.header().model_digest().sha256() != model_digest(kept.entries()).sha256()) return std::nullopt;
-    std::vector<std::string> all;
-    for (const auto& entry : kept.entries()) {
-      auto values = tensor(entry);
-      if (!values) return std::nullopt;
-      all.push_back(std::move(*values));
+    const auto file = folder_ / ("arriving-" + hex(sha256(request.SerializeAsString())));
+    for (const auto& item : fs::directory_iterator(folder_)) {
+      if (item.path().filename().string().rfind("arriving-", 0) == 0 && item.path() != file) fs::remove(item.path());
     }
-    return std::pair(kept, all);
-  }
-
-  /// Forget all updates but that of `offer_id`, and all tensors but those of `manifest` and of that update.
-  void keep_only(const std::string& offer_id, const Manifest& manifest) const {
-    KeptUpdate update;
-    const auto record = record_of(offer_id);
-    if (fs::exists(record)) update.ParseFromString(read_file(record));
-    std::set<fs::path> kept{record};
-    for (const auto* entries : {&manifest, &update.entries()}) {
-      for (const auto& entry : *entries) kept.insert(tensors_ / hex(entry.digest().sha256()));
-    }
-    for (const auto& folder : {tensors_, updates_}) {
-      for (const auto& item : fs::directory_iterator(folder)) {
-        if (kept.count(item.path()) == 0) fs::remove(item.path());
-      }
-    }
+    return file;
   }
 
  private:
-  /// No path is built from text that the other side chose.
-  fs::path record_of(const std::string& offer_id) const { return updates_ / (hex(sha256(offer_id)) + ".update"); }
+  std::optional<Model> read(const char* name) const {
+    Model model;
+    if (!fs::exists(folder_ / name) || !model.ParseFromString(read_file(folder_ / name))) return std::nullopt;
+    bool is_whole = model.entries_size() == model.values_size();
+    for (int at = 0; is_whole && at < model.values_size(); ++at) {
+      is_whole = sha256(model.values(at)) == model.entries(at).digest().sha256();
+    }
+    return is_whole ? std::optional(model) : std::nullopt;  // a damaged one is made or fetched again
+  }
 
-  const fs::path tensors_, updates_;
+  const fs::path folder_;
 };
 
 /// A model as a `.safetensors` file: eight bytes of header length, a header in JSON, and the tensors' bytes.
 inline std::string safetensors(const Model& model) {
   std::string json, body;
-  for (int at = 0; at < model.manifest.size(); ++at) {
-    const auto& spec = model.manifest[at].spec();
-    const auto begin = std::to_string(body.size());
-    body += model.values[std::size_t(at)];
+  for (int at = 0; at < model.entries_size(); ++at) {
+    const auto& spec = model.entries(at).spec();
     json += (at == 0 ? "{" : ",") + json_of(Fact("", spec.name()).value) + R"(:{"dtype":")" + element_type(spec.dtype()).name +
-            R"(","shape":[)" + joined(spec.shape(), ',') + R"(],"data_offsets":[)" + begin + "," +
-            std::to_string(body.size()) + "]}";
+            R"(","shape":[)" + joined(spec.shape(), ',') + R"(],"data_offsets":[)" + std::to_string(body.size());
+    body += model.values(at);
+    json += "," + std::to_string(body.size()) + "]}";
   }
   json += "}";
   json.resize((json.size() + 7) / 8 * 8, ' ');

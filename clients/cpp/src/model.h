@@ -20,17 +20,11 @@ using Entry = v1::TensorEntry;
 using Schema = google::protobuf::RepeatedPtrField<v1::TensorSpec>;
 using Manifest = google::protobuf::RepeatedPtrField<Entry>;
 
-/// A model in memory: the values of each tensor, in the manifest's order.
-struct Model {
-  Manifest manifest;
-  std::vector<std::string> values;
-};
-
 // Bounds of the contract, in bytes where nothing else is said.
 constexpr int kMaxTensors = 65'536, kMaxTensorsPerPart = 1'000, kMaxAxes = 32;
 constexpr std::uint64_t kMaxModelBytes = std::uint64_t{64} << 30;
 constexpr std::uint64_t kDefaultChunkBytes = 1 << 20, kMaxChunkBytes = 4'128'768, kDefaultWindowBytes = 4 << 20;
-constexpr std::size_t kMaxNameBytes = 256, kMaxReasonBytes = 1'024;
+constexpr std::size_t kMaxNameBytes = 256;
 
 /// The 32 bytes of the SHA-256 of `data`.
 inline std::string sha256(std::string_view data) {
@@ -131,18 +125,14 @@ inline Entry entry_of(const v1::TensorSpec& spec, std::string_view values) {
   return entry;
 }
 
-/// The length of the control character of UTF-8 that begins at `at`, or 0; it would break a line of a description.
-inline std::size_t control_at(std::string_view text, std::size_t at) {
-  const auto byte = static_cast<unsigned char>(text[at]);
-  if (byte < 0x20 || byte == 0x7f) return 1;
-  return byte == 0xc2 && at + 1 < text.size() && static_cast<unsigned char>(text[at + 1]) < 0xa0 ? 2 : 0;
-}
-
 /// Bytes of a tensor's values; none if its spec is out of bounds (R-SCH-3, R-SCH-4).
 inline std::optional<std::uint64_t> size_of(const v1::TensorSpec& spec) {
   const auto& name = spec.name();
   bool is_sound = !name.empty() && name.size() <= kMaxNameBytes && name != "__metadata__" && spec.shape_size() <= kMaxAxes;
-  for (std::size_t at = 0; at < name.size(); ++at) is_sound = is_sound && control_at(name, at) == 0;
+  for (std::size_t at = 0; at < name.size(); ++at) {  // control characters would break a line of a description
+    const auto byte = static_cast<unsigned char>(name[at]), next = static_cast<unsigned char>(name.c_str()[at + 1]);
+    is_sound = is_sound && byte >= 0x20 && byte != 0x7f && !(byte == 0xc2 && next < 0xa0);
+  }
   std::uint64_t size = element_type(spec.dtype()).bytes, bound = size;
   if (!is_sound || size == 0) return std::nullopt;
   for (const auto length : spec.shape()) {
@@ -171,25 +161,15 @@ inline void check_manifest(const Manifest& manifest, const Schema& schema, const
   if (model_digest(manifest).sha256() != sha256) throw Trouble("the manifest is not of the model that was asked for");
 }
 
-/// A schema or a manifest in parts within the bounds of the contract; one at least. Sound entries of one part are
-/// below MAX_PART_BYTES too.
-template <class Part, class Items, class Add>
-std::vector<Part> parts_of(const Items& items, Add add) {
-  std::vector<Part> parts(1);
-  int count = 0;
-  for (const auto& item : items) {
-    if (count++ == kMaxTensorsPerPart) parts.emplace_back(), count = 1;
-    *add(parts.back()) = item;
+/// A manifest in parts within the bounds of the contract; one at least. Sound entries of one part are below
+/// MAX_PART_BYTES too.
+inline std::vector<v1::ManifestPart> manifest_parts(const Manifest& manifest) {
+  std::vector<v1::ManifestPart> parts(1);
+  for (const auto& entry : manifest) {
+    if (parts.back().entries_size() == kMaxTensorsPerPart) parts.emplace_back();
+    *parts.back().add_entries() = entry;
   }
   return parts;
-}
-inline std::vector<v1::SchemaPart> schema_parts(const Schema& schema) {
-  auto parts = parts_of<v1::SchemaPart>(schema, [](v1::SchemaPart& part) { return part.add_tensors(); });
-  parts.back().set_last(true);
-  return parts;
-}
-inline std::vector<v1::ManifestPart> manifest_parts(const Manifest& manifest) {
-  return parts_of<v1::ManifestPart>(manifest, [](v1::ManifestPart& part) { return part.add_entries(); });
 }
 
 inline v1::Chunk make_chunk(std::uint64_t offset, std::string_view data) {
@@ -211,17 +191,6 @@ inline std::string_view new_in_chunk(const v1::Chunk& chunk, std::uint64_t have,
   if (offset > have) throw Trouble(where + " leaves bytes out: " + std::to_string(have) + " are here");
   if (offset > body || data.size() > body - offset) throw Trouble(where + " reaches past the end of the body");
   return data.substr(std::min<std::uint64_t>(have - offset, data.size()));
-}
-
-/// `text` as one line of at most MAX_REASON_BYTES, without cutting a character in two.
-inline std::string clip_reason(std::string text) {
-  for (std::size_t at = 0; at < text.size(); ++at) {
-    if (const auto length = control_at(text, at); length != 0) text.replace(at, length, " ");
-  }
-  if (text.size() <= kMaxReasonBytes) return text;
-  std::size_t end = kMaxReasonBytes;
-  while ((static_cast<unsigned char>(text[end]) & 0xc0) == 0x80) --end;
-  return text.substr(0, end);
 }
 
 }  // namespace fedstream::client

@@ -3,7 +3,7 @@
 
 #include "calls.h"
 #include "fedstream/v1/transfer.grpc.pb.h"
-#include "head.h"
+#include "task.h"
 
 namespace fedstream::client {
 
@@ -25,7 +25,11 @@ constexpr int kMostRepairs = 3;
 class Download {
  public:
   Download(Site& site, std::string sha256, const v1::Welcome& terms, Cancel& cancel, OnBytes on_bytes = {})
-      : site_(site), sha256_(std::move(sha256)), most_(terms.max_chunk_bytes()), cancel_(cancel), on_bytes_(std::move(on_bytes)) {}
+      : site_(site), sha256_(std::move(sha256)), most_(terms.max_chunk_bytes()), cancel_(cancel),
+        on_bytes_(std::move(on_bytes)) {
+    const auto kept = site.folder.model();
+    for (int at = 0; kept && at < kept->values_size(); ++at) here_[kept->entries(at).digest().sha256()] = kept->values(at);
+  }
 
   /// @throws Dropped, Refusal, Trouble (when the patience ends), std::runtime_error (it arrives damaged each time)
   Model run(const Patience& patience = {}) {
@@ -34,19 +38,18 @@ class Download {
 
  private:
   Model once() {
-    const auto manifest = read_manifest();
-    for (;;) {
-      Model model{manifest, {}};
-      v1::ReadChunksRequest lacking;
-      lacking.set_model_sha256(sha256_);
-      for (int at = 0; at < manifest.size(); ++at) {
-        auto values = site_.folder.tensor(manifest[at]);
-        if (!values) lacking.add_tensors(std::uint32_t(at));
-        model.values.push_back(std::move(values).value_or(""));
-      }
-      if (lacking.tensors().empty()) return model;  // an empty list would ask for all
-      receive(manifest, lacking);
+    Model model;
+    *model.mutable_entries() = read_manifest();
+    v1::ReadChunksRequest lacking;
+    lacking.set_model_sha256(sha256_);
+    for (int at = 0; at < model.entries_size(); ++at) {
+      const auto& sha256 = model.entries(at).digest().sha256();
+      if (here_.count(sha256) == 0) lacking.add_tensors(std::uint32_t(at));
     }
+    if (!lacking.tensors().empty()) receive(model.entries(), lacking);  // an empty list would ask for all
+    for (const auto& entry : model.entries()) model.add_values(here_.at(entry.digest().sha256()));
+    site_.folder.keep_model(model);
+    return model;
   }
 
   Manifest read_manifest() {
@@ -69,7 +72,7 @@ class Download {
     return manifest;
   }
 
-  /// One body, from where its bytes on disk end; what of it is right is kept as tensors.
+  /// One body, from where its bytes on disk end; what of it is right is here.
   void receive(const Manifest& manifest, v1::ReadChunksRequest request) {
     const auto file = site_.folder.arriving(request);
     std::error_code absent;
@@ -102,12 +105,11 @@ class Download {
     bool is_sound = true;
     for (const auto index : request.tensors()) {
       const auto& digest = manifest[int(index)].digest();
-      const auto values = body.substr(std::min(at, body.size()), digest.size_bytes());
-      at += digest.size_bytes();
-      if (sha256(values) != digest.sha256())
-        is_sound = false;
-      else
-        site_.folder.keep(values);
+      auto values = body.substr(at, digest.size_bytes());
+      at += values.size();
+      const bool is_right = client::sha256(values) == digest.sha256();
+      if (is_right) here_[digest.sha256()] = std::move(values);
+      is_sound = is_sound && is_right;
     }
     if (!is_sound) count_repair("a tensor does not match its digest");
   }
@@ -123,6 +125,7 @@ class Download {
   const std::uint64_t most_;
   Cancel& cancel_;
   const OnBytes on_bytes_;
+  std::map<std::string, std::string> here_;  // tensors by digest: those of the last model need not travel again
   std::uint64_t received_ = 0;
   int repairs_ = 0;
 };
@@ -132,9 +135,8 @@ class Download {
 class Upload {
  public:
   /// @param update with the upload's id in its header
-  Upload(Site& site, const v1::UpdateHeader& header, const Model& update, const v1::Welcome& terms, Cancel& cancel,
-         OnBytes on_bytes)
-      : site_(site), header_(header), update_(update), window_(terms.window_bytes()),
+  Upload(Site& site, const Model& update, const v1::Welcome& terms, Cancel& cancel, OnBytes on_bytes)
+      : site_(site), update_(update), id_(update.header().upload_id()), window_(terms.window_bytes()),
         // Half the window at most: so both ends never wait for each other (R-UP-11).
         chunk_bytes_(std::max<std::uint64_t>(std::min<std::uint64_t>(window_ / 2, terms.max_chunk_bytes()), 1)),
         cancel_(cancel), on_bytes_(std::move(on_bytes)) {}
@@ -150,7 +152,7 @@ class Upload {
   std::string once() {
     try {
       v1::GetUploadStatusRequest request;
-      request.set_upload_id(header_.upload_id());
+      request.set_upload_id(id_);
       const auto status = ask(stub(), &Transfer::Stub::GetUploadStatus, request, kAskSeconds, cancel_);
       if (status.state() == v1::UPLOAD_STATE_CLOSED) throw Dropped("the round closed before the update was there");
       if (status.state() == v1::UPLOAD_STATE_ADMITTED || status.state() == v1::UPLOAD_STATE_QUARANTINED) return finish();
@@ -173,9 +175,9 @@ class Upload {
     v1::PutManifestResponse answer;
     const auto writer = stub()->PutManifest(&call.context, &answer);
     v1::PutManifestRequest request;
-    *request.mutable_header() = header_;
+    *request.mutable_header() = update_.header();
     bool is_open = writer->Write(request);
-    for (const auto& part : manifest_parts(update_.manifest)) {
+    for (const auto& part : manifest_parts(update_.entries())) {
       *request.mutable_part() = part;
       is_open = is_open && writer->Write(request);
     }
@@ -184,8 +186,8 @@ class Upload {
     std::string body;
     std::int64_t before = -1;
     for (const std::int64_t index : answer.missing_tensors()) {  // R-UP-5
-      if (index >= update_.manifest.size() || index <= before) throw Trouble("the server asks for tensors that are not there");
-      body += update_.values[std::size_t(before = index)];
+      if (index >= update_.entries_size() || index <= before) throw Trouble("the server asks for tensors that are not there");
+      body += update_.values(int(before = index));
     }
     if (answer.body_size_bytes() != body.size()) throw Trouble("the server counts the body otherwise");
     body_ = std::move(body);
@@ -207,7 +209,7 @@ class Upload {
       const auto data = std::string_view(*body_).substr(offset, chunk_bytes_);
       while (is_open && offset + data.size() > committed_ + window_) is_open = hear();  // R-UP-9
       v1::WriteChunksRequest request;
-      request.set_upload_id(header_.upload_id());
+      request.set_upload_id(id_);
       *request.mutable_chunk() = make_chunk(offset, data);
       is_open = is_open && stream->Write(request);
       offset += data.size();
@@ -220,7 +222,7 @@ class Upload {
 
   std::string finish() {
     v1::FinishUploadRequest request;
-    request.set_upload_id(header_.upload_id());
+    request.set_upload_id(id_);
     const auto answer = ask(stub(), &Transfer::Stub::FinishUpload, request, kDigestSeconds, cancel_);
     if (answer.state() != v1::UPLOAD_STATE_QUARANTINED) return "";
     return answer.reason().empty() ? "no reason given" : answer.reason();
@@ -241,8 +243,8 @@ class Upload {
     if (!(from_start || is("SUPERSEDED") || is("CHUNK_TOO_LARGE")) || ++repairs_ > kMostRepairs) return;
     if (from_start) body_.reset();  // the manifest comes first
     if (is("CHUNK_TOO_LARGE")) chunk_bytes_ = std::max<std::uint64_t>(chunk_bytes_ / 2, 1);
-    for (int at = 0; is("DIGEST_MISMATCH") && at < update_.manifest.size(); ++at) {
-      if (sha256(update_.values[std::size_t(at)]) != update_.manifest[at].digest().sha256()) return;  // ours are damaged
+    for (int at = 0; is("DIGEST_MISMATCH") && at < update_.entries_size(); ++at) {
+      if (sha256(update_.values(at)) != update_.entries(at).digest().sha256()) return;  // ours are damaged
     }
     throw Trouble(error.what());
   }
@@ -250,8 +252,8 @@ class Upload {
   std::unique_ptr<Transfer::Stub> stub() { return Transfer::NewStub(site_.link.channel()); }
 
   Site& site_;
-  const v1::UpdateHeader& header_;
   const Model& update_;
+  const std::string& id_;
   const std::uint64_t window_;
   std::uint64_t chunk_bytes_;
   Cancel& cancel_;

@@ -61,7 +61,7 @@ inline Request answer_to(const v1::Offer& offer, const Limits& limits, const Exp
 }
 
 /// For a log line, those of the metrics that have a value.
-inline Facts with_metrics(Facts facts, const Metrics& metrics) {
+inline Facts with_metrics(Facts facts, const google::protobuf::RepeatedPtrField<v1::Metric>& metrics) {
   for (const auto& metric : metrics) {
     if (metric.has_value()) facts.emplace_back(metric.name(), metric.value());
   }
@@ -75,20 +75,25 @@ class Work {
 
   /// The answer to an offer. One that is worked on, or trained for, is accepted as it stands: a cut made it come again.
   Request answer(const v1::Offer& offer) {
-    State state = kDropped;
-    Request answer;
-    {
-      const std::lock_guard lock(mutex_);
-      if (offer.offer_id() == offer_.offer_id()) state = state_;
-      if (state == kFailed) {
-        answer.mutable_decline()->set_offer_id(offer.offer_id());
-        answer.mutable_decline()->set_reason(reason_);
-        return answer;
-      }
+    std::unique_lock lock(mutex_);
+    const bool is_same = offer.offer_id() == offer_.offer_id();
+    if (!is_same || state_ == kDelivered || state_ == kDropped) {
+      lock.unlock();
+      stop();  // two fine-tunes at a time would take each other's time and files
+      lock.lock();
+      cancel_ = std::make_unique<Cancel>();
+      offer_ = offer;
+      state_ = kOffered;
+      progress_.Clear();
+      lease_seconds_ = 0;
     }
-    if (state == kDelivered || state == kDropped) begin(offer);
-    answer = answer_to(offer, limits_, experience());
-    if (state == kWorking || site_.folder.update(offer)) answer.mutable_accept()->set_offer_id(offer.offer_id());
+    Request answer = answer_to(offer, limits_, experience_);
+    if (state_ == kFailed) {
+      answer.mutable_decline()->set_offer_id(offer.offer_id());
+      answer.mutable_decline()->set_reason(reason_);
+    } else if (state_ == kWorking || site_.folder.update(offer)) {
+      answer.mutable_accept()->set_offer_id(offer.offer_id());
+    }
     asked_for_time_ = answer.counter_offer().has_time_needed();
     log_line("info", "offer", {{"round", double(offer.round())}, {"answer", json_of(answer)}});
     return answer;
@@ -175,17 +180,6 @@ class Work {
  private:
   enum State { kOffered, kWorking, kDelivered, kDropped, kFailed };
 
-  /// Two fine-tunes at a time would take each other's time and files.
-  void begin(const v1::Offer& offer) {
-    stop();
-    const std::lock_guard lock(mutex_);
-    cancel_ = std::make_unique<Cancel>();
-    offer_ = offer;
-    state_ = kOffered;
-    progress_.Clear();
-    lease_seconds_ = 0;
-  }
-
   /// Whether it had not ended already. @param reason may leave this site: no file names, no paths
   bool end(State state, const std::string& reason = "") {
     const std::lock_guard lock(mutex_);
@@ -237,44 +231,42 @@ class Work {
     const auto began = Clock::now();
     const auto& sha256 = offer_.base_model().model_digest().sha256();
     const auto base = Download(site_, sha256, terms, *cancel_, showing(v1::PHASE_DOWNLOADING)).run();
-    site_.folder.keep_only(offer_.offer_id(), base.manifest);
-    double moving = seconds_since(began);
-    auto kept = site_.folder.update(offer_);
-    if (kept) {
-      log_line("info", "this round is trained already; sending what was kept", {{"round", double(offer_.round())}});
+    const double fetching = seconds_since(began), round = offer_.round();
+    auto update = site_.folder.update(offer_);
+    if (update) {
+      log_line("info", "this round is trained already; sending what was kept", {{"round", round}});
     } else {
-      kept = train(base, plan);
+      update = train(base, plan);
     }
-    auto& [update, values] = *kept;
-    update.mutable_header()->set_upload_id(offer_.upload_id());
+    update->mutable_header()->set_upload_id(offer_.upload_id());
     const auto sending = Clock::now();
-    const Model model{update.entries(), values};
-    const auto quarantined = Upload(site_, update.header(), model, terms, *cancel_, showing(v1::PHASE_UPLOADING)).run();
+    const auto quarantined = Upload(site_, *update, terms, *cancel_, showing(v1::PHASE_UPLOADING)).run();
     const std::lock_guard lock(mutex_);
-    experience_.transfer_seconds = moving + seconds_since(sending);
+    experience_.transfer_seconds = fetching + seconds_since(sending);
     return quarantined;
   }
 
-  std::pair<KeptUpdate, std::vector<std::string>> train(const Model& base, const v1::Plan& plan) {
-    log_line("info", "training", {{"round", double(offer_.round())}, {"epochs", double(plan.epochs())}});
+  Model train(const Model& base, const v1::Plan& plan) {
+    const double round = offer_.round();
+    log_line("info", "training", {{"round", round}, {"epochs", double(plan.epochs())}});
     const auto began = Clock::now();
-    auto tuned = site_.task.fine_tune(base.values, plan, [this](const auto& progress) { show(progress); }, *cancel_);
-    KeptUpdate update;
-    update.set_offer_id(offer_.offer_id());
-    update.set_base_sha256(offer_.base_model().model_digest().sha256());
-    for (std::size_t at = 0; at < tuned.values.size(); ++at) {
-      *update.add_entries() = entry_of(site_.task.schema[int(at)], tuned.values[at]);
+    auto tuned = site_.task.fine_tune(base.values(), plan, [this](const auto& progress) { show(progress); }, *cancel_);
+    Model update;
+    *update.mutable_offer() = offer_;
+    for (auto& values : tuned.values) {
+      *update.add_entries() = entry_of(site_.task.schema[update.entries_size()], values);
+      update.add_values(std::move(values));
     }
     auto& header = *update.mutable_header() = tuned.header;
-    header.set_num_tensors(std::uint32_t(tuned.values.size()));
+    header.set_num_tensors(std::uint32_t(update.entries_size()));
     *header.mutable_model_digest() = model_digest(update.entries());
     header.set_training_seconds(seconds_since(began));
-    site_.folder.keep(update, tuned.values);
-    log_line("info", "trained", with_metrics({{"round", double(offer_.round())}, {"epochs", double(header.epochs())},
+    site_.folder.keep_update(update);
+    log_line("info", "trained", with_metrics({{"round", round}, {"epochs", double(header.epochs())},
                                               {"model", hex(header.model_digest().sha256())}}, header.metrics()));
     const std::lock_guard lock(mutex_);
     experience_.epoch_seconds = header.training_seconds() / std::max(1U, header.epochs());
-    return {update, tuned.values};
+    return update;
   }
 
   Site& site_;

@@ -3,6 +3,7 @@
 #include <cstdlib>
 
 #include "../src/command.h"
+#include "../task/head.h"
 
 int main(int argc, char** argv) {
   using namespace fedstream::client;

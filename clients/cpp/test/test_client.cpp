@@ -6,6 +6,7 @@
 #include "../joining/certificates.h"
 #include "../joining/identity.h"
 #include "../src/command.h"
+#include "../task/head.h"
 #include "check.h"
 
 using namespace fedstream::client;
@@ -45,7 +46,10 @@ v1::Plan plan(std::uint32_t epochs, std::uint32_t patience = 0, std::uint64_t se
 Tuned tune(const std::string& features, const v1::Plan& plan, const Cancel& cancel = {}) {
   const auto file = fs::path(check::folder()) / "site.features";
   write_durably(file, features);
-  return open_head({}, file).fine_tune({std::string(8, '\0'), std::string(4, '\0')}, plan, [](const auto&) {}, cancel);
+  Values base;
+  *base.Add() = std::string(8, '\0');
+  *base.Add() = std::string(4, '\0');
+  return open_head({}, file).fine_tune(base, plan, [](const auto&) {}, cancel);
 }
 
 /// The value of a metric, if it has one.
@@ -75,9 +79,9 @@ std::vector<std::string> run_words(std::vector<std::string> more = {}) {
 
 TEST(features_read_as_documented) {
   const auto read = parse_features(clouds(3, 1));
-  CHECK(read.train.num() == 3 && read.val.num() == 1 && read.train.width == 2 && read.generated);
+  CHECK(read.train.size() == 3 && read.val.size() == 1 && read.width == 2 && read.generated);
   CHECK(canonical_meaning(read.meaning) == kMeaning);
-  CHECK(read.train.row(1)[0] > 0 && read.train.row(2)[0] < 0 && read.val.y[0] == 1);
+  CHECK(read.row(1)[0] > 0 && read.row(2)[0] < 0 && read.y[read.val[0]] == 1);
 }
 
 TEST(features_that_are_damaged_are_refused) {
@@ -180,30 +184,35 @@ TEST(wrong_options_are_refused) {
 TEST(update_counts_while_every_byte_of_it_is_there) {
   const fs::path place = check::folder();
   const Folder folder(place);
-  const auto tensor = entry("weights");
-  v1::Offer offer, other;
-  offer.set_offer_id("../offer");
-  offer.mutable_base_model()->mutable_model_digest()->set_sha256("base");
-  KeptUpdate update;
-  update.set_offer_id(offer.offer_id());
-  update.set_base_sha256("base");
-  *update.add_entries() = tensor;
-  *update.mutable_header()->mutable_model_digest() = model_digest(update.entries());
-  folder.keep(update, {"weights"});
-  folder.keep("other");
-  CHECK(Folder(place).update(offer)->second == std::vector<std::string>{"weights"});
-  other = offer;
-  other.mutable_base_model()->mutable_model_digest()->set_sha256("another base");
-  CHECK(!folder.update(other));
-  other = offer;
-  other.set_offer_id("offer");
-  CHECK(!folder.update(other));
-  folder.keep_only(offer.offer_id(), {});
-  CHECK(folder.tensor(tensor) == "weights" && !folder.tensor(entry("other")));
-  write_durably(place / "tensors" / hex(tensor.digest().sha256()), "weightX");
-  CHECK(!folder.tensor(tensor) && !folder.update(offer));
-  folder.keep_only("next", {});
-  CHECK(fs::is_empty(place / "updates"));
+  Model update;
+  update.mutable_offer()->set_offer_id("offer");
+  update.mutable_offer()->mutable_base_model()->mutable_model_digest()->set_sha256("base");
+  *update.add_entries() = entry("weights");
+  update.add_values("weights");
+  folder.keep_update(update);
+  auto offer = update.offer();
+  CHECK(Folder(place).update(offer)->values(0) == "weights" && !folder.model());
+  offer.mutable_base_model()->mutable_model_digest()->set_sha256("another base");
+  CHECK(!folder.update(offer));
+  offer = update.offer();
+  offer.set_offer_id("another offer");
+  CHECK(!folder.update(offer));
+  update.set_values(0, "weightX");
+  folder.keep_update(update);
+  CHECK(!folder.update(update.offer()));
+  write_durably(place / "update", "no message");
+  CHECK(!folder.update(update.offer()));
+}
+
+TEST(bytes_that_arrive_are_those_of_one_request) {
+  const fs::path place = check::folder();
+  const Folder folder(place);
+  v1::ReadChunksRequest one, other;
+  other.set_model_sha256("other");
+  write_durably(folder.arriving(one), "abc");
+  CHECK(read_file(folder.arriving(one)) == "abc");
+  folder.arriving(other);
+  CHECK(fs::is_empty(place));
 }
 
 TEST(keys_are_private_and_requests_are_theirs) {
@@ -219,8 +228,9 @@ TEST(keys_are_private_and_requests_are_theirs) {
 }
 
 TEST(model_is_written_as_safetensors) {
-  Model model{{}, {"ab"}};
-  *model.manifest.Add() = entry("ab");
+  Model model;
+  *model.add_entries() = entry("ab");
+  model.add_values("ab");
   const auto file = safetensors(model);
   CHECK(file.size() % 8 == 2 && file[0] == char(file.size() - 10) && file.substr(file.size() - 2) == "ab");
   CHECK(file.find(R"({"tensor":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}})") == 8);

@@ -1,62 +1,29 @@
-/// 5. The task `brain_mri_head`: logistic regression with Adam on features, as fedtask/brain_mri_head/training.py has it.
+/// The task `brain_mri_head`: logistic regression with Adam on features, as fedtask/brain_mri_head/training.py has it.
 #pragma once
 
 #include <cstring>
-#include <functional>
 #include <limits>
-#include <numeric>
 #include <sstream>
 
-#include "folder.h"
+#include "../src/task.h"
 
 // Features and weights are copied as they lie in memory.
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "this client is for little-endian machines");
 
 namespace fedstream::client {
 
-/// A fine-tune that has ended: the values of each tensor of the schema, in its order, and what the site says of them.
-struct Tuned {
-  std::vector<std::string> values;
-  v1::UpdateHeader header;
-};
-using Report = std::function<void(const v1::Progress&)>;
-
-/// What the client asks of a task, so that another model is another file. The same base, plan and data give the same
-/// bytes; `fine_tune` throws Dropped when it is cancelled.
-struct Task {
-  Schema schema;
-  v1::TaskMeaning meaning;
-  std::uint64_t num_examples;
-  bool synthetic;
-  std::function<Tuned(const std::vector<std::string>& base, const v1::Plan& plan, const Report& report,
-                      const Cancel& cancel)> fine_tune;
-};
-using Settings = std::map<std::string, std::string>;
-/// Opens the site's data. @throws Stop the data cannot be used
-using OpenTask = std::function<Task(const Settings& settings, const fs::path& data)>;
-
-inline constexpr char kTaskName[] = "brain_mri_head";
-
 // --- Features ---
 
-/// Examples row after row; `x` has `num() * width` numbers.
-struct Examples {
+/// Examples row after row: `x` has `y.size() * width` numbers. `train` and `val` are places in it.
+struct Features {
   std::vector<float> x;
   std::vector<std::uint8_t> y;
   std::size_t width = 0;
-
-  std::size_t num() const { return y.size(); }
-  const float* row(std::size_t index) const { return x.data() + index * width; }
-  void add(int label, const float* row) {
-    y.push_back(std::uint8_t(label));
-    x.insert(x.end(), row, row + width);
-  }
-};
-
-struct Features {
-  Examples train, val;
+  std::vector<std::size_t> train, val;
   v1::TaskMeaning meaning;
   bool generated = false;
+
+  const float* row(std::size_t at) const { return x.data() + at * width; }
 };
 
 /// The meaning of which `text` is the canonical description. @throws std::runtime_error it is none
@@ -95,22 +62,18 @@ inline Features parse_features(const std::string& content) {
                               : (rest - meaning_bytes - num) % num == 0 && (rest - meaning_bytes - num) / num == width * 4);
   require(fits, "its length is wrong");
   const char* labels = content.data() + kHeaderBytes + meaning_bytes;
-  std::vector<float> x(num * width);
-  if (!x.empty()) std::memcpy(x.data(), labels + num, x.size() * 4);
-  require(std::all_of(x.begin(), x.end(), [](float value) { return std::isfinite(value); }), "a feature is no number");
-  std::vector<bool> in_val(num, false);
-  std::fill(in_val.begin() + std::ptrdiff_t(num_train), in_val.end(), true);
-  std::size_t place = 0;
-  for (int label = 0; label <= 1 && num == num_train && num >= 2 * kValEvery; ++label) {
-    for (std::size_t at = 0; at < num; ++at) in_val[at] = in_val[at] || (labels[at] == label && ++place % kValEvery == 0);
-  }
-  Features features{{}, {}, parse_meaning(content.substr(kHeaderBytes, meaning_bytes)), numbers[3] == 1};
-  features.train.width = features.val.width = width;
+  Features all{std::vector<float>(num * width), {labels, labels + num}, width, {}, {}, {}, numbers[3] == 1};
+  all.meaning = parse_meaning(content.substr(kHeaderBytes, meaning_bytes));
+  if (!all.x.empty()) std::memcpy(all.x.data(), labels + num, all.x.size() * 4);
+  require(std::all_of(all.x.begin(), all.x.end(), [](float value) { return std::isfinite(value); }) &&
+          std::all_of(all.y.begin(), all.y.end(), [](int label) { return label <= 1; }), "a label or a feature is out of bounds");
+  const bool sets_aside = num == num_train && num >= 2 * kValEvery;
+  std::size_t places[] = {0, std::size_t(std::count(all.y.begin(), all.y.end(), 0))};  // by label
   for (std::size_t at = 0; at < num; ++at) {
-    require(labels[at] == 0 || labels[at] == 1, "a label is neither 0 nor 1");
-    (in_val[at] ? features.val : features.train).add(labels[at], x.data() + at * width);
+    const bool is_val = at >= num_train || (sets_aside && ++places[all.y[at]] % kValEvery == 0);
+    (is_val ? all.val : all.train).push_back(at);
   }
-  return features;
+  return all;
 }
 
 // --- Training ---
@@ -166,7 +129,7 @@ struct Scores {
 /// Weights as float64, the bias last, with Adam's state beside them.
 class Head {
  public:
-  Head(const std::vector<std::string>& values, double epsilon) : epsilon_(epsilon) {
+  Head(const Values& values, double epsilon) : epsilon_(epsilon) {
     for (const auto& tensor : values) {
       std::vector<float> numbers(tensor.size() / 4);
       std::memcpy(numbers.data(), tensor.data(), numbers.size() * 4);
@@ -184,14 +147,14 @@ class Head {
   }
 
   /// One step of Adam on the batch; adds what it scored before the step.
-  void step(const Examples& examples, const std::vector<std::size_t>& batch, const std::array<double, 2>& label_weights,
+  void step(const Features& all, const std::vector<std::size_t>& batch, const std::array<double, 2>& label_weights,
             double learning_rate, Scores* scores) {
     constexpr double kBeta1 = 0.9, kBeta2 = 0.999;
     const std::size_t width = weights_.size() - 1;
     std::vector<double> gradient(width + 1);
-    for (const auto index : batch) {
-      const float* row = examples.row(index);
-      const int label = examples.y[index];
+    for (const auto place : batch) {
+      const float* row = all.row(all.train[place]);
+      const int label = all.y[all.train[place]];
       const double p = probability(row);
       const double error = (p - label) * label_weights[std::size_t(label)] / double(batch.size());
       for (std::size_t at = 0; at < width; ++at) gradient[at] += error * double(row[at]);
@@ -207,9 +170,9 @@ class Head {
     }
   }
 
-  Scores score(const Examples& examples) const {
+  Scores validate(const Features& all) const {
     Scores scores;
-    for (std::size_t at = 0; at < examples.num(); ++at) scores.judge(probability(examples.row(at)), examples.y[at]);
+    for (const auto at : all.val) scores.judge(probability(all.row(at)), all.y[at]);
     return scores;
   }
 
@@ -228,32 +191,32 @@ class Head {
 
 /// Epochs until the plan's are done, or the validation loss has not sunk for as many as the plan's patience; then the
 /// best of them counts.
-inline Tuned tune_head(const Features& features, const Settings& settings, const std::vector<std::string>& base,
-                       const v1::Plan& plan, const Report& report, const Cancel& cancel) {
+inline Tuned tune_head(const Features& all, const Settings& settings, const Values& base, const v1::Plan& plan,
+                       const Report& report, const Cancel& cancel) {
   const auto setting = [&](const char* name) { return settings.count(name) != 0 ? settings.at(name) : ""; };
-  const auto& [train, val, meaning, generated] = features;
   std::array<double, 2> label_weights = {1, 1};
   if (setting("class_weights") == "balanced") {  // both classes have the same total
-    const double ones = std::accumulate(train.y.begin(), train.y.end(), 0.0), num = double(train.num());
+    const double num = double(all.train.size());
+    const double ones = double(std::count_if(all.train.begin(), all.train.end(), [&](auto at) { return all.y[at] == 1; }));
     const double present = (ones > 0) + (ones < num);
     label_weights = {ones < num ? num / (present * (num - ones)) : 0, ones > 0 ? num / (present * ones) : 0};
   }
   const auto epsilon = setting("adam_epsilon");
   Head head(base, epsilon.empty() ? 1e-3 : std::strtod(epsilon.c_str(), nullptr));
   Metrics base_metrics;
-  head.score(val).write("base_", &base_metrics);
-  const std::uint32_t patience = val.num() > 0 ? plan.early_stopping_patience() : 0;
+  head.validate(all).write("base_", &base_metrics);
+  const std::uint32_t patience = !all.val.empty() ? plan.early_stopping_patience() : 0;
   double best_loss = std::numeric_limits<double>::infinity();
   std::uint32_t epoch = 0, best_epoch = 0;
   Tuned best{head.values(), {}};
   do {
     ++epoch;
     Scores scores;
-    for (const auto& batch : batches(epoch_order(plan.seed(), epoch, train.num()), plan.batch_size())) {
+    for (const auto& batch : batches(epoch_order(plan.seed(), epoch, all.train.size()), plan.batch_size())) {
       cancel.check();
-      head.step(train, batch, label_weights, plan.learning_rate(), &scores);
+      head.step(all, batch, label_weights, plan.learning_rate(), &scores);
     }
-    const Scores validated = head.score(val);
+    const Scores validated = head.validate(all);
     v1::Progress progress;
     progress.set_phase(v1::PHASE_TRAINING);
     progress.set_epoch(epoch);
@@ -270,7 +233,7 @@ inline Tuned tune_head(const Features& features, const Settings& settings, const
     *best.header.mutable_metrics() = progress.metrics();
   } while (epoch < plan.epochs() && !(patience > 0 && epoch - best_epoch >= patience));
   best.header.mutable_metrics()->MergeFrom(base_metrics);
-  best.header.set_num_examples(train.num());
+  best.header.set_num_examples(all.train.size());
   best.header.set_epochs(epoch);
   return best;
 }
@@ -283,13 +246,13 @@ inline Task open_head(const Settings& settings, const fs::path& data) {
   } catch (const std::runtime_error& error) {
     throw Stop(Exit::kBadData, data.string() + " is no features file: " + error.what() + "; `fedclient features` makes one");
   }
-  if (features.train.num() == 0) throw Stop(Exit::kBadData, data.string() + " has no training example");
-  Task task{{}, features.meaning, features.train.num(), features.generated, {}};
+  if (features.train.empty()) throw Stop(Exit::kBadData, data.string() + " has no training example");
+  Task task{"brain_mri_head", {}, features.meaning, features.train.size(), features.generated, {}};
   for (const bool is_kernel : {true, false}) {
     auto& spec = *task.schema.Add();
     spec.set_name(is_kernel ? "head/kernel" : "head/bias");
     spec.set_dtype(v1::DATA_TYPE_FLOAT32);
-    if (is_kernel) spec.add_shape(features.train.width);
+    if (is_kernel) spec.add_shape(features.width);
     spec.add_shape(1);
     spec.set_trainable(true);
     spec.set_role(v1::TENSOR_ROLE_WEIGHT);
