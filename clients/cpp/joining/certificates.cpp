@@ -1,5 +1,6 @@
 #include "certificates.h"
 
+#include <absl/time/time.h>
 #include <openssl/ec.h>
 #include <openssl/x509v3.h>
 
@@ -40,17 +41,14 @@ std::time_t time_of(const ASN1_TIME* time) {
 }  // namespace
 
 std::string CertificateFacts::last_day() const {
-  char text[16];
-  std::tm utc{};
-  std::strftime(text, sizeof text, "%Y-%m-%d", gmtime_r(&expires, &utc));
-  return text;
+  return absl::FormatTime("%Y-%m-%d", absl::FromTimeT(expires), absl::UTCTimeZone());
 }
 
 std::string make_key() {
   const Key key(EVP_EC_gen("P-256"));
   const Memory memory(BIO_new(BIO_s_mem()));
-  const bool is_made =
-      key != nullptr && PEM_write_bio_PKCS8PrivateKey(memory.get(), key.get(), nullptr, nullptr, 0, nullptr, nullptr) == 1;
+  const bool is_made = key != nullptr && PEM_write_bio_PKCS8PrivateKey(memory.get(), key.get(), nullptr, nullptr, 0,
+                                                                       nullptr, nullptr) == 1;
   require(is_made, "no key can be made");
   return content(memory.get());
 }

@@ -14,7 +14,9 @@ namespace fedstream::client {
 template <auto free>
 struct Freed {
   template <class T>
-  void operator()(T* object) const { free(object); }
+  void operator()(T* object) const {
+    free(object);
+  }
 };
 using Certificate = std::unique_ptr<X509, Freed<X509_free>>;
 using Key = std::unique_ptr<EVP_PKEY, Freed<EVP_PKEY_free>>;

@@ -1,5 +1,7 @@
 #include "identity.h"
 
+#include <absl/strings/ascii.h>
+
 #include <cstdlib>
 
 #include "certificates.h"
@@ -27,9 +29,10 @@ std::string host_name() {
 /// Exactly one way, and what joining left if none is named.
 Trust read_trust(const Words& words) {
   Trust trust{!words.get("--plaintext").empty(), words.get("--fingerprint"), words.get("--identity"),
-              words.get("--certificate"), words.get("--key"), words.get("--server-ca")};
+              words.get("--certificate"),        words.get("--key"),         words.get("--server-ca")};
   const int ways = trust.plaintext + !trust.fingerprint.empty() + !trust.identity.empty() + !trust.server_ca.empty();
-  if (ways > 1) wrong("give one of --identity, --server-ca (with --certificate and --key), --fingerprint and --plaintext");
+  if (ways > 1)
+    wrong("give one of --identity, --server-ca (with --certificate and --key), --fingerprint and --plaintext");
   if (trust.certificate.empty() != trust.key.empty()) wrong("--certificate and --key come together");
   if (!trust.key.empty() && trust.server_ca.empty()) wrong("--certificate and --key come with --server-ca");
   auto& print = trust.fingerprint;
@@ -37,7 +40,7 @@ Trust read_trust(const Words& words) {
                          print.find_first_not_of("0123456789abcdefABCDEF", 7) != std::string::npos)) {
     wrong("a fingerprint is sha256: and 64 hexadecimal digits, as in the join command that the server prints");
   }
-  std::transform(print.begin(), print.end(), print.begin(), [](unsigned char c) { return char(std::tolower(c)); });
+  absl::AsciiStrToLower(&print);
   if (ways == 0) trust.identity = identity_folder(words);
   return trust;
 }
@@ -50,7 +53,9 @@ fs::path state_home() {
   return fs::path(home == nullptr ? "." : home) / ".local" / "state";
 }
 
-fs::path identity_folder(const Words& words) { return words.get("--identity", state_home() / "fedstream" / "identity"); }
+fs::path identity_folder(const Words& words) {
+  return words.get("--identity", state_home() / "fedstream" / "identity");
+}
 
 bool is_client_name(const std::string& name) {
   const auto is_plain = [](unsigned char c) { return c < 0x80 && std::isalnum(c) != 0; };
@@ -82,7 +87,8 @@ Access read_access(const Words& words) {
   }
   if (access.server.empty()) wrong("add --server HOST:PORT, such as fl.example.org:8443");
   if (access.name.empty()) access.name = host_name();
-  if (!is_client_name(access.name)) wrong("a name has 1 to 64 characters of a-z A-Z 0-9 . _ -, a letter or digit first");
+  if (!is_client_name(access.name))
+    wrong("a name has 1 to 64 characters of a-z A-Z 0-9 . _ -, a letter or digit first");
   std::string host;
   try {
     host = split_address(access.server).first;
@@ -99,7 +105,8 @@ std::optional<Access> membership_in(const fs::path& folder) {
   if (!fs::exists(path)) return std::nullopt;
   try {
     google::protobuf::Struct found;
-    if (!google::protobuf::util::JsonStringToMessage(read_file(path), &found).ok()) throw std::runtime_error("it is damaged");
+    if (!google::protobuf::util::JsonStringToMessage(read_file(path), &found).ok())
+      throw std::runtime_error("it is damaged");
     const auto text = [&](const char* key) { return (*found.mutable_fields())[key].string_value(); };
     split_address(text("server"));
     if (!is_client_name(text("name"))) throw std::runtime_error("it names no site");
@@ -124,9 +131,11 @@ std::optional<Credentials> credentials_of(const Trust& trust) {
       throw std::runtime_error("the certificate is not that of the key");
     }
     // The server would only hang up.
-    if (!is_issued_by(found.certificate, found.authority)) throw std::runtime_error("the certificate is none of the authority");
+    if (!is_issued_by(found.certificate, found.authority))
+      throw std::runtime_error("the certificate is none of the authority");
   } catch (const std::runtime_error& error) {
-    wrong(key.string() + ", " + certificate.string() + " and " + authority.string() + " cannot be used: " + error.what());
+    wrong(key.string() + ", " + certificate.string() + " and " + authority.string() +
+          " cannot be used: " + error.what());
   }
   return found;
 }
@@ -134,7 +143,8 @@ std::optional<Credentials> credentials_of(const Trust& trust) {
 void check_answer(const std::string& name, const Credentials& answered) {
   const auto facts = facts_of(answered.certificate);
   if (facts.name == name && facts.key == public_key(read_key(answered.key).get()) &&
-      is_issued_by(answered.certificate, answered.authority)) return;
+      is_issued_by(answered.certificate, answered.authority))
+    return;
   throw std::runtime_error("the certificate that came is not the one that was asked for");
 }
 

@@ -1,9 +1,9 @@
 /// From a token to a certificate, and from one certificate to the next.
 ///
 ///     KEY made and kept --> SERVER checked by the token's fingerprint --> ENROL with token and request --> KEPT
-#include <cstring>
+#include <absl/strings/str_split.h>
+
 #include <iostream>
-#include <sstream>
 
 #include "../src/calls.h"
 #include "certificates.h"
@@ -17,35 +17,18 @@ constexpr std::size_t kIdBytes = 8, kSecretBytes = 16, kFingerprintBytes = 32, k
 constexpr std::size_t kTextAt = kIdBytes + kSecretBytes + kFingerprintBytes;
 constexpr char kDamaged[] = "the join token is damaged: copy it again, whole";
 
-/// Base64url without `=`.
-std::string decode_base64url(std::string_view text) {
-  const std::string_view digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-  if (text.size() % 4 == 1) throw std::runtime_error(kDamaged);
-  std::string data;
-  unsigned bits = 0;
-  int num_bits = 0;
-  for (const char c : text) {
-    const auto digit = digits.find(c);
-    if (digit == std::string_view::npos) throw std::runtime_error(kDamaged);
-    bits = (bits << 6) | unsigned(digit);
-    num_bits += 6;
-    if (num_bits < 8) continue;
-    num_bits -= 8;
-    data += char((bits >> num_bits) & 0xff);
-  }
-  return data;
-}
-
 v1::EnrolResponse enrol(const std::string& address, const JoinToken& token, const v1::EnrolRequest& request) {
   Trust trust;
   trust.fingerprint = token.fingerprint;
   Cancel never;
   try {
-    return until_done("joining", {30}, never, [] { return 0; }, [&] {
-      // Nothing but a TLS handshake goes out before the certificate is known to be the token's (R-JOIN-2).
-      return ask(v1::EnrolmentService::NewStub(make_channel(address, trust)), &v1::EnrolmentService::Stub::Enrol, request,
-                 kAskSeconds, never);
-    });
+    return until_done(
+        "joining", {30}, never, [] { return 0; },
+        [&] {
+          // Nothing but a TLS handshake goes out before the certificate is known to be the token's (R-JOIN-2).
+          return ask(v1::EnrolmentService::NewStub(make_channel(address, trust)), &v1::EnrolmentService::Stub::Enrol,
+                     request, kAskSeconds, never);
+        });
   } catch (const Trouble& error) {
     throw Stop(Exit::kUnreachable,
                "cannot join at " + address + ": " + error.what() + ". Nothing is lost: try again with the same token");
@@ -58,7 +41,7 @@ v1::EnrolResponse enrol(const std::string& address, const JoinToken& token, cons
 std::string key_in(const fs::path& folder) {
   const auto path = folder / "site.key";
   if (fs::exists(path)) return read_file(path);
-  make_folder(folder);
+  fs::create_directories(folder);
   const auto made = make_key();
   write_durably(path, made);
   return made;
@@ -93,8 +76,10 @@ JoinToken decode_token(std::string text) {
   if (text.rfind("fsj1_", 0) != 0 || text.size() > 2'048) {
     throw std::runtime_error("this is no join token: one begins with fsj1_, as `fedserver invite` prints it");
   }
-  auto contents = decode_base64url(std::string_view(text).substr(5));
-  if (contents.size() <= kTextAt + kCheckBytes) throw std::runtime_error(kDamaged);
+  std::string contents;
+  const bool is_base64url =
+      text.find('=') == std::string::npos && absl::WebSafeBase64Unescape(text.substr(5), &contents);
+  if (!is_base64url || contents.size() <= kTextAt + kCheckBytes) throw std::runtime_error(kDamaged);
   const auto check = contents.substr(contents.size() - kCheckBytes);
   contents.resize(contents.size() - kCheckBytes);
   if (sha256(contents).substr(0, kCheckBytes) != check) throw std::runtime_error(kDamaged);
@@ -102,14 +87,12 @@ JoinToken decode_token(std::string text) {
   token.id = contents.substr(0, kIdBytes);
   token.secret = contents.substr(kIdBytes, kSecretBytes);
   token.fingerprint = "sha256:" + hex(contents.substr(kIdBytes + kSecretBytes, kFingerprintBytes));
-  std::istringstream lines(contents.substr(kTextAt));
-  std::string more;
-  std::getline(lines, token.name);
-  std::getline(lines, token.server);
-  std::getline(lines, token.enrolment);
-  if (std::getline(lines, more) || !is_client_name(token.name)) throw std::runtime_error("the token names no site");
+  const std::vector<std::string> lines = absl::StrSplit(contents.substr(kTextAt), '\n');
+  if (lines.size() != 3 || !is_client_name(lines[0])) throw std::runtime_error("the token names no site");
+  token.name = lines[0], token.server = lines[1], token.enrolment = lines[2];
   split_address(token.server);
-  if (token.enrolment.rfind(':', 0) == 0) token.enrolment = token.server.substr(0, token.server.rfind(':')) + token.enrolment;
+  if (token.enrolment.rfind(':', 0) == 0)
+    token.enrolment = token.server.substr(0, token.server.rfind(':')) + token.enrolment;
   split_address(token.enrolment);
   return token;
 }
@@ -144,8 +127,8 @@ std::string join(const std::vector<std::string>& list) {
   }
   try {
     return "joined as " + token.name + "; the certificate is valid until " + become_member(token, wanted, enrolment) +
-           " and renews itself.\nIts key is in " + folder + ". Take part with: fedstream-client run --identity " + folder +
-           " --data FILE";
+           " and renews itself.\nIts key is in " + folder + ". Take part with: fedstream-client run --identity " +
+           folder + " --data FILE";
   } catch (const Stop&) {
     throw;
   } catch (const fs::filesystem_error& error) {

@@ -1,6 +1,7 @@
 /// 1. What all else stands on: kinds of errors, log lines, the wish to end some work, the words of a command.
 #pragma once
 
+#include <absl/strings/numbers.h>
 #include <google/protobuf/struct.pb.h>
 #include <google/protobuf/util/json_util.h>
 #include <google/protobuf/util/time_util.h>
@@ -27,9 +28,7 @@ inline double seconds_since(Clock::time_point began) {
 // --- What can go wrong, in kinds, since each asks for something else ---
 
 /// How the program ends, from 0 on; the same as of the Python client.
-enum class Exit {
-  kFinished, kDefect, kBadConfiguration, kBadData, kDeclined, kUnreachable, kUntrusted, kTrainingFailed, kReplaced
-};
+enum class Exit { kFinished, kDefect, kBadOption, kBadData, kDeclined, kUnreachable, kUntrusted, kFailed, kReplaced };
 
 /// This client is to end, with words for its operator.
 struct Stop : std::runtime_error {
@@ -68,13 +67,15 @@ inline std::string json_of(const google::protobuf::Message& message) {
 
 /// One thing that a log line says.
 struct Fact {
-  Fact(std::string key_, const std::string& text) : key(std::move(key_)) { value.set_string_value(text); }
-  Fact(std::string key_, const char* text) : Fact(std::move(key_), std::string(text)) {}
-  Fact(std::string key_, double number) : key(std::move(key_)) { value.set_number_value(number); }
-  std::string key;
+  Fact(const std::string& text) { value.set_string_value(text); }
+  Fact(const char* text) { value.set_string_value(text); }
+  template <class Number, class = std::enable_if_t<std::is_arithmetic_v<Number>>>
+  Fact(Number number) {
+    value.set_number_value(double(number));
+  }
   google::protobuf::Value value;
 };
-using Facts = std::vector<Fact>;
+using Facts = std::map<std::string, Fact>;
 
 /// The name that all lines of this process say.
 inline std::string log_name;
@@ -82,13 +83,14 @@ inline std::string log_name;
 /// Threads may share it: each line is one write.
 inline void log_line(const char* level, const std::string& event, const Facts& facts = {}) {
   google::protobuf::Struct line;
-  auto& fields = *line.mutable_fields();
-  for (const auto& fact : facts) fields[fact.key] = fact.value;
-  for (const auto& [key, text] : {std::pair("event", event), {"level", level}, {"client", log_name}}) {
-    fields[key].set_string_value(text);
+  const Facts always{
+      {"event", event},
+      {"level", level},
+      {"client", log_name},
+      {"timestamp", google::protobuf::util::TimeUtil::ToString(google::protobuf::util::TimeUtil::GetCurrentTime())}};
+  for (const auto* some : {&facts, &always}) {
+    for (const auto& [key, fact] : *some) (*line.mutable_fields())[key] = fact.value;
   }
-  fields["timestamp"].set_string_value(google::protobuf::util::TimeUtil::ToString(
-      google::protobuf::util::TimeUtil::GetCurrentTime()));
   const auto text = json_of(line) + '\n';
   // If standard error is gone, there is nobody to tell.
   [[maybe_unused]] const auto written = ::write(STDERR_FILENO, text.data(), text.size());
@@ -132,8 +134,8 @@ class Cancel {
 
   /// Calls to cut. @throws Dropped
   void add(grpc::ClientContext* call) {
-    check();
     const std::lock_guard lock(mutex_);
+    if (requested_) throw Dropped("not wanted any more");
     calls_.insert(call);
   }
   void remove(grpc::ClientContext* call) {
@@ -151,7 +153,7 @@ class Cancel {
 
 // --- The words of a command line ---
 
-[[noreturn]] inline void wrong(const std::string& message) { throw Stop(Exit::kBadConfiguration, message); }
+[[noreturn]] inline void wrong(const std::string& message) { throw Stop(Exit::kBadOption, message); }
 
 /// Options, each with its value, and what stands by itself under the empty name.
 struct Words : std::map<std::string, std::string> {
@@ -161,7 +163,8 @@ struct Words : std::map<std::string, std::string> {
       const auto equals = words[at].find('=');
       const bool is_option = words[at].rfind("--", 0) == 0, has_value = !is_option || words[at] == flag;
       const auto name = is_option ? words[at].substr(0, equals) : "";
-      if (names.count(name) == 0 || count(name) != 0 || (!has_value && equals == std::string::npos && ++at == words.size())) {
+      if (names.count(name) == 0 || count(name) != 0 ||
+          (!has_value && equals == std::string::npos && ++at == words.size())) {
         wrong((name.empty() ? words[at] : name) + " is no option, or lacks its value; see --help");
       }
       (*this)[name] = has_value || equals == std::string::npos ? words[at] : words[at].substr(equals + 1);
@@ -174,14 +177,8 @@ struct Words : std::map<std::string, std::string> {
 
   double number(const std::string& name, double otherwise) const {
     if (count(name) == 0) return otherwise;
-    std::size_t length = 0;
     double value = -1;
-    try {
-      value = std::stod(at(name), &length);
-    } catch (const std::logic_error&) {
-      length = 0;
-    }
-    if (length != at(name).size() || !std::isfinite(value) || value < 0) wrong(name + " is a number, not " + at(name));
+    if (!absl::SimpleAtod(at(name), &value) || !std::isfinite(value) || value < 0) wrong(name + " is no number");
     return value;
   }
 };

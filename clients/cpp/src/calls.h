@@ -11,13 +11,11 @@
 
 namespace fedstream::client {
 
-// How long a call may take before the connection is taken for broken. A stream of chunks is resumed where it was cut, so
-// that a long one is simply cut now and then; thus none stands still for longer (R-TIM-5).
+// How long a call may take before the connection is taken for broken. A stream of chunks is resumed where it was cut,
+// so that a long one is simply cut now and then; thus none stands still for longer (R-TIM-5).
 constexpr int kAskSeconds = 60, kDigestSeconds = 600, kChunksSeconds = 120;
 
-inline double seconds_of(const google::protobuf::Duration& span) {
-  return double(span.seconds()) + span.nanos() / 1e9;
-}
+inline double seconds_of(const google::protobuf::Duration& span) { return double(span.seconds()) + span.nanos() / 1e9; }
 
 /// R-TIM-7: never longer than a span may be.
 inline google::protobuf::Duration span_of(double seconds) {
@@ -44,7 +42,8 @@ inline void require_ok(const grpc::Status& status) {
   }
   const double seconds = std::clamp(seconds_of(retry.retry_delay()), 0.0, 86'400.0);
   if (info.domain() == "fedstream.v1") throw Refusal(info.reason(), details.message(), seconds);
-  throw Trouble("the call was cut (gRPC code " + std::to_string(status.error_code()) + ": " + status.error_message() + ")");
+  throw Trouble("the call was cut (gRPC code " + std::to_string(status.error_code()) + ": " + status.error_message() +
+                ")");
 }
 
 /// A channel with the settings that this protocol asks for.
@@ -115,8 +114,9 @@ class Call {
 
 /// A call with one request and one answer.
 template <class Stub, class Request, class Answer>
-Answer ask(const std::unique_ptr<Stub>& stub, grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Answer*),
-           const Request& request, int seconds, Cancel& cancel) {
+Answer ask(const std::unique_ptr<Stub>& stub,
+           grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Answer*), const Request& request,
+           int seconds, Cancel& cancel) {
   Call call(seconds, cancel);
   Answer answer;
   call.require((stub.get()->*method)(&call.context, request, &answer));

@@ -1,4 +1,4 @@
-/// 8. A client from start to end: one session after another until the federation is over, then the final model.
+/// 7. A client from start to end: one session after another until the federation is over, then the final model.
 ///
 ///     greeting --welcome--> member --federation_outcome--> over
 ///     greeting --schema_query--> greeting    the schema is sent
@@ -10,6 +10,8 @@
 
 #include <signal.h>
 
+#include <atomic>
+
 #include "fedstream/v1/negotiation.grpc.pb.h"
 #include "work.h"
 
@@ -18,7 +20,7 @@ namespace fedstream::client {
 struct RunConfig {
   Access access;
   fs::path data, state_dir, out;
-  Limits limits;
+  Pace pace;
   Patience patience;
 };
 
@@ -41,11 +43,13 @@ class Client {
   /// @throws Stop
   std::string run() {
     try {
-      const auto outcome = until_done("talking to the server", config_.patience, never_, [this] { return sessions_; },
-                                      [this] { return session(); });
+      const auto outcome = until_done(
+          "talking to the server", config_.patience, never_, [this] { return sessions_; },
+          [this] { return session(); });
       return "federation finished: " + outcome.reason() + '\n' + saved_;
     } catch (const Trouble& error) {
-      throw Stop(Exit::kUnreachable, "no contact to " + config_.access.server + " in the time that was given: " + error.what());
+      throw Stop(Exit::kUnreachable,
+                 "no contact to " + config_.access.server + " in the time that was given: " + error.what());
     }
   }
 
@@ -53,13 +57,15 @@ class Client {
   using Stream = grpc::ClientReaderWriter<Request, v1::NegotiateResponse>;
 
   v1::FederationOutcome session() {
+    using Service = v1::NegotiationService;
     try {
       link_.open();
       if (renew()) link_.open();
-      using Stub = v1::NegotiationService::Stub;
-      prepare(ask(v1::NegotiationService::NewStub(link_.channel()), &Stub::DescribeTask, v1::DescribeTaskRequest(), kAskSeconds, never_));
+      prepare(ask(Service::NewStub(link_.channel()), &Service::Stub::DescribeTask, v1::DescribeTaskRequest(),
+                  kAskSeconds, never_));
+      work_->forget_lease();
       grpc::ClientContext context;  // R-TIM-4: no deadline
-      const auto stream = v1::NegotiationService::NewStub(link_.channel())->Negotiate(&context);
+      const auto stream = Service::NewStub(link_.channel())->Negotiate(&context);
       const auto close = [this](Stream*) { show(nullptr, nullptr); };
       const std::unique_ptr<Stream, decltype(close)> open(show(stream.get(), &context), close);
       Request greeting;
@@ -70,9 +76,10 @@ class Client {
         handle(message);
         work_->check_health();
         if (!message.has_federation_outcome()) continue;
+        const auto outcome = message.federation_outcome();
         leave(nullptr);
         while (stream->Read(&message)) continue;  // until the server has closed its side too
-        return outcome_;
+        return outcome;
       }
       require_ok(stream->Finish());
       throw Trouble("the server ended the session");
@@ -81,9 +88,8 @@ class Client {
     }
   }
 
-  /// What others may write to, and cut.
+  /// What the other thread may write to, and cut.
   Stream* show(Stream* stream, grpc::ClientContext* context) {
-    if (stream != nullptr) work_->pause_signs();
     const std::lock_guard lock(writing_);
     stream_ = stream;
     context_ = context;
@@ -99,11 +105,10 @@ class Client {
 
   /// Close our side, after a good-bye if there is a reason to say (R-RND-8).
   void leave(const char* reason) {
+    Request message;
+    if (reason != nullptr) message.mutable_leave()->set_reason(reason), say(message);
     const std::lock_guard lock(writing_);
     if (stream_ == nullptr || left_at_) return;
-    Request message;
-    message.mutable_leave()->set_reason(reason == nullptr ? "" : reason);
-    if (reason != nullptr) stream_->Write(message);
     stream_->WritesDone();
     left_at_ = Clock::now();
   }
@@ -115,11 +120,10 @@ class Client {
         terms_ = message.welcome();
         if (terms_.max_chunk_bytes() == 0) terms_.set_max_chunk_bytes(kDefaultChunkBytes);
         if (terms_.window_bytes() == 0) terms_.set_window_bytes(kDefaultWindowBytes);
-        log_line("info", "welcome", {{"known_as", terms_.client_name()}, {"rounds", double(terms_.rounds())}});
+        log_line("info", "welcome", {{"known_as", terms_.client_name()}, {"rounds", terms_.rounds()}});
         ++sessions_;
         return work_->hurry();
-      case v1::NegotiateResponse::kDeclined:
-        throw Stop(Exit::kDeclined, describe(message.declined()));
+      case v1::NegotiateResponse::kDeclined: throw Stop(Exit::kDeclined, describe(message.declined()));
       case v1::NegotiateResponse::kSchemaQuery: {
         Request answer;  // one part, which holds up to 1,000 tensors
         *answer.mutable_schema_part()->mutable_tensors() = site_->task.schema;
@@ -128,35 +132,33 @@ class Client {
       }
       case v1::NegotiateResponse::kWaiting:
         return log_line("info", "the server is waiting", {{"because", message.waiting().reason()}});
-      case v1::NegotiateResponse::kOffer:
-        return say(work_->answer(message.offer()));
-      case v1::NegotiateResponse::kConfirm:
-        return work_->confirm(message.confirm(), terms_);
+      case v1::NegotiateResponse::kOffer: return say(work_->answer(message.offer()));
+      case v1::NegotiateResponse::kConfirm: return work_->confirm(message.confirm(), terms_);
       case v1::NegotiateResponse::kWithdraw:
         return work_->drop(message.withdraw().offer_id(), message.withdraw().reason(), true);
-      case v1::NegotiateResponse::kLeaseRenewal:
-        return work_->renew(message.lease_renewal());
+      case v1::NegotiateResponse::kLeaseRenewal: return work_->renew(message.lease_renewal());
       case v1::NegotiateResponse::kCancel:
         return work_->drop(message.cancel().offer_id(), message.cancel().reason(), false);
       case v1::NegotiateResponse::kRoundOutcome: {
         const auto& outcome = message.round_outcome();
         const auto part = v1::Outcome_Name(outcome.outcome());
         return log_line(outcome.succeeded() ? "info" : "warning", "round over",
-                        with_metrics({{"round", double(outcome.round())}, {"because", outcome.reason()},
+                        with_metrics({{"round", outcome.round()},
+                                      {"because", outcome.reason()},
                                       {"our_part", part.empty() ? "unknown" : part},
-                                      {"our_part_because", outcome.outcome_reason()}}, outcome.metrics()));
+                                      {"our_part_because", outcome.outcome_reason()}},
+                                     outcome.metrics()));
       }
-      case v1::NegotiateResponse::kFederationOutcome:
-        return collect(outcome_ = message.federation_outcome());
-      default:
-        return;
+      case v1::NegotiateResponse::kFederationOutcome: return collect(message.federation_outcome());
+      default: return;
     }
   }
 
   static std::string describe(const v1::Declined& declined) {
     const auto shown = [](bool is_there, const v1::TensorSpec& spec) {
-      return !is_there ? "nothing" : spec.name() + ' ' + v1::DataType_Name(spec.dtype()) + " [" + joined(spec.shape(), ',') +
-                                         "] " + (spec.trainable() ? "trainable" : "frozen");
+      return !is_there ? "nothing"
+                       : spec.name() + ' ' + v1::DataType_Name(spec.dtype()) + " [" + absl::StrJoin(spec.shape(), ",") +
+                             "] " + (spec.trainable() ? "trainable" : "frozen");
     };
     std::string text = "the server declined this client: " + declined.message();
     for (const auto& one : declined.differences()) {
@@ -172,7 +174,7 @@ class Client {
   /// Open data and folder, once; a server never names the code that is run (R-SCH-1).
   void prepare(const v1::DescribeTaskResponse& task) {
     const Settings settings(task.task_settings().begin(), task.task_settings().end());
-        if (work_ != nullptr) {
+    if (work_ != nullptr) {
       if (settings_ == settings) return;
       throw Stop(Exit::kDeclined, "the server has other settings now: start this client again");
     }
@@ -185,7 +187,7 @@ class Client {
     } catch (const fs::filesystem_error& error) {
       wrong(std::string("--state-dir cannot be used: ") + error.what());
     }
-    work_ = std::make_unique<Work>(*site_, config_.limits);
+    work_ = std::make_unique<Work>(*site_, config_.pace);
     settings_ = settings;
     log_line("info", "federation", {{"name", task.federation_name()}, {"task", task.task_name()}});
   }
@@ -200,10 +202,9 @@ class Client {
     *hello.mutable_meaning() = task.meaning;
     hello.mutable_capabilities()->add_encodings(v1::ENCODING_RAW);
     hello.set_num_examples(task.num_examples);
-    const double epoch_seconds = work_->experience().epoch_seconds, max_seconds = config_.limits.max_seconds;
-    if (epoch_seconds > 0) *hello.mutable_epoch_duration() = span_of(epoch_seconds);
-    hello.mutable_limits()->set_max_epochs(config_.limits.max_epochs);
-    if (max_seconds > 0) *hello.mutable_limits()->mutable_max_training_time() = span_of(max_seconds);
+    const auto& pace = config_.pace;
+    hello.mutable_limits()->set_max_epochs(std::uint32_t(pace.max_epochs));
+    if (pace.max_seconds > 0) *hello.mutable_limits()->mutable_max_training_time() = span_of(pace.max_seconds);
     hello.set_software("fedstream-cpp 0.1.0");
     hello.set_synthetic_data(task.synthetic);
     return hello;
@@ -213,18 +214,19 @@ class Client {
   void collect(const v1::FederationOutcome& outcome) {
     work_->stop();
     try {
-      const auto model = Download(*site_, outcome.best_model().model_digest().sha256(), terms_, never_).run({60});
+      const auto model = Download(*site_, terms_, never_, outcome.best_model().model_digest().sha256()).run({60});
       const auto file = config_.out / "GLOBAL_MODEL.safetensors";
-      make_folder(config_.out);
+      fs::create_directories(config_.out);
       write_durably(file, safetensors(model));
       saved_ = "saved " + file.string();
       log_line("info", "federation over",
-               with_metrics({{"best_round", double(outcome.best_model().version())}}, outcome.metrics()));
+               with_metrics({{"best_round", outcome.best_model().version()}}, outcome.metrics()));
     } catch (const fs::filesystem_error& error) {
       wrong(std::string("the final model cannot be kept: ") + error.what());
     } catch (const std::runtime_error& error) {  // a new session would find no server
-      throw Stop(Exit::kUnreachable, "federation finished: " + outcome.reason() + "\nbut its final model could not be fetched (" +
-                                         error.what() + "): ask the coordinator for it");
+      throw Stop(Exit::kUnreachable, "federation finished: " + outcome.reason() +
+                                         "\nbut its final model could not be fetched (" + error.what() +
+                                         "): ask the coordinator for it");
     }
   }
 
@@ -281,7 +283,8 @@ class Client {
   [[noreturn]] void stop(int signal_number) {
     leave("stopped by its operator");
     const auto began = Clock::now();
-    for (bool is_open = true; is_open && seconds_since(began) < 3; std::this_thread::sleep_for(std::chrono::milliseconds(20))) {
+    for (bool is_open = true; is_open && seconds_since(began) < 3;
+         std::this_thread::sleep_for(std::chrono::milliseconds(20))) {
       const std::lock_guard lock(writing_);
       is_open = stream_ != nullptr;
     }
@@ -296,7 +299,6 @@ class Client {
   std::unique_ptr<Site> site_;
   std::unique_ptr<Work> work_;
   v1::Welcome terms_;
-  v1::FederationOutcome outcome_;
   int sessions_ = 0;
   std::optional<Clock::time_point> superseded_at_;
   std::string saved_;

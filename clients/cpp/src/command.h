@@ -1,5 +1,7 @@
-/// 9. The command: its words, and the exit codes.
+/// 8. The command: its words, and the exit codes.
 #pragma once
+
+#include <sys/stat.h>
 
 #include <iostream>
 
@@ -41,20 +43,25 @@ Exit codes: 0 the federation finished; 1 defect; 2 wrong option; 3 unusable data
 
 /// @param list the words after `run` @throws Stop
 inline RunConfig read_run(const std::vector<std::string>& list) {
-  const Words words(list, {"--server", "--name", "--plaintext", "--fingerprint", "--identity", "--certificate", "--key",
-                           "--server-ca", "--data", "--max-epochs", "--max-seconds", "--out", "--state-dir",
-                           "--give-up-after"}, "--plaintext");
+  const Words words(
+      list,
+      {"--server", "--name", "--plaintext", "--fingerprint", "--identity", "--certificate", "--key", "--server-ca",
+       "--data", "--max-epochs", "--max-seconds", "--out", "--state-dir", "--give-up-after"},
+      "--plaintext");
   if (words.get("--data").empty()) wrong("add --data FILE: a features file, as `fedclient features` writes it");
   const auto access = read_access(words);
-  return {access, words.get("--data"), words.get("--state-dir", state_home() / "fedstream-cpp" / access.name),
+  return {access,
+          words.get("--data"),
+          words.get("--state-dir", state_home() / "fedstream-cpp" / access.name),
           words.get("--out", "runs/" + access.name),
-          {std::uint32_t(std::min(words.number("--max-epochs", 0), 4e9)), words.number("--max-seconds", 0)},
+          Pace{std::min(words.number("--max-epochs", 0), 4e9), words.number("--max-seconds", 0)},
           {words.number("--give-up-after", INFINITY)}};
 }
 
 /// @returns the exit code
 inline int run_command(int argc, char** argv, const OpenTask& open_task) {
   signal(SIGPIPE, SIG_IGN);  // a connection that was cut is an error of its call
+  umask(077);
   std::vector<std::string> words(argv + 1, argv + argc);
   const auto command = words.empty() ? "" : words[0];
   try {
@@ -67,7 +74,8 @@ inline int run_command(int argc, char** argv, const OpenTask& open_task) {
     std::cerr << "fedstream-client: " << stop.what() << std::endl;
     return int(stop.exit);
   } catch (const std::exception& error) {
-    std::cerr << "fedstream-client: " << error.what() << ". This is a defect; please report it with the log" << std::endl;
+    std::cerr << "fedstream-client: " << error.what() << ". This is a defect; please report it with the log"
+              << std::endl;
     return int(Exit::kDefect);
   }
 }

@@ -1,18 +1,23 @@
-/// 3. Models as the contract describes them: digests, canonical descriptions, manifests and chunks. The contract's messages
-/// are this client's values, so that nothing is copied to and fro.
+/// 3. Models as the contract describes them: digests, descriptions, manifests and chunks; and what a task is. The
+/// contract's messages are this client's values, so that nothing is copied to and fro.
 #pragma once
 
+#include <absl/strings/escaping.h>
+#include <absl/strings/str_join.h>
 #include <openssl/sha.h>
 
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <filesystem>
+#include <functional>
 #include <optional>
 #include <string_view>
 
 #include "basics.h"
 #include "fedstream/v1/negotiation.pb.h"
 #include "fedstream/v1/transfer.pb.h"
+#include "own.pb.h"
 
 namespace fedstream::client {
 
@@ -35,11 +40,7 @@ inline std::string sha256(std::string_view data) {
 }
 
 /// Lower-case hexadecimal digits.
-inline std::string hex(std::string_view data) {
-  std::string text;
-  for (const unsigned char byte : data) (text += "0123456789abcdef"[byte >> 4]) += "0123456789abcdef"[byte & 15];
-  return text;
-}
+inline std::string hex(std::string_view data) { return absl::BytesToHexString({data.data(), data.size()}); }
 
 /// CRC-32C (Castagnoli), which neither zlib nor OpenSSL has.
 inline std::uint32_t crc32c(std::string_view data) {
@@ -62,28 +63,15 @@ struct ElementType {
   std::uint64_t bytes;
 };
 inline ElementType element_type(v1::DataType type) {
-  constexpr ElementType kTypes[] = {{"", 0},    {"BOOL", 1}, {"I8", 1},  {"I16", 2}, {"I32", 4}, {"I64", 8}, {"U8", 1},
-                                    {"U16", 2}, {"U32", 4},  {"U64", 8}, {"F16", 2}, {"BF16", 2}, {"F32", 4}, {"F64", 8}};
+  constexpr ElementType kTypes[] = {{"", 0},    {"BOOL", 1}, {"I8", 1},  {"I16", 2}, {"I32", 4},
+                                    {"I64", 8}, {"U8", 1},   {"U16", 2}, {"U32", 4}, {"U64", 8},
+                                    {"F16", 2}, {"BF16", 2}, {"F32", 4}, {"F64", 8}};
   return kTypes[type > 0 && std::size_t(type) < std::size(kTypes) ? type : 0];
-}
-
-/// What stands in `items` with `separator` between; numbers in decimal.
-template <class Items>
-std::string joined(const Items& items, char separator) {
-  std::string text;
-  for (const auto& item : items) {
-    if (&item != &*items.begin()) text += separator;
-    if constexpr (std::is_arithmetic_v<std::decay_t<decltype(item)>>)
-      text += std::to_string(item);
-    else
-      text += item;
-  }
-  return text;
 }
 
 /// Name, element type and shape, with TABs between.
 inline std::string described(const v1::TensorSpec& spec) {
-  return spec.name() + '\t' + element_type(spec.dtype()).name + '\t' + joined(spec.shape(), ',');
+  return spec.name() + '\t' + element_type(spec.dtype()).name + '\t' + absl::StrJoin(spec.shape(), ",");
 }
 
 /// The canonical descriptions of a schema (R-SCH-2), of a meaning and of a model (R-MOD-1).
@@ -96,8 +84,8 @@ inline std::string canonical_schema(const Schema& schema) {
   return text;
 }
 inline std::string canonical_meaning(const v1::TaskMeaning& meaning) {
-  return "fedstream meaning v1\n" + joined(meaning.class_names(), '\t') + '\n' + meaning.positive_class() + '\n' +
-         meaning.preprocessing() + '\n';
+  return "fedstream meaning v1\n" + absl::StrJoin(meaning.class_names(), "\t") + '\n' + meaning.positive_class() +
+         '\n' + meaning.preprocessing() + '\n';
 }
 inline std::string canonical_model(const Manifest& manifest) {
   std::string text = "fedstream model v1\n";
@@ -128,7 +116,8 @@ inline Entry entry_of(const v1::TensorSpec& spec, std::string_view values) {
 /// Bytes of a tensor's values; none if its spec is out of bounds (R-SCH-3, R-SCH-4).
 inline std::optional<std::uint64_t> size_of(const v1::TensorSpec& spec) {
   const auto& name = spec.name();
-  bool is_sound = !name.empty() && name.size() <= kMaxNameBytes && name != "__metadata__" && spec.shape_size() <= kMaxAxes;
+  bool is_sound =
+      !name.empty() && name.size() <= kMaxNameBytes && name != "__metadata__" && spec.shape_size() <= kMaxAxes;
   for (std::size_t at = 0; at < name.size(); ++at) {  // control characters would break a line of a description
     const auto byte = static_cast<unsigned char>(name[at]), next = static_cast<unsigned char>(name.c_str()[at + 1]);
     is_sound = is_sound && byte >= 0x20 && byte != 0x7f && !(byte == 0xc2 && next < 0xa0);
@@ -147,14 +136,17 @@ inline std::optional<std::uint64_t> size_of(const v1::TensorSpec& spec) {
 inline void check_entry(const Entry& entry) {
   const auto size = size_of(entry.spec());
   if (size && entry.digest().sha256().size() == 32 && entry.digest().size_bytes() == *size &&
-      entry.encoding() == v1::ENCODING_RAW && entry.encoded_size_bytes() == *size) return;
+      entry.encoding() == v1::ENCODING_RAW && entry.encoded_size_bytes() == *size)
+    return;
   throw Trouble("the manifest's tensor " + entry.spec().name().substr(0, 80) + " is not sound");
 }
 
 /// @throws Trouble the manifest is not sound, or of another model or schema (R-DL-1)
 inline void check_manifest(const Manifest& manifest, const Schema& schema, const std::string& sha256) {
   for (const auto& entry : manifest) check_entry(entry);
-  const auto is_of = [](const Entry& entry, const v1::TensorSpec& spec) { return described(entry.spec()) == described(spec); };
+  const auto is_of = [](const Entry& entry, const v1::TensorSpec& spec) {
+    return described(entry.spec()) == described(spec);
+  };
   if (!std::equal(manifest.begin(), manifest.end(), schema.begin(), schema.end(), is_of)) {
     throw Trouble("the manifest is of another schema");
   }
@@ -182,7 +174,8 @@ inline v1::Chunk make_chunk(std::uint64_t offset, std::string_view data) {
 
 /// What is new in a chunk for a receiver that has `have` of `body` bytes, by R-CH-1 to R-CH-5.
 /// @throws Trouble it breaks one of them
-inline std::string_view new_in_chunk(const v1::Chunk& chunk, std::uint64_t have, std::uint64_t body, std::uint64_t most) {
+inline std::string_view new_in_chunk(const v1::Chunk& chunk, std::uint64_t have, std::uint64_t body,
+                                     std::uint64_t most) {
   const std::string_view data = chunk.data();
   const auto offset = chunk.write_offset();
   const auto where = "the chunk at " + std::to_string(offset);
@@ -192,5 +185,24 @@ inline std::string_view new_in_chunk(const v1::Chunk& chunk, std::uint64_t have,
   if (offset > body || data.size() > body - offset) throw Trouble(where + " reaches past the end of the body");
   return data.substr(std::min<std::uint64_t>(have - offset, data.size()));
 }
+
+// --- The task ---
+
+/// What the client asks of a task, so that another model is another file; the one that there is stands in ../task.
+struct Task {
+  std::string name;
+  Schema schema;
+  v1::TaskMeaning meaning;
+  std::uint64_t num_examples;
+  bool synthetic;
+  /// Makes the values of each tensor of the schema, and of the header `num_examples`, `epochs` and `metrics`. The same
+  /// base, plan and data give the same bytes. @throws Dropped it was cancelled
+  std::function<Model(const Model& base, const v1::Plan& plan, const std::function<void(const v1::Progress&)>& report,
+                      const Cancel& cancel)>
+      fine_tune;
+};
+using Settings = std::map<std::string, std::string>;
+/// Opens the site's data. @throws Stop the data cannot be used
+using OpenTask = std::function<Task(const Settings& settings, const std::filesystem::path& data)>;
 
 }  // namespace fedstream::client

@@ -1,11 +1,12 @@
 /// The task `brain_mri_head`: logistic regression with Adam on features, as fedtask/brain_mri_head/training.py has it.
 #pragma once
 
+#include <absl/strings/str_split.h>
+
 #include <cstring>
 #include <limits>
-#include <sstream>
 
-#include "../src/task.h"
+#include "../src/folder.h"
 
 // Features and weights are copied as they lie in memory.
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "this client is for little-endian machines");
@@ -28,15 +29,14 @@ struct Features {
 
 /// The meaning of which `text` is the canonical description. @throws std::runtime_error it is none
 inline v1::TaskMeaning parse_meaning(const std::string& text) {
-  std::istringstream lines(text);
-  std::string line;
   v1::TaskMeaning meaning;
-  std::getline(lines, line);
-  std::getline(lines, line);
-  std::istringstream names(line);
-  while (std::getline(names, line, '\t')) meaning.add_class_names(line);
-  std::getline(lines, *meaning.mutable_positive_class());
-  std::getline(lines, *meaning.mutable_preprocessing());
+  const std::vector<std::string> lines = absl::StrSplit(text, '\n');
+  if (lines.size() == 5) {
+    for (const auto& name : absl::StrSplit(lines[1], '\t', absl::SkipEmpty()))
+      meaning.add_class_names(std::string(name));
+    meaning.set_positive_class(lines[2]);
+    meaning.set_preprocessing(lines[3]);
+  }
   if (canonical_meaning(meaning) != text) throw std::runtime_error("it holds no canonical description of a meaning");
   return meaning;
 }
@@ -50,23 +50,28 @@ inline v1::TaskMeaning parse_meaning(const std::string& text) {
 /// @throws std::runtime_error the content is not sound
 inline Features parse_features(const std::string& content) {
   constexpr std::size_t kHeaderBytes = 28, kValEvery = 7;
-  const auto require = [](bool is_sound, const char* what) { if (!is_sound) throw std::runtime_error(what); };
+  const auto require = [](bool is_sound, const char* what) {
+    if (!is_sound) throw std::runtime_error(what);
+  };
   require(content.size() >= kHeaderBytes && content.compare(0, 8, "FSFEAT01") == 0, "its beginning is wrong");
   std::array<std::uint32_t, 5> numbers{};
   std::memcpy(numbers.data(), content.data() + 8, sizeof numbers);
-  const std::uint64_t num_train = numbers[0], num = num_train + numbers[1], width = numbers[2], meaning_bytes = numbers[4];
+  const std::uint64_t num_train = numbers[0], num = num_train + numbers[1], width = numbers[2],
+                      meaning_bytes = numbers[4];
   const auto rest = content.size() - kHeaderBytes;
   // Divided rather than multiplied, since three such numbers may not fit 64 bits.
-  const bool fits = meaning_bytes <= rest && num <= rest - meaning_bytes &&
-                    (num == 0 ? rest == meaning_bytes
-                              : (rest - meaning_bytes - num) % num == 0 && (rest - meaning_bytes - num) / num == width * 4);
+  const bool fits =
+      meaning_bytes <= rest && num <= rest - meaning_bytes &&
+      (num == 0 ? rest == meaning_bytes
+                : (rest - meaning_bytes - num) % num == 0 && (rest - meaning_bytes - num) / num == width * 4);
   require(fits, "its length is wrong");
   const char* labels = content.data() + kHeaderBytes + meaning_bytes;
   Features all{std::vector<float>(num * width), {labels, labels + num}, width, {}, {}, {}, numbers[3] == 1};
   all.meaning = parse_meaning(content.substr(kHeaderBytes, meaning_bytes));
   if (!all.x.empty()) std::memcpy(all.x.data(), labels + num, all.x.size() * 4);
   require(std::all_of(all.x.begin(), all.x.end(), [](float value) { return std::isfinite(value); }) &&
-          std::all_of(all.y.begin(), all.y.end(), [](int label) { return label <= 1; }), "a label or a feature is out of bounds");
+              std::all_of(all.y.begin(), all.y.end(), [](int label) { return label <= 1; }),
+          "a label or a feature is out of bounds");
   const bool sets_aside = num == num_train && num >= 2 * kValEvery;
   std::size_t places[] = {0, std::size_t(std::count(all.y.begin(), all.y.end(), 0))};  // by label
   for (std::size_t at = 0; at < num; ++at) {
@@ -129,8 +134,8 @@ struct Scores {
 /// Weights as float64, the bias last, with Adam's state beside them.
 class Head {
  public:
-  Head(const Values& values, double epsilon) : epsilon_(epsilon) {
-    for (const auto& tensor : values) {
+  Head(const Model& model, double epsilon) : epsilon_(epsilon) {
+    for (const auto& tensor : model.values()) {
       std::vector<float> numbers(tensor.size() / 4);
       std::memcpy(numbers.data(), tensor.data(), numbers.size() * 4);
       weights_.insert(weights_.end(), numbers.begin(), numbers.end());
@@ -140,10 +145,12 @@ class Head {
   }
 
   /// Kernel and bias, rounded to float32.
-  std::vector<std::string> values() const {
+  void write(Model* model) const {
     const std::vector<float> numbers(weights_.begin(), weights_.end());
     const std::string bytes(reinterpret_cast<const char*>(numbers.data()), numbers.size() * 4);
-    return {bytes.substr(0, bytes.size() - 4), bytes.substr(bytes.size() - 4)};
+    model->clear_values();
+    model->add_values(bytes.substr(0, bytes.size() - 4));
+    model->add_values(bytes.substr(bytes.size() - 4));
   }
 
   /// One step of Adam on the batch; adds what it scored before the step.
@@ -191,13 +198,14 @@ class Head {
 
 /// Epochs until the plan's are done, or the validation loss has not sunk for as many as the plan's patience; then the
 /// best of them counts.
-inline Tuned tune_head(const Features& all, const Settings& settings, const Values& base, const v1::Plan& plan,
-                       const Report& report, const Cancel& cancel) {
+inline Model tune_head(const Features& all, const Settings& settings, const Model& base, const v1::Plan& plan,
+                       const std::function<void(const v1::Progress&)>& report, const Cancel& cancel) {
   const auto setting = [&](const char* name) { return settings.count(name) != 0 ? settings.at(name) : ""; };
   std::array<double, 2> label_weights = {1, 1};
   if (setting("class_weights") == "balanced") {  // both classes have the same total
     const double num = double(all.train.size());
-    const double ones = double(std::count_if(all.train.begin(), all.train.end(), [&](auto at) { return all.y[at] == 1; }));
+    const double ones =
+        double(std::count_if(all.train.begin(), all.train.end(), [&](auto at) { return all.y[at] == 1; }));
     const double present = (ones > 0) + (ones < num);
     label_weights = {ones < num ? num / (present * (num - ones)) : 0, ones > 0 ? num / (present * ones) : 0};
   }
@@ -208,7 +216,8 @@ inline Tuned tune_head(const Features& all, const Settings& settings, const Valu
   const std::uint32_t patience = !all.val.empty() ? plan.early_stopping_patience() : 0;
   double best_loss = std::numeric_limits<double>::infinity();
   std::uint32_t epoch = 0, best_epoch = 0;
-  Tuned best{head.values(), {}};
+  Model best;
+  head.write(&best);
   do {
     ++epoch;
     Scores scores;
@@ -229,12 +238,12 @@ inline Tuned tune_head(const Features& all, const Settings& settings, const Valu
     if (patience != 0 && !(loss < best_loss)) continue;
     best_loss = loss;
     best_epoch = epoch;
-    best.values = head.values();
-    *best.header.mutable_metrics() = progress.metrics();
+    head.write(&best);
+    *best.mutable_header()->mutable_metrics() = progress.metrics();
   } while (epoch < plan.epochs() && !(patience > 0 && epoch - best_epoch >= patience));
-  best.header.mutable_metrics()->MergeFrom(base_metrics);
-  best.header.set_num_examples(all.train.size());
-  best.header.set_epochs(epoch);
+  best.mutable_header()->mutable_metrics()->MergeFrom(base_metrics);
+  best.mutable_header()->set_num_examples(all.train.size());
+  best.mutable_header()->set_epochs(epoch);
   return best;
 }
 
@@ -244,7 +253,8 @@ inline Task open_head(const Settings& settings, const fs::path& data) {
   try {
     features = parse_features(read_file(fs::is_directory(data) ? data / "features.features" : data));
   } catch (const std::runtime_error& error) {
-    throw Stop(Exit::kBadData, data.string() + " is no features file: " + error.what() + "; `fedclient features` makes one");
+    throw Stop(Exit::kBadData,
+               data.string() + " is no features file: " + error.what() + "; `fedclient features` makes one");
   }
   if (features.train.empty()) throw Stop(Exit::kBadData, data.string() + " has no training example");
   Task task{"brain_mri_head", {}, features.meaning, features.train.size(), features.generated, {}};

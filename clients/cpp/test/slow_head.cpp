@@ -9,7 +9,8 @@ int main(int argc, char** argv) {
   using namespace fedstream::client;
   return run_command(argc, argv, [](const Settings& settings, const fs::path& data) {
     auto task = open_head(settings, data);
-    task.fine_tune = [tune = task.fine_tune](const auto& base, const auto& plan, const auto& report, const auto& cancel) {
+    task.fine_tune = [tune = task.fine_tune](const auto& base, const auto& plan, const auto& report,
+                                             const auto& cancel) {
       fedstream::v1::Progress progress;
       progress.set_phase(fedstream::v1::PHASE_TRAINING);
       report(progress);

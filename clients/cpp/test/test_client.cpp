@@ -43,18 +43,19 @@ v1::Plan plan(std::uint32_t epochs, std::uint32_t patience = 0, std::uint64_t se
   return plan;
 }
 
-Tuned tune(const std::string& features, const v1::Plan& plan, const Cancel& cancel = {}) {
+Model tune(const std::string& features, const v1::Plan& plan, const Cancel& cancel = {}) {
   const auto file = fs::path(check::folder()) / "site.features";
   write_durably(file, features);
-  Values base;
-  *base.Add() = std::string(8, '\0');
-  *base.Add() = std::string(4, '\0');
-  return open_head({}, file).fine_tune(base, plan, [](const auto&) {}, cancel);
+  Model base;
+  base.add_values(std::string(8, '\0'));
+  base.add_values(std::string(4, '\0'));
+  return open_head({}, file).fine_tune(
+      base, plan, [](const auto&) {}, cancel);
 }
 
 /// The value of a metric, if it has one.
-std::optional<double> metric(const Tuned& tuned, const std::string& name) {
-  for (const auto& one : tuned.header.metrics()) {
+std::optional<double> metric(const Model& tuned, const std::string& name) {
+  for (const auto& one : tuned.header().metrics()) {
     if (one.name() == name && one.has_value()) return one.value();
   }
   return std::nullopt;
@@ -102,15 +103,15 @@ TEST(order_and_batches_are_those_of_fedtask) {
 TEST(fine_tune_learns_and_repeats_to_the_bit) {
   const auto one = tune(clouds(40, 10), plan(20)), two = tune(clouds(40, 10), plan(20));
   CHECK(*metric(one, "accuracy") > 0.9 && *metric(one, "loss") < *metric(one, "base_loss"));
-  CHECK(one.values == two.values && one.header.num_examples() == 40 && one.header.epochs() == 20);
-  CHECK(tune(clouds(40, 10), plan(20, 0, 4)).values != one.values);
+  CHECK(one.values(0) == two.values(0) && one.header().num_examples() == 40 && one.header().epochs() == 20);
+  CHECK(tune(clouds(40, 10), plan(20, 0, 4)).values(0) != one.values(0));
   CHECK(!metric(tune(clouds(13, 0), plan(2)), "val_loss"));  // of 14, two would be set aside
   const auto set_aside = tune(clouds(14, 0), plan(2));
-  CHECK(metric(set_aside, "val_loss") && set_aside.header.num_examples() == 12);
+  CHECK(metric(set_aside, "val_loss") && set_aside.header().num_examples() == 12);
 }
 
 TEST(fine_tune_ends_early_and_when_it_is_told_to) {
-  CHECK(tune(clouds(40, 10, 0.1F), plan(500, 2)).header.epochs() < 500);
+  CHECK(tune(clouds(40, 10, 0.1F), plan(500, 2)).header().epochs() < 500);
   Cancel cancel;
   cancel.request();
   CHECK_THROWS(Dropped, tune(clouds(40, 10), plan(20), cancel));
@@ -120,19 +121,19 @@ TEST(offers_are_answered_within_the_limits) {
   v1::Offer offer;
   offer.mutable_plan()->set_epochs(10);
   offer.mutable_time_remaining()->set_seconds(100);
-  const auto counters = [&](const Limits& limits, const Experience& known, std::uint32_t epochs, double seconds) {
-    const auto answer = answer_to(offer, limits, known);
+  const auto counters = [&](const Pace& pace, std::uint32_t epochs, double seconds) {
+    const auto answer = answer_to(offer, pace);
     return answer.has_counter_offer() && answer.counter_offer().epochs() == epochs &&
            seconds_of(answer.counter_offer().time_needed()) == seconds;
   };
-  CHECK(answer_to(offer, {}, {}).has_accept());
-  CHECK(counters({3, 0}, {}, 3, 0));
-  CHECK(answer_to(offer, {10, 0}, {8, 0, false}).has_accept());
-  CHECK(counters({}, {10, 5, false}, 0, 125));
-  CHECK(counters({}, {10, 0, true}, 8, 0));
-  CHECK(counters({0, 21}, {5, 0, false}, 4, 0));
-  CHECK(answer_to(offer, {0, 1}, {5, 0, false}).has_decline());
-  CHECK(answer_to(offer, {}, {500, 0, true}).has_decline());
+  CHECK(answer_to(offer, {}).has_accept());
+  CHECK(counters({3, 0}, 3, 0));
+  CHECK(answer_to(offer, {10, 0, 8, 0, false}).has_accept());
+  CHECK(counters({0, 0, 10, 5, false}, 0, 125));
+  CHECK(counters({0, 0, 10, 0, true}, 8, 0));
+  CHECK(counters({0, 21, 5, 0, false}, 4, 0));
+  CHECK(answer_to(offer, {0, 1, 5, 0, false}).has_decline());
+  CHECK(answer_to(offer, {0, 0, 500, 0, true}).has_decline());
 }
 
 TEST(waits_double_up_to_the_longest) {
@@ -144,7 +145,10 @@ TEST(waits_double_up_to_the_longest) {
 TEST(trouble_is_tried_again_and_a_refusal_never) {
   Cancel never;
   Patience patience{INFINITY, 0.001, 0.002};
-  const auto attempt = [&](const auto& once) { return until_done("trying", patience, never, [] { return 0; }, once); };
+  const auto attempt = [&](const auto& once) {
+    return until_done(
+        "trying", patience, never, [] { return 0; }, once);
+  };
   int tries = 0;
   CHECK(attempt([&] { return ++tries < 4 ? throw Trouble("cut") : tries; }) == 4);
   CHECK_THROWS(Refusal, attempt([&]() -> int { ++tries, throw Refusal("ROUND_CLOSED", "over"); }));
@@ -166,7 +170,7 @@ TEST(whoever_waits_for_the_server_is_hurried_when_it_is_back) {
 
 TEST(options_read_as_they_are_meant) {
   const auto config = read_run(run_words({"--max-seconds", "1800", "--state-dir", "s", "--give-up-after=7"}));
-  CHECK(config.limits.max_seconds == 1800 && config.limits.max_epochs == 0 && config.state_dir == "s");
+  CHECK(config.pace.max_seconds == 1800 && config.pace.max_epochs == 0 && config.state_dir == "s");
   CHECK(config.patience.give_up_after_seconds == 7 && config.out == "runs/a");
 }
 
@@ -189,16 +193,21 @@ TEST(update_counts_while_every_byte_of_it_is_there) {
   update.mutable_offer()->mutable_base_model()->mutable_model_digest()->set_sha256("base");
   *update.add_entries() = entry("weights");
   update.add_values("weights");
-  folder.keep_update(update);
+  *update.mutable_header()->mutable_model_digest() = model_digest(update.entries());
+  folder.keep("update", update);
   auto offer = update.offer();
-  CHECK(Folder(place).update(offer)->values(0) == "weights" && !folder.model());
+  CHECK(Folder(place).update(offer)->values(0) == "weights" && !folder.read("model"));
   offer.mutable_base_model()->mutable_model_digest()->set_sha256("another base");
   CHECK(!folder.update(offer));
   offer = update.offer();
   offer.set_offer_id("another offer");
   CHECK(!folder.update(offer));
   update.set_values(0, "weightX");
-  folder.keep_update(update);
+  folder.keep("update", update);
+  CHECK(!folder.update(update.offer()));
+  update.set_values(0, "weights");
+  update.mutable_entries(0)->mutable_spec()->set_name("another");
+  folder.keep("update", update);
   CHECK(!folder.update(update.offer()));
   write_durably(place / "update", "no message");
   CHECK(!folder.update(update.offer()));
@@ -218,6 +227,7 @@ TEST(bytes_that_arrive_are_those_of_one_request) {
 TEST(keys_are_private_and_requests_are_theirs) {
   const auto file = fs::path(check::folder()) / "site.key";
   const auto key = make_key();
+  umask(077);  // as the command does
   write_durably(file, key);
   struct stat facts {};
   CHECK(stat(file.c_str(), &facts) == 0 && (facts.st_mode & 0777) == 0600);
