@@ -2,6 +2,8 @@
 #include <openssl/err.h>
 #include <openssl/ssl.h>
 
+#include <cstring>
+
 #include "certificates.h"
 #include "identity.h"
 
@@ -36,14 +38,20 @@ std::pair<Certificate, bool> shake_hands(const std::string& address, const std::
   const unsigned char alpn[] = {2, 'h', '2'};
   SSL_set_alpn_protos(session, alpn, sizeof alpn);
   ERR_clear_error();
-  if (BIO_do_connect_retry(connection.get(), 10, 20) != 1) {
+  const auto begun = std::time(nullptr);
+  int connected = 0;
+  while ((connected = BIO_do_connect(connection.get())) != 1 && BIO_should_retry(connection.get())) {
+    if (BIO_wait(connection.get(), begun + 10, 20) != 1) throw Trouble(address + " does not answer in time");
+  }
+  if (connected != 1) {
     if (const auto wrong = SSL_get_verify_result(session); wrong != X509_V_OK) {
       throw Stop(Exit::kUntrusted, "the server at " + address + " has no certificate of this federation's authority (" +
                                        X509_verify_cert_error_string(wrong) +
                                        "): it is another server, or somebody is in between. Ask the coordinator");
     }
-    const char* reason = ERR_reason_error_string(ERR_peek_last_error());
-    throw Trouble("cannot reach " + address + " by TLS (" + (reason != nullptr ? reason : "it hung up") +
+    const auto error = ERR_peek_error();
+    const char* why = ERR_SYSTEM_ERROR(error) ? std::strerror(ERR_GET_REASON(error)) : ERR_reason_error_string(error);
+    throw Trouble("cannot reach " + address + " by TLS (" + (why != nullptr ? why : "it hung up") +
                   "); is the server running, and the port open and right?");
   }
   Certificate certificate(SSL_get1_peer_certificate(session));
