@@ -1,8 +1,5 @@
-/// The fedstream client in C++, with the task that it can train.
+/// The fedstream client in C++. Read it in the order of the numbers that its files begin with.
+#include "../task/head.h"
 #include "command.h"
-#include "train_head.h"
 
-int main(int argc, char** argv) {
-  using namespace fedstream::client;
-  return run_command(argc, argv, head_trainer());
-}
+int main(int argc, char** argv) { return fedstream::client::run_command(argc, argv, fedstream::client::open_head); }

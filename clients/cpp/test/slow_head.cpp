@@ -3,39 +3,21 @@
 #include <cstdlib>
 
 #include "../src/command.h"
-#include "../src/train_head.h"
-
-namespace {
-
-using namespace fedstream::client;
-
-class SlowTraining final : public Training {
- public:
-  explicit SlowTraining(std::unique_ptr<Training> head) : head_(std::move(head)) {}
-
-  const Schema& schema() const override { return head_->schema(); }
-  const fedstream::v1::TaskMeaning& meaning() const override { return head_->meaning(); }
-  std::uint64_t num_examples() const override { return head_->num_examples(); }
-  bool synthetic() const override { return head_->synthetic(); }
-
-  Tuned fine_tune(const std::vector<std::string>& base, const fedstream::v1::Plan& plan,
-                  const std::function<void(const EpochReport&)>& report, const Cancel& cancel) const override {
-    report({1, plan.epochs(), {}});
-    const char* seconds = std::getenv("SLOW_HEAD_SECONDS");
-    cancel.sleep(seconds == nullptr ? 3 : std::strtod(seconds, nullptr));
-    return head_->fine_tune(base, plan, report, cancel);
-  }
-
- private:
-  std::unique_ptr<Training> head_;
-};
-
-}  // namespace
+#include "../task/head.h"
 
 int main(int argc, char** argv) {
-  auto trainer = head_trainer();
-  trainer.open = [open = trainer.open](const Settings& settings, const fs::path& data) -> std::unique_ptr<Training> {
-    return std::make_unique<SlowTraining>(open(settings, data));
-  };
-  return run_command(argc, argv, trainer);
+  using namespace fedstream::client;
+  return run_command(argc, argv, [](const Settings& settings, const fs::path& data) {
+    auto task = open_head(settings, data);
+    task.fine_tune = [tune = task.fine_tune](const auto& base, const auto& plan, const auto& report,
+                                             const auto& cancel) {
+      fedstream::v1::Progress progress;
+      progress.set_phase(fedstream::v1::PHASE_TRAINING);
+      report(progress);
+      const char* seconds = std::getenv("SLOW_HEAD_SECONDS");
+      cancel.sleep(seconds == nullptr ? 3 : std::strtod(seconds, nullptr));
+      return tune(base, plan, report, cancel);
+    };
+    return task;
+  });
 }

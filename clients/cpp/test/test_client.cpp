@@ -3,16 +3,10 @@
 
 #include <cstring>
 
-#include "../src/backoff.h"
-#include "../src/certificates.h"
-#include "../src/digest.h"
-#include "../src/features.h"
-#include "../src/limits.h"
-#include "../src/options.h"
-#include "../src/reply.h"
-#include "../src/safetensors.h"
-#include "../src/store.h"
-#include "../src/train_head.h"
+#include "../joining/certificates.h"
+#include "../joining/identity.h"
+#include "../src/command.h"
+#include "../task/head.h"
 #include "check.h"
 
 using namespace fedstream::client;
@@ -49,16 +43,26 @@ v1::Plan plan(std::uint32_t epochs, std::uint32_t patience = 0, std::uint64_t se
   return plan;
 }
 
-Tuned tune(const std::string& features, const v1::Plan& plan, const Cancel& cancel = {}) {
+Model tune(const std::string& features, const v1::Plan& plan, const Cancel& cancel = {}) {
   const auto file = fs::path(check::folder()) / "site.features";
   write_durably(file, features);
-  const auto training = head_trainer().open({}, file);
-  return training->fine_tune(
-      {std::string(8, '\0'), std::string(4, '\0')}, plan, [](const EpochReport&) {}, cancel);
+  Model base;
+  base.add_values(std::string(8, '\0'));
+  base.add_values(std::string(4, '\0'));
+  return open_head({}, file).fine_tune(
+      base, plan, [](const auto&) {}, cancel);
+}
+
+/// The value of a metric, if it has one.
+std::optional<double> metric(const Model& tuned, const std::string& name) {
+  for (const auto& one : tuned.header().metrics()) {
+    if (one.name() == name && one.has_value()) return one.value();
+  }
+  return std::nullopt;
 }
 
 Entry entry(const std::string& values) {
-  Spec spec;
+  v1::TensorSpec spec;
   spec.set_name("tensor");
   spec.set_dtype(v1::DATA_TYPE_UINT8);
   spec.add_shape(values.size());
@@ -76,9 +80,9 @@ std::vector<std::string> run_words(std::vector<std::string> more = {}) {
 
 TEST(features_read_as_documented) {
   const auto read = parse_features(clouds(3, 1));
-  CHECK(read.train.num() == 3 && read.val.num() == 1 && read.train.width == 2 && read.generated);
+  CHECK(read.train.size() == 3 && read.val.size() == 1 && read.width == 2 && read.generated);
   CHECK(canonical_meaning(read.meaning) == kMeaning);
-  CHECK(read.train.row(1)[0] > 0 && read.train.row(2)[0] < 0 && read.val.y[0] == 1);
+  CHECK(read.row(1)[0] > 0 && read.row(2)[0] < 0 && read.y[read.val[0]] == 1);
 }
 
 TEST(features_that_are_damaged_are_refused) {
@@ -98,66 +102,76 @@ TEST(order_and_batches_are_those_of_fedtask) {
 
 TEST(fine_tune_learns_and_repeats_to_the_bit) {
   const auto one = tune(clouds(40, 10), plan(20)), two = tune(clouds(40, 10), plan(20));
-  CHECK(*one.metrics.at("accuracy") > 0.9 && *one.metrics.at("loss") < *one.metrics.at("base_loss"));
-  CHECK(one.tensors == two.tensors && one.num_examples == 40 && one.epochs == 20);
-  CHECK(tune(clouds(40, 10), plan(20, 0, 4)).tensors != one.tensors);
-  CHECK(!tune(clouds(13, 0), plan(2)).metrics.at("val_loss").has_value());  // of 14, two would be set aside
+  CHECK(*metric(one, "accuracy") > 0.9 && *metric(one, "loss") < *metric(one, "base_loss"));
+  CHECK(one.values(0) == two.values(0) && one.header().num_examples() == 40 && one.header().epochs() == 20);
+  CHECK(tune(clouds(40, 10), plan(20, 0, 4)).values(0) != one.values(0));
+  CHECK(!metric(tune(clouds(13, 0), plan(2)), "val_loss"));  // of 14, two would be set aside
   const auto set_aside = tune(clouds(14, 0), plan(2));
-  CHECK(set_aside.metrics.at("val_loss").has_value() && set_aside.num_examples == 12);
+  CHECK(metric(set_aside, "val_loss") && set_aside.header().num_examples() == 12);
 }
 
 TEST(fine_tune_ends_early_and_when_it_is_told_to) {
-  CHECK(tune(clouds(40, 10, 0.1F), plan(500, 2)).epochs < 500);
+  CHECK(tune(clouds(40, 10, 0.1F), plan(500, 2)).header().epochs() < 500);
   Cancel cancel;
   cancel.request();
-  CHECK_THROWS(Cancelled, tune(clouds(40, 10), plan(20), cancel));
+  CHECK_THROWS(Dropped, tune(clouds(40, 10), plan(20), cancel));
 }
 
 TEST(offers_are_answered_within_the_limits) {
-  const auto is = [](const Reply& reply, std::uint32_t epochs, double seconds) {
-    return reply.decline.empty() && reply.epochs == epochs && std::abs(reply.seconds - seconds) < 1e-9;
+  v1::Offer offer;
+  offer.mutable_plan()->set_epochs(10);
+  offer.mutable_time_remaining()->set_seconds(100);
+  const auto counters = [&](const Pace& pace, std::uint32_t epochs, double seconds) {
+    const auto answer = answer_to(offer, pace);
+    return answer.has_counter_offer() && answer.counter_offer().epochs() == epochs &&
+           seconds_of(answer.counter_offer().time_needed()) == seconds;
   };
-  CHECK(reply(10, 100, {}, {}).accepts());
-  CHECK(is(reply(10, 100, {3, 0}, {}), 3, 0));
-  CHECK(reply(10, 100, {10, 0}, {8, 0, false}).accepts());
-  CHECK(is(reply(10, 100, {}, {10, 5, false}), 0, 125));
-  CHECK(is(reply(10, 100, {}, {10, 0, true}), 8, 0));
-  CHECK(is(reply(10, 100, {0, 21}, {5, 0, false}), 4, 0));
-  CHECK(!reply(10, 100, {0, 1}, {5, 0, false}).decline.empty());
-  CHECK(!reply(10, 100, {}, {500, 0, true}).decline.empty());
+  CHECK(answer_to(offer, {}).has_accept());
+  CHECK(counters({3, 0}, 3, 0));
+  CHECK(answer_to(offer, {10, 0, 8, 0, false}).has_accept());
+  CHECK(counters({0, 0, 10, 5, false}, 0, 125));
+  CHECK(counters({0, 0, 10, 0, true}, 8, 0));
+  CHECK(counters({0, 21, 5, 0, false}, 4, 0));
+  CHECK(answer_to(offer, {0, 1, 5, 0, false}).has_decline());
+  CHECK(answer_to(offer, {0, 0, 500, 0, true}).has_decline());
 }
 
 TEST(waits_double_up_to_the_longest) {
-  const Patience patience{1, 5, std::nullopt};
+  const Patience patience{INFINITY, 1, 5};
   CHECK(wait_seconds(0, patience, 0.5) == 1.5 && wait_seconds(2, patience, 0.5) == 4.5 &&
         wait_seconds(99, patience, 0.5) == 5.5);
 }
 
 TEST(trouble_is_tried_again_and_a_refusal_never) {
-  const Log log("test");
-  Patience patience{0.001, 0.002, std::nullopt};
-  int tries = 0;
-  const auto shaky = [&] { return ++tries < 4 ? throw Trouble("cut") : tries; };
-  CHECK(until_done(
-            shaky, [] { return 0; }, patience, "trying", log, Cancel()) == 4);
-  const auto refused = [&]() -> int {
-    ++tries;
-    throw Refusal("ROUND_CLOSED", "over");
+  Cancel never;
+  Patience patience{INFINITY, 0.001, 0.002};
+  const auto attempt = [&](const auto& once) {
+    return until_done(
+        "trying", patience, never, [] { return 0; }, once);
   };
-  CHECK_THROWS(Refusal, until_done(
-                            refused, [] { return 0; }, patience, "trying", log, Cancel()));
+  int tries = 0;
+  CHECK(attempt([&] { return ++tries < 4 ? throw Trouble("cut") : tries; }) == 4);
+  CHECK_THROWS(Refusal, attempt([&]() -> int { ++tries, throw Refusal("ROUND_CLOSED", "over"); }));
   CHECK(tries == 5);
   patience.give_up_after_seconds = 0.01;
-  const auto broken = []() -> int { throw Trouble("cut"); };
-  CHECK_THROWS(Trouble, until_done(
-                            broken, [] { return 0; }, patience, "trying", log, Cancel()));
+  CHECK_THROWS(Trouble, attempt([]() -> int { throw Trouble("cut"); }));
+}
+
+TEST(whoever_waits_for_the_server_is_hurried_when_it_is_back) {
+  Cancel cancel;
+  std::thread back([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    cancel.hurry();
+  });
+  CHECK(cancel.sleep(60, true));
+  back.join();
+  CHECK(!cancel.sleep(0.001, true) && !cancel.sleep(0.001));
 }
 
 TEST(options_read_as_they_are_meant) {
   const auto config = read_run(run_words({"--max-seconds", "1800", "--state-dir", "s", "--give-up-after=7"}));
-  CHECK(config.limits.max_seconds == 1800 && config.limits.max_epochs == 0 && config.state_dir == "s");
-  CHECK(config.give_up_after_seconds == 7 && config.out == "runs/a");
-  CHECK(read_join({"h:1", "--token", "t"}).server == "h:1");
+  CHECK(config.pace.max_seconds == 1800 && config.pace.max_epochs == 0 && config.state_dir == "s");
+  CHECK(config.patience.give_up_after_seconds == 7 && config.out == "runs/a");
 }
 
 TEST(wrong_options_are_refused) {
@@ -168,69 +182,71 @@ TEST(wrong_options_are_refused) {
   for (const auto& words : wrong) CHECK_THROWS(Stop, read_run(run_words(words)));
   CHECK_THROWS(Stop, read_run({"--data", "d", "--server", "far.example.org:1", "--plaintext"}));
   CHECK_THROWS(Stop, read_run({"--data", "d", "--identity", check::folder()}));
-  CHECK_THROWS(Stop, read_join({"h:1"}));
-}
-
-TEST(store_keeps_what_counts_and_resumes) {
-  const auto folder = check::folder();
-  Store store(folder);
-  const auto one = entry("abcdef"), two = entry("");
-  store.append_partial(one, "abc");
-  CHECK(Store(folder).partial_size(one) == 3 && !store.has(one));
-  store.append_partial(one, "def");
-  CHECK(store.adopt(one) && store.adopt(two) && store.has(one) && store.has(two) && store.read(one, 2, 2) == "cd");
-  const auto damaged = entry("xyz");
-  store.append_partial(damaged, "xy!");
-  CHECK(!store.adopt(damaged) && store.partial_size(damaged) == 0);
-  write_durably(fs::path(folder) / "tensors" / hex(one.digest().sha256()), "abcdeX");
-  store.doubt();
-  CHECK(!store.has(one));
+  CHECK_THROWS(Stop, join({"h:1"}));
 }
 
 TEST(update_counts_while_every_byte_of_it_is_there) {
-  const auto folder = check::folder();
-  Store store(folder);
-  const auto tensor = entry("weights"), other = entry("other");
-  KeptUpdate update;
-  update.set_offer_id("../offer");
-  update.set_base_sha256("base");
-  *update.add_entries() = tensor;
-  *update.mutable_header()->mutable_model_digest() = model_digest({tensor});
-  store.put(tensor, "weights");
-  store.put(other, "other");
-  store.record(update);
-  CHECK(Store(folder).load_update("../offer", "base").has_value());
-  CHECK(!store.load_update("../offer", "another base").has_value() && !store.load_update("offer", "base").has_value());
-  store.keep_only("../offer", {});
-  CHECK(store.has(tensor) && !store.has(other));
-  fs::remove(fs::path(folder) / "tensors" / hex(tensor.digest().sha256()));
-  CHECK(!Store(folder).load_update("../offer", "base").has_value());
-  store.keep_only("next", {});
-  CHECK(fs::is_empty(fs::path(folder) / "updates"));
+  const fs::path place = check::folder();
+  const Folder folder(place);
+  Model update;
+  update.mutable_offer()->set_offer_id("offer");
+  update.mutable_offer()->mutable_base_model()->mutable_model_digest()->set_sha256("base");
+  *update.add_entries() = entry("weights");
+  update.add_values("weights");
+  *update.mutable_header()->mutable_model_digest() = model_digest(update.entries());
+  folder.keep("update", update);
+  auto offer = update.offer();
+  CHECK(Folder(place).update(offer)->values(0) == "weights" && !folder.read("model"));
+  offer.mutable_base_model()->mutable_model_digest()->set_sha256("another base");
+  CHECK(!folder.update(offer));
+  offer = update.offer();
+  offer.set_offer_id("another offer");
+  CHECK(!folder.update(offer));
+  update.set_values(0, "weightX");
+  folder.keep("update", update);
+  CHECK(!folder.update(update.offer()));
+  update.set_values(0, "weights");
+  update.mutable_entries(0)->mutable_spec()->set_name("another");
+  folder.keep("update", update);
+  CHECK(!folder.update(update.offer()));
+  write_durably(place / "update", "no message");
+  CHECK(!folder.update(update.offer()));
+}
+
+TEST(bytes_that_arrive_are_those_of_one_request) {
+  const fs::path place = check::folder();
+  const Folder folder(place);
+  v1::ReadChunksRequest one, other;
+  other.set_model_sha256("other");
+  write_durably(folder.arriving(one), "abc");
+  CHECK(read_file(folder.arriving(one)) == "abc");
+  folder.arriving(other);
+  CHECK(fs::is_empty(place));
 }
 
 TEST(keys_are_private_and_requests_are_theirs) {
-  const IdentityFolder folder(fs::path(check::folder()) / "identity");
-  const auto key = folder.key();
+  const auto file = fs::path(check::folder()) / "site.key";
+  const auto key = make_key();
+  umask(077);  // as the command does
+  write_durably(file, key);
   struct stat facts {};
-  CHECK(stat((folder.folder / "site.key").c_str(), &facts) == 0 && (facts.st_mode & 0777) == 0600);
-  CHECK(folder.key() == key && key_sha256(key).size() == 32 && !make_request(key, "site").empty());
+  CHECK(stat(file.c_str(), &facts) == 0 && (facts.st_mode & 0777) == 0600);
+  CHECK(read_file(file) == key && !public_key(read_key(key).get()).empty() && !make_request(key, "site").empty());
   CHECK(key.rfind("-----BEGIN PRIVATE KEY-----", 0) == 0);
-  CHECK_THROWS(std::runtime_error, key_sha256("no key"));
+  CHECK_THROWS(std::runtime_error, read_key("no key"));
   CHECK((CertificateFacts{"", "", "", 0, 90}.is_due(61)) && !(CertificateFacts{"", "", "", 0, 90}.is_due(59)));
 }
 
 TEST(model_is_written_as_safetensors) {
-  const auto header = safetensors_header({entry("ab")});
-  CHECK(header.size() % 8 == 0 && header[0] == char(header.size() - 8));
-  CHECK(header.find(R"({"tensor":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}})") == 8);
+  Model model;
+  *model.add_entries() = entry("ab");
+  model.add_values("ab");
+  const auto file = safetensors(model);
+  CHECK(file.size() % 8 == 2 && file[0] == char(file.size() - 10) && file.substr(file.size() - 2) == "ab");
+  CHECK(file.find(R"({"tensor":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}})") == 8);
 }
 
-TEST(names_and_reasons_keep_their_bounds) {
-  CHECK(limits::is_client_name("a") && !limits::is_client_name("-a") && !limits::is_client_name(std::string(65, 'a')));
-  CHECK(!limits::is_client_name("ä") && !limits::is_client_name(""));
-  std::string reason = "a\n";
-  for (int at = 0; at < 600; ++at) reason += "ä";
-  const auto clipped = limits::clip_reason(reason);
-  CHECK(clipped.size() <= 1'024 && clipped.size() >= 1'023 && clipped.rfind("a ä", 0) == 0);
+TEST(names_keep_their_bounds) {
+  CHECK(is_client_name("a") && !is_client_name("-a") && !is_client_name(std::string(65, 'a')));
+  CHECK(!is_client_name("ä") && !is_client_name(""));
 }

@@ -1,0 +1,59 @@
+/// All that the client asks of this folder: who it is, whom it trusts, and how it became a member.
+///
+/// A site's identity is one folder, as `fedclient join` has it too:
+///
+///     site.key        the private key; made here, before anything is sent, and never sent
+///     site.crt        the site's certificate
+///     authority.crt   the federation's authority: servers that it signed are trusted, and nobody else
+///     identity.json   who this site is and where the server is; written last, so that without it nothing was joined
+#pragma once
+
+#include <grpcpp/channel.h>
+#include <grpcpp/security/credentials.h>
+
+#include <filesystem>
+#include <memory>
+
+#include "../src/basics.h"
+
+namespace fedstream::client {
+
+/// A name that every server certificate carries, whatever address the server is reached by.
+inline constexpr char kServerName[] = "fedstream-server";
+
+/// What the operator chose: nothing on this machine, a fingerprint, an identity, or files, of which the first two may
+/// be missing. A fingerprint is `sha256:` and the SHA-256 of the server certificate's DER form.
+struct Trust {
+  bool plaintext = false;
+  std::string fingerprint;
+  std::filesystem::path identity;
+  std::filesystem::path certificate, key, server_ca;
+};
+
+struct Access {
+  std::string server;  // HOST:PORT
+  std::string name;
+  Trust trust;
+};
+
+/// What the words of `run` say of it; what they leave out, an identity says. @throws Stop
+Access read_access(const Words& words);
+
+/// See who answers at the address, and say how to connect to it. Blocks for some 12 s at most. gRPC could only say that
+/// a handshake failed, and would try for ever.
+/// @throws Trouble nobody answers, or it hangs up
+/// @throws Stop it is another server, or this site's certificate has expired or cannot be read
+std::shared_ptr<grpc::ChannelCredentials> look_at(const std::string& address, const Trust& trust);
+
+/// Get the next certificate if it is time (R-JOIN-6); whether there is one. After a failure the next look tries again.
+bool renew_if_due(const Trust& trust, const std::shared_ptr<grpc::Channel>& channel);
+
+/// The command `join`; returns what to say to the operator. It may be cut anywhere and done again with the same token:
+/// the key is kept before it is used, and the server gives the same key the same certificate.
+/// @param list the words after `join` @throws Stop
+std::string join(const std::vector<std::string>& list);
+
+/// `~/.local/state/` or what `XDG_STATE_HOME` says in its place.
+std::filesystem::path state_home();
+
+}  // namespace fedstream::client
