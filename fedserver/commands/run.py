@@ -10,13 +10,13 @@ import structlog
 from rich.console import Console
 
 from fedserver.addresses import reached_as
-from fedserver.allocator import collect_cycles_seldom, keep_few_heaps
 from fedserver.config import ServerConfig
 from fedserver.disk import DiskRefuses
 from fedserver.enrolment.handshakes import HandshakeWatch, watching_handshakes
 from fedserver.exit_codes import ExitCode
 from fedserver.lifecycle import FederationFailed
 from fedserver.open_files import allow_many_open_files
+from fedserver.runtime import collect_cycles_seldom, keep_few_heaps, take_short_turns
 from fedserver.server import Listening, Server
 from fedserver.store import DamagedFile, StateError
 from fedserver.store.disk import trouble_of
@@ -30,6 +30,7 @@ async def run_server(config: ServerConfig, log_json: bool | None, log_level: str
     """Serve one federation to its end."""
     keep_few_heaps()
     collect_cycles_seldom()
+    take_short_turns()
     allow_many_open_files()
     with watching_handshakes() as handshakes:
         configure_logs(as_json=log_json, level=log_level)

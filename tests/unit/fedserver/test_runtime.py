@@ -12,7 +12,7 @@ pytestmark = pytest.mark.numpy_task
 
 COUNT_HEAPS = """
 import ctypes, sys, tempfile, threading
-from fedserver.allocator import keep_few_heaps
+from fedserver.runtime import keep_few_heaps
 if sys.argv[1] == "few":
     assert keep_few_heaps()
 libc = ctypes.CDLL(None)
