@@ -27,7 +27,6 @@ from fedserver.coordinator.round import Invitation, Round, RoundRules
 from fedserver.federation import ref_of
 from fedserver.intake import Intake
 from fedserver.store import State, UpdateFacts, Upload
-from fedserver.store.updates import Update
 from fedstream.files import RealFileSystem, write_durably
 from fedstream.manifest import described, manifest_of, raw_bytes
 from fedstream.weights_file import file_parts
@@ -92,12 +91,7 @@ async def _round(size: Size, folder: Path) -> tuple[float, float]:
 
 async def _take(intake: Intake, part: Participation, upload: Upload) -> None:
     await asyncio.to_thread(upload.verify, intake.base)
-
-    def store() -> Update:
-        upload.seal()
-        return upload.update()
-
-    refused = await intake.admit(part, store)
+    refused = await intake.admit(part, upload.seal)
     assert not refused, refused
 
 

@@ -27,7 +27,7 @@ def collect_cycles_seldom() -> None:
     """Look for cycles of objects less often, and not among those that are there now, modules and the like.
 
     A thousand connected sites are a million objects, nearly all of which are let go without being looked for. With
-    Python's thresholds the search took a tenth of the time of a round with a thousand small updates.
+    Python's thresholds the search took about a twentieth of a round with a thousand small updates, by a profile.
     """
     gc.freeze()
     gc.set_threshold(_NEW_OBJECTS, *gc.get_threshold()[1:])

@@ -26,12 +26,11 @@ from fedserver.enrolment import AuditLog
 from fedserver.evaluation import Evaluator
 from fedserver.federation import Federation, FederationState
 from fedserver.gate import Gate, Office, server_identity
-from fedserver.services import shared_chunks
 from fedserver.services.admin import AdminServicer
 from fedserver.services.enrolment import CertificateServicer, EnrolmentServicer
 from fedserver.services.negotiation import NegotiationServicer
 from fedserver.services.parsing import ParsingInterceptor
-from fedserver.services.transfer import TransferServicer
+from fedserver.services.transfer import TransferServicer, add_transfer_to_server
 from fedserver.store import DamagedFile, State, StateError
 from fedserver.store.database import RESTORE
 from fedserver.store.disk import FreeBytes, free_bytes
@@ -157,7 +156,7 @@ class Server:
         """Put the clients' services on their ports; returns the names of those on the public one."""
         negotiation = NegotiationServicer(self.federation)
         negotiation_pb2_grpc.add_NegotiationServiceServicer_to_server(negotiation, self._public)
-        shared_chunks.add_to_server(TransferServicer(self.federation, self._desk), self._public)
+        add_transfer_to_server(TransferServicer(self.federation, self._desk), self._public)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._public)
         services = [_name(negotiation_pb2, "NegotiationService"), _name(transfer_pb2, "TransferService")]
         if self._gate is not None:

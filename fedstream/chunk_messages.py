@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from fedstream import wire
 from fedstream.body import Chunk
 from fedstream.v1 import transfer_pb2
 
@@ -77,7 +78,7 @@ def decode_write_chunks(message: bytes) -> WrittenChunk:
         return WrittenChunk(upload_id, reader.chunk(_CHUNK_OF_WRITE))
     except (_Unusual, IndexError, UnicodeDecodeError):
         request = transfer_pb2.WriteChunksRequest.FromString(message)
-        return WrittenChunk(request.upload_id, _chunk_of(request.chunk))
+        return WrittenChunk(request.upload_id, wire.read_chunk(request.chunk))
 
 
 def decode_read_chunks(message: bytes) -> Chunk:
@@ -89,11 +90,7 @@ def decode_read_chunks(message: bytes) -> Chunk:
     try:
         return _Reader(message).chunk(_CHUNK_OF_READ)
     except (_Unusual, IndexError):
-        return _chunk_of(transfer_pb2.ReadChunksResponse.FromString(message).chunk)
-
-
-def _chunk_of(message: transfer_pb2.Chunk) -> Chunk:
-    return Chunk(message.write_offset, message.crc32c, message.data)
+        return wire.read_chunk(transfer_pb2.ReadChunksResponse.FromString(message).chunk)
 
 
 class _Unusual(Exception):

@@ -12,7 +12,6 @@ from fedserver.desk.tray import OpenUpload, Tray, UploadStatus
 from fedserver.federation import Federation
 from fedserver.store import Upload, UploadState
 from fedserver.store.rounds import participation
-from fedserver.store.updates import Update
 from fedserver.store.uploads import forgetting, settling
 from fedstream.errors import BodyIncomplete, DigestMismatch
 
@@ -56,15 +55,9 @@ def _require_complete(upload: Upload) -> None:
 
 async def _admit(federation: Federation, part: Participation, opened: OpenUpload) -> str:
     """Returns why the update is kept aside, or nothing if it is in."""
-    upload = opened.upload
-
-    def store() -> Update:
-        upload.seal()
-        return upload.update()
-
     survey = await opened.inspection.finish()
     assert federation.intake is not None, "a round has its intake from the start"
-    return await federation.intake.admit(part, store, survey)
+    return await federation.intake.admit(part, opened.upload.seal, survey)
 
 
 async def _settle(tray: Tray, round_: Round, part: Participation, upload: Upload, reason: str) -> UploadStatus:

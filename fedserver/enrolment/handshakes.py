@@ -24,6 +24,8 @@ _FAILED = re.compile(
 """What gRPC writes, as of 1.85, with OpenSSL's words for the reason. If a later one writes something else, its lines
 stay in the server's output, as all that is not recognised, and a test fails."""
 
+_LAST_LINES_SECONDS = 5.0
+
 _WORDS = {
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": "no certificate was shown",
     "UNSUPPORTED_PROTOCOL": "TLS before 1.2",
@@ -77,7 +79,7 @@ def watching_handshakes() -> Iterator[HandshakeWatch]:
             faulthandler.disable()
             own.flush()
             os.dup2(direct, 2)  # and with it, the last writing end is closed
-            reader.join()
+            reader.join(_LAST_LINES_SECONDS)  # longer only where a process that was started here has kept a writing end
             sys.stderr = before
 
 

@@ -8,11 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import grpc
-
 from fedstream.body import BodyReader
-from fedstream.chunk_messages import WrittenChunk, decode_write_chunks, encode_read_chunks
-from fedstream.v1 import transfer_pb2, transfer_pb2_grpc
+from fedstream.chunk_messages import encode_read_chunks
 
 SHARED_BYTES = 32 << 20
 """A round's clients begin to fetch its model together and drift apart by what their connections buffer, a few MiB each.
@@ -110,22 +107,3 @@ class SharedChunks:
 def _encode(body: BodyReader, key: ChunkKey) -> EncodedChunk:
     chunk = next(body.chunks(key.offset, key.chunk_bytes))
     return EncodedChunk(encode_read_chunks(chunk), len(chunk.data))
-
-
-def add_to_server(servicer: transfer_pb2_grpc.TransferServiceServicer, server: grpc.aio.Server) -> None:
-    """As the generated function, but for the messages with chunks: `ReadChunks` writes bytes, which are a message that
-    is serialised already, and `WriteChunks` reads `WrittenChunk`s.
-    """
-    transfer_pb2_grpc.add_TransferServiceServicer_to_server(servicer, server)
-    reading: grpc.RpcMethodHandler[transfer_pb2.ReadChunksRequest, bytes] = grpc.unary_stream_rpc_method_handler(
-        servicer.ReadChunks, request_deserializer=transfer_pb2.ReadChunksRequest.FromString
-    )
-    writing: grpc.RpcMethodHandler[WrittenChunk, transfer_pb2.WriteChunksResponse] = (
-        grpc.stream_stream_rpc_method_handler(
-            servicer.WriteChunks,
-            request_deserializer=decode_write_chunks,
-            response_serializer=transfer_pb2.WriteChunksResponse.SerializeToString,
-        )
-    )
-    name = transfer_pb2.DESCRIPTOR.services_by_name["TransferService"].full_name
-    server.add_registered_method_handlers(name, {"ReadChunks": reading, "WriteChunks": writing})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import grpc
 import structlog
 
 from fedserver.bounds import each_in_time, in_time
@@ -15,7 +16,7 @@ from fedserver.services.shared_chunks import ChunkKey, EncodedChunk, SharedChunk
 from fedserver.store import UpdateFacts, Upload, UploadState
 from fedstream import limits, wire
 from fedstream.body import BodyReader, Chunk, admit_chunk
-from fedstream.chunk_messages import WrittenChunk
+from fedstream.chunk_messages import WrittenChunk, decode_write_chunks
 from fedstream.encodings import Encoded, Encoding
 from fedstream.errors import InvalidManifest, InvalidRequest, Superseded, WrongOffset
 from fedstream.manifest import Manifest, TensorEntry, check_manifest
@@ -223,3 +224,22 @@ async def _followed_by(first: WrittenChunk, rest: ChunkStream) -> ChunkStream:
     yield first
     async for request in rest:
         yield request
+
+
+def add_transfer_to_server(servicer: transfer_pb2_grpc.TransferServiceServicer, server: grpc.aio.Server) -> None:
+    """As the generated function, but for the messages with chunks: `ReadChunks` writes bytes, which are a message that
+    is serialised already, and `WriteChunks` reads `WrittenChunk`s.
+    """
+    transfer_pb2_grpc.add_TransferServiceServicer_to_server(servicer, server)
+    reading: grpc.RpcMethodHandler[transfer_pb2.ReadChunksRequest, bytes] = grpc.unary_stream_rpc_method_handler(
+        servicer.ReadChunks, request_deserializer=transfer_pb2.ReadChunksRequest.FromString
+    )
+    writing: grpc.RpcMethodHandler[WrittenChunk, transfer_pb2.WriteChunksResponse] = (
+        grpc.stream_stream_rpc_method_handler(
+            servicer.WriteChunks,
+            request_deserializer=decode_write_chunks,
+            response_serializer=transfer_pb2.WriteChunksResponse.SerializeToString,
+        )
+    )
+    name = transfer_pb2.DESCRIPTOR.services_by_name["TransferService"].full_name
+    server.add_registered_method_handlers(name, {"ReadChunks": reading, "WriteChunks": writing})

@@ -231,23 +231,26 @@ class Upload:
         is_whole = number < len(self._entries) and self._body_places[number + 1] <= self.committed_size
         return self._entries[number] if is_whole else None
 
-    def seal(self) -> None:
+    def seal(self) -> Update:
         """Give the complete and verified file its name, durably. A second time it changes nothing."""
         with self._syncing, self._lock:
-            if self._sealed:
-                return
-            assert self._num_verified == len(self.missing), "an upload is sealed when all of it was verified"
-            if self._partial.exists():
-                # A body that is not encoded is the file itself, and durable as far as it is committed.
-                if self._is_encoded or not self.size_bytes:
-                    self._sync_values()
-                publish(self._files, self._partial, self.path)
-            else:  # an earlier try got as far as the new name
-                self._files.sync_folder(self.path.parent)
-            self._sealed = True
-            self._close()
-            if self._is_encoded:
-                self._files.remove(self._body)
+            if not self._sealed:
+                self._seal()
+        return self.update()
+
+    def _seal(self) -> None:
+        assert self._num_verified == len(self.missing), "an upload is sealed when all of it was verified"
+        if self._partial.exists():
+            # A body that is not encoded is the file itself, and durable as far as it is committed.
+            if self._is_encoded or not self.size_bytes:
+                self._sync_values()
+            publish(self._files, self._partial, self.path)
+        else:  # an earlier try got as far as the new name
+            self._files.sync_folder(self.path.parent)
+        self._sealed = True
+        self._close()
+        if self._is_encoded:
+            self._files.remove(self._body)
 
     def _sync_values(self) -> None:
         descriptor = self._files.open(self._partial) if self._is_encoded else self._opened()
