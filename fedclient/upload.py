@@ -82,6 +82,7 @@ class Upload:
         self._patience = patience
         self._on_bytes = on_bytes
         self._body: BodyReader | None = None
+        self._window = terms.window_bytes
         self._committed = 0
         self._highest = 0
         self._restarts = 0
@@ -137,6 +138,7 @@ class Upload:
         if status.state != transfer_pb2.UPLOAD_STATE_OPEN or status.body_size_bytes != body.size_bytes:
             self._close_body()
             return False
+        self._hear_window(status.window_bytes)
         self._commit(status.committed_size, body)
         log.info("resuming the upload", committed=self._committed, of=body.size_bytes)
         return True
@@ -148,9 +150,13 @@ class Upload:
         entries = self._parcel.manifest.entries
         missing = wire.read_indexes(answer.missing_tensors, len(entries))
         body = BodyReader([self._parcel.spans[entries[index].name] for index in missing])
+        self._hear_window(answer.window_bytes)
         self._commit(answer.committed_size, body)
         log.info("sending the update", bytes=body.size_bytes, committed=self._committed, tensors=len(missing))
         return body
+
+    def _hear_window(self, window_bytes: int) -> None:
+        self._window = window_bytes or self._terms.window_bytes
 
     async def _write_body(self, body: BodyReader) -> None:
         if self._committed == body.size_bytes:
@@ -168,12 +174,12 @@ class Upload:
             raise TransportError(f"the server ended the stream at {self._committed} of {body.size_bytes} bytes")
 
     async def _send_chunks(self, call: Any, body: BodyReader) -> None:
-        window = self._terms.window_bytes
-        chunk_bytes = min(self._terms.max_chunk_bytes, window)
+        # Half the window at most: one half is sent while the other becomes durable, and no end waits for the other.
+        chunk_bytes = max(1, min(self._terms.max_chunk_bytes, self._window // 2))
         offset = self._committed
         while offset < body.size_bytes:
             data = await asyncio.to_thread(body.read, offset, chunk_bytes)  # the disk may be slow
-            while offset + len(data) > self._committed + window:
+            while offset + len(data) > self._committed + self._window:
                 if not await self._hear_commit(call, body):
                     raise TransportError("the server ended the stream")
             await send(call, requests.write_chunk(self._parcel.upload_id, make_chunk(offset, data)))

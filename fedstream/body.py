@@ -30,7 +30,7 @@ class Chunk:
     data: Bytes
 
 
-def make_chunk(write_offset: int, data: bytes) -> Chunk:
+def make_chunk(write_offset: int, data: Bytes) -> Chunk:
     """A chunk with its checksum."""
     return Chunk(write_offset, _checksum(data), data)
 

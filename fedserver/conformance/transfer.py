@@ -72,6 +72,8 @@ class Terms:
 
     chunk_bytes: int
     window_bytes: int
+    upload_window_bytes: int
+    """What is said of every upload; a client that goes by the welcome alone sends too much."""
     encodings: tuple[Encoding, ...] = (Encoding.RAW,)
     most_examples: int = 0
     confirmed: set[str] = field(default_factory=set)
@@ -86,7 +88,7 @@ class Transfer(transfer_pb2_grpc.TransferServiceServicer):
     """
 
     def __init__(self, material: Material, findings: Findings, note: Callable[[str], None]) -> None:
-        self.terms = Terms(material.chunk_bytes, material.window_bytes)
+        self.terms = Terms(material.chunk_bytes, material.window_bytes, material.window_bytes // 2)
         self.models: dict[bytes, Model] = {}
         self.uploads: dict[str, Upload] = {}
         self.faults: dict[str, deque[Fault | None]] = defaultdict(deque)
@@ -138,7 +140,10 @@ class Transfer(transfer_pb2_grpc.TransferServiceServicer):
         upload.told = len(upload.body)
         self._answered.add(name)
         return transfer_pb2.PutManifestResponse(
-            missing_tensors=missing, body_size_bytes=size, committed_size=upload.told
+            missing_tensors=missing,
+            body_size_bytes=size,
+            committed_size=upload.told,
+            window_bytes=self.terms.upload_window_bytes,
         )
 
     def _put(self, name: str, messages: list[Any]) -> Upload:
@@ -185,7 +190,10 @@ class Transfer(transfer_pb2_grpc.TransferServiceServicer):
         upload.told = len(upload.body)
         state = transfer_pb2.UPLOAD_STATE_ADMITTED if upload.finished else transfer_pb2.UPLOAD_STATE_OPEN
         return transfer_pb2.GetUploadStatusResponse(
-            committed_size=upload.told, body_size_bytes=upload.size_bytes, state=state
+            committed_size=upload.told,
+            body_size_bytes=upload.size_bytes,
+            state=state,
+            window_bytes=self.terms.upload_window_bytes,
         )
 
     async def FinishUpload(self, request: Any, context: Any) -> transfer_pb2.FinishUploadResponse:
@@ -355,11 +363,12 @@ class _Intake:
         end = start + length
         check("R-CH-4", end <= upload.size_bytes, f"a chunk to {end} of a body of {upload.size_bytes} bytes")
         flying = end - upload.told
-        words = f"{flying} bytes in flight beyond committed_size, where the window is {terms.window_bytes}"
-        check("R-UP-9", flying <= terms.window_bytes, words)
+        window = terms.upload_window_bytes
+        words = f"{flying} bytes in flight beyond committed_size, where the upload's window is {window}"
+        check("R-UP-9", flying <= window, words)
 
     async def _commit(self) -> None:
-        upload, half = self._upload, self._transfer.terms.window_bytes / 2
+        upload, half = self._upload, self._transfer.terms.upload_window_bytes / 2
         while True:
             if not await comes(self._wake, _STALL_SECONDS):
                 words = f"it waited for an answer at {len(upload.body)} bytes, of which {upload.told} were committed"

@@ -3,7 +3,7 @@
 `desk` answers the calls; `tray` is what it has at hand, and all that it knows of uploads. An upload ends in one of two
 ways: `finishing` (its part in the round goes on: checked, stored and folded) or `late` (it had ended: kept aside if it
 is whole, else noted). `restoring` takes up what an earlier process left. `committer` makes bytes durable while more are
-received, in `threads` of their own.
+received, in `threads` of their own; how much may be on its way meanwhile, `window` says.
 """
 
 from fedserver.desk.committer import Committer

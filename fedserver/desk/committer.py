@@ -6,25 +6,23 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from fedserver.store import Upload
-
 
 class Committer:
     """For one stream of one upload. The sender fills one half of the window while the other half becomes durable.
 
     Args:
-        upload: knows when a commit is worth its fsync.
+        is_due: whether enough came for a commit to be worth its fsync.
         commit: makes durable what was received; returns the committed size.
         tell: says to the sender that so many bytes are committed.
     """
 
     def __init__(
         self,
-        upload: Upload,
+        is_due: Callable[[], bool],
         commit: Callable[[], Coroutine[Any, Any, int]],
         tell: Callable[[int], Awaitable[None]],
     ) -> None:
-        self._upload, self._commit, self._tell = upload, commit, tell
+        self._is_due, self._commit, self._tell = is_due, commit, tell
         self._received = asyncio.Event()
         self._all_came = False
         self._under_way: asyncio.Task[int] | None = None
@@ -61,7 +59,7 @@ class Committer:
         while not self._all_came:
             await self._received.wait()
             self._received.clear()
-            if self._upload.wants_commit():
+            if self._is_due():
                 self._under_way = asyncio.create_task(self._commit())
                 # A stream that is cut cancels the telling. The commit goes on, and its end is waited for.
                 await self._tell(await asyncio.shield(self._under_way))

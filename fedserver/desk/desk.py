@@ -12,6 +12,7 @@ from fedserver.desk.late import is_whole_and_late, keep_late, note_late
 from fedserver.desk.restoring import restore
 from fedserver.desk.threads import ByteThreads
 from fedserver.desk.tray import OpenUpload, Tray, UploadStatus
+from fedserver.desk.window import window_of
 from fedserver.federation import Federation
 from fedserver.store import UpdateFacts, Upload, UploadState
 from fedserver.store.uploads import beginning, committing
@@ -75,6 +76,15 @@ class Desk:
             raise
         log.debug("upload begins", client=round_.of_upload(upload_id).client, bytes=upload.size_bytes)
         return self._tray.put(upload_id, upload)
+
+    @property
+    def window_bytes(self) -> int:
+        """How much of an upload of the round at work may be in flight.
+
+        Raises:
+            UnknownUpload: there was no round yet.
+        """
+        return window_of(len(self._tray.round.participations))
 
     async def require(self, upload_id: str) -> None:
         """Check that an update may come. That one came too late is taken note of.

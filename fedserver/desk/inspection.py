@@ -43,7 +43,11 @@ class Inspection:
             await self._look()
 
     async def _look(self) -> None:
-        await self._threads.read(self._upload.verify, self._base, self._survey.looker())
+        await self._threads.read(self._verify)
+
+    def _verify(self) -> None:
+        # The buffers of a looker are made by the thread that uses them, not for each upload that waits for one.
+        self._upload.verify(self._base, self._survey.looker())
 
     async def finish(self) -> Survey:
         """Look at the rest, once all is committed. Safe to repeat.

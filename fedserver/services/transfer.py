@@ -30,7 +30,6 @@ _FRAMING_BYTES = 64
 _STATES = {state: transfer_pb2.UploadState.Value(f"UPLOAD_STATE_{state.name}") for state in UploadState}
 
 ManifestStream = AsyncIterator[transfer_pb2.PutManifestRequest]
-ChunkStream = AsyncIterator[WrittenChunk]
 
 
 class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
@@ -54,7 +53,10 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
         )
         upload = (await self._desk.begin(header.upload_id, manifest, facts)).upload
         return transfer_pb2.PutManifestResponse(
-            missing_tensors=upload.missing, body_size_bytes=upload.size_bytes, committed_size=upload.committed_size
+            missing_tensors=upload.missing,
+            body_size_bytes=upload.size_bytes,
+            committed_size=upload.committed_size,
+            window_bytes=self._desk.window_bytes,
         )
 
     async def _read_manifest(
@@ -96,52 +98,42 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
         return request.header
 
     @translates_errors
-    async def WriteChunks(self, requests: ChunkStream, context: Context) -> None:
+    async def WriteChunks(self, _requests: object, context: Context) -> None:
         """Takes chunks and answers with the committed size as bytes become durable."""
-        first = await in_time(anext(aiter(requests), None), self.federation.config.message_timeout_seconds)
-        if first is None:
+        chunks = _Chunks(context)
+        upload_id = await in_time(chunks.whose(), self.federation.config.message_timeout_seconds)
+        if upload_id is None:
             return
-        upload_id = first.upload_id
         await require_own(self.federation, self._desk, upload_id)
         opened = await self._desk.at_work(upload_id)
         superseded = opened.take_over()
         try:
             message = "a newer stream of this upload took over"
-            await give_way(self._write(upload_id, opened, first, requests, context), superseded, message)
+            await give_way(self._write(upload_id, opened, chunks, context), superseded, message)
         except Superseded:
             await self._desk.at_work(upload_id)  # a closed round is the better reason
             raise
 
-    async def _write(
-        self,
-        upload_id: str,
-        opened: OpenUpload,
-        first: WrittenChunk,
-        rest: ChunkStream,
-        context: Context,
-    ) -> None:
+    async def _write(self, upload_id: str, opened: OpenUpload, chunks: _Chunks, context: Context) -> None:
         async with opened.writer:
             upload = opened.upload
 
             async def tell(committed: int) -> None:
                 await context.write(transfer_pb2.WriteChunksResponse(committed_size=committed))
 
-            committer = Committer(upload, lambda: self._desk.commit(upload_id, upload), tell)
-            await tell(await committer.during(self._receive(upload_id, opened, first, rest, committer)))
+            window = self._desk.window_bytes
+            committer = Committer(
+                lambda: upload.wants_commit(window), lambda: self._desk.commit(upload_id, upload), tell
+            )
+            await tell(await committer.during(self._receive(upload_id, opened, chunks, committer)))
 
-    async def _receive(
-        self,
-        upload_id: str,
-        opened: OpenUpload,
-        first: WrittenChunk,
-        rest: ChunkStream,
-        committer: Committer,
-    ) -> None:
-        async for request in _followed_by(first, rest):
+    async def _receive(self, upload_id: str, opened: OpenUpload, chunks: _Chunks, committer: Committer) -> None:
+        while (request := await chunks.next()) is not None:
             if request.upload_id not in ("", upload_id):
                 raise InvalidRequest("a stream carries one upload", field="upload_id")
             opened.count(len(request.chunk.data) + _FRAMING_BYTES, self.federation.config.max_resent_bytes)
             await self._take(opened.upload, request.chunk)
+            del request  # or each of many streams would keep up to a megabyte while it waits for the next
             self._desk.heard(upload_id)
             committer.note_received()
 
@@ -160,7 +152,10 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
         await self._desk.opened()
         status = self._desk.status(request.upload_id)
         return transfer_pb2.GetUploadStatusResponse(
-            committed_size=status.committed_size, body_size_bytes=status.size_bytes, state=_STATES[status.state]
+            committed_size=status.committed_size,
+            body_size_bytes=status.size_bytes,
+            state=_STATES[status.state],
+            window_bytes=self._desk.window_bytes,
         )
 
     @translates_errors
@@ -219,11 +214,28 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
             offset += chunk.data_bytes
 
 
-async def _followed_by(first: WrittenChunk, rest: ChunkStream) -> ChunkStream:
-    """A stream whose first message was read to know whose it is, as if it had not been."""
-    yield first
-    async for request in rest:
-        yield request
+class _Chunks:
+    """What a stream of `WriteChunks` brings. The first message says whose it is. None is held here that was given out:
+    gRPC's own iterator keeps each until the next is there.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._first: WrittenChunk | None = None
+
+    async def whose(self) -> str | None:
+        """The upload id of the first message; `None` if there is none. To be asked before anything else."""
+        self._first = await self._read()
+        return None if self._first is None else self._first.upload_id
+
+    async def next(self) -> WrittenChunk | None:
+        """The next message; `None` at the end."""
+        first, self._first = self._first, None
+        return first if first is not None else await self._read()
+
+    async def _read(self) -> WrittenChunk | None:
+        message = await self._context.read()
+        return None if message is grpc.aio.EOF else message
 
 
 def add_transfer_to_server(servicer: transfer_pb2_grpc.TransferServiceServicer, server: grpc.aio.Server) -> None:

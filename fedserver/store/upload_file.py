@@ -24,7 +24,6 @@ import numpy as np
 
 from fedserver.aggregation import Look
 from fedserver.store.updates import Update, UpdateFacts
-from fedstream import limits
 from fedstream.body import Bytes
 from fedstream.encodings import BasePiece, DecodingError, Encoded, Encoding, decode
 from fedstream.errors import DigestMismatch, RoundClosed, WrongOffset
@@ -149,10 +148,10 @@ class Upload:
         """Take note that so many bytes are durable, and recorded as such."""
         self.committed_size = max(self.committed_size, size)
 
-    def wants_commit(self) -> bool:
+    def wants_commit(self, window_bytes: int) -> bool:
         """Whether enough is uncommitted to be worth an fsync: half a window, so that the sender never has to stop."""
         uncommitted = self.received_size - self.committed_size
-        return uncommitted >= limits.WINDOW_BYTES // 2 or (uncommitted > 0 and self.received_size == self.size_bytes)
+        return 2 * uncommitted >= window_bytes or (uncommitted > 0 and self.received_size == self.size_bytes)
 
     def verify(self, base: Weights, look: Look | None = None) -> None:
         """Check every received tensor that is committed whole, and was not checked before, against its digest.

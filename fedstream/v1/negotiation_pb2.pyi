@@ -708,7 +708,9 @@ class Welcome(_message.Message):
     max_chunk_bytes: _builtins.int
     """Largest chunk to send and to ask for, in bytes: the smaller of both ends' limits."""
     window_bytes: _builtins.int
-    """Bytes that may be in flight beyond `committed_size` in one upload: the most that is ever sent twice."""
+    """Bytes that may be in flight beyond `committed_size` in one upload: the most that is ever sent twice. An upload of
+    which the server says less has a smaller window.
+    """
     rounds: _builtins.int
     """Rounds the federation plans."""
     client_name: _builtins.str

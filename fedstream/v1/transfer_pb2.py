@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from fedstream.v1 import common_pb2 as fedstream_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66\x65\x64stream/v1/transfer.proto\x12\x0c\x66\x65\x64stream.v1\x1a\x19\x66\x65\x64stream/v1/common.proto\"\xa1\x01\n\x0bTensorEntry\x12&\n\x04spec\x18\x01 \x01(\x0b\x32\x18.fedstream.v1.TensorSpec\x12$\n\x06\x64igest\x18\x02 \x01(\x0b\x32\x14.fedstream.v1.Digest\x12(\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\x16.fedstream.v1.Encoding\x12\x1a\n\x12\x65ncoded_size_bytes\x18\x04 \x01(\x04\":\n\x0cManifestPart\x12*\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x19.fedstream.v1.TensorEntry\"v\n\x12PutManifestRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.fedstream.v1.UpdateHeaderH\x00\x12*\n\x04part\x18\x02 \x01(\x0b\x32\x1a.fedstream.v1.ManifestPartH\x00\x42\x06\n\x04kind\"\xc9\x01\n\x0cUpdateHeader\x12\x11\n\tupload_id\x18\x01 \x01(\t\x12\x13\n\x0bnum_tensors\x18\x02 \x01(\r\x12*\n\x0cmodel_digest\x18\x03 \x01(\x0b\x32\x14.fedstream.v1.Digest\x12\x14\n\x0cnum_examples\x18\x04 \x01(\x04\x12%\n\x07metrics\x18\x05 \x03(\x0b\x32\x14.fedstream.v1.Metric\x12\x0e\n\x06\x65pochs\x18\x06 \x01(\r\x12\x18\n\x10training_seconds\x18\x07 \x01(\x01\"_\n\x13PutManifestResponse\x12\x17\n\x0fmissing_tensors\x18\x01 \x03(\r\x12\x17\n\x0f\x62ody_size_bytes\x18\x02 \x01(\x04\x12\x16\n\x0e\x63ommitted_size\x18\x03 \x01(\x04\";\n\x05\x43hunk\x12\x14\n\x0cwrite_offset\x18\x01 \x01(\x04\x12\x0e\n\x06\x63rc32c\x18\x02 \x01(\x07\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"K\n\x12WriteChunksRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\x12\"\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.fedstream.v1.Chunk\"-\n\x13WriteChunksResponse\x12\x16\n\x0e\x63ommitted_size\x18\x01 \x01(\x04\"+\n\x16GetUploadStatusRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\"t\n\x17GetUploadStatusResponse\x12\x16\n\x0e\x63ommitted_size\x18\x01 \x01(\x04\x12\x17\n\x0f\x62ody_size_bytes\x18\x02 \x01(\x04\x12(\n\x05state\x18\x03 \x01(\x0e\x32\x19.fedstream.v1.UploadState\"(\n\x13\x46inishUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\"P\n\x14\x46inishUploadResponse\x12(\n\x05state\x18\x01 \x01(\x0e\x32\x19.fedstream.v1.UploadState\x12\x0e\n\x06reason\x18\x02 \x01(\t\"*\n\x12GetManifestRequest\x12\x14\n\x0cmodel_sha256\x18\x01 \x01(\x0c\"T\n\x13GetManifestResponse\x12\x13\n\x0bnum_tensors\x18\x01 \x01(\r\x12(\n\x04part\x18\x02 \x01(\x0b\x32\x1a.fedstream.v1.ManifestPart\"h\n\x11ReadChunksRequest\x12\x14\n\x0cmodel_sha256\x18\x01 \x01(\x0c\x12\x0f\n\x07tensors\x18\x02 \x03(\r\x12\x13\n\x0bread_offset\x18\x03 \x01(\x04\x12\x17\n\x0fmax_chunk_bytes\x18\x04 \x01(\r\"8\n\x12ReadChunksResponse\x12\"\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x13.fedstream.v1.Chunk*\xb8\x01\n\x0bUploadState\x12\x1c\n\x18UPLOAD_STATE_UNSPECIFIED\x10\x00\x12\"\n\x1eUPLOAD_STATE_AWAITING_MANIFEST\x10\x01\x12\x15\n\x11UPLOAD_STATE_OPEN\x10\x02\x12\x19\n\x15UPLOAD_STATE_ADMITTED\x10\x03\x12\x1c\n\x18UPLOAD_STATE_QUARANTINED\x10\x04\x12\x17\n\x13UPLOAD_STATE_CLOSED\x10\x05\x32\x9f\x04\n\x0fTransferService\x12T\n\x0bPutManifest\x12 .fedstream.v1.PutManifestRequest\x1a!.fedstream.v1.PutManifestResponse(\x01\x12V\n\x0bWriteChunks\x12 .fedstream.v1.WriteChunksRequest\x1a!.fedstream.v1.WriteChunksResponse(\x01\x30\x01\x12^\n\x0fGetUploadStatus\x12$.fedstream.v1.GetUploadStatusRequest\x1a%.fedstream.v1.GetUploadStatusResponse\x12U\n\x0c\x46inishUpload\x12!.fedstream.v1.FinishUploadRequest\x1a\".fedstream.v1.FinishUploadResponse\x12T\n\x0bGetManifest\x12 .fedstream.v1.GetManifestRequest\x1a!.fedstream.v1.GetManifestResponse0\x01\x12Q\n\nReadChunks\x12\x1f.fedstream.v1.ReadChunksRequest\x1a .fedstream.v1.ReadChunksResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66\x65\x64stream/v1/transfer.proto\x12\x0c\x66\x65\x64stream.v1\x1a\x19\x66\x65\x64stream/v1/common.proto\"\xa1\x01\n\x0bTensorEntry\x12&\n\x04spec\x18\x01 \x01(\x0b\x32\x18.fedstream.v1.TensorSpec\x12$\n\x06\x64igest\x18\x02 \x01(\x0b\x32\x14.fedstream.v1.Digest\x12(\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\x16.fedstream.v1.Encoding\x12\x1a\n\x12\x65ncoded_size_bytes\x18\x04 \x01(\x04\":\n\x0cManifestPart\x12*\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x19.fedstream.v1.TensorEntry\"v\n\x12PutManifestRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.fedstream.v1.UpdateHeaderH\x00\x12*\n\x04part\x18\x02 \x01(\x0b\x32\x1a.fedstream.v1.ManifestPartH\x00\x42\x06\n\x04kind\"\xc9\x01\n\x0cUpdateHeader\x12\x11\n\tupload_id\x18\x01 \x01(\t\x12\x13\n\x0bnum_tensors\x18\x02 \x01(\r\x12*\n\x0cmodel_digest\x18\x03 \x01(\x0b\x32\x14.fedstream.v1.Digest\x12\x14\n\x0cnum_examples\x18\x04 \x01(\x04\x12%\n\x07metrics\x18\x05 \x03(\x0b\x32\x14.fedstream.v1.Metric\x12\x0e\n\x06\x65pochs\x18\x06 \x01(\r\x12\x18\n\x10training_seconds\x18\x07 \x01(\x01\"u\n\x13PutManifestResponse\x12\x17\n\x0fmissing_tensors\x18\x01 \x03(\r\x12\x17\n\x0f\x62ody_size_bytes\x18\x02 \x01(\x04\x12\x16\n\x0e\x63ommitted_size\x18\x03 \x01(\x04\x12\x14\n\x0cwindow_bytes\x18\x04 \x01(\r\";\n\x05\x43hunk\x12\x14\n\x0cwrite_offset\x18\x01 \x01(\x04\x12\x0e\n\x06\x63rc32c\x18\x02 \x01(\x07\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"K\n\x12WriteChunksRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\x12\"\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.fedstream.v1.Chunk\"-\n\x13WriteChunksResponse\x12\x16\n\x0e\x63ommitted_size\x18\x01 \x01(\x04\"+\n\x16GetUploadStatusRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\"\x8a\x01\n\x17GetUploadStatusResponse\x12\x16\n\x0e\x63ommitted_size\x18\x01 \x01(\x04\x12\x17\n\x0f\x62ody_size_bytes\x18\x02 \x01(\x04\x12(\n\x05state\x18\x03 \x01(\x0e\x32\x19.fedstream.v1.UploadState\x12\x14\n\x0cwindow_bytes\x18\x04 \x01(\r\"(\n\x13\x46inishUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\"P\n\x14\x46inishUploadResponse\x12(\n\x05state\x18\x01 \x01(\x0e\x32\x19.fedstream.v1.UploadState\x12\x0e\n\x06reason\x18\x02 \x01(\t\"*\n\x12GetManifestRequest\x12\x14\n\x0cmodel_sha256\x18\x01 \x01(\x0c\"T\n\x13GetManifestResponse\x12\x13\n\x0bnum_tensors\x18\x01 \x01(\r\x12(\n\x04part\x18\x02 \x01(\x0b\x32\x1a.fedstream.v1.ManifestPart\"h\n\x11ReadChunksRequest\x12\x14\n\x0cmodel_sha256\x18\x01 \x01(\x0c\x12\x0f\n\x07tensors\x18\x02 \x03(\r\x12\x13\n\x0bread_offset\x18\x03 \x01(\x04\x12\x17\n\x0fmax_chunk_bytes\x18\x04 \x01(\r\"8\n\x12ReadChunksResponse\x12\"\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x13.fedstream.v1.Chunk*\xb8\x01\n\x0bUploadState\x12\x1c\n\x18UPLOAD_STATE_UNSPECIFIED\x10\x00\x12\"\n\x1eUPLOAD_STATE_AWAITING_MANIFEST\x10\x01\x12\x15\n\x11UPLOAD_STATE_OPEN\x10\x02\x12\x19\n\x15UPLOAD_STATE_ADMITTED\x10\x03\x12\x1c\n\x18UPLOAD_STATE_QUARANTINED\x10\x04\x12\x17\n\x13UPLOAD_STATE_CLOSED\x10\x05\x32\x9f\x04\n\x0fTransferService\x12T\n\x0bPutManifest\x12 .fedstream.v1.PutManifestRequest\x1a!.fedstream.v1.PutManifestResponse(\x01\x12V\n\x0bWriteChunks\x12 .fedstream.v1.WriteChunksRequest\x1a!.fedstream.v1.WriteChunksResponse(\x01\x30\x01\x12^\n\x0fGetUploadStatus\x12$.fedstream.v1.GetUploadStatusRequest\x1a%.fedstream.v1.GetUploadStatusResponse\x12U\n\x0c\x46inishUpload\x12!.fedstream.v1.FinishUploadRequest\x1a\".fedstream.v1.FinishUploadResponse\x12T\n\x0bGetManifest\x12 .fedstream.v1.GetManifestRequest\x1a!.fedstream.v1.GetManifestResponse0\x01\x12Q\n\nReadChunks\x12\x1f.fedstream.v1.ReadChunksRequest\x1a .fedstream.v1.ReadChunksResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedstream.v1.transfer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_UPLOADSTATE']._serialized_start=1484
-  _globals['_UPLOADSTATE']._serialized_end=1668
+  _globals['_UPLOADSTATE']._serialized_start=1529
+  _globals['_UPLOADSTATE']._serialized_end=1713
   _globals['_TENSORENTRY']._serialized_start=73
   _globals['_TENSORENTRY']._serialized_end=234
   _globals['_MANIFESTPART']._serialized_start=236
@@ -43,29 +43,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPDATEHEADER']._serialized_start=417
   _globals['_UPDATEHEADER']._serialized_end=618
   _globals['_PUTMANIFESTRESPONSE']._serialized_start=620
-  _globals['_PUTMANIFESTRESPONSE']._serialized_end=715
-  _globals['_CHUNK']._serialized_start=717
-  _globals['_CHUNK']._serialized_end=776
-  _globals['_WRITECHUNKSREQUEST']._serialized_start=778
-  _globals['_WRITECHUNKSREQUEST']._serialized_end=853
-  _globals['_WRITECHUNKSRESPONSE']._serialized_start=855
-  _globals['_WRITECHUNKSRESPONSE']._serialized_end=900
-  _globals['_GETUPLOADSTATUSREQUEST']._serialized_start=902
-  _globals['_GETUPLOADSTATUSREQUEST']._serialized_end=945
-  _globals['_GETUPLOADSTATUSRESPONSE']._serialized_start=947
-  _globals['_GETUPLOADSTATUSRESPONSE']._serialized_end=1063
-  _globals['_FINISHUPLOADREQUEST']._serialized_start=1065
-  _globals['_FINISHUPLOADREQUEST']._serialized_end=1105
-  _globals['_FINISHUPLOADRESPONSE']._serialized_start=1107
-  _globals['_FINISHUPLOADRESPONSE']._serialized_end=1187
-  _globals['_GETMANIFESTREQUEST']._serialized_start=1189
-  _globals['_GETMANIFESTREQUEST']._serialized_end=1231
-  _globals['_GETMANIFESTRESPONSE']._serialized_start=1233
-  _globals['_GETMANIFESTRESPONSE']._serialized_end=1317
-  _globals['_READCHUNKSREQUEST']._serialized_start=1319
-  _globals['_READCHUNKSREQUEST']._serialized_end=1423
-  _globals['_READCHUNKSRESPONSE']._serialized_start=1425
-  _globals['_READCHUNKSRESPONSE']._serialized_end=1481
-  _globals['_TRANSFERSERVICE']._serialized_start=1671
-  _globals['_TRANSFERSERVICE']._serialized_end=2214
+  _globals['_PUTMANIFESTRESPONSE']._serialized_end=737
+  _globals['_CHUNK']._serialized_start=739
+  _globals['_CHUNK']._serialized_end=798
+  _globals['_WRITECHUNKSREQUEST']._serialized_start=800
+  _globals['_WRITECHUNKSREQUEST']._serialized_end=875
+  _globals['_WRITECHUNKSRESPONSE']._serialized_start=877
+  _globals['_WRITECHUNKSRESPONSE']._serialized_end=922
+  _globals['_GETUPLOADSTATUSREQUEST']._serialized_start=924
+  _globals['_GETUPLOADSTATUSREQUEST']._serialized_end=967
+  _globals['_GETUPLOADSTATUSRESPONSE']._serialized_start=970
+  _globals['_GETUPLOADSTATUSRESPONSE']._serialized_end=1108
+  _globals['_FINISHUPLOADREQUEST']._serialized_start=1110
+  _globals['_FINISHUPLOADREQUEST']._serialized_end=1150
+  _globals['_FINISHUPLOADRESPONSE']._serialized_start=1152
+  _globals['_FINISHUPLOADRESPONSE']._serialized_end=1232
+  _globals['_GETMANIFESTREQUEST']._serialized_start=1234
+  _globals['_GETMANIFESTREQUEST']._serialized_end=1276
+  _globals['_GETMANIFESTRESPONSE']._serialized_start=1278
+  _globals['_GETMANIFESTRESPONSE']._serialized_end=1362
+  _globals['_READCHUNKSREQUEST']._serialized_start=1364
+  _globals['_READCHUNKSREQUEST']._serialized_end=1468
+  _globals['_READCHUNKSRESPONSE']._serialized_start=1470
+  _globals['_READCHUNKSRESPONSE']._serialized_end=1526
+  _globals['_TRANSFERSERVICE']._serialized_start=1716
+  _globals['_TRANSFERSERVICE']._serialized_end=2259
 # @@protoc_insertion_point(module_scope)

@@ -209,10 +209,13 @@ class PutManifestResponse(_message.Message):
     MISSING_TENSORS_FIELD_NUMBER: _builtins.int
     BODY_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     COMMITTED_SIZE_FIELD_NUMBER: _builtins.int
+    WINDOW_BYTES_FIELD_NUMBER: _builtins.int
     body_size_bytes: _builtins.int
     """Size of that body."""
     committed_size: _builtins.int
     """How much of it is committed already."""
+    window_bytes: _builtins.int
+    """Bytes of this upload that may be in flight beyond `committed_size`. 0 means as the welcome says."""
     @_builtins.property
     def missing_tensors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Indexes into the manifest, ascending, of the tensors that the server lacks. The body holds just those, in that
@@ -225,10 +228,11 @@ class PutManifestResponse(_message.Message):
         missing_tensors: _abc.Iterable[_builtins.int] | None = ...,
         body_size_bytes: _builtins.int = ...,
         committed_size: _builtins.int = ...,
+        window_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body_size_bytes", b"body_size_bytes", "committed_size", b"committed_size", "missing_tensors", b"missing_tensors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body_size_bytes", b"body_size_bytes", "committed_size", b"committed_size", "missing_tensors", b"missing_tensors", "window_bytes", b"window_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -347,22 +351,26 @@ class GetUploadStatusResponse(_message.Message):
     COMMITTED_SIZE_FIELD_NUMBER: _builtins.int
     BODY_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    WINDOW_BYTES_FIELD_NUMBER: _builtins.int
     committed_size: _builtins.int
     """Bytes of the body that are durable."""
     body_size_bytes: _builtins.int
     """Size of the body; 0 before the manifest."""
     state: Global___UploadState.ValueType
     """Where it stands."""
+    window_bytes: _builtins.int
+    """Bytes of this upload that may be in flight beyond `committed_size`. 0 means as the welcome says."""
     def __init__(
         self,
         *,
         committed_size: _builtins.int = ...,
         body_size_bytes: _builtins.int = ...,
         state: Global___UploadState.ValueType = ...,
+        window_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body_size_bytes", b"body_size_bytes", "committed_size", b"committed_size", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body_size_bytes", b"body_size_bytes", "committed_size", b"committed_size", "state", b"state", "window_bytes", b"window_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

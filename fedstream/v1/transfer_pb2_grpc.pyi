@@ -50,8 +50,8 @@ class TransferServiceStub:
       the manifest that was given first. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
     """
     WriteChunks: _grpc.StreamStreamMultiCallable[_transfer_pb2.WriteChunksRequest, _transfer_pb2.WriteChunksResponse]
-    """What: carries the body of an update. The server answers with `committed_size` as bytes become durable; at most
-      `window_bytes` may be sent beyond it. An empty chunk is a keep-alive. When the client has sent what it wants, it
+    """What: carries the body of an update. The server answers with `committed_size` as bytes become durable; at most the
+      upload's `window_bytes` may be sent beyond it. An empty chunk is a keep-alive. When the client has sent what it wants, it
       closes its side; the server commits what it has, answers once more and ends the stream with OK.
     Retry: safe; chunks that are committed already are skipped. The newer of two streams of one upload takes over, the
       older ends with ABORTED/SUPERSEDED.
@@ -115,8 +115,8 @@ class TransferServiceAsyncStub(TransferServiceStub):
       the manifest that was given first. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
     """
     WriteChunks: _aio.StreamStreamMultiCallable[_transfer_pb2.WriteChunksRequest, _transfer_pb2.WriteChunksResponse]  # type: ignore[assignment]
-    """What: carries the body of an update. The server answers with `committed_size` as bytes become durable; at most
-      `window_bytes` may be sent beyond it. An empty chunk is a keep-alive. When the client has sent what it wants, it
+    """What: carries the body of an update. The server answers with `committed_size` as bytes become durable; at most the
+      upload's `window_bytes` may be sent beyond it. An empty chunk is a keep-alive. When the client has sent what it wants, it
       closes its side; the server commits what it has, answers once more and ends the stream with OK.
     Retry: safe; chunks that are committed already are skipped. The newer of two streams of one upload takes over, the
       older ends with ABORTED/SUPERSEDED.
@@ -189,8 +189,8 @@ class TransferServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_transfer_pb2.WriteChunksRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_transfer_pb2.WriteChunksResponse], _abc.AsyncIterator[_transfer_pb2.WriteChunksResponse]]:
-        """What: carries the body of an update. The server answers with `committed_size` as bytes become durable; at most
-          `window_bytes` may be sent beyond it. An empty chunk is a keep-alive. When the client has sent what it wants, it
+        """What: carries the body of an update. The server answers with `committed_size` as bytes become durable; at most the
+          upload's `window_bytes` may be sent beyond it. An empty chunk is a keep-alive. When the client has sent what it wants, it
           closes its side; the server commits what it has, answers once more and ends the stream with OK.
         Retry: safe; chunks that are committed already are skipped. The newer of two streams of one upload takes over, the
           older ends with ABORTED/SUPERSEDED.

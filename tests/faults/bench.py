@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import grpc
 from google.protobuf.message import Message
 
 from fedserver import lifecycle
@@ -72,9 +73,13 @@ class Refused(Exception):
 
 @dataclass(slots=True)
 class Call:
-    """What a servicer sees of a call; what it writes is in `answers`."""
+    """What a servicer sees of a call that brings `chunks`; what it writes is in `answers`."""
 
+    chunks: Iterator[WrittenChunk] = field(default_factory=lambda: iter(()))
     answers: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
+
+    async def read(self) -> Any:
+        return next(self.chunks, grpc.aio.EOF)
 
     async def write(self, message: Message) -> None:
         self.answers.put_nowait(message)
@@ -250,9 +255,8 @@ class Site:
             self._complain(f"an honest update was not admitted: {finished}")
 
     async def _write(self, servicer: TransferServicer, upload_id: str, body: bytes, start: int) -> int:
-        call = Call()
-        chunks = [WrittenChunk(upload_id, chunk) for chunk in cut(body, 2048, start)]
-        await servicer.WriteChunks(_each(chunks), call)
+        call = Call(WrittenChunk(upload_id, chunk) for chunk in cut(body, 2048, start))
+        await servicer.WriteChunks(None, call)
         committed = start
         while not call.answers.empty():
             committed = call.answers.get_nowait().committed_size

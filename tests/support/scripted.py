@@ -104,6 +104,7 @@ class Transfer(transfer_pb2_grpc.TransferServiceServicer):
     cuts: list[int] = field(default_factory=list)
     refusals: dict[str, list[ProtocolError]] = field(default_factory=dict)
     commit_bytes: int = 1
+    window_bytes: int = 0
     calls: list[str] = field(default_factory=list)
     largest_flight: int = 0
     bytes_in: int = 0
@@ -139,7 +140,10 @@ class Transfer(transfer_pb2_grpc.TransferServiceServicer):
         missing = [index for index, entry in enumerate(manifest) if entry.digest not in known]
         upload = self.uploads.setdefault(header.upload_id, Arrived(header, manifest, missing))
         return transfer_pb2.PutManifestResponse(
-            missing_tensors=upload.missing, body_size_bytes=upload.size, committed_size=len(upload.body)
+            missing_tensors=upload.missing,
+            body_size_bytes=upload.size,
+            committed_size=len(upload.body),
+            window_bytes=self.window_bytes,
         )
 
     async def WriteChunks(self, requests: Any, context: Any) -> None:
@@ -172,7 +176,10 @@ class Transfer(transfer_pb2_grpc.TransferServiceServicer):
         upload.told = len(upload.body)
         state = transfer_pb2.UPLOAD_STATE_ADMITTED if upload.finished else transfer_pb2.UPLOAD_STATE_OPEN
         return transfer_pb2.GetUploadStatusResponse(
-            committed_size=upload.told, body_size_bytes=upload.size, state=state
+            committed_size=upload.told,
+            body_size_bytes=upload.size,
+            state=state,
+            window_bytes=self.window_bytes,
         )
 
     async def FinishUpload(self, request: Any, context: Any) -> Any:

@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from google.protobuf.message import Message
@@ -78,6 +79,10 @@ class Call:
     async def requests(self) -> AsyncIterator[Any]:
         while (message := await self.said.get()) is not None:
             yield message
+
+    async def read(self) -> Any:
+        message = await self.said.get()
+        return grpc.aio.EOF if message is None else message
 
     async def write(self, message: Message | bytes) -> None:
         is_read = isinstance(message, bytes)  # ReadChunks answers with what is serialised already

@@ -86,6 +86,7 @@ NEXT = {"version": 1, "model_digest": model_digest(TRAINED)}
 # What is said more than once.
 
 OFFER_ID, UPLOAD_ID = "1-0-0b0b0b0b", "0d" * 16
+WINDOW = 4_194_304
 MEANING = {"class_names": ["no", "yes"], "positive_class": "yes", "preprocessing": "2 numbers as they are"}
 HELLO = {
     "protocol": {"min": 1, "max": 1},
@@ -100,7 +101,7 @@ WELCOME = {
     "protocol": 1,
     "max_chunk_bytes": 65536,
     "encodings": ["ENCODING_RAW"],
-    "window_bytes": 4194304,
+    "window_bytes": WINDOW,
     "rounds": 1,
     "client_name": "site-1",
 }
@@ -146,7 +147,9 @@ HEADER = {
 PUT = [
     transfer("client", "PutManifest", "PutManifestRequest", header=HEADER),
     transfer("client", "PutManifest", "PutManifestRequest", part=part(TRAINED)),
-    transfer("server", "PutManifest", "PutManifestResponse", missing_tensors=[0], body_size_bytes="8"),
+    transfer(
+        "server", "PutManifest", "PutManifestResponse", missing_tensors=[0], body_size_bytes="8", window_bytes=WINDOW
+    ),
 ]
 
 
@@ -163,7 +166,7 @@ def status(**json: Any) -> list[Step]:
     """A GetUploadStatus."""
     return [
         transfer("client", "GetUploadStatus", "GetUploadStatusRequest", upload_id=UPLOAD_ID),
-        transfer("server", "GetUploadStatus", "GetUploadStatusResponse", **json),
+        transfer("server", "GetUploadStatus", "GetUploadStatusResponse", window_bytes=WINDOW, **json),
     ]
 
 
@@ -264,6 +267,7 @@ EACH_STATE = [
         "PutManifestResponse",
         missing_tensors=[0],
         body_size_bytes="8",
+        window_bytes=WINDOW,
         committed_size="4",
     ),
     *OTHER_PUT,

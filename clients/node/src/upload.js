@@ -28,6 +28,7 @@ export class Upload {
   #onBytes;
   #asksFirst;
   #body = null; // the tensors that travel, once the server has said which
+  #grantedBytes = 0; // the window of this upload; 0 where the server has not said any
   #committed = 0;
   #highest = 0;
   #restarts = 0;
@@ -114,8 +115,11 @@ export class Upload {
 
   /** At most half the window: else both ends could wait, this one for an answer and the server for more. */
   get #chunkBytes() {
-    const { maxChunkBytes, windowBytes } = this.#terms();
-    return Math.max(1, Math.min(maxChunkBytes, this.#mostAtOnce, Math.floor(windowBytes / 2)));
+    return Math.max(1, Math.min(this.#terms().maxChunkBytes, this.#mostAtOnce, Math.floor(this.#windowBytes / 2)));
+  }
+
+  get #windowBytes() {
+    return this.#grantedBytes || this.#terms().windowBytes;
   }
 
   get #size() {
@@ -137,6 +141,7 @@ export class Upload {
     const answer = await this.#site.connection.putManifest(messages, this.#signal);
     this.#body = readIndexes(answer.missing_tensors, entries.length).map((index) => entries[index]);
     if (Number(answer.body_size_bytes) !== this.#size) throw new Breach('the server counts the body otherwise');
+    this.#grantedBytes = answer.window_bytes;
     this.#commit(answer.committed_size);
     this.#site.log('info', 'sending the update', { bytes: this.#size, committed: this.#committed });
   }
@@ -152,6 +157,7 @@ export class Upload {
     }
     const isOpen = status.state === 'UPLOAD_STATE_OPEN' && this.#body !== null;
     if (!isOpen || Number(status.body_size_bytes) !== this.#size) return false;
+    this.#grantedBytes = status.window_bytes;
     this.#commit(status.committed_size);
     this.#site.log('info', 'resuming the upload', { committed: this.#committed, of: this.#size });
     return true;
@@ -171,7 +177,7 @@ export class Upload {
   }
 
   async #sendChunks(stream, size) {
-    const { windowBytes } = this.#terms();
+    const windowBytes = this.#windowBytes;
     const most = this.#chunkBytes;
     for (let offset = this.#committed; offset < size;) {
       this.#signal.throwIfAborted();

@@ -21,8 +21,9 @@ class Server {
   longest = 0;
   state = 'UPLOAD_STATE_OPEN';
 
-  constructor({ cutAfter = Infinity, refuse = {}, maxChunkBytes = Infinity } = {}) {
+  constructor({ cutAfter = Infinity, refuse = {}, maxChunkBytes = Infinity, windowBytes = 0 } = {}) {
     this.cutAfter = cutAfter;
+    this.windowBytes = windowBytes;
     this.maxChunkBytes = maxChunkBytes;
     this.refuse = refuse; // by call, the refusals to give, one after another
   }
@@ -36,13 +37,14 @@ class Server {
   async putManifest([{ header }, ...parts]) {
     this.#call('manifest');
     assert.equal(header.num_tensors, parts.flatMap(({ part }) => part.entries).length);
-    return { missing_tensors: [0, 2], body_size_bytes: String(BODY.length), committed_size: String(this.body.length) };
+    const [body_size_bytes, committed_size] = [BODY.length, this.body.length].map(String);
+    return { missing_tensors: [0, 2], body_size_bytes, committed_size, window_bytes: this.windowBytes };
   }
 
   async uploadStatus() {
     this.#call('status');
     const [body_size_bytes, committed_size] = [BODY.length, this.body.length].map(String);
-    return { state: this.state, body_size_bytes, committed_size };
+    return { state: this.state, body_size_bytes, committed_size, window_bytes: this.windowBytes };
   }
 
   async finishUpload() {
@@ -103,6 +105,14 @@ test('upload sends the missing tensors within the window and finishes', async (t
   assert.deepEqual(server.calls, ['manifest', 'write', 'finish']);
   assert.ok(server.mostInFlight <= WINDOW);
   assert.equal(server.longest, WINDOW / 2); // longer ones could leave both ends waiting
+});
+
+test('upload keeps the window that the server says of it, also after a cut', async (t) => {
+  const server = new Server({ cutAfter: 6, windowBytes: 4 });
+  assert.equal(await send(t, server), '');
+  assert.deepEqual(server.calls, ['manifest', 'write', 'status', 'write', 'finish']);
+  assert.equal(server.mostInFlight, 4);
+  assert.equal(server.longest, 2);
 });
 
 for (let cutAfter = 3; cutAfter <= 27; cutAfter += 3) {

@@ -147,11 +147,15 @@ class Work:
         """Where to go on; `None` to put the manifest, -1 if it is in."""
         request = transfer_pb2.GetUploadStatusRequest(upload_id=self.offer.upload_id)
         status = self.client.transfer.GetUploadStatus(request, timeout=60)
+        self.hear_window(status.window_bytes)
         if status.state in {transfer_pb2.UPLOAD_STATE_ADMITTED, transfer_pb2.UPLOAD_STATE_QUARANTINED}:
             return -1
         if status.state == transfer_pb2.UPLOAD_STATE_CLOSED:
             raise Refusal("ROUND_CLOSED", 0)
         return status.committed_size if status.state == transfer_pb2.UPLOAD_STATE_OPEN else None
+
+    def hear_window(self, window_bytes: int) -> None:
+        self.window = window_bytes or self.client.terms.window_bytes
 
     def header(self, update: list[bytes]) -> transfer_pb2.UpdateHeader:
         return transfer_pb2.UpdateHeader(
@@ -176,6 +180,7 @@ class Work:
             transfer_pb2.PutManifestRequest(part=transfer_pb2.ManifestPart(entries=entries)),
         ]
         answer = self.client.transfer.PutManifest(iter(messages), timeout=600)
+        self.hear_window(answer.window_bytes)
         missing = list(answer.missing_tensors)
         if missing != sorted(set(missing)) or any(index >= len(update) for index in missing):
             raise ValueError("the server lacks tensors that there are not")
@@ -196,7 +201,7 @@ class Work:
                 self.heard.notify_all()
 
     def chunks(self, body: bytes, start: int) -> Iterator[transfer_pb2.WriteChunksRequest]:
-        length, window = self.chunk_bytes(), self.client.terms.window_bytes
+        length, window = self.chunk_bytes(), self.window
         for offset in range(start, len(body), length):
             data = body[offset : offset + length]
             with self.heard:
@@ -206,7 +211,7 @@ class Work:
             yield transfer_pb2.WriteChunksRequest(upload_id=self.offer.upload_id, chunk=chunk)
 
     def chunk_bytes(self) -> int:
-        return int(min(self.client.terms.max_chunk_bytes, self.client.terms.window_bytes // 2))
+        return int(min(self.client.terms.max_chunk_bytes, self.window // 2))
 
     def fits(self, end: int, window: int) -> bool:
         return end - self.committed <= window

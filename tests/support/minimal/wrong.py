@@ -196,11 +196,19 @@ class _NoWindow(Work):
         return True
 
 
+class _SessionWindow(Work):
+    def hear_window(self, window_bytes: int) -> None:
+        self.window = self.client.terms.window_bytes
+
+
 class _Stingy(Work):
     """Waits for each chunk's answer, which a server does not owe."""
 
+    def chunk_bytes(self) -> int:
+        return 2
+
     def fits(self, end: int, window: int) -> bool:
-        return end - self.committed <= 4
+        return end - self.committed <= self.chunk_bytes()
 
 
 class _LargeChunks(Work):
@@ -312,6 +320,9 @@ WRONG = {
     "computes no crc32c": Wrong("R-CH-2", "three rounds", _with_work(_NoCrc)),
     "begins at 0 after a cut": Wrong("R-UP-9", "cut after one chunk", _with_work(_FromTheStart)),
     "sends without regard to the window": Wrong("R-UP-9", "three rounds", _with_work(_NoWindow)),
+    "goes by the session's window where the upload has a smaller one": Wrong(
+        "R-UP-9", "three rounds", _with_work(_SessionWindow)
+    ),
     "waits for each chunk": Wrong("R-UP-11", "three rounds", _with_work(_Stingy)),
     "sends larger chunks than agreed": Wrong("R-CH-1", "three rounds", _with_work(_LargeChunks)),
     "does not ask for the status after a cut": Wrong("R-UP-17", "cut after one chunk", _with_work(_NoStatus)),

@@ -97,6 +97,18 @@ async def test_upload_never_has_more_in_flight_than_the_window(tmp_path: Path, c
         assert CHUNK <= server.transfer.largest_flight <= WINDOW
 
 
+async def test_upload_keeps_the_window_that_the_server_says_of_it_also_after_a_cut(tmp_path: Path) -> None:
+    async with scripted() as server:
+        window = WINDOW // 4
+        server.transfer.window_bytes, server.transfer.commit_bytes = window, window // 2
+        server.transfer.cuts = [window]
+        await send(server, tmp_path)
+
+        assert arrived(server).finished
+        assert server.transfer.calls.count("GetUploadStatus") == 1
+        assert window // 2 <= server.transfer.largest_flight <= window
+
+
 async def test_upload_cut_at_every_chunk_resumes_and_sends_at_most_a_window_twice(tmp_path: Path) -> None:
     async with scripted() as server:
         cuts = 30

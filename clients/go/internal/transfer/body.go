@@ -102,7 +102,7 @@ func listen(stream *writing, answers chan<- heard, left <-chan struct{}) {
 }
 
 func (u *Upload) sendChunks(stream *writing, answers <-chan heard) error {
-	window, most := uint64(u.Terms().WindowBytes), u.chunkBytes()
+	window, most := uint64(u.windowBytes()), u.chunkBytes()
 	for offset := u.committed; offset < u.body.size; {
 		data, err := u.body.read(offset, most)
 		if err != nil {

@@ -73,7 +73,8 @@ type server struct {
 	missing  []uint32
 	body     []byte
 	size     int
-	ahead    int // the most that was ever sent beyond what it had said is committed
+	window   uint32 // of the upload; 0 is as the session's terms say
+	ahead    int    // the most that was ever sent beyond what it had said is committed
 	finished bool
 }
 
@@ -212,6 +213,7 @@ func (s *server) PutManifest(stream grpc.ClientStreamingServer[pb.PutManifestReq
 	}
 	return stream.SendAndClose(&pb.PutManifestResponse{
 		MissingTensors: s.missing, BodySizeBytes: uint64(s.size), CommittedSize: uint64(len(s.body)),
+		WindowBytes: s.window,
 	})
 }
 
@@ -269,7 +271,9 @@ func (s *server) GetUploadStatus(_ context.Context, _ *pb.GetUploadStatusRequest
 	if s.finished {
 		state = pb.UploadState_UPLOAD_STATE_ADMITTED
 	}
-	return &pb.GetUploadStatusResponse{CommittedSize: uint64(len(s.body)), BodySizeBytes: uint64(s.size), State: state}, nil
+	return &pb.GetUploadStatusResponse{
+		CommittedSize: uint64(len(s.body)), BodySizeBytes: uint64(s.size), State: state, WindowBytes: s.window,
+	}, nil
 }
 
 func (s *server) FinishUpload(_ context.Context, _ *pb.FinishUploadRequest) (*pb.FinishUploadResponse, error) {

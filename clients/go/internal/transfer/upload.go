@@ -49,6 +49,7 @@ type Upload struct {
 	WasSent    bool // by an earlier process, perhaps to its end
 
 	body      *body // what travels, once the server has said so
+	granted   int   // the window of this upload; 0 where the server has not said any
 	committed uint64
 	highest   uint64
 	restarts  int
@@ -159,6 +160,7 @@ func (u *Upload) putManifest(ctx context.Context) error {
 		u.body = nil
 		return fault.Troublef("the server counts the body otherwise")
 	}
+	u.granted = int(answer.GetWindowBytes())
 	u.commit(answer.GetCommittedSize())
 	u.Log.Info("sending the update", "bytes", u.body.size, "committed", u.committed, "tensors", len(missing))
 	return nil
@@ -178,6 +180,7 @@ func (u *Upload) askStatus(ctx context.Context) (bool, error) {
 		return true, nil
 	case pb.UploadState_UPLOAD_STATE_OPEN:
 		if u.body != nil && status.GetBodySizeBytes() == u.body.size {
+			u.granted = int(status.GetWindowBytes())
 			u.commit(status.GetCommittedSize())
 			u.Log.Info("resuming the upload", "committed", u.committed, "of", u.body.size)
 			return true, nil
@@ -194,12 +197,18 @@ func (u *Upload) commit(committed uint64) {
 
 // chunkBytes is at most half the window, so that whoever waits for an answer has sent enough to get one.
 func (u *Upload) chunkBytes() int {
-	terms := u.Terms()
-	agreed := max(1, min(terms.MaxChunkBytes, terms.WindowBytes/2))
+	agreed := max(1, min(u.Terms().MaxChunkBytes, u.windowBytes()/2))
 	if u.halvings == 0 {
 		return agreed
 	}
 	return max(1, agreed>>min(u.halvings, 30))
+}
+
+func (u *Upload) windowBytes() int {
+	if u.granted > 0 {
+		return u.granted
+	}
+	return u.Terms().WindowBytes
 }
 
 func (u *Upload) finish(ctx context.Context) (string, error) {

@@ -62,6 +62,17 @@ func TestUploadCutAnywhereGoesOnWhereItWas(t *testing.T) {
 	}
 }
 
+func TestUploadKeepsTheWindowThatTheServerSaysOfItAlsoAfterACut(t *testing.T) {
+	server := newServer(published)
+	server.window, server.answerEvery, server.takeOnly = 4, 2, 7
+	if quarantined, err := upload(t, server, false); err != nil || quarantined != "" || !arrived(server) {
+		t.Fatalf("%q, %v, %x", quarantined, err, server.body)
+	}
+	if server.ahead > 4 || !slices.Contains(server.calls, "GetUploadStatus") {
+		t.Errorf("%d bytes were under way in %v", server.ahead, server.calls)
+	}
+}
+
 func TestUploadGoesOnThroughWhatTheContractSaysIsToBeTriedAgain(t *testing.T) {
 	for call, reasons := range map[string][]string{
 		"PutManifest":     {"CUT"},

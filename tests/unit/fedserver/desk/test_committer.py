@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 
@@ -34,10 +33,9 @@ class Scene:
 
     @property
     def committer(self) -> Committer:
-        upload: Any = self
-        return Committer(upload, self.commit, self.tell)
+        return Committer(self.is_due, self.commit, self.tell)
 
-    def wants_commit(self) -> bool:
+    def is_due(self) -> bool:
         return self.received - self.committed >= ENOUGH
 
     async def commit(self) -> int:

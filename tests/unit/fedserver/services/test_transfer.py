@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from google.protobuf.message import Message
 
 from fedserver.services.transfer import TransferServicer
-from fedstream.body import make_chunk
+from fedstream.body import Bytes, make_chunk
 from fedstream.chunk_messages import WrittenChunk
 from tests.support.bench import SCHEMA, Bench
 from tests.support.full_disk import FullDisk
@@ -28,10 +29,16 @@ class Refused(Exception):
 
 
 class Call:
-    """What a servicer sees of a call."""
+    """What a servicer sees of a call that sends these messages, and never closes its side."""
 
-    def __init__(self) -> None:
+    def __init__(self, *messages: WrittenChunk) -> None:
         self.answers: asyncio.Queue[Any] = asyncio.Queue()
+        self._messages = [*messages]
+
+    async def read(self) -> WrittenChunk:
+        if not self._messages:
+            await asyncio.Event().wait()
+        return self._messages.pop(0)
 
     async def write(self, message: Message) -> None:
         self.answers.put_nowait(message)
@@ -45,21 +52,40 @@ async def body_of(bench: Bench, upload_id: str, weights: Mapping[str, np.ndarray
     return b"".join(weights[upload.manifest.entries[index].name].tobytes() for index in upload.missing)
 
 
-async def all_at_once_and_never_closed(upload_id: str, body: bytes) -> AsyncIterator[Message]:
-    yield WrittenChunk(upload_id, make_chunk(0, body))
-    await asyncio.Event().wait()
+def all_at_once(upload_id: str, body: Bytes) -> Call:
+    return Call(WrittenChunk(upload_id, make_chunk(0, body)))
 
 
 async def test_committed_size_is_told_while_the_stream_is_open(tmp_path: Path) -> None:
     async with Bench.running(tmp_path, "a") as bench:
         running = await bench.open_round()
         upload_id = await bench.begin("a", WEIGHTS)
-        body, call = await body_of(bench, upload_id, WEIGHTS), Call()
+        body = await body_of(bench, upload_id, WEIGHTS)
+        call = all_at_once(upload_id, body)
         servicer = TransferServicer(bench.federation, bench.desk)
-        stream = asyncio.create_task(servicer.WriteChunks(all_at_once_and_never_closed(upload_id, body), call))
+        stream = asyncio.create_task(servicer.WriteChunks(None, call))
         answer = await asyncio.wait_for(call.answers.get(), 10.0)
         assert answer.committed_size == len(body)
         assert bench.state.database.query("SELECT committed_size FROM uploads") == [(len(body),)]
+        stream.cancel()
+        await asyncio.gather(stream, return_exceptions=True)
+        running.cancel()
+
+
+async def test_stream_that_waits_for_its_sender_holds_nothing_of_what_came(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path, "a") as bench:
+        running = await bench.open_round()
+        upload_id = await bench.begin("a", WEIGHTS)
+        body = await body_of(bench, upload_id, WEIGHTS)
+        pieces = [np.frombuffer(piece, np.uint8) for piece in (body[:8], body[8:])]
+        chunks = (make_chunk(place, memoryview(piece)) for place, piece in zip((0, 8), pieces, strict=True))
+        call = Call(*(WrittenChunk(upload_id, chunk) for chunk in chunks))
+        held = [weakref.ref(piece) for piece in pieces]
+        pieces.clear()
+        stream = asyncio.create_task(TransferServicer(bench.federation, bench.desk).WriteChunks(None, call))
+        while (await asyncio.wait_for(call.answers.get(), 10.0)).committed_size < len(body):
+            pass
+        assert [piece() for piece in held] == [None, None]
         stream.cancel()
         await asyncio.gather(stream, return_exceptions=True)
         running.cancel()
@@ -70,10 +96,10 @@ async def test_disk_that_refuses_a_commit_ends_a_stream_that_waits_for_its_sende
     async with Bench.running(tmp_path, "a", files=disk) as bench:
         running = await bench.open_round()
         upload_id = await bench.begin("a", WEIGHTS)
-        body, call = await body_of(bench, upload_id, WEIGHTS), Call()
+        call = all_at_once(upload_id, await body_of(bench, upload_id, WEIGHTS))
         disk.fill(1, start=disk.steps + 2)  # the write is taken, its fsync is not
         servicer = TransferServicer(bench.federation, bench.desk)
         with pytest.raises(Refused, match="RESOURCE_EXHAUSTED"):
-            await asyncio.wait_for(servicer.WriteChunks(all_at_once_and_never_closed(upload_id, body), call), 10.0)
+            await asyncio.wait_for(servicer.WriteChunks(None, call), 10.0)
         assert (call.answers.qsize(), bench.desk.status(upload_id).committed_size) == (0, 0)
         running.cancel()

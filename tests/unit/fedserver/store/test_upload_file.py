@@ -117,17 +117,17 @@ def test_upload_wants_a_commit_at_half_a_window_and_at_the_end(begin: Begin, tmp
     wanted = []
     for length in (half - 1, 1, upload.size_bytes - half - 1, 1):
         upload.write(upload.received_size, bytes(length))
-        wanted.append(upload.wants_commit())
+        wanted.append(upload.wants_commit(limits.WINDOW_BYTES))
         if wanted[-1]:
             upload.committed(upload.sync())
-            assert not upload.wants_commit()
+            assert not upload.wants_commit(limits.WINDOW_BYTES)
     assert wanted == [False, True, True, True]
     upload.drop()
 
 
 def test_upload_of_nothing_is_complete_at_once(tmp_path: Path) -> None:
     upload = Upload(tmp_path / "n.safetensors", MANIFEST, [], FACTS, RealFileSystem())
-    assert (upload.size_bytes, upload.wants_commit()) == (0, False)
+    assert (upload.size_bytes, upload.wants_commit(limits.WINDOW_BYTES)) == (0, False)
     assert finish(upload) == {}
 
 
