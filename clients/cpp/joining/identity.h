@@ -1,7 +1,7 @@
 /// What joining leaves on disk, names and addresses; for this folder alone.
 #pragma once
 
-#include "../src/folder.h"
+#include "../src/model.h"
 #include "joining.h"
 
 namespace fedstream::client {

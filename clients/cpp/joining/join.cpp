@@ -23,8 +23,10 @@ v1::EnrolResponse enrol(const std::string& address, const JoinToken& token, cons
   try {
     return effort.until_done("joining", [&] {
       // Nothing but a TLS handshake goes out before the certificate is known to be the token's (R-JOIN-2).
-      return ask(v1::EnrolmentService::NewStub(make_channel(address, trust)), &v1::EnrolmentService::Stub::Enrol,
-                 request, kAskSeconds, effort);
+      const auto stub = v1::EnrolmentService::NewStub(make_channel(address, trust));
+      v1::EnrolResponse answer;
+      require_ok(stub->Enrol(effort.call(kAskSeconds), request, &answer));
+      return answer;
     });
   } catch (const Trouble& error) {
     throw Stop(Exit::kUnreachable,
@@ -125,8 +127,8 @@ bool renew_if_due(const Trust& trust, const std::shared_ptr<grpc::Channel>& chan
   if (!before.is_due(std::time(nullptr))) return false;
   Effort effort;
   try {
-    const auto answer = ask(v1::CertificateService::NewStub(channel), &v1::CertificateService::Stub::RenewCertificate,
-                            v1::RenewCertificateRequest(), kAskSeconds, effort);
+    v1::RenewCertificateResponse answer;
+    require_ok(v1::CertificateService::NewStub(channel)->RenewCertificate(effort.call(kAskSeconds), {}, &answer));
     own.certificate = der_to_pem(answer.certificate());
     check_answer(before.name, own);
     write_durably(trust.identity / "site.crt", own.certificate);

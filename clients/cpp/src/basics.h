@@ -1,22 +1,22 @@
-/// 1. What all else stands on: kinds of errors, and log lines.
+/// 1. What all else stands on: kinds of errors, log lines, and files that survive a power cut.
 #pragma once
 
+#include <fcntl.h>
 #include <google/protobuf/util/json_util.h>
 #include <google/protobuf/util/time_util.h>
 #include <unistd.h>
 
 #include <chrono>
+#include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
-#include <stdexcept>
-#include <string>
 
 namespace fedstream::client {
 
+namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 using Seconds = std::chrono::duration<double>;
 inline double seconds_since(Clock::time_point began) { return Seconds(Clock::now() - began).count(); }
-
-// --- What can go wrong, in kinds, since each asks for something else ---
 
 /// How the program ends; the same numbers as of the Python client.
 enum class Exit { kFinished, kDefect, kBadOption, kBadData, kDeclined, kUnreachable, kUntrusted, kReplaced = 8 };
@@ -28,12 +28,6 @@ struct Stop : std::runtime_error {
 };
 [[noreturn]] inline void wrong(const std::string& message) { throw Stop(Exit::kBadOption, message); }
 
-/// The server decided, for a reason of the contract's that the caller has to know.
-struct Refusal : std::runtime_error {
-  Refusal(std::string reason_, const std::string& message) : std::runtime_error(message), reason(std::move(reason_)) {}
-  std::string reason;
-};
-
 /// A cut, a crash or a limit: come back after so many seconds at least, ask how far things are, resume.
 struct Trouble : std::runtime_error {
   explicit Trouble(const std::string& message, double at_least_ = 0)
@@ -41,19 +35,32 @@ struct Trouble : std::runtime_error {
   double at_least;
 };
 
+/// Something came, or arrived at the server, damaged: come back, but not for ever.
+struct Damage : Trouble {
+  using Trouble::Trouble;
+};
+
+/// Somebody else does it under the same name, or we do after a cut.
+struct Superseded : Trouble {
+  using Trouble::Trouble;
+};
+
+/// The server's last word on a call.
+struct Refusal : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 /// Nobody wants this work any more, here or at the server.
 struct Dropped : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
-
-// --- Log lines for programs and people: one JSON object each, on standard error ---
 
 using Json = nlohmann::ordered_json;
 
 /// The name that all lines of this process say.
 inline std::string log_name;
 
-/// Threads may share it: each line is one write.
+/// A line for programs and people: a JSON object, on standard error. Threads may share it: each line is one write.
 inline void log_line(const char* level, const std::string& event, const Json& facts = Json::object()) {
   using google::protobuf::util::TimeUtil;
   Json line{{"event", event}, {"level", level}, {"client", log_name}};
@@ -71,6 +78,35 @@ inline Json json_of(const google::protobuf::Message& message) {
   std::string json;
   const bool is_text = google::protobuf::util::MessageToJsonString(message, &json, options).ok();
   return is_text ? Json::parse(json) : Json("(it cannot be shown)");
+}
+
+[[noreturn]] inline void fail(const fs::path& file) {
+  throw fs::filesystem_error("file", file, std::error_code(errno, std::generic_category()));
+}
+
+/// Make what a file or a folder holds durable.
+inline void sync(const fs::path& place) {
+  const int descriptor = ::open(place.c_str(), O_RDONLY | O_CLOEXEC);
+  const bool is_kept = descriptor >= 0 && ::fsync(descriptor) == 0;
+  if (descriptor >= 0) ::close(descriptor);
+  if (!is_kept) fail(place);
+}
+
+/// Make `file` hold `data`, whole or not at all; once this returns, a power cut cannot undo it. Files are their owner's
+/// alone by the umask that the command sets. @throws fs::filesystem_error
+inline void write_durably(const fs::path& file, const std::string& data) {
+  const fs::path temporary = file.string() + ".partial";
+  if (!(std::ofstream(temporary, std::ios::binary) << data << std::flush)) fail(temporary);
+  sync(temporary);
+  fs::rename(temporary, file);
+  sync(file.has_parent_path() ? file.parent_path() : ".");
+}
+
+inline std::string read_file(const fs::path& file) {
+  std::ifstream stream(file, std::ios::binary);
+  std::string content(std::istreambuf_iterator<char>(stream), {});
+  if (stream.bad() || !stream.is_open()) fail(file);
+  return content;
 }
 
 }  // namespace fedstream::client

@@ -41,13 +41,15 @@ inline void require_ok(const grpc::Status& status) {
   if (is("LIMIT_EXCEEDED", "WRONG_OFFSET", "CHECKSUM_MISMATCH", "BODY_INCOMPLETE", "MANIFEST_REQUIRED")) {
     throw Trouble(words, std::min(seconds_of(retry.retry_delay()), 86'400.0));
   }
-  throw Refusal(info.reason(), words);
+  if (is("DIGEST_MISMATCH", "CHUNK_TOO_LARGE")) throw Damage(words);
+  if (is("SUPERSEDED")) throw Superseded(words);
+  throw Refusal(words);
 }
 
 /// One thing that is tried until it is done, by one thread. Another may cancel or hurry it.
 class Effort {
  public:
-  /// @param patience_seconds for how long to try without getting any further
+  /// @param patience_seconds for how long to try without getting further
   explicit Effort(double patience_seconds = INFINITY) : patience_seconds_(patience_seconds) {}
 
   /// Nobody wants it any more: what sleeps wakes up, what is called is cut.
@@ -81,11 +83,7 @@ class Effort {
     return call_.get();
   }
 
-  /// Something came, or arrived there, damaged: worth another try, but not for ever.
-  [[noreturn]] void repair(const std::string& what) {
-    if (++repairs_ > 3) throw std::runtime_error(what + ", again and again");
-    throw Trouble(what);
-  }
+  /// How often something was damaged, and how often it was tried at all.
   int repairs() const { return repairs_; }
   int tries() const { return tries_; }
 
@@ -100,6 +98,7 @@ class Effort {
         return once();
       } catch (const Trouble& error) {
         check();  // what was cut because nobody wants it any more is no trouble
+        if (dynamic_cast<const Damage*>(&error) != nullptr && ++repairs_ > 3) throw;
         if (has_advanced_.exchange(false)) wait = 0.5, since = Clock::now();
         if (seconds_since(since) > patience_seconds_) throw;
         log_line("warning", "trying again", {{"doing", doing}, {"because", error.what()}});
@@ -122,16 +121,6 @@ class Effort {
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
 };
-
-/// A call with one request and one answer.
-template <class Stub, class Request, class Answer>
-Answer ask(const std::unique_ptr<Stub>& stub,
-           grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Answer*), const Request& request,
-           int seconds, Effort& effort) {
-  Answer answer;
-  require_ok((stub.get()->*method)(effort.call(seconds), request, &answer));
-  return answer;
-}
 
 /// A channel with the settings that this protocol asks for, to a server that was looked at.
 inline std::shared_ptr<grpc::Channel> make_channel(const std::string& address, const Trust& trust) {

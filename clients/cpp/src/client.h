@@ -1,16 +1,17 @@
-/// 8. A client from start to end: one session after another until the federation is over, then the final model.
+/// 6. A client from start to end: one session after another until the federation is over, then the final model.
 ///
 ///     greeting --welcome--> member --federation_outcome--> over
 ///     greeting --schema_query--> greeting    the schema is sent
 ///     greeting --declined--> over            throws Stop
 ///     any --cut--> over                      throws Trouble; the work goes on, and a new session takes it up
 ///
-/// All that is decided is decided in one thread. Of the other two, one listens (session.h), and one works (work.h).
+/// All that is decided is decided in one thread. Of the other two, one listens, and one works (work.h).
 #pragma once
 
 #include <csignal>
 
-#include "session.h"
+#include "fedstream/v1/negotiation.grpc.pb.h"
+#include "work.h"
 
 namespace fedstream::client {
 
@@ -28,15 +29,56 @@ inline void on_signal(int number) {
   alarm(4);
 }
 
+/// One Negotiate stream. A thread listens for the next message, since listening blocks; the owner does all else.
+class Session {
+ public:
+  explicit Session(const std::shared_ptr<grpc::Channel>& channel)  // R-TIM-4: without a deadline
+      : stream_(v1::NegotiationService::NewStub(channel)->Negotiate(&context_)) {
+    listen();
+  }
+  ~Session() { context_.TryCancel(); }
+
+  /// If it cannot be written the stream has ended, and `next` says how.
+  void say(const Request& message) { stream_->Write(message); }
+
+  /// The next message; none if none came in that time. @throws what the stream has ended with
+  std::optional<v1::NegotiateResponse> next(double wait_seconds) {
+    if (has_come_.wait_for(Seconds(wait_seconds)) != std::future_status::ready) return std::nullopt;
+    if (!has_come_.get()) {
+      require_ok(stream_->Finish());
+      throw Trouble("the server ended the session");
+    }
+    auto message = std::exchange(message_, {});
+    listen();
+    return message;
+  }
+
+  /// Close our side, and wait some seconds for the server to close its own: then all that was said has come to it.
+  void close() {
+    stream_->WritesDone();
+    while (has_come_.wait_for(Seconds(5)) == std::future_status::ready && has_come_.get()) listen();
+  }
+
+ private:
+  void listen() {
+    has_come_ = std::async(std::launch::async, [this] { return stream_->Read(&message_); });
+  }
+
+  grpc::ClientContext context_;
+  const std::unique_ptr<grpc::ClientReaderWriter<Request, v1::NegotiateResponse>> stream_;
+  v1::NegotiateResponse message_;
+  std::future<bool> has_come_;  // the last, since its end waits for the thread's
+};
+
 class Client {
  public:
   Client(RunConfig config, OpenTask open_task) : config_(std::move(config)), open_task_(std::move(open_task)) {
     log_name = config_.access.name;
+    fs::create_directories(config_.state_dir);
     for (const int number : {SIGINT, SIGTERM, SIGALRM}) std::signal(number, on_signal);
   }
 
-  /// Take part until the federation ends; returns how it ended, in words for people.
-  /// @throws Stop
+  /// Take part until the federation ends; returns how it ended, in words for people. @throws Stop
   std::string run() {
     return effort_.until_done("talking to the server", [this] { return session(); });
   }
@@ -45,8 +87,7 @@ class Client {
   std::string session() {
     try {
       connect();
-      prepare(ask(v1::NegotiationService::NewStub(peer_.channel), &v1::NegotiationService::Stub::DescribeTask,
-                  v1::DescribeTaskRequest(), kAskSeconds, effort_));
+      prepare();
       if (work_) work_->rejoin();
       Session session(peer_.channel);
       session.say(hello());
@@ -60,17 +101,22 @@ class Client {
           }
         }
         if (const auto sign = work_ ? work_->sign_of_life() : std::nullopt) session.say(*sign);
-        if (stop_signal != 0) leave(session);
+        if (stop_signal != 0) {  // say good-bye (R-RND-8); all that is to survive the process lies on disk
+          Request message;
+          message.mutable_leave()->set_reason("stopped by its operator");
+          session.say(message);
+          session.close();
+          _exit(128 + stop_signal);
+        }
       }
       throw Trouble("a day is over, and it may be time for the next certificate");
-    } catch (const Refusal& error) {
-      if (error.reason != "SUPERSEDED") throw Stop(Exit::kDefect, std::string("the server refused: ") + error.what());
+    } catch (const Superseded&) {
       // Twice within five minutes means that another process uses the name (R-HEL-9).
-      if (superseded_at_ && seconds_since(*superseded_at_) < 300) {
-        throw Stop(Exit::kReplaced, "another client called " + config_.access.name + " took over: give another --name");
-      }
-      superseded_at_ = Clock::now();
-      throw Trouble(error.what());
+      const auto before = std::exchange(superseded_at_, Clock::now());
+      if (!before || seconds_since(*before) >= 300) throw;
+      throw Stop(Exit::kReplaced, "another client called " + config_.access.name + " took over: give another --name");
+    } catch (const Refusal& error) {
+      throw Stop(Exit::kDefect, std::string("the server refused: ") + error.what());
     }
   }
 
@@ -84,11 +130,13 @@ class Client {
 
   /// Open the site's data for the federation's task, and again if it has other settings now. A server never names the
   /// code that is run (R-SCH-1).
-  void prepare(const v1::DescribeTaskResponse& described) {
+  void prepare() {
+    v1::DescribeTaskResponse described;
+    require_ok(v1::NegotiationService::NewStub(peer_.channel)->DescribeTask(effort_.call(kAskSeconds), {}, &described));
     const Settings settings(described.task_settings().begin(), described.task_settings().end());
     if (site_ && settings == settings_) return;
     work_.reset();
-    site_.reset(new Site{Folder(config_.state_dir), open_task_(settings, config_.data)});
+    site_.reset(new Site{open_task_(settings, config_.data), config_.state_dir});
     settings_ = settings;
   }
 
@@ -133,7 +181,7 @@ class Client {
 
   /// One that comes again is about the same work, unless that is over: then the server has lost the update.
   Request take_offer(const v1::Offer& offer) {
-    if (!work_ || !work_->is_for(offer.offer_id()) || work_->is_over()) {
+    if (!work_ || !work_->is_for(offer.offer_id())) {
       work_.reset();  // which waits for its end, before another one begins
       work_ = std::make_unique<Work>(*site_, offer);
     }
@@ -173,15 +221,6 @@ class Client {
     } catch (const std::runtime_error& error) {  // a new session would find no server
       throw Stop(Exit::kUnreachable, ending + "but no final model is here (" + error.what() + "): ask the coordinator");
     }
-  }
-
-  /// Say good-bye (R-RND-8), and end the process: all that is to survive it lies on disk.
-  [[noreturn]] static void leave(Session& session) {
-    Request message;
-    message.mutable_leave()->set_reason("stopped by its operator");
-    session.say(message);
-    session.close();
-    _exit(128 + stop_signal);
   }
 
   const RunConfig config_;

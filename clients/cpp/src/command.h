@@ -1,4 +1,4 @@
-/// 9. The command: its words, and the exit codes.
+/// 7. The command: its words, and the exit codes.
 #pragma once
 
 #include <sys/stat.h>
@@ -36,13 +36,6 @@ inline RunConfig complete(RunConfig config) {
   return config;
 }
 
-inline void add_join(CLI::App& command, JoinOptions& options) {
-  command.add_option("address", options.server, "HOST:PORT of the server [as the token says]");
-  command.add_option("--token", options.token, "the token; - to read it from standard input")->required();
-  command.add_option("--enrolment", options.enrolment, "HOST:PORT where to join [as the token says]");
-  command.add_option("--identity", options.identity, "folder for the key [~/.local/state/fedstream/identity]");
-}
-
 /// @returns the exit code
 inline int run_command(int argc, char** argv, const OpenTask& open_task) {
   std::signal(SIGPIPE, SIG_IGN);  // a connection that was cut is an error of its call
@@ -54,7 +47,10 @@ inline int run_command(int argc, char** argv, const OpenTask& open_task) {
   app.require_subcommand(1);
   JoinOptions options;
   auto& joining = *app.add_subcommand("join", "Join a federation, once, with the token that its coordinator has sent.");
-  add_join(joining, options);
+  joining.add_option("address", options.server, "HOST:PORT of the server [as the token says]");
+  joining.add_option("--token", options.token, "the token; - to read it from standard input")->required();
+  joining.add_option("--enrolment", options.enrolment, "HOST:PORT where to join [as the token says]");
+  joining.add_option("--identity", options.identity, "folder for the key [~/.local/state/fedstream/identity]");
   RunConfig config;
   add_run(*app.add_subcommand("run", "Take part until the federation ends."), config);
   try {

@@ -7,12 +7,8 @@
 #include <absl/strings/str_replace.h>
 #include <openssl/sha.h>
 
-#include <algorithm>
-#include <cstdint>
-#include <filesystem>
 #include <functional>
-#include <map>
-#include <string_view>
+#include <optional>
 
 #include "calls.h"
 #include "fedstream/v1/negotiation.pb.h"
@@ -47,8 +43,6 @@ inline std::uint32_t crc32c(std::string_view data) {
   }
   return crc ^ 0xffffffff;
 }
-
-// --- Descriptions and digests ---
 
 /// Canonical name of an element type, such as F32 for DATA_TYPE_FLOAT32.
 inline std::string canonical_name(v1::DataType type) {
@@ -94,8 +88,6 @@ inline v1::Digest digest_of(std::string_view bytes) {
 /// The digest that names a model.
 inline v1::Digest model_digest(const Manifest& manifest) { return digest_of(canonical_model(manifest)); }
 
-// --- Manifests ---
-
 /// @param model has the values of each tensor of the schema
 inline Manifest manifest_of(const Schema& schema, const Model& model) {
   Manifest manifest;
@@ -121,8 +113,6 @@ inline bool is_manifest_of(const std::string& model_sha256, const Manifest& mani
          model_digest(manifest).sha256() == model_sha256;
 }
 
-// --- Chunks ---
-
 inline v1::Chunk make_chunk(std::uint64_t offset, std::string_view data) {
   v1::Chunk chunk;
   chunk.set_write_offset(offset);
@@ -131,8 +121,7 @@ inline v1::Chunk make_chunk(std::uint64_t offset, std::string_view data) {
   return chunk;
 }
 
-/// What is new in a chunk for a receiver that has `have` of `body` bytes, by R-CH-1 to R-CH-5.
-/// @throws Trouble it breaks one of them
+/// What is new in a chunk for a receiver that has `have` of `body` bytes, by R-CH-1 to R-CH-5. @throws Trouble
 inline std::string_view new_in_chunk(const v1::Chunk& chunk, std::uint64_t have, std::uint64_t body,
                                      std::uint64_t most) {
   const std::string_view data = chunk.data();
@@ -143,7 +132,22 @@ inline std::string_view new_in_chunk(const v1::Chunk& chunk, std::uint64_t have,
   return data.substr(std::min<std::uint64_t>(have - offset, data.size()));
 }
 
-// --- The task ---
+/// A model as a `.safetensors` file: eight bytes of header length, a header in JSON, and the tensors' bytes.
+inline std::string safetensors(const Schema& schema, const Model& model) {
+  Json header;
+  std::string body;
+  for (int at = 0; at < schema.size(); ++at) {
+    const auto from = body.size();
+    body += model.values(at);
+    header[schema[at].name()] = {{"dtype", canonical_name(schema[at].dtype())},
+                                 {"shape", schema[at].shape()},
+                                 {"data_offsets", {from, body.size()}}};
+  }
+  auto text = header.dump();
+  text.resize((text.size() + 7) / 8 * 8, ' ');
+  const std::uint64_t length = text.size();
+  return std::string(reinterpret_cast<const char*>(&length), 8) + text + body;
+}
 
 /// What the client asks of a task, so that another model is another file; the one that there is stands in ../task.
 struct Task {
@@ -159,6 +163,6 @@ struct Task {
 };
 using Settings = std::map<std::string, std::string>;
 /// Opens the site's data. @throws Stop the data cannot be used
-using OpenTask = std::function<Task(const Settings& settings, const std::filesystem::path& data)>;
+using OpenTask = std::function<Task(const Settings& settings, const fs::path& data)>;
 
 }  // namespace fedstream::client

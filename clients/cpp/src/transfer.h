@@ -1,15 +1,16 @@
-/// 5. Weights on their way: a model in, an update out. Each is one try that begins where the last one was cut.
+/// 4. Weights on their way: a model in, an update out. Each is one try that begins where the last one was cut.
 #pragma once
 
 #include "fedstream/v1/transfer.grpc.pb.h"
-#include "folder.h"
+#include "model.h"
 
 namespace fedstream::client {
 
-/// This end, which outlives sessions and offers.
+/// This end, which outlives sessions and offers: the task, and the folder for what is to survive a restart. That is the
+/// update that was trained last, in `update`, and what has arrived of the model that was asked for last, in `model`.
 struct Site {
-  Folder folder;
   Task task;
+  fs::path folder;
 };
 
 /// The server's end: the connection, and the terms that were agreed on it.
@@ -26,7 +27,9 @@ class Transfer {
   /// Get a model: its manifest, then its body, of which what has arrived lies in a file.
   Model download(const std::string& model_sha256) {
     const auto manifest = get_manifest(model_sha256);
-    const auto file = site_.folder.body_of(model_sha256);
+    const auto file = site_.folder / "model" / hex(model_sha256);
+    if (!fs::exists(file)) fs::remove_all(file.parent_path());
+    fs::create_directories(file.parent_path());
     receive(model_sha256, file, manifest);
     const auto body = read_file(file);
     Model model;
@@ -35,7 +38,7 @@ class Transfer {
       model.add_values(body.substr(at, entry.digest().size_bytes()));
       if (sha256(*model.values().rbegin()) != entry.digest().sha256()) {
         fs::resize_file(file, at);  // what stands before it is right, and need not travel again (R-DL-3)
-        effort_.repair("a tensor does not match its digest");
+        throw Damage("a tensor does not match its digest");
       }
       at += entry.digest().size_bytes();
     }
@@ -43,23 +46,19 @@ class Transfer {
   }
 
   /// Send an update: whether it is still wanted, the manifest, the tensors that the server lacks, finish. After any cut
-  /// the same again (R-UP-17).
-  /// @returns why it was kept aside; empty if it is in the round
+  /// the same again (R-UP-17). @returns why it was kept aside; empty if it is in the round
   std::string upload(const Model& update) {
-    try {
-      v1::GetUploadStatusRequest request;
-      request.set_upload_id(update.header().upload_id());
-      const auto state = ask(stub_, &Service::Stub::GetUploadStatus, request, kAskSeconds, effort_).state();
-      if (state == v1::UPLOAD_STATE_CLOSED) throw Dropped("the round closed before the update was there");
-      if (state != v1::UPLOAD_STATE_ADMITTED && state != v1::UPLOAD_STATE_QUARANTINED) send(update);
-      v1::FinishUploadRequest finish;
-      finish.set_upload_id(request.upload_id());
-      return ask(stub_, &Service::Stub::FinishUpload, finish, kDigestSeconds, effort_).reason();
-    } catch (const Refusal& error) {
-      const bool may_be_mended = error.reason == "DIGEST_MISMATCH" || error.reason == "CHUNK_TOO_LARGE";
-      if (may_be_mended || error.reason == "SUPERSEDED") effort_.repair(error.what());
-      throw;
-    }
+    v1::GetUploadStatusRequest request;
+    request.set_upload_id(update.header().upload_id());
+    v1::GetUploadStatusResponse status;
+    require_ok(stub_->GetUploadStatus(effort_.call(kAskSeconds), request, &status));
+    if (status.state() == v1::UPLOAD_STATE_CLOSED) throw Dropped("the round closed before the update was there");
+    if (status.state() != v1::UPLOAD_STATE_ADMITTED && status.state() != v1::UPLOAD_STATE_QUARANTINED) send(update);
+    v1::FinishUploadRequest finish;
+    finish.set_upload_id(request.upload_id());
+    v1::FinishUploadResponse answer;
+    require_ok(stub_->FinishUpload(effort_.call(kDigestSeconds), finish, &answer));
+    return answer.reason();
   }
 
  private:
@@ -73,10 +72,10 @@ class Transfer {
     v1::GetManifestResponse message;
     while (stream->Read(&message)) {
       manifest.MergeFrom(message.part().entries());
-      if (manifest.size() > site_.task.schema.size()) effort_.repair("the manifest is too long");
+      if (manifest.size() > site_.task.schema.size()) throw Damage("the manifest is too long");
     }
     require_ok(stream->Finish());
-    if (!is_manifest_of(model_sha256, manifest, site_.task.schema)) effort_.repair("the manifest is not the model's");
+    if (!is_manifest_of(model_sha256, manifest, site_.task.schema)) throw Damage("the manifest is not the model's");
     return manifest;
   }
 
@@ -130,11 +129,10 @@ class Transfer {
   }
 
   /// Write as much as may be in flight (R-UP-9), and close our side, so that neither end waits for the other (R-UP-11).
-  /// @returns how much is committed then
   std::uint64_t write_window(const std::string& upload_id, std::string_view body, std::uint64_t committed) {
     const auto stream = stub_->WriteChunks(effort_.call(kChunksSeconds));
     const auto window = body.substr(0, committed + terms_.window_bytes());
-    // Each repair makes chunks smaller, as CHUNK_TOO_LARGE asks for.
+    // Smaller after each damage, since CHUNK_TOO_LARGE asks for that.
     const std::uint64_t chunk_bytes = std::max(1U, terms_.max_chunk_bytes() >> effort_.repairs());
     bool is_open = true;
     for (auto at = committed; is_open && at < window.size(); at += chunk_bytes) {

@@ -1,12 +1,11 @@
-/// 6. The work on one offer, which outlives the streams that it is agreed on.
+/// 5. The work on one offer, which outlives the streams that it is agreed on.
 ///
 ///     offered --confirm--> working --acknowledged--> over
-///     offered, working --cancel, withdraw--> over
+///     any --cancel, withdraw--> over
 ///     working --cannot be done--> failed
 ///
-/// It is done in a thread that knows of no states: it shows how far it is, and ends with a result or an error. A
-/// finished update is on disk before it is sent, so that nothing is trained twice for one offer, whatever is killed in
-/// between.
+/// A thread of its own does it, which shows how far it is, and ends with a result or an error. A finished update is on
+/// disk before it is sent, so that nothing is trained twice for one offer, whatever is killed in between.
 #pragma once
 
 #include <future>
@@ -27,11 +26,9 @@ class Work {
     if (result_.valid()) result_.wait();
   }
 
-  bool is_for(const std::string& offer_id) const { return offer_.offer_id() == offer_id; }
-  bool is_over() const { return state_ == kOver; }
+  bool is_for(const std::string& offer_id) const { return offer_.offer_id() == offer_id && state_ != kOver; }
 
   /// The answer to the offer, also when a cut made it come again: what is worked on, or trained, stands as agreed.
-  /// @param max_epochs that the site allows; 0 for any number
   Request answer(std::uint32_t max_epochs) const {
     Request answer;
     if (state_ == kFailed) {
@@ -60,7 +57,6 @@ class Work {
 
   /// The server does not want it any more (R-RND-6).
   void drop(const std::string& reason) {
-    if (state_ != kOffered && state_ != kWorking) return;
     log_line("info", "the server does not want this round's update", {{"because", reason}});
     state_ = kOver;
     effort_.cancel();
@@ -74,7 +70,6 @@ class Work {
 
   /// What is to be said of the work now: how far it is, each second or as often as keeps the lease (R-RND-10), or that
   /// it failed (R-RND-7). To be asked some times a second.
-  /// @throws Stop the server does not let this client do its work
   std::optional<Request> sign_of_life() {
     if (state_ == kWorking && result_.wait_for(Seconds(0)) == std::future_status::ready) conclude();
     Request request;
@@ -83,14 +78,13 @@ class Work {
       const std::lock_guard lock(mutex_);
       *request.mutable_progress() = progress_;
       request.mutable_progress()->set_offer_id(offer_.offer_id());
-      return request;
-    }
-    if (state_ == kFailed && std::exchange(lease_seconds_, 0) > 0) {
+    } else if (state_ == kFailed && std::exchange(lease_seconds_, 0) > 0) {
       request.mutable_failure()->set_offer_id(offer_.offer_id());
       request.mutable_failure()->set_reason(kFailure);
-      return request;
+    } else {
+      return std::nullopt;
     }
-    return std::nullopt;
+    return request;
   }
 
  private:
@@ -114,33 +108,39 @@ class Work {
     }
   }
 
-  std::optional<Model> kept_update() const { return site_.folder.update(offer_, site_.task.schema); }
+  /// The update that was trained for this offer, if every byte of it is there; a damaged one is made again.
+  std::optional<Model> kept_update() const {
+    Model kept;
+    const auto file = site_.folder / "update";
+    const bool counts =
+        fs::exists(file) && kept.ParseFromString(read_file(file)) && kept.header().upload_id() == offer_.upload_id() &&
+        kept.values_size() == site_.task.schema.size() &&
+        kept.header().model_digest().sha256() == model_digest(manifest_of(site_.task.schema, kept)).sha256();
+    return counts ? std::optional(std::move(kept)) : std::nullopt;
+  }
 
-  // --- In the thread of the work ---
-
-  /// @returns why the update was kept aside; empty if it is in the round
+  /// In the thread of the work. @returns why the update was kept aside; empty if it is in the round
   std::string run(const v1::Plan& plan, const Peer& peer) {
     Transfer transfer(site_, peer, effort_);
     auto update = kept_update();
     if (update) {
       log_line("info", "this round is trained already; sending what was kept", {{"round", offer_.round()}});
     }
+    v1::Progress progress;
+    const auto enter = [&](v1::Phase phase) { progress.set_phase(phase), show(progress); };
     return effort_.until_done("working on the offer", [&] {
       if (!update) {
-        show(v1::PHASE_DOWNLOADING);
+        enter(v1::PHASE_DOWNLOADING);
         const auto base = transfer.download(offer_.base_model().model_digest().sha256());
-        show(v1::PHASE_TRAINING);
+        enter(v1::PHASE_TRAINING);
         update = train(base, plan);
       }
-      show(v1::PHASE_UPLOADING);
+      enter(v1::PHASE_UPLOADING);
       return transfer.upload(*update);
     });
   }
 
   Model train(const Model& base, const v1::Plan& plan) {
-    if (plan.epochs() < 1 || plan.batch_size() < 1 || !std::isfinite(plan.learning_rate())) {  // R-RND-13
-      throw std::runtime_error("the plan is not sound");
-    }
     const auto began = Clock::now();
     Model update = site_.task.fine_tune(
         base, plan, [this](const v1::Progress& progress) { show(progress); }, effort_);
@@ -149,7 +149,7 @@ class Work {
     header.set_num_tensors(std::uint32_t(update.values_size()));
     *header.mutable_model_digest() = model_digest(manifest_of(site_.task.schema, update));
     header.set_training_seconds(seconds_since(began));
-    site_.folder.keep_update(update);
+    write_durably(site_.folder / "update", update.SerializeAsString());
     Json facts{{"round", offer_.round()}, {"epochs", header.epochs()}};
     facts["model"] = hex(header.model_digest().sha256());
     for (const auto& metric : header.metrics()) facts[metric.name()] = metric.value();
@@ -160,11 +160,6 @@ class Work {
   void show(const v1::Progress& progress) {
     const std::lock_guard lock(mutex_);
     progress_ = progress;
-  }
-  void show(v1::Phase phase) {
-    v1::Progress progress;
-    progress.set_phase(phase);
-    show(progress);
   }
 
   const Site& site_;

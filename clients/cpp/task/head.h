@@ -7,7 +7,7 @@
 #include <cstring>
 #include <limits>
 
-#include "../src/folder.h"
+#include "../src/model.h"
 
 // Features and weights are copied as they lie in memory.
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "this client is for little-endian machines");
@@ -227,7 +227,8 @@ inline Model tune_head(const Features& all, const Settings& settings, const Mode
   do {
     ++epoch;
     Scores scores;
-    for (const auto& batch : batches(epoch_order(plan.seed(), epoch, all.train.size()), plan.batch_size())) {
+    for (const auto& batch :
+         batches(epoch_order(plan.seed(), epoch, all.train.size()), std::max(1U, plan.batch_size()))) {
       effort.check();
       head.step(all, batch, label_weights, plan.learning_rate(), &scores);
     }

@@ -120,6 +120,10 @@ TEST(chunks_are_read_and_written) {
 std::pair<std::string, std::string> thrown_for(const grpc::Status& status) {
   try {
     require_ok(status);
+  } catch (const Damage& error) {
+    return {"Damage", error.what()};
+  } catch (const Superseded& error) {
+    return {"Superseded", error.what()};
   } catch (const Trouble& error) {
     return {"Trouble after " + std::to_string(int(error.at_least)) + " s", error.what()};
   } catch (const Dropped& error) {
@@ -138,6 +142,9 @@ TEST(refusals_are_read_as_the_table_of_errors_has_them) {
                                                     {"NAME_MISMATCH", "Stop"},
                                                     {"ROUND_CLOSED", "Dropped"},
                                                     {"UNKNOWN_UPLOAD", "Dropped"},
+                                                    {"DIGEST_MISMATCH", "Damage"},
+                                                    {"CHUNK_TOO_LARGE", "Damage"},
+                                                    {"SUPERSEDED", "Superseded"},
                                                     {"LIMIT_EXCEEDED", "Trouble after "},
                                                     {"WRONG_OFFSET", "Trouble after 0"},
                                                     {"CHECKSUM_MISMATCH", "Trouble after 0"},
