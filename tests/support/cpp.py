@@ -20,8 +20,11 @@ SLOW_CLIENT = BUILD / "fedstream-client-slow"
 """The same with a task that waits three seconds before it trains."""
 
 _TOOLS = ("cmake", "c++", "protoc", "grpc_cpp_plugin")
-_HEADERS = ("grpcpp/grpcpp.h", "google/protobuf/message.h", "openssl/ssl.h")
-_PACKAGES = "cmake g++ libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc libssl-dev"
+_HEADERS = ("grpcpp/grpcpp.h", "google/protobuf/message.h", "openssl/ssl.h", "nlohmann/json.hpp", "CLI/CLI.hpp")
+_PACKAGES = (
+    "cmake g++ libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc libssl-dev "
+    "nlohmann-json3-dev libcli11-dev"
+)
 _BUILD_SECONDS = 1_200
 
 
@@ -31,11 +34,10 @@ def missing() -> str:
     if tools:
         return f"{', '.join(tools)} not on the PATH: apt-get install {_PACKAGES}"
     lines = "".join(f"#include <{header}>\n" for header in _HEADERS)
-    checked = subprocess.run(
-        ["c++", "-std=c++17", "-fsyntax-only", "-x", "c++", "-"], input=lines.encode(), capture_output=True, check=False
-    )
+    words = ["c++", "-std=c++17", "-E", "-o", "/dev/null", "-x", "c++", "-"]
+    checked = subprocess.run(words, input=lines.encode(), capture_output=True, check=False)
     if checked.returncode:
-        return f"the headers of gRPC, protobuf or OpenSSL are not there: apt-get install {_PACKAGES}"
+        return f"headers of gRPC, protobuf, OpenSSL, JSON or CLI11 are not there: apt-get install {_PACKAGES}"
     return ""
 
 

@@ -1,7 +1,7 @@
 /// What joining leaves on disk, names and addresses; for this folder alone.
 #pragma once
 
-#include "../src/folder.h"
+#include "../src/model.h"
 #include "joining.h"
 
 namespace fedstream::client {
@@ -21,12 +21,13 @@ void check_answer(const std::string& name, const Credentials& answered);
 /// Server and name of what was joined there, if anything was. @throws Stop
 std::optional<Access> membership_in(const fs::path& folder);
 
-fs::path identity_folder(const Words& words);
+/// Where an identity is kept if nothing else is said.
+fs::path default_identity();
 
 bool is_client_name(const std::string& name);
 
-/// Host and port of `HOST:PORT` or `[V6ADDRESS]:PORT`. @throws std::runtime_error it is none
-std::pair<std::string, std::string> split_address(const std::string& text);
+/// The host of `HOST:PORT` or `[V6ADDRESS]:PORT`. @throws Stop it is none
+std::string host_of(const std::string& address);
 
 /// An invitation of one site, with the fingerprint of its server's certificate.
 struct JoinToken {
@@ -35,7 +36,7 @@ struct JoinToken {
 };
 
 /// The token that `text` is; white space around or in it does not count.
-/// @throws std::runtime_error it is none; the message does not hold any part of it
+/// @throws Stop it is none; the message does not hold any part of it
 JoinToken decode_token(std::string text);
 
 }  // namespace fedstream::client

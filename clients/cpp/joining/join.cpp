@@ -15,26 +15,30 @@ namespace {
 
 constexpr std::size_t kIdBytes = 8, kSecretBytes = 16, kFingerprintBytes = 32, kCheckBytes = 4;
 constexpr std::size_t kTextAt = kIdBytes + kSecretBytes + kFingerprintBytes;
-constexpr char kDamaged[] = "the join token is damaged: copy it again, whole";
 
 v1::EnrolResponse enrol(const std::string& address, const JoinToken& token, const v1::EnrolRequest& request) {
   Trust trust;
   trust.fingerprint = token.fingerprint;
-  Cancel never;
+  Effort effort(30);
   try {
-    return until_done(
-        "joining", {30}, never, [] { return 0; },
-        [&] {
-          // Nothing but a TLS handshake goes out before the certificate is known to be the token's (R-JOIN-2).
-          return ask(v1::EnrolmentService::NewStub(make_channel(address, trust)), &v1::EnrolmentService::Stub::Enrol,
-                     request, kAskSeconds, never);
-        });
+    return effort.until_done("joining", [&] {
+      // Nothing but a TLS handshake goes out before the certificate is known to be the token's (R-JOIN-2).
+      const auto stub = v1::EnrolmentService::NewStub(make_channel(address, trust));
+      v1::EnrolResponse answer;
+      require_ok(stub->Enrol(effort.call(kAskSeconds), request, &answer));
+      return answer;
+    });
   } catch (const Trouble& error) {
     throw Stop(Exit::kUnreachable,
                "cannot join at " + address + ": " + error.what() + ". Nothing is lost: try again with the same token");
   } catch (const Refusal& error) {
-    throw Stop(Exit::kUntrusted, "the server refused (" + error.reason + "): " + error.what());
+    throw Stop(Exit::kUntrusted, std::string("the server refused: ") + error.what());
   }
+}
+
+/// The first address's host with the other's port.
+std::string at_host_of(const std::string& address, const std::string& other) {
+  return address.substr(0, address.rfind(':')) + other.substr(other.rfind(':'));
 }
 
 /// The site's private key: the one there is, or a new one, kept before it is told (R-JOIN-1).
@@ -62,10 +66,8 @@ std::string become_member(const JoinToken& token, const Access& wanted, const st
   check_answer(token.name, own);
   write_durably(folder / "site.crt", own.certificate);
   write_durably(folder / "authority.crt", own.authority);
-  google::protobuf::Struct membership;
-  (*membership.mutable_fields())["name"].set_string_value(wanted.name);
-  (*membership.mutable_fields())["server"].set_string_value(wanted.server);
-  write_durably(folder / "identity.json", json_of(membership) + '\n');
+  const Json membership{{"name", wanted.name}, {"server", wanted.server}};
+  write_durably(folder / "identity.json", membership.dump() + '\n');
   return facts_of(own.certificate).last_day();
 }
 
@@ -73,69 +75,49 @@ std::string become_member(const JoinToken& token, const Access& wanted, const st
 
 JoinToken decode_token(std::string text) {
   text.erase(std::remove_if(text.begin(), text.end(), [](unsigned char c) { return std::isspace(c); }), text.end());
-  if (text.rfind("fsj1_", 0) != 0 || text.size() > 2'048) {
-    throw std::runtime_error("this is no join token: one begins with fsj1_, as `fedserver invite` prints it");
-  }
   std::string contents;
-  const bool is_base64url =
-      text.find('=') == std::string::npos && absl::WebSafeBase64Unescape(text.substr(5), &contents);
-  if (!is_base64url || contents.size() <= kTextAt + kCheckBytes) throw std::runtime_error(kDamaged);
-  const auto check = contents.substr(contents.size() - kCheckBytes);
-  contents.resize(contents.size() - kCheckBytes);
-  if (sha256(contents).substr(0, kCheckBytes) != check) throw std::runtime_error(kDamaged);
+  const bool is_token = text.rfind("fsj1_", 0) == 0 && text.size() <= 2'048 && text.find('=') == std::string::npos &&
+                        absl::WebSafeBase64Unescape(text.substr(5), &contents) &&
+                        contents.size() > kTextAt + kCheckBytes;
+  const auto check = contents.substr(contents.size() - std::min(contents.size(), kCheckBytes));
+  contents.resize(contents.size() - check.size());
+  if (!is_token || sha256(contents).substr(0, kCheckBytes) != check) {
+    wrong("this is no join token, or a damaged one: copy it again, whole, as `fedserver invite` prints it");
+  }
   JoinToken token;
   token.id = contents.substr(0, kIdBytes);
   token.secret = contents.substr(kIdBytes, kSecretBytes);
   token.fingerprint = "sha256:" + hex(contents.substr(kIdBytes + kSecretBytes, kFingerprintBytes));
   const std::vector<std::string> lines = absl::StrSplit(contents.substr(kTextAt), '\n');
-  if (lines.size() != 3 || !is_client_name(lines[0])) throw std::runtime_error("the token names no site");
+  if (lines.size() != 3 || !is_client_name(lines[0])) wrong("the token names no site");
   token.name = lines[0], token.server = lines[1], token.enrolment = lines[2];
-  split_address(token.server);
-  if (token.enrolment.rfind(':', 0) == 0)
-    token.enrolment = token.server.substr(0, token.server.rfind(':')) + token.enrolment;
-  split_address(token.enrolment);
+  host_of(token.server);
+  if (token.enrolment.rfind(':', 0) == 0) token.enrolment = at_host_of(token.server, token.enrolment);
+  host_of(token.enrolment);
   return token;
 }
 
-std::string join(const std::vector<std::string>& list) {
-  const Words words(list, {"", "--token", "--enrolment", "--identity"});
-  auto text = words.get("--token");
-  if (text.empty()) wrong("give the token with --token");
-  if (text == "-") text.assign(std::istreambuf_iterator<char>(std::cin), {});
-  JoinToken token;
-  Access wanted;
-  wanted.trust.identity = identity_folder(words);
-  std::string enrolment;
-  try {
-    token = decode_token(text);
-    log_name = wanted.name = token.name;
-    wanted.server = words.get("", token.server);
-    split_address(wanted.server);
-    const auto port = token.enrolment.substr(token.enrolment.rfind(':'));
-    enrolment = words.count("") != 0 ? wanted.server.substr(0, wanted.server.rfind(':')) + port : token.enrolment;
-    enrolment = words.get("--enrolment", enrolment);
-    split_address(enrolment);
-  } catch (const std::runtime_error& error) {
-    wrong(error.what());
-  }
+std::string join(JoinOptions options) {
+  if (options.token == "-") options.token.assign(std::istreambuf_iterator<char>(std::cin), {});
+  const auto token = decode_token(options.token);
+  Access wanted{options.server.empty() ? token.server : options.server, token.name, {}};
+  wanted.trust.identity = options.identity.empty() ? default_identity() : options.identity;
+  host_of(wanted.server);
+  log_name = token.name;
+  // With another host for the server than the token says, the enrolment is there too.
+  auto enrolment = options.server.empty() ? token.enrolment : at_host_of(wanted.server, token.enrolment);
+  if (!options.enrolment.empty()) enrolment = options.enrolment;
+  host_of(enrolment);
   // One folder is one site of one federation; it may join that again, with the same key.
   const auto folder = wanted.trust.identity.string();
   const auto known = membership_in(folder);
   if (known && (known->name != wanted.name || known->server != wanted.server)) {
-    wrong(folder + " is the identity of " + known->name + " at " + known->server +
-          ": give another --identity, or remove it if it is out of use");
+    wrong(folder + " is the identity of " + known->name + " at " + known->server + ": give another --identity");
   }
-  try {
-    return "joined as " + token.name + "; the certificate is valid until " + become_member(token, wanted, enrolment) +
-           " and renews itself.\nIts key is in " + folder + ". Take part with: fedstream-client run --identity " +
-           folder + " --data FILE";
-  } catch (const Stop&) {
-    throw;
-  } catch (const fs::filesystem_error& error) {
-    wrong(std::string("the identity cannot be kept: ") + error.what());
-  } catch (const std::runtime_error& error) {
-    throw Stop(Exit::kDefect, std::string("the server's answer or this site's key cannot be used: ") + error.what());
-  }
+  const auto last_day = become_member(token, wanted, enrolment);
+  return "joined as " + token.name + "; the certificate is valid until " + last_day +
+         " and renews itself.\nIts key is in " + folder + ". Take part with: fedstream-client run --identity " +
+         folder + " --data FILE";
 }
 
 bool renew_if_due(const Trust& trust, const std::shared_ptr<grpc::Channel>& channel) {
@@ -143,10 +125,10 @@ bool renew_if_due(const Trust& trust, const std::shared_ptr<grpc::Channel>& chan
   auto own = *credentials_of(trust);
   const auto before = facts_of(own.certificate);
   if (!before.is_due(std::time(nullptr))) return false;
-  Cancel never;
+  Effort effort;
   try {
-    const auto answer = ask(v1::CertificateService::NewStub(channel), &v1::CertificateService::Stub::RenewCertificate,
-                            v1::RenewCertificateRequest(), kAskSeconds, never);
+    v1::RenewCertificateResponse answer;
+    require_ok(v1::CertificateService::NewStub(channel)->RenewCertificate(effort.call(kAskSeconds), {}, &answer));
     own.certificate = der_to_pem(answer.certificate());
     check_answer(before.name, own);
     write_durably(trust.identity / "site.crt", own.certificate);

@@ -36,8 +36,8 @@ struct Access {
   Trust trust;
 };
 
-/// What the words of `run` say of it; what they leave out, an identity says. @throws Stop
-Access read_access(const Words& words);
+/// What the options of `run` leave out is what joining left. @throws Stop
+Access complete(Access access);
 
 /// See who answers at the address, and say how to connect to it. Blocks for some 12 s at most. gRPC could only say that
 /// a handshake failed, and would try for ever.
@@ -48,10 +48,16 @@ std::shared_ptr<grpc::ChannelCredentials> look_at(const std::string& address, co
 /// Get the next certificate if it is time (R-JOIN-6); whether there is one. After a failure the next look tries again.
 bool renew_if_due(const Trust& trust, const std::shared_ptr<grpc::Channel>& channel);
 
+/// What `join` is told; all but the token may be empty, and then is what the token says.
+struct JoinOptions {
+  std::string server, token, enrolment;
+  std::filesystem::path identity;
+};
+
 /// The command `join`; returns what to say to the operator. It may be cut anywhere and done again with the same token:
 /// the key is kept before it is used, and the server gives the same key the same certificate.
-/// @param list the words after `join` @throws Stop
-std::string join(const std::vector<std::string>& list);
+/// @throws Stop
+std::string join(JoinOptions options);
 
 /// `~/.local/state/` or what `XDG_STATE_HOME` says in its place.
 std::filesystem::path state_home();

@@ -1,253 +1,157 @@
-/// 5. Weights on their way: models in, updates out, each resumed where it was cut.
+/// 4. Weights on their way: a model in, an update out. Each is one try that begins where the last one was cut.
 #pragma once
 
-#include "calls.h"
 #include "fedstream/v1/transfer.grpc.pb.h"
-#include "folder.h"
+#include "model.h"
 
 namespace fedstream::client {
 
-/// What all transfers of a site need.
+/// This end, which outlives sessions and offers: the task, and the folder for what is to survive a restart. That is the
+/// update that was trained last, in `update`, and what has arrived of the model that was asked for last, in `model`.
 struct Site {
-  Link& link;
-  Folder folder;
   Task task;
+  fs::path folder;
 };
 
-/// What both ways have in common.
-struct Transfer {
-  using Service = v1::TransferService;
-
-  std::unique_ptr<Service::Stub> stub() const { return Service::NewStub(site.link.channel()); }
-  /// Whether what went wrong is worth another try; after some, it is wrong for good.
-  bool may_repair() { return ++repairs <= 3; }
-
-  Site& site;
-  const v1::Welcome& terms;
-  Cancel& cancel;
-  int repairs = 0;
+/// The server's end: the connection, and the terms that were agreed on it.
+struct Peer {
+  std::shared_ptr<grpc::Channel> channel;
+  v1::Welcome terms;
 };
 
-/// Getting a model: its manifest, then the tensors that the last one did not have, all in one body that gathers in a
-/// file.
-class Download : Transfer {
+class Transfer {
  public:
-  Download(Site& site, const v1::Welcome& terms, Cancel& cancel, std::string sha256)
-      : Transfer{site, terms, cancel}, sha256_(std::move(sha256)) {
-    const auto kept = site.folder.read("model").value_or(Model());
-    for (int at = 0; at < kept.values_size(); ++at) here_[kept.entries(at).digest().sha256()] = kept.values(at);
-  }
+  Transfer(const Site& site, const Peer& peer, Effort& effort)
+      : site_(site), terms_(peer.terms), stub_(Service::NewStub(peer.channel)), effort_(effort) {}
 
-  /// @throws Dropped, Refusal, Trouble (when the patience ends), std::runtime_error (it arrives damaged each time)
-  Model run(const Patience& patience = {}) {
-    return until_done(
-        "downloading a model", patience, cancel, [this] { return received_; }, [this] { return once(); });
-  }
-
- private:
-  Model once() {
+  /// Get a model: its manifest, then its body, of which what has arrived lies in a file.
+  Model download(const std::string& model_sha256) {
+    const auto manifest = get_manifest(model_sha256);
+    const auto file = site_.folder / "model" / hex(model_sha256);
+    if (!fs::exists(file)) fs::remove_all(file.parent_path());
+    fs::create_directories(file.parent_path());
+    receive(model_sha256, file, manifest);
+    const auto body = read_file(file);
     Model model;
-    *model.mutable_entries() = read_manifest();
-    v1::ReadChunksRequest lacking;
-    lacking.set_model_sha256(sha256_);
-    for (int at = 0; at < model.entries_size(); ++at) {
-      const auto& sha256 = model.entries(at).digest().sha256();
-      if (here_.count(sha256) == 0) lacking.add_tensors(std::uint32_t(at));
+    std::size_t at = 0;
+    for (const auto& entry : manifest) {
+      model.add_values(body.substr(at, entry.digest().size_bytes()));
+      if (sha256(*model.values().rbegin()) != entry.digest().sha256()) {
+        fs::resize_file(file, at);  // what stands before it is right, and need not travel again (R-DL-3)
+        throw Damage("a tensor does not match its digest");
+      }
+      at += entry.digest().size_bytes();
     }
-    if (!lacking.tensors().empty()) receive(model.entries(), lacking);  // an empty list would ask for all
-    for (const auto& entry : model.entries()) model.add_values(here_.at(entry.digest().sha256()));
-    site.folder.keep("model", model);
     return model;
   }
 
-  Manifest read_manifest() {
-    Call call(kDigestSeconds, cancel);
+  /// Send an update: whether it is still wanted, the manifest, the tensors that the server lacks, finish. After any cut
+  /// the same again (R-UP-17). @returns why it was kept aside; empty if it is in the round
+  std::string upload(const Model& update) {
+    v1::GetUploadStatusRequest request;
+    request.set_upload_id(update.header().upload_id());
+    v1::GetUploadStatusResponse status;
+    require_ok(stub_->GetUploadStatus(effort_.call(kAskSeconds), request, &status));
+    if (status.state() == v1::UPLOAD_STATE_CLOSED) throw Dropped("the round closed before the update was there");
+    if (status.state() != v1::UPLOAD_STATE_ADMITTED && status.state() != v1::UPLOAD_STATE_QUARANTINED) send(update);
+    v1::FinishUploadRequest finish;
+    finish.set_upload_id(request.upload_id());
+    v1::FinishUploadResponse answer;
+    require_ok(stub_->FinishUpload(effort_.call(kDigestSeconds), finish, &answer));
+    return answer.reason();
+  }
+
+ private:
+  using Service = v1::TransferService;
+
+  Manifest get_manifest(const std::string& model_sha256) {
     v1::GetManifestRequest request;
-    request.set_model_sha256(sha256_);
-    const auto stream = stub()->GetManifest(&call.context, request);
+    request.set_model_sha256(model_sha256);
+    const auto stream = stub_->GetManifest(effort_.call(kDigestSeconds), request);
     Manifest manifest;
     v1::GetManifestResponse message;
     while (stream->Read(&message)) {
       manifest.MergeFrom(message.part().entries());
-      if (manifest.size() > kMaxTensors) throw Trouble("the manifest is too long");
+      if (manifest.size() > site_.task.schema.size()) throw Damage("the manifest is too long");
     }
-    call.require(stream->Finish());
-    try {
-      check_manifest(manifest, site.task.schema, sha256_);
-    } catch (const Trouble& error) {
-      count_repair(error.what());
-    }
+    require_ok(stream->Finish());
+    if (!is_manifest_of(model_sha256, manifest, site_.task.schema)) throw Damage("the manifest is not the model's");
     return manifest;
   }
 
-  /// One body, from where its bytes on disk end; what of it is right is here.
-  void receive(const Manifest& manifest, v1::ReadChunksRequest request) {
-    const auto file = site.folder.arriving(request);
-    std::error_code absent;
-    std::uint64_t have = fs::file_size(file, absent), total = 0;
-    for (const auto index : request.tensors()) total += manifest[int(index)].digest().size_bytes();
-    if (absent) have = 0;
-    if (have < total) {
-      request.set_read_offset(have);
-      request.set_max_chunk_bytes(terms.max_chunk_bytes());
-      log_line("info", "downloading a model", {{"bytes", total}, {"kept", have}});
-      Call call(kChunksSeconds, cancel);
-      const auto stream = stub()->ReadChunks(&call.context, request);
-      std::ofstream arriving(file, std::ios::binary | std::ios::app);
-      v1::ReadChunksResponse message;
-      while (have < total && stream->Read(&message)) {
-        const auto data = new_in_chunk(message.chunk(), have, total, terms.max_chunk_bytes());
-        if (!arriving.write(data.data(), std::streamsize(data.size())).flush()) fail(file);
-        have += data.size();
-        received_ += data.size();
-      }
-      if (have < total) {
-        call.require(stream->Finish());
-        throw Trouble("the body ended after " + std::to_string(have) + " bytes");
-      }
+  /// Get a model's body, from where the file ends that it is appended to. One that is whole is not asked for (R-DL-2).
+  void receive(const std::string& model_sha256, const fs::path& file, const Manifest& manifest) {
+    std::uint64_t total = 0;
+    for (const auto& entry : manifest) total += entry.digest().size_bytes();
+    std::ofstream arriving(file, std::ios::binary | std::ios::app);
+    std::uint64_t have = fs::file_size(file);
+    if (have >= total) return;
+    log_line("info", "downloading a model", {{"bytes", total}, {"kept", have}});
+    v1::ReadChunksRequest request;
+    request.set_model_sha256(model_sha256);
+    request.set_read_offset(have);
+    request.set_max_chunk_bytes(terms_.max_chunk_bytes());
+    const auto stream = stub_->ReadChunks(effort_.call(kChunksSeconds), request);
+    v1::ReadChunksResponse message;
+    while (stream->Read(&message)) {
+      const auto data = new_in_chunk(message.chunk(), have, total, terms_.max_chunk_bytes());
+      if (!arriving.write(data.data(), std::streamsize(data.size())).flush()) fail(file);
+      have += data.size();
+      effort_.advance();
     }
-    const auto body = total == 0 ? "" : read_file(file);
-    fs::remove(file);
-    std::size_t at = 0;
-    bool is_sound = true;
-    for (const auto index : request.tensors()) {
-      const auto& digest = manifest[int(index)].digest();
-      auto values = body.substr(at, digest.size_bytes());
-      at += values.size();
-      const bool is_right = client::sha256(values) == digest.sha256();
-      if (is_right) here_[digest.sha256()] = std::move(values);
-      is_sound = is_sound && is_right;
-    }
-    if (!is_sound) count_repair("a tensor does not match its digest");
+    require_ok(stream->Finish());
+    if (have < total) throw Trouble("the body ended after " + std::to_string(have) + " bytes");
   }
 
-  /// @throws Trouble it is worth asking again; std::runtime_error it was asked too often
-  [[noreturn]] void count_repair(const std::string& what) {
-    if (!may_repair()) throw std::runtime_error(what + ", again and again");
-    throw Trouble(what);
-  }
-
-  const std::string sha256_;
-  std::map<std::string, std::string> here_;  // tensors by digest: those of the last model need not travel again
-  std::uint64_t received_ = 0;
-};
-
-/// Sending an update: whether it is still wanted, the manifest, the tensors that the server lacks, finish. After
-/// any cut the same again (R-UP-17).
-class Upload : Transfer {
- public:
-  Upload(Site& site, const v1::Welcome& terms, Cancel& cancel, const Model& update)
-      : Transfer{site, terms, cancel},
-        update_(update),
-        id_(update.header().upload_id()),
-        // Half the window at most: so both ends never wait for each other (R-UP-11).
-        chunk_bytes_(std::max(1U, std::min(terms.window_bytes() / 2, terms.max_chunk_bytes()))) {}
-
-  /// Send until the server has the update durably.
-  /// @returns why it was kept aside; empty if it is in the round
-  /// @throws Dropped, Refusal
-  std::string run() {
-    return until_done(
-        "sending the update", {}, cancel, [this] { return highest_; }, [this] { return once(); });
-  }
-
- private:
-  std::string once() {
-    try {
-      v1::GetUploadStatusRequest request;
-      request.set_upload_id(id_);
-      const auto status = ask(stub(), &Service::Stub::GetUploadStatus, request, kAskSeconds, cancel);
-      if (status.state() == v1::UPLOAD_STATE_CLOSED) throw Dropped("the round closed before the update was there");
-      if (status.state() == v1::UPLOAD_STATE_ADMITTED || status.state() == v1::UPLOAD_STATE_QUARANTINED)
-        return finish();
-      put_manifest();
-      if (committed_ < body_.size()) write_body();
-      return finish();
-    } catch (const Refusal& error) {
-      judge(error);
-      throw;
-    }
-  }
-
-  void put_manifest() {
-    Call call(kDigestSeconds, cancel);
+  /// Put the manifest, and write what it turns out that the server lacks.
+  void send(const Model& update) {
     v1::PutManifestResponse answer;
-    const auto writer = stub()->PutManifest(&call.context, &answer);
-    v1::PutManifestRequest request;
-    *request.mutable_header() = update_.header();
-    bool is_open = writer->Write(request);
-    for (const auto& part : manifest_parts(update_.entries())) {
-      *request.mutable_part() = part;
-      is_open = is_open && writer->Write(request);
-    }
-    if (is_open) writer->WritesDone();
-    call.require(writer->Finish());
+    const auto writer = stub_->PutManifest(effort_.call(kDigestSeconds), &answer);
+    v1::PutManifestRequest header, part;
+    *header.mutable_header() = update.header();
+    *part.mutable_part()->mutable_entries() = manifest_of(site_.task.schema, update);
+    if (writer->Write(header) && writer->Write(part)) writer->WritesDone();
+    require_ok(writer->Finish());
     std::string body;
     std::int64_t before = -1;
     for (const std::int64_t index : answer.missing_tensors()) {  // R-UP-5
-      if (index >= update_.entries_size() || index <= before)
-        throw Trouble("the server asks for tensors that are not there");
-      body += update_.values(int(before = index));
+      if (index >= update.values_size() || index <= before) throw Trouble("it lacks tensors that there are not");
+      body += update.values(int(before = index));
     }
-    if (answer.body_size_bytes() != body.size()) throw Trouble("the server counts the body otherwise");
-    const bool is_first = std::exchange(body_, std::move(body)).empty();
-    committed_ = answer.committed_size();
-    const Facts facts{{"bytes", body_.size()}, {"committed", committed_}};
-    log_line("info", is_first ? "sending the update" : "resuming the upload", facts);
+    log_line("info", effort_.tries() == 1 ? "sending the update" : "resuming the upload",
+             {{"bytes", body.size()}, {"committed", answer.committed_size()}});
+    for (auto committed = answer.committed_size(); committed < body.size();) {
+      const auto now = write_window(update.header().upload_id(), body, committed);
+      if (now <= committed) throw Trouble("the server takes nothing after " + std::to_string(committed) + " bytes");
+      committed = now;
+      effort_.advance();
+    }
   }
 
-  void write_body() {
-    Call call(kChunksSeconds, cancel);
-    const auto stream = stub()->WriteChunks(&call.context);
-    v1::WriteChunksResponse answer;
-    const auto hear = [&] {
-      if (!stream->Read(&answer)) return false;
-      committed_ = answer.committed_size();
-      highest_ = std::max(highest_, committed_);
-      return true;
-    };
+  /// Write as much as may be in flight (R-UP-9), and close our side, so that neither end waits for the other (R-UP-11).
+  std::uint64_t write_window(const std::string& upload_id, std::string_view body, std::uint64_t committed) {
+    const auto stream = stub_->WriteChunks(effort_.call(kChunksSeconds));
+    const auto window = body.substr(0, committed + terms_.window_bytes());
+    // Smaller after each damage, since CHUNK_TOO_LARGE asks for that.
+    const std::uint64_t chunk_bytes = std::max(1U, terms_.max_chunk_bytes() >> effort_.repairs());
     bool is_open = true;
-    for (auto offset = committed_; is_open && offset < body_.size();) {
-      const auto data = std::string_view(body_).substr(offset, chunk_bytes_);
-      while (is_open && offset + data.size() > committed_ + terms.window_bytes()) is_open = hear();  // R-UP-9
+    for (auto at = committed; is_open && at < window.size(); at += chunk_bytes) {
       v1::WriteChunksRequest request;
-      request.set_upload_id(id_);
-      *request.mutable_chunk() = make_chunk(offset, data);
-      is_open = is_open && stream->Write(request);
-      offset += data.size();
+      request.set_upload_id(upload_id);
+      *request.mutable_chunk() = make_chunk(at, window.substr(at, chunk_bytes));
+      is_open = stream->Write(request);
     }
     if (is_open) stream->WritesDone();
-    while (hear()) continue;
-    call.require(stream->Finish());
-    if (committed_ < body_.size())
-      throw Trouble("the server ended the stream at " + std::to_string(committed_) + " bytes");
+    v1::WriteChunksResponse answer;
+    while (stream->Read(&answer)) committed = answer.committed_size();
+    require_ok(stream->Finish());
+    return committed;
   }
 
-  std::string finish() {
-    v1::FinishUploadRequest request;
-    request.set_upload_id(id_);
-    const auto answer = ask(stub(), &Service::Stub::FinishUpload, request, kDigestSeconds, cancel);
-    if (answer.state() != v1::UPLOAD_STATE_QUARANTINED) return "";
-    return answer.reason().empty() ? "no reason given" : answer.reason();
-  }
-
-  /// What the contract prescribes for a refusal (R-ERR-3); returns where it is for the caller to take.
-  void judge(const Refusal& error) {
-    const auto is = [&](const char* reason) { return error.reason == reason; };
-    if (is("ROUND_CLOSED") || is("UNKNOWN_UPLOAD")) throw Dropped(error.what());
-    if (is("WRONG_OFFSET") || is("CHECKSUM_MISMATCH") || is("BODY_INCOMPLETE")) throw Trouble(error.what());
-    const bool is_mendable =
-        is("MANIFEST_REQUIRED") || is("DIGEST_MISMATCH") || is("SUPERSEDED") || is("CHUNK_TOO_LARGE");
-    if (!is_mendable || !may_repair()) return;
-    if (is("CHUNK_TOO_LARGE")) chunk_bytes_ = std::max(chunk_bytes_ / 2, 1U);
-    throw Trouble(error.what());
-  }
-
-  const Model& update_;
-  const std::string& id_;
-  std::uint32_t chunk_bytes_;
-  std::string body_;                           // of the tensors that the server lacks
-  std::uint64_t committed_ = 0, highest_ = 0;  // as the server said last, and at most
+  const Site& site_;
+  const v1::Welcome terms_;
+  const std::unique_ptr<Service::Stub> stub_;
+  Effort& effort_;
 };
 
 }  // namespace fedstream::client

@@ -3,10 +3,11 @@
 
 #include <absl/strings/str_split.h>
 
+#include <array>
 #include <cstring>
 #include <limits>
 
-#include "../src/folder.h"
+#include "../src/model.h"
 
 // Features and weights are copied as they lie in memory.
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "this client is for little-endian machines");
@@ -26,6 +27,11 @@ struct Features {
 
   const float* row(std::size_t at) const { return x.data() + at * width; }
 };
+
+inline std::string canonical_meaning(const v1::TaskMeaning& meaning) {
+  return "fedstream meaning v1\n" + absl::StrJoin(meaning.class_names(), "\t") + '\n' + meaning.positive_class() +
+         '\n' + meaning.preprocessing() + '\n';
+}
 
 /// The meaning of which `text` is the canonical description. @throws std::runtime_error it is none
 inline v1::TaskMeaning parse_meaning(const std::string& text) {
@@ -199,7 +205,7 @@ class Head {
 /// Epochs until the plan's are done, or the validation loss has not sunk for as many as the plan's patience; then the
 /// best of them counts.
 inline Model tune_head(const Features& all, const Settings& settings, const Model& base, const v1::Plan& plan,
-                       const std::function<void(const v1::Progress&)>& report, const Cancel& cancel) {
+                       const std::function<void(const v1::Progress&)>& report, const Effort& effort) {
   const auto setting = [&](const char* name) { return settings.count(name) != 0 ? settings.at(name) : ""; };
   std::array<double, 2> label_weights = {1, 1};
   if (setting("class_weights") == "balanced") {  // both classes have the same total
@@ -221,8 +227,9 @@ inline Model tune_head(const Features& all, const Settings& settings, const Mode
   do {
     ++epoch;
     Scores scores;
-    for (const auto& batch : batches(epoch_order(plan.seed(), epoch, all.train.size()), plan.batch_size())) {
-      cancel.check();
+    for (const auto& batch :
+         batches(epoch_order(plan.seed(), epoch, all.train.size()), std::max(1U, plan.batch_size()))) {
+      effort.check();
       head.step(all, batch, label_weights, plan.learning_rate(), &scores);
     }
     const Scores validated = head.validate(all);
@@ -257,7 +264,7 @@ inline Task open_head(const Settings& settings, const fs::path& data) {
                data.string() + " is no features file: " + error.what() + "; `fedclient features` makes one");
   }
   if (features.train.empty()) throw Stop(Exit::kBadData, data.string() + " has no training example");
-  Task task{"brain_mri_head", {}, features.meaning, features.train.size(), features.generated, {}};
+  Task task{{}, features.meaning, features.train.size(), features.generated, {}};
   for (const bool is_kernel : {true, false}) {
     auto& spec = *task.schema.Add();
     spec.set_name(is_kernel ? "head/kernel" : "head/bias");

@@ -10,13 +10,13 @@ int main(int argc, char** argv) {
   return run_command(argc, argv, [](const Settings& settings, const fs::path& data) {
     auto task = open_head(settings, data);
     task.fine_tune = [tune = task.fine_tune](const auto& base, const auto& plan, const auto& report,
-                                             const auto& cancel) {
+                                             const auto& effort) {
       fedstream::v1::Progress progress;
       progress.set_phase(fedstream::v1::PHASE_TRAINING);
       report(progress);
       const char* seconds = std::getenv("SLOW_HEAD_SECONDS");
-      cancel.sleep(seconds == nullptr ? 3 : std::strtod(seconds, nullptr));
-      return tune(base, plan, report, cancel);
+      effort.sleep(seconds == nullptr ? 3 : std::strtod(seconds, nullptr));
+      return tune(base, plan, report, effort);
     };
     return task;
   });

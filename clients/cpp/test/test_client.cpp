@@ -2,6 +2,7 @@
 #include <sys/stat.h>
 
 #include <cstring>
+#include <thread>
 
 #include "../joining/certificates.h"
 #include "../joining/identity.h"
@@ -43,14 +44,14 @@ v1::Plan plan(std::uint32_t epochs, std::uint32_t patience = 0, std::uint64_t se
   return plan;
 }
 
-Model tune(const std::string& features, const v1::Plan& plan, const Cancel& cancel = {}) {
+Model tune(const std::string& features, const v1::Plan& plan, const Effort& effort = Effort()) {
   const auto file = fs::path(check::folder()) / "site.features";
   write_durably(file, features);
   Model base;
   base.add_values(std::string(8, '\0'));
   base.add_values(std::string(4, '\0'));
   return open_head({}, file).fine_tune(
-      base, plan, [](const auto&) {}, cancel);
+      base, plan, [](const auto&) {}, effort);
 }
 
 /// The value of a metric, if it has one.
@@ -61,19 +62,29 @@ std::optional<double> metric(const Model& tuned, const std::string& name) {
   return std::nullopt;
 }
 
-Entry entry(const std::string& values) {
-  v1::TensorSpec spec;
+/// One tensor of that many bytes.
+Schema schema_of(std::size_t size) {
+  Schema schema;
+  auto& spec = *schema.Add();
   spec.set_name("tensor");
   spec.set_dtype(v1::DATA_TYPE_UINT8);
-  spec.add_shape(values.size());
-  return entry_of(spec, values);
+  spec.add_shape(size);
+  return schema;
 }
 
-std::vector<std::string> run_words(std::vector<std::string> more = {}) {
-  std::vector<std::string> words{"--server", "h:1", "--data",        "d",
-                                 "--name",   "a",   "--fingerprint", "sha256:" + std::string(64, '0')};
-  words.insert(words.end(), more.begin(), more.end());
-  return words;
+Model model_of(const std::string& values) {
+  Model model;
+  model.add_values(values);
+  return model;
+}
+
+/// What the words of `run` come to. @throws CLI::ParseError, Stop
+RunConfig read_run(const std::string& words) {
+  CLI::App app;
+  RunConfig config;
+  add_run(app, config);
+  app.parse("--server h:1 --data d --name a " + words);
+  return complete(config);
 }
 
 }  // namespace
@@ -112,116 +123,110 @@ TEST(fine_tune_learns_and_repeats_to_the_bit) {
 
 TEST(fine_tune_ends_early_and_when_it_is_told_to) {
   CHECK(tune(clouds(40, 10, 0.1F), plan(500, 2)).header().epochs() < 500);
-  Cancel cancel;
-  cancel.request();
-  CHECK_THROWS(Dropped, tune(clouds(40, 10), plan(20), cancel));
+  Effort effort;
+  effort.cancel();
+  CHECK_THROWS(Dropped, tune(clouds(40, 10), plan(20), effort));
 }
 
 TEST(offers_are_answered_within_the_limits) {
+  const Site site{{}, check::folder()};
   v1::Offer offer;
   offer.mutable_plan()->set_epochs(10);
-  offer.mutable_time_remaining()->set_seconds(100);
-  const auto counters = [&](const Pace& pace, std::uint32_t epochs, double seconds) {
-    const auto answer = answer_to(offer, pace);
-    return answer.has_counter_offer() && answer.counter_offer().epochs() == epochs &&
-           seconds_of(answer.counter_offer().time_needed()) == seconds;
-  };
-  CHECK(answer_to(offer, {}).has_accept());
-  CHECK(counters({3, 0}, 3, 0));
-  CHECK(answer_to(offer, {10, 0, 8, 0, false}).has_accept());
-  CHECK(counters({0, 0, 10, 5, false}, 0, 125));
-  CHECK(counters({0, 0, 10, 0, true}, 8, 0));
-  CHECK(counters({0, 21, 5, 0, false}, 4, 0));
-  CHECK(answer_to(offer, {0, 1, 5, 0, false}).has_decline());
-  CHECK(answer_to(offer, {0, 0, 500, 0, true}).has_decline());
-}
-
-TEST(waits_double_up_to_the_longest) {
-  const Patience patience{INFINITY, 1, 5};
-  CHECK(wait_seconds(0, patience, 0.5) == 1.5 && wait_seconds(2, patience, 0.5) == 4.5 &&
-        wait_seconds(99, patience, 0.5) == 5.5);
+  const Work work(site, offer);
+  CHECK(work.answer(0).has_accept() && work.answer(10).has_accept());
+  CHECK(work.answer(3).counter_offer().epochs() == 3);
 }
 
 TEST(trouble_is_tried_again_and_a_refusal_never) {
-  Cancel never;
-  Patience patience{INFINITY, 0.001, 0.002};
-  const auto attempt = [&](const auto& once) {
-    return until_done(
-        "trying", patience, never, [] { return 0; }, once);
-  };
   int tries = 0;
-  CHECK(attempt([&] { return ++tries < 4 ? throw Trouble("cut") : tries; }) == 4);
-  CHECK_THROWS(Refusal, attempt([&]() -> int { ++tries, throw Refusal("ROUND_CLOSED", "over"); }));
-  CHECK(tries == 5);
-  patience.give_up_after_seconds = 0.01;
-  CHECK_THROWS(Trouble, attempt([]() -> int { throw Trouble("cut"); }));
+  Effort effort;
+  CHECK(effort.until_done("trying", [&] { return ++tries < 2 ? throw Trouble("cut") : tries; }) == 2);
+  CHECK_THROWS(Refusal, effort.until_done("trying", [&]() -> int { ++tries, throw Refusal("over"); }));
+  CHECK(tries == 3);
+  CHECK_THROWS(Trouble, Effort(0).until_done("trying", []() -> int { throw Trouble("cut"); }));
 }
 
-TEST(whoever_waits_for_the_server_is_hurried_when_it_is_back) {
-  Cancel cancel;
+TEST(waits_double_unless_it_got_further) {
+  const auto seconds_of_tries = [](bool gets_further) {
+    const auto began = Clock::now();
+    int tries = 0;
+    Effort effort;
+    effort.until_done("trying", [&] {
+      if (gets_further) effort.advance();
+      return ++tries < 3 ? throw Trouble("cut") : 0;
+    });
+    return seconds_since(began);
+  };
+  CHECK(seconds_of_tries(false) >= 1.5 && seconds_of_tries(true) >= 1);
+}
+
+TEST(damage_is_repaired_three_times) {
+  Effort effort;
+  CHECK_THROWS(Damage, effort.until_done("trying", [&]() -> int {
+    effort.advance();  // so that the waits are short
+    throw Damage("damaged");
+  }));
+  CHECK(effort.tries() == 4);
+}
+
+TEST(whoever_waits_for_the_server_is_hurried_when_it_is_back_and_ended_when_it_is_cancelled) {
+  Effort effort;
+  const auto began = Clock::now();
   std::thread back([&] {
-    std::this_thread::sleep_for(std::chrono::milliseconds(100));
-    cancel.hurry();
+    for (const bool is_last : {false, true}) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(100));
+      is_last ? effort.cancel() : effort.advance();
+    }
   });
-  CHECK(cancel.sleep(60, true));
+  int tries = 0;
+  CHECK_THROWS(Dropped, effort.until_done("trying", [&]() -> int { ++tries, throw Trouble("cut"); }));
   back.join();
-  CHECK(!cancel.sleep(0.001, true) && !cancel.sleep(0.001));
+  CHECK(tries == 2 && seconds_since(began) < 0.45);
+  CHECK_THROWS(Dropped, effort.call(1));
 }
 
 TEST(options_read_as_they_are_meant) {
-  const auto config = read_run(run_words({"--max-seconds", "1800", "--state-dir", "s", "--give-up-after=7"}));
-  CHECK(config.pace.max_seconds == 1800 && config.pace.max_epochs == 0 && config.state_dir == "s");
-  CHECK(config.patience.give_up_after_seconds == 7 && config.out == "runs/a");
+  const auto config = read_run("--max-epochs 3 --state-dir 'a folder' --fingerprint sha256:0");
+  CHECK(config.max_epochs == 3 && config.state_dir == "a folder" && config.out == "runs/a");
+  CHECK(read_run("--server-ca c --certificate f --key=k").access.trust.key == "k");
 }
 
 TEST(wrong_options_are_refused) {
-  const std::vector<std::vector<std::string>> wrong = {
-      {"--speed", "9"},  {"--plaintext"},         {"--server-ca", "f"},     {"--certificate", "f"},
-      {"--name", "a/b"}, {"--server", "nowhere"}, {"--max-epochs", "many"}, {"--fingerprint", "sha256:0"},
-      {"more"}};
-  for (const auto& words : wrong) CHECK_THROWS(Stop, read_run(run_words(words)));
-  CHECK_THROWS(Stop, read_run({"--data", "d", "--server", "far.example.org:1", "--plaintext"}));
-  CHECK_THROWS(Stop, read_run({"--data", "d", "--identity", check::folder()}));
-  CHECK_THROWS(Stop, join({"h:1"}));
+  for (const char* wrong : {"--speed 9", "--plaintext --server-ca f", "--server-ca f --certificate f", "--name b",
+                            "--max-epochs many", "--certificate f --key f", "more"}) {
+    CHECK_THROWS(CLI::ParseError, read_run(wrong));
+  }
+  CHECK_THROWS(Stop, read_run("--plaintext"));
+  CHECK_THROWS(Stop, read_run("--identity " + check::folder()));
+  CHECK_THROWS(Stop, host_of("nowhere"));
 }
 
 TEST(update_counts_while_every_byte_of_it_is_there) {
-  const fs::path place = check::folder();
-  const Folder folder(place);
-  Model update;
-  update.mutable_offer()->set_offer_id("offer");
-  update.mutable_offer()->mutable_base_model()->mutable_model_digest()->set_sha256("base");
-  *update.add_entries() = entry("weights");
-  update.add_values("weights");
-  *update.mutable_header()->mutable_model_digest() = model_digest(update.entries());
-  folder.keep("update", update);
-  auto offer = update.offer();
-  CHECK(Folder(place).update(offer)->values(0) == "weights" && !folder.read("model"));
-  offer.mutable_base_model()->mutable_model_digest()->set_sha256("another base");
-  CHECK(!folder.update(offer));
-  offer = update.offer();
-  offer.set_offer_id("another offer");
-  CHECK(!folder.update(offer));
+  Site site{{}, check::folder()};
+  site.task.schema = schema_of(7);
+  v1::Offer offer;
+  offer.mutable_plan()->set_epochs(10);
+  offer.set_upload_id("upload");
+  // With a limit of one epoch an offer of ten is accepted only if it was trained already.
+  const auto counts = [&] { return Work(site, offer).answer(1).has_accept(); };
+  const auto keep = [&](const Model& update) { write_durably(site.folder / "update", update.SerializeAsString()); };
+  CHECK(!counts());
+  auto update = model_of("weights");
+  update.mutable_header()->set_upload_id("upload");
+  *update.mutable_header()->mutable_model_digest() = model_digest(manifest_of(site.task.schema, update));
+  keep(update);
+  CHECK(counts());
+  offer.set_upload_id("another");
+  CHECK(!counts());
+  offer.set_upload_id("upload");
   update.set_values(0, "weightX");
-  folder.keep("update", update);
-  CHECK(!folder.update(update.offer()));
-  update.set_values(0, "weights");
-  update.mutable_entries(0)->mutable_spec()->set_name("another");
-  folder.keep("update", update);
-  CHECK(!folder.update(update.offer()));
-  write_durably(place / "update", "no message");
-  CHECK(!folder.update(update.offer()));
-}
-
-TEST(bytes_that_arrive_are_those_of_one_request) {
-  const fs::path place = check::folder();
-  const Folder folder(place);
-  v1::ReadChunksRequest one, other;
-  other.set_model_sha256("other");
-  write_durably(folder.arriving(one), "abc");
-  CHECK(read_file(folder.arriving(one)) == "abc");
-  folder.arriving(other);
-  CHECK(fs::is_empty(place));
+  keep(update);
+  CHECK(!counts());
+  update.clear_values();
+  keep(update);
+  CHECK(!counts());
+  write_durably(site.folder / "update", "no message");
+  CHECK(!counts());
 }
 
 TEST(keys_are_private_and_requests_are_theirs) {
@@ -238,10 +243,7 @@ TEST(keys_are_private_and_requests_are_theirs) {
 }
 
 TEST(model_is_written_as_safetensors) {
-  Model model;
-  *model.add_entries() = entry("ab");
-  model.add_values("ab");
-  const auto file = safetensors(model);
+  const auto file = safetensors(schema_of(2), model_of("ab"));
   CHECK(file.size() % 8 == 2 && file[0] == char(file.size() - 10) && file.substr(file.size() - 2) == "ab");
   CHECK(file.find(R"({"tensor":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}})") == 8);
 }
