@@ -120,8 +120,10 @@ class Transfer {
     }
     log_line("info", effort_.tries() == 1 ? "sending the update" : "resuming the upload",
              {{"bytes", body.size()}, {"committed", answer.committed_size()}});
+    const auto window_bytes = answer.window_bytes() > 0 ? answer.window_bytes() : terms_.window_bytes();
     for (auto committed = answer.committed_size(); committed < body.size();) {
-      const auto now = write_window(update.header().upload_id(), body, committed);
+      const auto window = std::string_view(body).substr(0, committed + window_bytes);
+      const auto now = write_window(update.header().upload_id(), window, committed);
       if (now <= committed) throw Trouble("the server takes nothing after " + std::to_string(committed) + " bytes");
       committed = now;
       effort_.advance();
@@ -129,9 +131,8 @@ class Transfer {
   }
 
   /// Write as much as may be in flight (R-UP-9), and close our side, so that neither end waits for the other (R-UP-11).
-  std::uint64_t write_window(const std::string& upload_id, std::string_view body, std::uint64_t committed) {
+  std::uint64_t write_window(const std::string& upload_id, std::string_view window, std::uint64_t committed) {
     const auto stream = stub_->WriteChunks(effort_.call(kChunksSeconds));
-    const auto window = body.substr(0, committed + terms_.window_bytes());
     // Smaller after each damage, since CHUNK_TOO_LARGE asks for that.
     const std::uint64_t chunk_bytes = std::max(1U, terms_.max_chunk_bytes() >> effort_.repairs());
     bool is_open = true;

@@ -50,12 +50,12 @@ async def _killed_in_mid_upload(play: Play) -> None:
     await play.kill()
     talk.end()
     play.transfer.read_seconds = 0
-    before = len(play.transfer.uploads[name].body)
+    before, streams = len(play.transfer.uploads[name].body), play.transfer.count("WriteChunks")
     await play.begin()
     talk = await rejoin(play)
     await talk.agree(rule="R-RND-4")
     await play.delivered(1, "R-UP-6")
-    first = next(iter(play.transfer.called("WriteChunks")[1:]), None)
+    first = next(iter(play.transfer.called("WriteChunks")[streams:]), None)
     words = f"started again, it wrote {first.detail if first else 'nothing'}, where {before} bytes were committed"
     play.findings.advise("R-RND-5", first is not None and first.detail == f"from offset {before}", words)
     await say_farewell(play, talk)
