@@ -139,6 +139,7 @@ class Desk:
             await self._federation.state.journal.write(committing(upload_id, synced))
             upload.committed(synced)
         self._federation.traffic.received += upload.committed_size - before
+        self._threads.let_go(upload.committed_size - before)
         self._tray.note_progress(upload_id, upload)
         if (opened := self._tray.open.get(upload_id)) is not None:
             opened.inspection.go_on()

@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import ParamSpec, TypeVar
 
+from fedserver.runtime import give_back_freed_memory
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -23,6 +25,10 @@ _READERS = 2
 """Looking at what came is all processor time; two of them beside writers and gRPC keep two cores busy."""
 
 
+_KEPT_BYTES = 16 << 20
+"""After so many bytes, what they took in memory is given back: next to no time, by measurement, and bounded memory."""
+
+
 class ByteThreads:
     """Bounded pools: an fsync takes as long as a hundred writes, and what waits must not hold up what works."""
 
@@ -30,6 +36,8 @@ class ByteThreads:
         self._writers = ThreadPoolExecutor(_WRITERS, "upload-write")
         self._syncers = ThreadPoolExecutor(_SYNCERS, "upload-sync")
         self._readers = ThreadPoolExecutor(_READERS, "upload-read")
+
+        self._let_go_bytes = 0
 
     async def write(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call what copies bytes."""
@@ -42,6 +50,13 @@ class ByteThreads:
     async def read(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call what looks at bytes that are there."""
         return await _run(self._readers, partial(function, *args, **kwargs))
+
+    def let_go(self, num_bytes: int) -> None:
+        """Take note that so many bytes are not in use any more; every now and then their memory is given back."""
+        self._let_go_bytes += num_bytes
+        if self._let_go_bytes >= _KEPT_BYTES:
+            self._let_go_bytes = 0
+            self._syncers.submit(give_back_freed_memory)
 
     def close(self) -> None:
         """Let the threads end, once they have done what they are at."""

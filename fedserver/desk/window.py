@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from fedstream import limits
 
-BUDGET_BYTES = 48 << 20
-"""For all uploads of a round: twelve whole windows."""
+BUDGET_BYTES = 32 << 20
+"""For all uploads of a round: eight whole windows."""
 
 MIN_WINDOW_BYTES = 256 << 10
-"""A smaller one would cost an fsync for every few kilobytes. Beyond 192 sites the budget is exceeded, by this each."""
+"""A smaller one would cost an fsync for every few kilobytes. Beyond 128 sites the budget is exceeded, by this each."""
 
 _STEP_BYTES = 4096
 

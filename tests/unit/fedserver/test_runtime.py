@@ -1,4 +1,4 @@
-"""Few heaps, seen from outside: in a process of its own, since heaps that are there stay. 1 s."""
+"""Heaps, seen from outside: in a process of its own, since heaps that are there stay. 1 s."""
 
 from __future__ import annotations
 
@@ -36,12 +36,35 @@ with tempfile.NamedTemporaryFile() as file:
 """
 
 
+FREE_BETWEEN_WHAT_STAYS = """
+from fedserver.runtime import give_back_freed_memory
+def resident():
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * 4096
+pieces = [bytes(size) for _ in range(500) for size in (64 << 10, 1000)]
+del pieces[::2]
+before = resident()
+give_back_freed_memory()
+print(before - resident())
+"""
+
+
 def heaps(how: str) -> int:
     done = subprocess.run([sys.executable, "-c", COUNT_HEAPS, how], check=True, stdout=subprocess.PIPE, timeout=60)
     return int(done.stdout)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="heaps for each thread are glibc's")
+only_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this is about glibc's heaps")
+
+
+@only_glibc
 def test_threads_share_few_heaps_once_asked_to() -> None:
     assert heaps("many") > 2
     assert heaps("few") == 2
+
+
+@only_glibc
+def test_memory_that_was_freed_between_what_stays_is_given_back() -> None:
+    code = [sys.executable, "-c", FREE_BETWEEN_WHAT_STAYS]
+    done = subprocess.run(code, check=True, stdout=subprocess.PIPE, timeout=60)
+    assert int(done.stdout) > 20 << 20  # of 31 MiB

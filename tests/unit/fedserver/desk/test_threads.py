@@ -36,3 +36,16 @@ async def test_what_a_thread_raises_reaches_the_caller() -> None:
     with pytest.raises(ZeroDivisionError):
         await threads.sync(lambda: 1 // 0)
     threads.close()
+
+
+async def test_memory_is_given_back_now_and_then_by_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back: list[str] = []
+    monkeypatch.setattr(
+        "fedserver.desk.threads.give_back_freed_memory", lambda: given_back.append(threading.current_thread().name)
+    )
+    threads = ByteThreads()
+    for _ in range(40):
+        threads.let_go(1 << 20)
+    threads.close()
+    assert len(given_back) == 2
+    assert all(name.startswith("upload-sync") for name in given_back)
