@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import string
 from pathlib import Path
 
 import pytest
 
 from fedserver import lifecycle
+from fedserver.desk.window import BUDGET_BYTES, MIN_WINDOW_BYTES
 from fedserver.store import UpdateFacts
 from fedstream.errors import UnknownUpload
 from fedstream.manifest import manifest_of
@@ -50,6 +52,19 @@ async def test_calls_about_an_upload_that_come_while_it_is_restored_wait_for_it(
             await finished
     finally:
         bench.state.close()
+
+
+async def test_window_is_an_upload_s_share_in_the_cohort_also_after_a_restart(tmp_path: Path) -> None:
+    names = string.ascii_letters  # 52 of them
+    async with Bench.running(tmp_path, names) as bench:
+        running = await bench.open_round()
+        granted = bench.desk.window_bytes
+        assert MIN_WINDOW_BYTES < granted < BUDGET_BYTES / 51
+        running.cancel()
+    async with Bench.running(tmp_path) as bench:
+        running = await bench.open_round()
+        assert bench.desk.window_bytes == granted
+        running.cancel()
 
 
 async def test_desk_of_a_server_without_a_past_is_open_at_once(tmp_path: Path) -> None:
