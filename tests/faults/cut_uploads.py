@@ -125,7 +125,9 @@ def plan_cuts(count: int, body_bytes: int, rng: random.Random) -> list[tuple[str
     plans: list[tuple[str, list[Cut]]] = [("no cut", [])]
     plans += [("between chunks", [Cut(at_chunk=at)]) for at in boundaries[::step][:third]]
     for _ in range(third):
-        plans.append(("inside a chunk", [Cut(at_chunk=rng.choice(boundaries), inside=rng.randrange(1, chunk))]))
+        at = rng.choice(boundaries)
+        inside = rng.randrange(1, min(chunk, body_bytes - at))  # the last chunk is a short one
+        plans.append(("inside a chunk", [Cut(at_chunk=at, inside=inside)]))
         plans.append(("at full speed", [Cut(after=rng.randrange(1, body_bytes))]))
     many = [Cut(after=rng.randrange(1, body_bytes // _MANY_CUTS)) for _ in range(_MANY_CUTS)]
     return [*plans, (f"{_MANY_CUTS} cuts", many)]
