@@ -19,7 +19,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from fedserver.server import Listening
@@ -78,9 +78,7 @@ class Attack:
                 if second % 10 == 0:
                     print(".", end="", file=sys.stderr, flush=True)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await _end(tasks)
 
     def _clients(self) -> list[Awaitable[None]]:
         def on_over(_number: int) -> None:
@@ -93,6 +91,15 @@ class Attack:
         return [
             kind(self.listening, random.Random(seed * 1000 + number), self.tally) for number, kind in enumerate(kinds)
         ]
+
+
+async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel until all have ended: a cancellation that comes while a call ends may be taken for the call's own end."""
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=1.0)
 
 
 async def run(order: Order) -> Findings:
