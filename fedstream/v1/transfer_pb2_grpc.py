@@ -96,8 +96,8 @@ class TransferServiceServicer:
 
     def WriteChunks(self, request_iterator, context):
         """What: carries the body of an update. The server answers with `committed_size` as bytes become durable; at most the
-        upload's `window_bytes` may be sent beyond it. An empty chunk is a keep-alive. When the client has sent what it wants, it
-        closes its side; the server commits what it has, answers once more and ends the stream with OK.
+        upload's `window_bytes` may be sent beyond it. An empty chunk is a keep-alive. When the client has sent what it
+        wants, it closes its side; the server commits what it has, answers once more and ends the stream with OK.
         Retry: safe; chunks that are committed already are skipped. The newer of two streams of one upload takes over, the
         older ends with ABORTED/SUPERSEDED.
         Resume: ask GetUploadStatus for `committed_size` and go on from there.

@@ -51,8 +51,8 @@ class TransferServiceStub:
     """
     WriteChunks: _grpc.StreamStreamMultiCallable[_transfer_pb2.WriteChunksRequest, _transfer_pb2.WriteChunksResponse]
     """What: carries the body of an update. The server answers with `committed_size` as bytes become durable; at most the
-      upload's `window_bytes` may be sent beyond it. An empty chunk is a keep-alive. When the client has sent what it wants, it
-      closes its side; the server commits what it has, answers once more and ends the stream with OK.
+      upload's `window_bytes` may be sent beyond it. An empty chunk is a keep-alive. When the client has sent what it
+      wants, it closes its side; the server commits what it has, answers once more and ends the stream with OK.
     Retry: safe; chunks that are committed already are skipped. The newer of two streams of one upload takes over, the
       older ends with ABORTED/SUPERSEDED.
     Resume: ask GetUploadStatus for `committed_size` and go on from there.
@@ -116,8 +116,8 @@ class TransferServiceAsyncStub(TransferServiceStub):
     """
     WriteChunks: _aio.StreamStreamMultiCallable[_transfer_pb2.WriteChunksRequest, _transfer_pb2.WriteChunksResponse]  # type: ignore[assignment]
     """What: carries the body of an update. The server answers with `committed_size` as bytes become durable; at most the
-      upload's `window_bytes` may be sent beyond it. An empty chunk is a keep-alive. When the client has sent what it wants, it
-      closes its side; the server commits what it has, answers once more and ends the stream with OK.
+      upload's `window_bytes` may be sent beyond it. An empty chunk is a keep-alive. When the client has sent what it
+      wants, it closes its side; the server commits what it has, answers once more and ends the stream with OK.
     Retry: safe; chunks that are committed already are skipped. The newer of two streams of one upload takes over, the
       older ends with ABORTED/SUPERSEDED.
     Resume: ask GetUploadStatus for `committed_size` and go on from there.
@@ -190,8 +190,8 @@ class TransferServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_transfer_pb2.WriteChunksResponse], _abc.AsyncIterator[_transfer_pb2.WriteChunksResponse]]:
         """What: carries the body of an update. The server answers with `committed_size` as bytes become durable; at most the
-          upload's `window_bytes` may be sent beyond it. An empty chunk is a keep-alive. When the client has sent what it wants, it
-          closes its side; the server commits what it has, answers once more and ends the stream with OK.
+          upload's `window_bytes` may be sent beyond it. An empty chunk is a keep-alive. When the client has sent what it
+          wants, it closes its side; the server commits what it has, answers once more and ends the stream with OK.
         Retry: safe; chunks that are committed already are skipped. The newer of two streams of one upload takes over, the
           older ends with ABORTED/SUPERSEDED.
         Resume: ask GetUploadStatus for `committed_size` and go on from there.
