@@ -7,6 +7,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from fedstream.plan import Plan
 from fedtask.brain_mri.activations import (
@@ -16,8 +17,8 @@ from fedtask.brain_mri.activations import (
     ImageExamples,
     MemoryStore,
 )
+from fedtask.brain_mri.folded import folded, multiplies_bfloat16
 from fedtask.brain_mri.model import build_network
-from fedtask.brain_mri.products import forward_in_bfloat16, multiplies_bfloat16
 from fedtask.brain_mri.settings import BrainMriSettings
 from fedtask.images.image_set import ImageSet
 from fedtask.images.site import Site
@@ -39,8 +40,8 @@ class Training:
         self.network = build_network(settings)
         optimizer = functools.partial(keras.optimizers.Adam, epsilon=settings.adam_epsilon)
         loss, upper = keras.losses.BinaryCrossentropy(reduction=None), self.network.upper
-        forward = forward_in_bfloat16(upper) if _in_bfloat16(settings) else None
-        self._trainer = Trainer(upper, loss, optimizer, forward)
+        fast = folded(upper, tf.bfloat16 if _in_bfloat16(settings) else tf.float32)
+        self._trainer = Trainer(upper, loss, optimizer, functools.partial(fast, training=True))
         self._activations: dict[Path | None, Activations] = {}
 
     def fine_tune(self, site: Site, base: Weights, plan: Plan, report: Report, cache_folder: Path | None) -> FineTuned:
