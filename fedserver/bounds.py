@@ -17,6 +17,10 @@ from fedstream.errors import LimitExceeded
 
 T = TypeVar("T")
 
+WAITING_OPTION = "grpc.server_max_unrequested_time_in_server"
+"""For how many seconds a call may wait until it is taken up."""
+_WAITING_SECONDS = 600
+
 
 def channel_options(config: ServerConfig) -> tuple[tuple[str, Any], ...]:
     """The bounds that gRPC keeps by itself, as options of a server. What is beyond them, it ends or leaves waiting."""
@@ -28,6 +32,11 @@ def channel_options(config: ServerConfig) -> tuple[tuple[str, Any], ...]:
         ("grpc.absolute_max_metadata_size", limits.MAX_METADATA_BYTES),
         # TLS, and then the first bytes of HTTP/2.
         ("grpc.server_handshake_timeout_ms", round(config.handshake_timeout_seconds * 1000)),
+        # Calls are taken up one by one. On a busy machine, those of a thousand sites wait for longer than the 30 s
+        # after which gRPC would cancel them, and are more than the 1,000 beyond which it would refuse some.
+        (WAITING_OPTION, _WAITING_SECONDS),
+        ("grpc.server.max_pending_requests", config.max_connections),
+        ("grpc.server.max_pending_requests_hard_limit", config.max_connections),
     )
 
 
