@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.support import dying
+from tests.support import dying, joining
 from tests.support.processes import Running, RunningServer, Stage
 
 pytestmark = [pytest.mark.e2e, pytest.mark.numpy_task, pytest.mark.timeout(240)]
@@ -23,12 +24,18 @@ ENDED = "the server has said before that the federation is over"
 
 
 def server_of_one_round(scene: Stage) -> RunningServer:
-    return scene.server("--plaintext", "--rounds", "1", "--min-clients", "1")
+    """A server that alpha has joined."""
+    server = scene.server("--rounds", "1", "--min-clients", "1")
+    listening = server.listening
+    assert listening.enrolment_address is not None
+    asyncio.run(joining.joined(listening.admin_address, listening.enrolment_address, "alpha"))
+    return server
 
 
 def start(scene: Stage, server: RunningServer, *command: str) -> Running:
     home = scene.folder / "alpha"
-    options = ["--plaintext", "--server", server.listening.address, "--name", "alpha", "--data", "phantom"]
+    identity = joining.identity_folder(server.listening.admin_address, "alpha")
+    options = ["--identity", str(identity), "--server", server.listening.address, "--data", "phantom"]
     return scene.start("alpha", [*command, "run", *options, "--out", str(home), "--state-dir", str(home / "state")])
 
 
@@ -93,7 +100,7 @@ def test_client_that_noted_the_end_takes_part_in_rounds_that_are_added(scene: St
     server = server_of_one_round(scene)
     killed_at(scene, server, "saving noted")
     assert server.wait() == 0
-    more = scene.server("--plaintext", "--rounds", "2", "--min-clients", "1", listen=server.listening.address)
+    more = scene.server("--rounds", "2", "--min-clients", "1", listen=server.listening.address)
 
     again = start_again(scene, more)
 

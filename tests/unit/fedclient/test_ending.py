@@ -15,6 +15,7 @@ from fedclient import outcome
 from fedclient.calls import Patience
 from fedclient.client import Client
 from fedclient.config import ClientConfig
+from fedclient.connection import Connection
 from fedclient.display import LogDisplay
 from fedclient.ending import Ending, EndingNote
 from fedclient.events import FederationOutcome, ModelRef, TaskOnOffer
@@ -214,6 +215,15 @@ async def test_client_of_another_server_does_not_go_by_the_note(tmp_path: Path) 
 
     assert stop.code is ExitCode.UNREACHABLE
     assert stop.message.startswith("no contact to 127.0.0.1:1 ")
+
+
+def test_server_that_was_set_up_anew_at_the_same_address_is_another_one() -> None:
+    def server(fingerprint: str) -> str:
+        config = ClientConfig(server="fl.example.org:8443", fingerprint=f"sha256:{fingerprint}", data=None)
+        return Connection(config).server
+
+    assert server("ab" * 32) == server("AB" * 32)
+    assert server("ab" * 32) != server("cd" * 32)
 
 
 @pytest.mark.parametrize("federation", ["test", "an earlier one"])
