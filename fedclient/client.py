@@ -1,6 +1,8 @@
 """A client from start to end: prepare, hold one session after another, and save what came out.
 
 DESCRIBE the task --> PREPARE worker and data --> SESSION --> (cut: again from the start) --> SAVE the final model
+
+A client that was killed after it had heard the end goes to SAVE by itself if the server is not there any more.
 """
 
 from __future__ import annotations
@@ -8,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import structlog
 from filelock import FileLock, Timeout
@@ -18,6 +22,7 @@ from fedclient.calls import Patience, plain_words, until_done
 from fedclient.config import ClientConfig
 from fedclient.connection import Connection
 from fedclient.display import Display
+from fedclient.ending import Ending, EndingNote
 from fedclient.events import FederationOutcome, RoundOutcome, TaskOnOffer
 from fedclient.exit_codes import ExitCode, Stop
 from fedclient.identity import IdentityFolder
@@ -34,7 +39,7 @@ from fedstream.errors import (
     TransportError,
     Unauthenticated,
 )
-from fedstream.files import FileSystem, RealFileSystem
+from fedstream.files import FileSystem, RealFileSystem, make_durable
 
 log = structlog.get_logger()
 
@@ -67,6 +72,8 @@ class Client:
         self._session: Session | None = None
         self._place: Workplace | None = None
         self._final: outcome.FinalModels | None = None
+        self._note = EndingNote(config.state_folder / "ending.json", self._files)
+        self._heard_at = time.monotonic()  # the end; for one that an earlier process heard, when this one began
 
     async def run(self) -> str:
         """Take part until the federation ends; returns how it ended, in words for people.
@@ -90,9 +97,10 @@ class Client:
             await self._session.leave(reason)
 
     async def _run(self) -> str:
+        self._note.load()
         try:
             ending = await self._take_part()
-            return await self._save(ending)
+            return await self._finish(ending)
         except EnoughRounds as enough:
             return await self._go(str(enough))
         finally:
@@ -104,10 +112,33 @@ class Client:
 
     async def _take_part(self) -> FederationOutcome:
         try:
-            return await until_done(self._one_session, lambda: self._sessions, self._patience, "talking to the server")
+            return await until_done(self._until_over, lambda: self._sessions, self._patience, "talking to the server")
         except TransportError as error:
             message = f"no contact to {self._config.server} for {self._config.give_up_after} s: {plain_words(error)}"
             raise Stop(ExitCode.UNREACHABLE, message) from error
+
+    async def _until_over(self) -> FederationOutcome:
+        """One session; or the end that was heard before, if the server cannot be asked again."""
+        before = self._sessions
+        try:
+            return await self._one_session()
+        except TransportError as error:
+            noted = self._note.ending
+            if noted is None or self._sessions > before or not await self._needs_nobody(noted):
+                raise
+            hint = "if there are to be more rounds, start this site again when the server is there"
+            log.warning("the server has said before that the federation is over", now=plain_words(error), hint=hint)
+            return noted.outcome
+
+    async def _needs_nobody(self, noted: Ending) -> bool:
+        """Whether a client that knows of the end is to end without the server: it has all, or has waited for it."""
+        if noted.server != self._connection.server:
+            return False
+        if noted.is_saved:
+            return True
+        place = await self._prepare(noted.task)
+        self._final = outcome.find_models(noted.outcome, place.shop.models)
+        return self._final is not None or time.monotonic() > self._heard_at + outcome.FETCH_SECONDS
 
     async def _one_session(self) -> FederationOutcome:
         self._display.idle(f"connecting to {self._config.server}")
@@ -159,8 +190,11 @@ class Client:
         def on_welcome() -> None:
             self._sessions += 1
 
+        async def goes_on() -> None:
+            await asyncio.to_thread(self._note.forget)
+
         async def collect(ending: FederationOutcome) -> None:
-            self._final = await outcome.fetch_models(ending, place.shop.site, place.shop.downloader)
+            await self._collect(place, ending)
 
         def on_round(event: RoundOutcome) -> None:
             place.errands.add(asyncio.create_task(place.shop.global_models.fetch_ahead(event)))
@@ -168,7 +202,7 @@ class Client:
         schema = place.shop.site.description.schema
         hello = introduce(self._config, place.shop.site, place.shop.memory.experience)
         call = self._connection.negotiation.Negotiate()
-        self._session = Session(call, schema, place.bench, self._display, self._news, on_round, collect)
+        self._session = Session(call, schema, place.bench, self._display, self._news, on_round, goes_on, collect)
         try:
             async with self._kept_renewed():
                 return await self._session.run(hello, on_welcome)
@@ -179,6 +213,9 @@ class Client:
 
     async def _prepare(self, task: TaskOnOffer) -> Workplace:
         """The place to work on that task: the one there is, unless the server's task has changed."""
+        noted = self._note.ending
+        if noted is not None and noted.task != task:  # another federation, in the same state folder
+            await asyncio.to_thread(self._note.forget)
         if self._place is not None and self._place.task == task:
             return self._place
         if self._place is not None:
@@ -202,15 +239,51 @@ class Client:
         self._place.forget_weights()
         return f"left: {reason}. The federation goes on; ask the coordinator for its final model"
 
-    async def _save(self, ending: FederationOutcome) -> str:
+    async def _collect(self, place: Workplace, ending: FederationOutcome) -> None:
+        """Have on disk, for good, all that the end takes: the server leaves when it is told that this is done."""
+        self._heard_at = time.monotonic()
+        noted = Ending(self._connection.server, place.task, ending, self._saved(ending))
+        await asyncio.to_thread(self._note.write, noted)
+        if noted.saved is not None:
+            return
+        self._final = await outcome.fetch_models(ending, place.shop.site, place.shop.downloader)
+        try:
+            await asyncio.to_thread(place.shop.models.make_durable)
+        except OSError as error:
+            log.warning("a power cut may undo the final model: the disk refuses to sync it", because=str(error))
+
+    def _saved(self, ending: FederationOutcome) -> tuple[Path, ...] | None:
+        """The files of these final models, if this process or an earlier one has saved them."""
+        noted = self._note.ending
+        return noted.saved if noted is not None and noted.is_saved and noted.has_models_of(ending) else None
+
+    async def _finish(self, ending: FederationOutcome) -> str:
         text = outcome.describe(ending)
-        place = self._place
+        paths: Sequence[Path] | None = self._saved(ending)
+        if paths is None:
+            paths = await self._save(text)
+        if self._place is not None:
+            self._place.forget_weights()
+        return "\n".join([text, "saved " + ", ".join(str(path) for path in paths)])
+
+    async def _save(self, text: str) -> Sequence[Path]:
+        place, noted = self._place, self._note.ending
         assert place is not None
+        assert noted is not None
         await place.settle()
         if self._final is None:
             message = f"{text}\nbut its final model could not be fetched: ask the coordinator for it"
             raise Stop(ExitCode.UNREACHABLE, message)
         self._display.idle("saving the final model")
         paths = await outcome.save_models(self._final, place.task.task_name, place.shop.trainer)
-        place.forget_weights()
-        return "\n".join([text, "saved " + ", ".join(str(path) for path in paths)])
+        # Before the weights go: a client that is killed in between must not look for them.
+        await asyncio.to_thread(self._note_saved, noted, paths)
+        return paths
+
+    def _note_saved(self, noted: Ending, paths: Sequence[Path]) -> None:
+        try:
+            for path in paths:
+                make_durable(self._files, path)
+        except OSError as error:
+            log.warning("a power cut may undo what was saved: the disk refuses to sync it", because=str(error))
+        self._note.write(replace(noted, saved=tuple(path.resolve() for path in paths)))

@@ -43,6 +43,11 @@ class Connection:
         self.negotiation: negotiation_pb2_grpc.NegotiationServiceAsyncStub
         self.transfer: transfer_pb2_grpc.TransferServiceAsyncStub
 
+    @property
+    def server(self) -> str:
+        """Which server this leads to, in a form to be compared with what was noted earlier."""
+        return f"{self._config.server} {self._trust.anchor()}"
+
     async def open(self) -> None:
         """Check who answers at the address, and open the channel if it is not open yet. Idempotent.
 

@@ -70,6 +70,12 @@ class Workshop:
     reporting: Reporting
     on_news: Callable[[], None]
 
+    async def keep(self, base: LocalModel, finished: FinishedUpdate) -> None:
+        """See to what is kept of a fine-tune for people. Idempotent."""
+        update = finished.update
+        self.memory.add_history(finished.round, update.history, update.training_seconds / max(update.epochs, 1))
+        await self.keepsakes.trained(base, finished, self.memory.rows)
+
 
 @dataclass(slots=True)
 class Job:
@@ -183,16 +189,14 @@ class Job:
 
     async def _train(self, base: LocalModel, plan: Plan) -> FinishedUpdate:
         """Fine-tune, or take what was trained for this offer before; then see to what is kept of it for people."""
-        shop, offer = self.workshop, self.offer
+        shop = self.workshop
         finished = await asyncio.to_thread(self._load_finished)
         if finished is None:
             finished = await self._train_anew(base, plan)
         else:
             log.info("this round is trained already; sending what was kept")
         # After a restart as well: the process that trained may have ended before it came to this.
-        update = finished.update
-        shop.memory.add_history(offer.round, update.history, update.training_seconds / max(update.epochs, 1))
-        await shop.keepsakes.trained(base, finished, shop.memory.rows)
+        await shop.keep(base, finished)
         return finished
 
     async def _train_anew(self, base: LocalModel, plan: Plan) -> FinishedUpdate:

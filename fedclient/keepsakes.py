@@ -52,6 +52,7 @@ class Keepsakes:
     def __init__(self, trainer: Trainer, pause_seconds: float = _PAUSE_SECONDS) -> None:
         self._trainer = trainer
         self._unsaved: Trained | None = None
+        self.has_any = False  # whether this process has been given anything to keep
         self._model = Latest(self._save_model, pause_seconds)
         # A federation that is over in seconds has its picture at the end: four sites on two cores that all draw one
         # beside their first rounds take half as long again for these.
@@ -60,7 +61,7 @@ class Keepsakes:
 
     async def trained(self, base: LocalModel, finished: FinishedUpdate, rows: Sequence[Row]) -> None:
         """Keep what a fine-tune has made, of which `rows` is the history with all rounds before."""
-        self._unsaved = Trained(base, finished)
+        self._unsaved, self.has_any = Trained(base, finished), True
         self._model.ask()
         try:
             await asyncio.to_thread(self._trainer.save_history, list(rows))

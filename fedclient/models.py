@@ -1,6 +1,7 @@
 """Models that a client has on disk: whole, verified, named by digest, and a source of tensors for the next one.
 
 They are not synced: every byte is hashed when a client starts, whatever was synced, and each can be downloaded again.
+That ends with the federation: what is here when its server leaves is synced before.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 import structlog
 
 from fedstream.errors import FedstreamError
-from fedstream.files import TEMPORARY_SUFFIX, FileSystem
+from fedstream.files import TEMPORARY_SUFFIX, FileSystem, make_durable
 from fedstream.manifest import Digest, Manifest
 from fedstream.weights_file import FileSpan, WeightsFile, WeightsFileError
 
@@ -104,6 +105,15 @@ class ModelStore:
         self._files.rename(self.partial_path(digest), path)
         model = self._models[digest.sha256] = LocalModel(path, manifest)
         return model
+
+    def make_durable(self) -> None:
+        """Sync all models: from here on a power cut cannot undo them. Blocks for as long as the disk takes.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        for model in list(self._models.values()):
+            make_durable(self._files, model.path)
 
     def drop_partials(self, but: Digest | None = None) -> None:
         """Remove what has arrived of models that are not whole, or of all but one. None of them may be at work."""

@@ -10,7 +10,7 @@ import structlog
 
 from fedclient.download import Downloader
 from fedclient.events import FederationOutcome, ModelRef
-from fedclient.models import LocalModel
+from fedclient.models import LocalModel, ModelStore
 from fedclient.training import Site, Trainer
 from fedstream import limits
 from fedstream.errors import FedstreamError
@@ -20,7 +20,7 @@ log = structlog.get_logger()
 STEMS = {"brain_mri": "GLOBAL_MODEL_MOB"}
 """File names that a task's users know; other tasks' models are called `GLOBAL_MODEL`."""
 
-_FETCH_SECONDS = 60.0
+FETCH_SECONDS = 60.0
 """How long the server may take to give the final models, after which it is taken to be gone."""
 
 
@@ -35,13 +35,19 @@ class FinalModels:
 async def fetch_models(outcome: FederationOutcome, site: Site, downloader: Downloader) -> FinalModels | None:
     """Download the final models; `None`, with a line in the log, if the server does not give them any more."""
     try:
-        async with asyncio.timeout(_FETCH_SECONDS):
+        async with asyncio.timeout(FETCH_SECONDS):
             best = await _fetch(outcome.best, site, downloader)
             last = await _fetch(outcome.last, site, downloader)
     except (FedstreamError, TimeoutError) as error:
         log.warning("the final model could not be had", because=str(error) or "the server does not answer")
         return None
     return FinalModels(best, last)
+
+
+def find_models(outcome: FederationOutcome, store: ModelStore) -> FinalModels | None:
+    """The final models where both are on disk."""
+    best, last = store.get(outcome.best.digest), store.get(outcome.last.digest)
+    return None if best is None or last is None else FinalModels(best, last)
 
 
 async def _fetch(model: ModelRef, site: Site, downloader: Downloader) -> LocalModel:

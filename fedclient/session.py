@@ -110,7 +110,8 @@ class Session:
         display: for people.
         news: set whenever the work on an offer has got on.
         on_round: told of each round's end.
-        collect: fetches the final models while the server is still there.
+        goes_on: told when the server says anything from which it follows that the federation is not over.
+        collect: gets from the server what the end takes. It stays for that until this side is closed.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class Session:
         display: Display,
         news: asyncio.Event,
         on_round: Callable[[RoundOutcome], None],
+        goes_on: Callable[[], Awaitable[None]],
         collect: Callable[[FederationOutcome], Awaitable[None]],
     ) -> None:
         self._call = call
@@ -129,6 +131,7 @@ class Session:
         self._display = display
         self._news = news
         self._on_round = on_round
+        self._goes_on = goes_on
         self._collect = collect
         self._sending = asyncio.Lock()  # guards the stream's sending side: gRPC takes one message at a time
         self._lease: Lease | None = None
@@ -199,6 +202,8 @@ class Session:
             event = codec.read_event(message)
             if isinstance(event, Welcome):
                 on_welcome()
+            if isinstance(event, Waiting | Offer):
+                await self._goes_on()
             if event is not None:
                 await self._handle(event)
             if self._outcome is not None:
@@ -220,7 +225,8 @@ class Session:
                 self._on_round(event)
             case FederationOutcome():
                 await self._collect(event)
-                # By this the server knows that the final model is here, and need not wait for this client to come back.
+                # By this the server knows that the final model is here, and need not wait for this client to come back:
+                # also if it is killed from here on, it finds all that it needs on its disk.
                 with contextlib.suppress(TransportError, TimeoutError):
                     async with asyncio.timeout(_LAST_WORDS_SECONDS):
                         await self._close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from typing import Protocol
 
 import grpc
@@ -29,6 +30,9 @@ class Trust(Protocol):
     def credentials(self) -> grpc.ChannelCredentials | None:
         """Of the next channel; `None` for plain text. To be called after `prepare`."""
 
+    def anchor(self) -> str:
+        """What a server is known by. One that is set up anew for another federation has another, but for plain text."""
+
 
 class Plain:
     """No TLS: a server on this machine."""
@@ -38,6 +42,9 @@ class Plain:
 
     def credentials(self) -> grpc.ChannelCredentials | None:
         return None
+
+    def anchor(self) -> str:
+        return "plaintext"
 
 
 class Pinned:
@@ -59,6 +66,9 @@ class Pinned:
 
     def credentials(self) -> grpc.ChannelCredentials | None:
         return tls.channel_credentials(self._certificate)
+
+    def anchor(self) -> str:
+        return self._fingerprint.lower()
 
 
 class Certified:
@@ -95,6 +105,9 @@ class Certified:
     def credentials(self) -> grpc.ChannelCredentials | None:
         found = self.read()
         return tls.channel_credentials(found.authority, found.identity)
+
+    def anchor(self) -> str:
+        return f"authority {hashlib.sha256(self.read().authority).hexdigest()}"
 
 
 def trust_of(config: ClientConfig) -> Trust:

@@ -6,6 +6,7 @@ facts (`.json`). Only with a sidecar does an update count, and only if every byt
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from fedstream.weights_file import FileSpan, WeightsFile, WeightsFileError
 from fedtask.messages import LocalUpdate, from_json, to_json
 
 log = structlog.get_logger()
+
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, WeightsFileError)
+"""What reading an update raises if any part of it is not what was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +84,25 @@ class UpdateStore:
         if not sidecar.exists():
             return None
         try:
-            finished = self._read(offer_id, sidecar)
-        except (OSError, ValueError, KeyError, TypeError, WeightsFileError) as error:
+            finished = self._read(sidecar)
+        except _DAMAGE as error:
             log.warning("the update kept on disk is damaged and will be trained again", damage=str(error))
             self.discard(offer_id)
             return None
         return finished
 
-    def _read(self, offer_id: str, sidecar: Path) -> FinishedUpdate:
+    def latest(self) -> FinishedUpdate | None:
+        """The finished update of the highest round; those that are damaged do not count."""
+        found: list[FinishedUpdate] = []
+        for path in self._folder.glob("*.json"):
+            if "." not in path.stem:  # else it says how an update was packed
+                with contextlib.suppress(*_DAMAGE):
+                    found.append(self._read(path))
+        return max(found, key=lambda one: one.round, default=None)
+
+    def _read(self, sidecar: Path) -> FinishedUpdate:
         facts = unseal(sidecar.read_bytes())
+        offer_id = facts["offer_id"]
         base = Digest(bytes.fromhex(facts["base"][0]), facts["base"][1])
         update = from_json(LocalUpdate, facts["update"])
         path = self.weights_path(offer_id)

@@ -117,7 +117,17 @@ class Workplace:
     async def settle(self) -> None:
         """End what is still being done for a round, and wait for what goes on beside the rounds."""
         await self.bench.close()
+        if not self.shop.keepsakes.has_any:
+            await self._recall()
         await asyncio.gather(self.errands.finish(), self.shop.keepsakes.finish())
+
+    async def _recall(self) -> None:
+        """Take up what an earlier process has trained: it may have ended before that was saved for people."""
+        shop = self.shop
+        finished = await asyncio.to_thread(shop.updates.latest)
+        base = shop.models.get(finished.base) if finished is not None else None
+        if finished is not None and base is not None:
+            await shop.keep(base, finished)
 
     def forget_weights(self) -> None:
         """Free the disk, once the federation is over and its models are saved for people."""

@@ -119,6 +119,16 @@ def publish(files: FileSystem, temporary: Path, path: Path) -> None:
     files.sync_folder(path.parent)
 
 
+def make_durable(files: FileSystem, path: Path) -> None:
+    """Sync a file that was written without, and its name."""
+    descriptor = files.open(path)
+    try:
+        files.sync(descriptor)
+    finally:
+        files.close(descriptor)
+    files.sync_folder(path.parent)
+
+
 def forget_pages(path: Path) -> None:
     """Let the system use the memory in which it keeps a file that nobody will read soon. What the file holds stays.
 

@@ -50,7 +50,8 @@ async def test_session_of_one_round_trains_uploads_and_saves_everything(tmp_path
     lines = (out / "client_site_training_history.csv").read_text().splitlines()
     assert (lines[0].split(",")[:2], len(lines)) == (["round", "epoch"], 3)
     assert count(logs, "trained") == 1
-    assert sorted(path.name for path in (tmp_path / "state").rglob("*") if path.is_file()) == ["lock", "memory.json"]
+    left = sorted(path.name for path in (tmp_path / "state").rglob("*") if path.is_file())
+    assert left == ["ending.json", "lock", "memory.json"]
 
 
 async def test_session_with_a_limit_on_rounds_leaves_after_the_last_that_it_allows(tmp_path: Path) -> None:

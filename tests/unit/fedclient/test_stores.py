@@ -18,6 +18,7 @@ from fedstream.manifest import Digest, manifest_of
 from fedstream.schema import ModelSchema, TensorSpec
 from fedstream.weights_file import file_parts
 from fedtask.messages import EntryRecord, LocalUpdate
+from tests.support.crashing_files import CrashingFileSystem, Survival
 
 FILES = RealFileSystem()
 SCHEMA = ModelSchema(
@@ -117,15 +118,31 @@ def test_model_store_keeps_only_what_it_is_told_to(tmp_path: Path) -> None:
     assert [path.stem for path in tmp_path.iterdir()] == [digests[1].hex]
 
 
+def test_model_store_made_durable_holds_its_models_after_a_power_cut() -> None:
+    folder = Path("/models")
+    files = CrashingFileSystem({})
+    store = ModelStore(folder, files)
+    weights = make_weights(1)
+    manifest = manifest_of(SCHEMA, weights)
+    whole = b"".join(bytes(part) for part in file_parts(manifest, weights))
+    files.write_at(files.open(store.partial_path(manifest.model_digest())), 0, whole)
+    path = store.adopt(manifest).path
+    assert files.after_power_cut(Survival.SYNCED_ONLY) == {}
+
+    store.make_durable()
+
+    assert files.after_power_cut(Survival.SYNCED_ONLY) == {path: whole}
+
+
 # --- Updates ---
 
 
-def keep_update(folder: Path, offer_id: str = "offer") -> UpdateStore:
+def keep_update(folder: Path, offer_id: str = "offer", number: int = 3) -> UpdateStore:
     store = UpdateStore(folder, FILES)
     write_weights(store.weights_path(offer_id), 1)
     changed = tuple(EntryRecord.of(entry) for entry in manifest_of(SCHEMA, make_weights(1)))
     update = LocalUpdate(changed, 7, {"loss": 0.5, "auc": None}, ({"loss": 0.7},), 1, 2.5)
-    store.record(offer_id, 3, BASE, update)
+    store.record(offer_id, number, BASE, update)
     return store
 
 
@@ -170,6 +187,19 @@ def test_update_store_keeps_only_one(tmp_path: Path) -> None:
     assert store.load("old") is None
     assert store.load("new") is not None
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_update_store_names_the_latest_that_is_sound_and_takes_no_other_file_for_one(tmp_path: Path) -> None:
+    store = keep_update(tmp_path, "second", number=2)
+    keep_update(tmp_path, "first", number=1)
+    keep_update(tmp_path, "third", number=3)
+    write_durably(FILES, store.path("second", "packed.json"), [b"{}"])
+    assert store.latest() == store.load("third")
+    flip(store.weights_path("third"), -1)
+
+    assert store.latest() == store.load("second")
+    store.keep_only([])
+    assert store.latest() is None
 
 
 def test_update_store_builds_no_path_from_an_offer_id(tmp_path: Path) -> None:
