@@ -24,10 +24,12 @@ from fedstream.manifest import Digest
 
 log = structlog.get_logger()
 
-_PAUSE_SECONDS = 30.0
-"""Least time between two pictures, and between two models. A picture takes 1.3 to 1.8 s of one core, most of which is
-matplotlib's import: so it is a twentieth of a core at most, also where several sites share a machine and rounds take
-seconds."""
+_PICTURE_PAUSE_SECONDS = 120.0
+"""Least time between two pictures. One takes 1.3 to 2 s of one core, most of which is matplotlib's import: so it is a
+fiftieth of a core at most. Where eight sites share two cores, one every 30 s each took a third of these."""
+
+_MODEL_PAUSE_SECONDS = 30.0
+"""Least time between two models."""
 
 _LAST_SECONDS = 8.0
 """How long a client that was told to end may still save. `docker stop` kills after 10 s."""
@@ -46,17 +48,24 @@ class Keepsakes:
 
     Args:
         trainer: writes them.
-        pause_seconds: least time between two pictures, and between two models.
+        picture_pause_seconds: least time between two pictures, and until the first one.
+        model_pause_seconds: least time between two models.
     """
 
-    def __init__(self, trainer: Trainer, pause_seconds: float = _PAUSE_SECONDS) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        picture_pause_seconds: float = _PICTURE_PAUSE_SECONDS,
+        model_pause_seconds: float = _MODEL_PAUSE_SECONDS,
+    ) -> None:
         self._trainer = trainer
         self._unsaved: Trained | None = None
         self.has_any = False  # whether this process has been given anything to keep
-        self._model = Latest(self._save_model, pause_seconds)
+        self._model = Latest(self._save_model, model_pause_seconds)
         # A federation that is over in seconds has its picture at the end: four sites on two cores that all draw one
         # beside their first rounds take half as long again for these.
-        self._picture = Latest(self._draw, pause_seconds, first_at=time.monotonic() + pause_seconds)
+        first_at = time.monotonic() + picture_pause_seconds
+        self._picture = Latest(self._draw, picture_pause_seconds, first_at)
         self._ending = False
 
     async def trained(self, base: LocalModel, finished: FinishedUpdate, rows: Sequence[Row]) -> None:

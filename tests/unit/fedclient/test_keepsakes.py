@@ -49,7 +49,7 @@ class FakeTrainer:
 
 
 def made(trainer: FakeTrainer, pause_seconds: float = NEVER) -> Keepsakes:
-    return Keepsakes(cast(Trainer, trainer), pause_seconds)
+    return Keepsakes(cast(Trainer, trainer), pause_seconds, pause_seconds)
 
 
 async def train(kept: Keepsakes, number: int) -> None:
