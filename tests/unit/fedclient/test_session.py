@@ -37,7 +37,7 @@ async def test_session_of_one_round_trains_uploads_and_saves_everything(tmp_path
 
     async with scripted(script) as server:
         here.append(server)
-        text, logs = await run(server.client(tmp_path, max_epochs=5, max_hours=2))
+        text, logs = await run(server.client(tmp_path, max_epochs=5, max_hours=2, pictures=True))
 
     out = tmp_path / "out"
     assert text.splitlines()[0] == "federation finished: all rounds done"
