@@ -40,6 +40,7 @@ def full_clients(made: Stage, server: RunningServer, row: Row, log_level: str) -
             *("--task", shift.REFERENCE, "--log-level", log_level),
             python_path=ROOT,
             shard=f"{number}/{count}",
+            pictures=True,
         )
         for number in range(count)
     ]

@@ -84,6 +84,10 @@ def run(
         str | None, typer.Option(metavar="NAME,...", help="Metrics that may leave: all, none, or their names. [all]")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for models and plots. [runs/NAME]")] = None,
+    pictures: Annotated[
+        bool | None,
+        typer.Option("--pictures/--no-pictures", help="Draw the training history, or leave it as a table. [drawn]"),
+    ] = None,
     state_dir: Annotated[
         Path | None, typer.Option(help="Folder for what must survive a restart. [~/.local/state/fedstream/...]")
     ] = None,
@@ -134,6 +138,7 @@ _SETTINGS = frozenset(
         "max_examples",
         "report",
         "out",
+        "pictures",
         "state_dir",
         "task",
         "give_up_after",

@@ -72,7 +72,7 @@ class ClientConfig(BaseModel):
     `data` is `None` for the task's generated examples. `shard` is (i, n): the i-th, counted from 0, of n parts of
     the folder, for trying things out. `max_epochs`, `max_rounds` and `max_examples` 0 and `max_hours` `None` are no
     limit. `report` names the metrics that may leave; `None` is all. `give_up_after` is in seconds without any contact
-    to the server; `None` is never.
+    to the server; `None` is never. Without `pictures`, the training history is a table alone.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -96,6 +96,7 @@ class ClientConfig(BaseModel):
     max_examples: int = Field(default=0, ge=0)
     report: Annotated[tuple[str, ...] | None, BeforeValidator(parse_report)] = None
     out: Path | None = None
+    pictures: bool = True
     state_dir: Path | None = None
     task: str | None = None
     give_up_after: float | None = Field(default=None, gt=0)

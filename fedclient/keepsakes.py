@@ -50,6 +50,7 @@ class Keepsakes:
         trainer: writes them.
         picture_pause_seconds: least time between two pictures, and until the first one.
         model_pause_seconds: least time between two models.
+        pictures: whether any are drawn.
     """
 
     def __init__(
@@ -57,6 +58,8 @@ class Keepsakes:
         trainer: Trainer,
         picture_pause_seconds: float = _PICTURE_PAUSE_SECONDS,
         model_pause_seconds: float = _MODEL_PAUSE_SECONDS,
+        *,
+        pictures: bool = True,
     ) -> None:
         self._trainer = trainer
         self._unsaved: Trained | None = None
@@ -66,6 +69,7 @@ class Keepsakes:
         # beside their first rounds take half as long again for these.
         first_at = time.monotonic() + picture_pause_seconds
         self._picture = Latest(self._draw, picture_pause_seconds, first_at)
+        self._has_pictures = pictures
         self._ending = False
 
     async def trained(self, base: LocalModel, finished: FinishedUpdate, rows: Sequence[Row]) -> None:
@@ -77,7 +81,8 @@ class Keepsakes:
         except OSError as error:
             log.warning("the training history could not be written", because=str(error))
         else:
-            self._picture.ask()
+            if self._has_pictures:
+                self._picture.ask()
 
     @property
     def offers(self) -> Collection[str]:

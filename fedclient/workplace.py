@@ -103,7 +103,7 @@ class Workplace:
                 memory=SiteMemory(state / "memory.json", task.federation_name, files),
                 display=display,
                 patience=lasting,
-                keepsakes=Keepsakes(trainer),
+                keepsakes=Keepsakes(trainer, pictures=config.pictures),
                 reporting=config.reporting,
                 on_news=on_news,
             )

@@ -15,7 +15,7 @@ from fedserver.aggregation import (
     ExampleLimits,
     Strategy,
     Survey,
-    UpdateFacts,
+    Surveyed,
     UpdateRefused,
     check_cohort,
     check_num_examples,
@@ -40,7 +40,7 @@ log = structlog.get_logger()
 class _Taken:
     update: Update
     weight: float
-    facts: UpdateFacts
+    facts: Surveyed
 
 
 class Intake:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter
-
 from fedstream.dtypes import DataType
 from fedstream.manifest import Digest, TensorEntry
 from fedstream.plan import Plan
 from fedstream.schema import ModelSchema, TaskMeaning, TensorSpec
+from fedtask.adapters import adapter
 from fedtask.task import Metrics
 
 T = TypeVar("T")
@@ -68,20 +67,9 @@ class LocalUpdate:
 
 def to_json(value: object, kind: Any = None) -> Any:
     """A dataclass tree as plain JSON types; a mapping of any kind becomes an object."""
-    return _adapter(kind or type(value)).dump_python(value, mode="json", fallback=dict, warnings="none")
+    return adapter(kind or type(value)).dump_python(value, mode="json", fallback=dict, warnings="none")
 
 
 def from_json(kind: type[T], value: Any) -> T:
     """The dataclass tree that `to_json` made `value` of."""
-    made: T = _adapter(kind).validate_python(value)
-    return made
-
-
-_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
-
-
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    """Made once for each kind: that takes as long as a thousand uses of it."""
-    if kind not in _ADAPTERS:
-        _ADAPTERS[kind] = TypeAdapter(kind)
-    return _ADAPTERS[kind]
+    return adapter(kind).validate_python(value)

@@ -28,7 +28,7 @@ from fedserver.aggregation.errors import (
 )
 from fedserver.aggregation.offline import aggregate_all
 from fedserver.aggregation.strategies import STRATEGIES, Strategy, strategy_named
-from fedserver.aggregation.survey import Look, Survey, UpdateFacts
+from fedserver.aggregation.survey import Look, Survey, Surveyed
 
 __all__ = [
     "STRATEGIES",
@@ -48,7 +48,7 @@ __all__ = [
     "SchemaMismatch",
     "Strategy",
     "Survey",
-    "UpdateFacts",
+    "Surveyed",
     "UpdateRefused",
     "aggregate_all",
     "check_cohort",

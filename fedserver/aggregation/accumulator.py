@@ -34,7 +34,7 @@ from fedserver.aggregation.blocks import BLOCK_ELEMENTS, Span, flat, run, spans,
 from fedserver.aggregation.checks import check_update
 from fedserver.aggregation.errors import BeyondHeadroom, ImplausibleExamples, NoUpdates, RankError, RereadNeeded
 from fedserver.aggregation.grid import MAX_UPDATES, Grid
-from fedserver.aggregation.survey import UpdateFacts, largest_absolute
+from fedserver.aggregation.survey import Surveyed, largest_absolute
 from fedstream.schema import ModelSchema
 from fedtask.task import Weights
 
@@ -121,7 +121,7 @@ class Accumulator:
         """Memory that the running sums take now."""
         return sum(summed.total.nbytes for summed in self._sums.values())
 
-    def fold(self, rank: int, weight: float, tensors: Weights, facts: UpdateFacts | None = None) -> None:
+    def fold(self, rank: int, weight: float, tensors: Weights, facts: Surveyed | None = None) -> None:
         """Add an update. When it raises one of the errors below, nothing has changed.
 
         Tensors that come from a file are read as they are added. Where reading fails, that error is raised, some of the
@@ -146,7 +146,7 @@ class Accumulator:
         self._add(folded, tensors, kernels.Direction.IN)
         self._folded[rank] = folded
 
-    def require_fit(self, rank: int, weight: float, facts: UpdateFacts) -> None:
+    def require_fit(self, rank: int, weight: float, facts: Surveyed) -> None:
         """Check that an update of which `check_update` found `facts` can be added. Unlike all else it may be called at
         any time.
 

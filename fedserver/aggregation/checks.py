@@ -15,7 +15,7 @@ import numpy as np
 
 from fedserver.aggregation.errors import ImplausibleExamples, QuarantineReason, SchemaMismatch
 from fedserver.aggregation.strategies import Strategy
-from fedserver.aggregation.survey import UpdateFacts, survey
+from fedserver.aggregation.survey import Surveyed, survey
 from fedstream.schema import ModelSchema
 from fedtask.task import Weights
 
@@ -52,7 +52,7 @@ class Quarantine:
     message: str
 
 
-def check_update(schema: ModelSchema, base: Weights, tensors: Weights, *, threads: int = 1) -> UpdateFacts:
+def check_update(schema: ModelSchema, base: Weights, tensors: Weights, *, threads: int = 1) -> Surveyed:
     """Check one update by itself: names, shapes, dtypes, and that all its values are finite.
 
     `tensors` may leave out what equals the base; a tensor whose bytes equal the base's is treated as left out.
@@ -99,7 +99,7 @@ def weight_limits(strategy: Strategy, claimed: Mapping[int, int], limits: Exampl
 def check_cohort(norms: Mapping[str, float], *, factor: float = NORM_FACTOR) -> dict[str, Quarantine]:
     """Clients whose pseudo-gradient is absurdly long against the others', with the reason. Order does not matter.
 
-    `norms` is `UpdateFacts.norm` by client, of every update that passed the checks of its own. A norm over `factor`
+    `norms` is `Surveyed.norm` by client, of every update that passed the checks of its own. A norm over `factor`
     times the median is absurd; the median is of the norms above 0, since clients that changed nothing say nothing about
     how far training goes, and needs 3 of them. A norm that overflowed is absurd in any company.
     """

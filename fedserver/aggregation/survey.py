@@ -19,7 +19,7 @@ from fedtask.task import Weights
 
 
 @dataclass(frozen=True, slots=True)
-class UpdateFacts:
+class Surveyed:
     """What one pass over an update finds.
 
     `largest`: largest absolute value of each averaged tensor that differs from the base, by name, in schema order.
@@ -53,7 +53,7 @@ class Survey:
         self._seen.append(seen)
         return _Looker(self._schema, self._base, seen)
 
-    def facts(self) -> UpdateFacts:
+    def facts(self) -> Surveyed:
         """What was found, once all was shown.
 
         Raises:
@@ -71,10 +71,10 @@ class Survey:
             if spec.name in differing
         }
         squares = {place: square for seen in self._seen for place, square in seen.squares.items()}
-        return UpdateFacts(largest, _root_of_sum(squares.values()))
+        return Surveyed(largest, _root_of_sum(squares.values()))
 
 
-def survey(schema: ModelSchema, base: Weights, tensors: Weights, *, threads: int = 1) -> UpdateFacts:
+def survey(schema: ModelSchema, base: Weights, tensors: Weights, *, threads: int = 1) -> Surveyed:
     """Look at every averaged tensor of an update whose names, shapes and dtypes fit the schema.
 
     Raises:

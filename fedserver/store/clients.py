@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pydantic import TypeAdapter
-
 from fedserver.coordinator.population import Client, ClientState, Introduction
 from fedserver.store.database import RESTORE, Database
 from fedserver.store.errors import StateError
 from fedserver.store.journal import Statement
+from fedtask.adapters import adapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +22,10 @@ class ClientRow:
     last_seen: float
 
 
-_ROW = TypeAdapter(ClientRow)
-
-
 def keeping(client: Client) -> Statement:
     """What makes a client's record durable."""
     row = ClientRow(client.introduction, client.state, client.reason, client.first_seen, client.last_seen)
-    text = _ROW.dump_json(row).decode()
+    text = adapter(ClientRow).dump_json(row).decode()
     return Statement("INSERT OR REPLACE INTO clients VALUES (?, ?)", (client.name, text))
 
 
@@ -50,7 +46,7 @@ def kept_clients(database: Database) -> list[Client]:
 
 def _read(text: str) -> Client:
     try:
-        row: ClientRow = _ROW.validate_json(text)
+        row = adapter(ClientRow).validate_json(text)
     except ValueError as error:
         why = " ".join(str(error).split())[:200]
         raise StateError(f"a row of table clients in the state database is damaged ({why}); {RESTORE}") from error

@@ -18,12 +18,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import StringConstraints, TypeAdapter
+from pydantic import StringConstraints
 
 from fedserver.coordinator.effects import ModelRef
 from fedserver.store.database import Database
 from fedserver.store.journal import Statement
 from fedstream.manifest import Digest
+from fedtask.adapters import adapter
 
 FORMAT: Literal["fedstream ledger v1"] = "fedstream ledger v1"
 FIRST_PREVIOUS = "0" * 64
@@ -149,9 +150,6 @@ class Entry:
         ]
 
 
-_ENTRY = TypeAdapter(Entry)
-
-
 @dataclass(frozen=True, slots=True)
 class LedgerRow:
     """An entry as it is stored. `text` is its canonical JSON; `hash` was its sha256 when it was written."""
@@ -166,7 +164,7 @@ class LedgerRow:
         Raises:
             ValueError: it is none; the message says where.
         """
-        return _ENTRY.validate_json(self.text)
+        return adapter(Entry).validate_json(self.text)
 
 
 def canonical_json(fields: Mapping[str, Any]) -> str:

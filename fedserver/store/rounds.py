@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from fedserver.coordinator.effects import ModelRef
 from fedserver.coordinator.participation import Outcome, Participation, Stage
 from fedserver.coordinator.round import Round, RoundRules
@@ -20,6 +18,7 @@ from fedserver.store.errors import StateError
 from fedserver.store.journal import Statement
 from fedserver.store.uploads import UploadState
 from fedstream.plan import Plan
+from fedtask.adapters import adapter
 from fedtask.report import RoundRecord
 
 
@@ -57,11 +56,6 @@ class RoundRow:
     closed_because: str = ""
 
 
-_PARTICIPATION = TypeAdapter(ParticipationRow)
-_ROUND = TypeAdapter(RoundRow)
-_RECORD = TypeAdapter(RoundRecord)
-
-
 def opening(round_: Round, now: float) -> list[Statement]:
     """What makes a new round and its offers durable."""
     return [_round_statement(round_, now), *(participation(round_, part, now) for part in round_.participations)]
@@ -88,7 +82,7 @@ def participation(round_: Round, part: Participation, now: float) -> Statement:
         body_size_bytes=part.body_size_bytes,
     )
     sql = "INSERT OR REPLACE INTO participations VALUES (?, ?, ?, ?)"
-    return Statement(sql, (round_.number, part.rank, part.upload_id, _text(_PARTICIPATION, row)))
+    return Statement(sql, (round_.number, part.rank, part.upload_id, _text(ParticipationRow, row)))
 
 
 def closing(round_: Round, now: float) -> list[Statement]:
@@ -108,7 +102,7 @@ def concluding(record_text: str, number: int, model_sha256: bytes | None) -> lis
 
 def text_of(record: RoundRecord) -> str:
     """A round's record as it is stored."""
-    return _text(_RECORD, record)
+    return _text(RoundRecord, record)
 
 
 def being_late(number: int, rank: int, reason: str) -> Statement:
@@ -136,11 +130,11 @@ def _round_statement(round_: Round, now: float) -> Statement:
         seconds_open=now - round_.opened,
         closed_because=round_.reason,
     )
-    return Statement("INSERT OR REPLACE INTO open_rounds VALUES (?, ?)", (round_.number, _text(_ROUND, row)))
+    return Statement("INSERT OR REPLACE INTO open_rounds VALUES (?, ?)", (round_.number, _text(RoundRow, row)))
 
 
-def _text(adapter: TypeAdapter[Any], value: object) -> str:
-    return adapter.dump_json(value, fallback=dict, warnings="none").decode()
+def _text(kind: type[Any], value: object) -> str:
+    return adapter(kind).dump_json(value, fallback=dict, warnings="none").decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,15 +189,15 @@ def unfinished(database: Database) -> UnfinishedRound | None:
     number, text = rows[0]
     sql = "SELECT row FROM participations WHERE round = ? ORDER BY rank"
     parts: list[ParticipationRow] = [
-        _read(_PARTICIPATION, part, "participations") for (part,) in database.query(sql, number)
+        _read(ParticipationRow, part, "participations") for (part,) in database.query(sql, number)
     ]
-    return UnfinishedRound(_read(_ROUND, text, "open_rounds"), parts)
+    return UnfinishedRound(_read(RoundRow, text, "open_rounds"), parts)
 
 
 def part_of_upload(database: Database, upload_id: str) -> tuple[int, ParticipationRow] | None:
     """The round and the part in it that an upload belongs to, as last recorded; `None` if none is known."""
     rows = database.query("SELECT round, row FROM participations WHERE upload_id = ?", upload_id)
-    return (rows[0][0], _read(_PARTICIPATION, rows[0][1], "participations")) if rows else None
+    return (rows[0][0], _read(ParticipationRow, rows[0][1], "participations")) if rows else None
 
 
 def records(database: Database) -> list[RoundRecord]:
@@ -222,7 +216,7 @@ def read_record(database: Database, number: int) -> RoundRecord | None:
         StateError: the row is damaged.
     """
     rows = database.query("SELECT record FROM rounds WHERE number = ?", number)
-    return _read(_RECORD, rows[0][0], "rounds") if rows else None
+    return _read(RoundRecord, rows[0][0], "rounds") if rows else None
 
 
 def read_records(database: Database, start: int, count: int) -> list[RoundRecord]:
@@ -232,12 +226,12 @@ def read_records(database: Database, start: int, count: int) -> list[RoundRecord
         StateError: a row is damaged.
     """
     texts = database.query("SELECT record FROM rounds ORDER BY number LIMIT ? OFFSET ?", count, start)
-    return [_read(_RECORD, text, "rounds") for (text,) in texts]
+    return [_read(RoundRecord, text, "rounds") for (text,) in texts]
 
 
-def _read(adapter: TypeAdapter[Any], text: str, table: str) -> Any:
+def _read(kind: type[Any], text: str, table: str) -> Any:
     try:
-        return adapter.validate_json(text)
+        return adapter(kind).validate_json(text)
     except ValueError as error:
         why = " ".join(str(error).split())[:200]
         raise StateError(f"a row of table {table} in the state database is damaged ({why}); {RESTORE}") from error

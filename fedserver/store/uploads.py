@@ -11,8 +11,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
 from fedserver.store.database import Database
 from fedserver.store.facts import fact, remembering
 from fedserver.store.journal import Statement
@@ -20,9 +18,9 @@ from fedserver.store.updates import Update, UpdateFacts
 from fedserver.store.upload_file import Upload
 from fedstream.files import FileSystem
 from fedstream.manifest import Digest, Manifest, TensorEntry, parse_canonical
+from fedtask.adapters import adapter
 
 _COLLECTED_FACT = "updates_collected_up_to"
-_FACTS = TypeAdapter(UpdateFacts)
 
 
 class UploadState(enum.Enum):
@@ -83,7 +81,7 @@ class UploadStore:
             self._path(upload_id),
             parse_canonical(manifest),
             json.loads(missing),
-            _FACTS.validate_json(facts),
+            adapter(UpdateFacts).validate_json(facts),
             self._files,
             committed,
         )
@@ -140,7 +138,7 @@ def finished_uploads(database: Database, folder: Path, number: int) -> list[Fini
             reason,
             Update(
                 file_of(folder, upload_id),
-                _FACTS.validate_json(facts),
+                adapter(UpdateFacts).validate_json(facts),
                 parse_canonical(manifest),
                 json.loads(missing),
             ),
@@ -168,7 +166,7 @@ def said_of_finished(database: Database, number: int) -> list[Said]:
     """
     rows = database.query(sql, number, UploadState.ADMITTED.value, UploadState.QUARANTINED.value)
     return [
-        Said(rank, UploadState(state), reason, Digest.of(manifest), _FACTS.validate_json(facts))
+        Said(rank, UploadState(state), reason, Digest.of(manifest), adapter(UpdateFacts).validate_json(facts))
         for rank, state, reason, manifest, facts in rows
     ]
 
@@ -186,7 +184,7 @@ def entries_of(manifest: bytes, missing: str) -> list[TensorEntry]:
 
 def is_encoded(facts: str, entries: Sequence[TensorEntry]) -> bool:
     """Whether an upload of these tensors travels encoded, from the column of its row."""
-    return not _FACTS.validate_json(facts).encoded.keys().isdisjoint(entry.name for entry in entries)
+    return not adapter(UpdateFacts).validate_json(facts).encoded.keys().isdisjoint(entry.name for entry in entries)
 
 
 def file_of(folder: Path, upload_id: str) -> Path:
@@ -206,7 +204,7 @@ def settled(upload_id: str, round_number: int, upload: Upload, state: UploadStat
         round_number,
         upload.manifest.canonical_bytes(),
         json.dumps(upload.missing),
-        _FACTS.dump_json(upload.facts).decode(),
+        adapter(UpdateFacts).dump_json(upload.facts).decode(),
         upload.committed_size,
         state.value,
         reason,

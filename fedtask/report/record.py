@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, PlainSerializer, TypeAdapter, with_config
+from pydantic import BeforeValidator, ConfigDict, PlainSerializer, with_config
 
 from fedstream.plan import Plan
+from fedtask.adapters import adapter
 from fedtask.metrics import evaluation_from_json, evaluation_to_json
 from fedtask.task import Evaluation
 
@@ -251,12 +252,9 @@ class FederationRecord:
         return self.training_data_synthetic or any(described.synthetic for described in sets)
 
 
-_RECORD = TypeAdapter(FederationRecord)
-
-
 def record_to_json(record: FederationRecord) -> dict[str, Any]:
     """`record` as plain JSON types; `record_from_json` gives an equal one back if its metrics are finite."""
-    document: dict[str, Any] = _RECORD.dump_python(record, mode="json")
+    document: dict[str, Any] = adapter(FederationRecord).dump_python(record, mode="json")
     return document
 
 
@@ -266,4 +264,4 @@ def record_from_json(document: Mapping[str, Any]) -> FederationRecord:
     Raises:
         ValueError: a field is missing, unknown or of the wrong kind; the message names each.
     """
-    return _RECORD.validate_python(document)
+    return adapter(FederationRecord).validate_python(document)

@@ -24,7 +24,7 @@ from tests.support.minimal.wrong import WRONG
 pytestmark = [pytest.mark.e2e, pytest.mark.numpy_task, pytest.mark.slow, pytest.mark.timeout(400)]
 
 MINIMAL = ["--server", "{server}", "--name", "{name}", "--data", "{data}", "--state", "{state}", "--out", "{out}"]
-OURS = ["run", "--plaintext", "--log-json", *MINIMAL[:6], "--state-dir", "{state}", "--out", "{out}"]
+OURS = ["run", "--plaintext", "--log-json", "--no-pictures", *MINIMAL[:6], "--state-dir", "{state}", "--out", "{out}"]
 MEMBER = [sys.executable, "-m", "tests.support.minimal.member"]
 JOIN = ["--token", "{token}", "--identity", "{identity}"]
 RUN = ["--identity", "{identity}", *MINIMAL[4:]]
@@ -34,7 +34,9 @@ LANES = 6
 def test_own_client_conforms() -> None:
     command = [sys.executable, "-m", "fedclient.cli"]
     joining = shlex.join([*command, "join", *JOIN])
-    member = shlex.join([*command, "run", "--log-json", "--identity", "{identity}", "--data", "{data}", *OURS[-4:]])
+    member = shlex.join(
+        [*command, "run", "--log-json", "--no-pictures", "--identity", "{identity}", "--data", "{data}", *OURS[-4:]]
+    )
     more = ["--limited", "--max-epochs 1", "--join", joining, "--member", member]
     check_passed(conformance("--json", *more, "--", *command, *OURS))
 

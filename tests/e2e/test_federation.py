@@ -42,9 +42,10 @@ class Federation:
     statuses: dict[str, int]
 
 
-def start_sites(scene: Stage, server: RunningServer) -> dict[str, Running]:
+def start_sites(scene: Stage, server: RunningServer, *, pictures: bool = False) -> dict[str, Running]:
     return {
-        name: scene.client(name, server.listening, shard=f"{number}/{len(SITES)}") for number, name in enumerate(SITES)
+        name: scene.client(name, server.listening, shard=f"{number}/{len(SITES)}", pictures=pictures)
+        for number, name in enumerate(SITES)
     }
 
 
@@ -58,7 +59,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     """Three clients, four rounds, nothing goes wrong."""
     with stage(tmp_path_factory.mktemp("whole")) as scene:
         server = scene.server("--holdout", "phantom", "--rounds", str(ROUNDS), "--min-clients", "3")
-        yield see_the_end(scene, server, start_sites(scene, server))
+        yield see_the_end(scene, server, start_sites(scene, server, pictures=True))
 
 
 def test_federation_of_processes_ends_well_for_everyone(finished: Federation) -> None:

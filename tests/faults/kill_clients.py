@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
 import random
 import shutil
 import sqlite3
@@ -103,9 +102,11 @@ async def _site(folder: Path, port: int, fingerprint: str, index: int, aim: Aim 
 def site_command(config: ClientConfig) -> list[str]:
     """The command of a client with a process of its own."""
     shard, num_shards = config.shard
-    chosen: dict[str, object] = config.model_dump(mode="json", include={"server", "fingerprint", "name", "out"})
-    chosen |= {"state_dir": str(config.state_dir), "data": "phantom", "shard": f"{shard}/{num_shards}"}
-    return [sys.executable, "-m", "tests.faults.site_main", json.dumps(chosen)]
+    assert config.fingerprint is not None, "the harness has servers with open enrolment"
+    command = [sys.executable, "-m", "fedclient.cli", "run", "--log-json", "--no-pictures", "--data", "phantom"]
+    command += ["--server", config.server, "--fingerprint", config.fingerprint, "--name", config.name]
+    command += ["--shard", f"{shard}/{num_shards}", "--out", str(config.out_folder)]
+    return [*command, "--state-dir", str(config.state_folder)]
 
 
 def _read_log(client: str, log: Path, ended: Ended) -> None:

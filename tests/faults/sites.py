@@ -31,19 +31,14 @@ QUICK = Patience(first_seconds=0.05, longest_seconds=0.2)
 
 
 class SpareTrainer(Trainer):
-    """Trains as any other, but draws no plots and hands its worker process on instead of ending it."""
+    """Trains as any other, but hands its worker process on instead of ending it."""
 
-    def __init__(self, task: TaskOnOffer, config: ClientConfig, worker: TaskWorker | None = None) -> None:
+    def __init__(self, task: TaskOnOffer, config: ClientConfig, worker: TaskWorker) -> None:
         super().__init__(task, config)
-        self._lasts = worker is not None
-        self._worker = worker or self._worker
-
-    async def draw_history(self, *, hurry: bool) -> None:
-        """Plots are not what is tested, and would be most of the work."""
+        self._worker = worker
 
     async def close(self) -> None:
-        if not self._lasts:
-            await super().close()
+        """It is for the pool to end."""
 
 
 @dataclass(slots=True)
@@ -104,7 +99,7 @@ def trainers(pools: Mapping[Path, WorkerPool]) -> Iterator[None]:
 
     def make(task: TaskOnOffer, config: ClientConfig) -> Trainer:
         pool = next((pool for folder, pool in pools.items() if config.out_folder.is_relative_to(folder)), None)
-        return pool.trainer(task, config) if pool is not None else SpareTrainer(task, config)
+        return pool.trainer(task, config) if pool is not None else Trainer(task, config)
 
     with mock.patch.object(workplace, "Trainer", make):
         yield
@@ -122,6 +117,7 @@ def client_config(folder: Path, address: str, fingerprint: str, index: int, num_
             "shard": f"{index}/{num_clients}",
             "out": folder / name,
             "state_dir": folder / name / "state",
+            "pictures": False,
         }
     )
 

@@ -240,12 +240,17 @@ class Stage:
         python_path: Path | None = None,
         shard: str = "0/1",
         home: str = "",
+        pictures: bool = False,
     ) -> Running:
-        """Start a client on generated data; what it makes is in the folder `home`, which is called as it is itself."""
+        """Start a client on generated data; what it makes is in the folder `home`, which is called as it is itself.
+
+        Drawing `pictures` would be most of its work.
+        """
         folder = self.folder / (home or name)
         command = [*_joining(name, listening), "--server", listening.address, "--name", name]
         command += ["--data", "phantom", "--shard", shard]
         command += ["--out", str(folder), "--state-dir", str(folder / "state")]
+        command += [] if pictures else ["--no-pictures"]
         return self.start(folder.name, [*command, *options], python_path)
 
     def history(self, name: str) -> list[dict[str, str]]:

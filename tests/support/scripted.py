@@ -346,8 +346,8 @@ class Scripted:
     base: Digest
 
     def config(self, folder: Path, **settings: Any) -> ClientConfig:
-        """Settings of a client of it, all of whose files go below `folder`."""
-        given = {"server": self.address, "plaintext": True, "name": "site", "data": "phantom"}
+        """Settings of a client of it, all of whose files go below `folder`. Pictures would be most of its work."""
+        given = {"server": self.address, "plaintext": True, "name": "site", "data": "phantom", "pictures": False}
         folders = {"out": folder / "out", "state_dir": folder / "state"}
         return ClientConfig.model_validate({**given, **folders, **settings})
 

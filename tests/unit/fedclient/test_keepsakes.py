@@ -101,6 +101,15 @@ async def test_rounds_in_quick_succession_write_every_table_but_one_model_and_no
     assert kept.offers == []
 
 
+async def test_without_pictures_the_history_is_a_table_to_the_end() -> None:
+    trainer = FakeTrainer()
+    kept = Keepsakes(cast(Trainer, trainer), 0.0, pictures=False)
+    await train(kept, 1)
+    await deliver(kept)
+    await kept.finish()
+    assert (trainer.tables, trainer.pictures, trainer.models) == ([1], [], [("base-1", "update-1")])
+
+
 async def test_rounds_that_come_when_the_pause_is_over_have_a_picture_each() -> None:
     trainer = FakeTrainer()
     kept = made(trainer, 0.0)

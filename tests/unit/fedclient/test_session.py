@@ -37,7 +37,7 @@ async def test_session_of_one_round_trains_uploads_and_saves_everything(tmp_path
 
     async with scripted(script) as server:
         here.append(server)
-        text, logs = await run(server.client(tmp_path, max_epochs=5, max_hours=2))
+        text, logs = await run(server.client(tmp_path, max_epochs=5, max_hours=2, pictures=True))
 
     out = tmp_path / "out"
     assert text.splitlines()[0] == "federation finished: all rounds done"
@@ -167,10 +167,10 @@ async def test_session_whose_picture_takes_long_goes_on_with_the_next_round(
         await talk.end(here[0].base)
 
     monkeypatch.setattr(history, "draw", draw)
-    monkeypatch.setattr(workplace, "Keepsakes", partial(Keepsakes, pause_seconds=0.0))
+    monkeypatch.setattr(workplace, "Keepsakes", partial(Keepsakes, picture_pause_seconds=0.0))
     async with scripted(script) as server:
         here.append(server)
-        _, logs = await run(server.client(tmp_path))
+        _, logs = await run(server.client(tmp_path, pictures=True))
 
     assert count(logs, "trained") == 2
     assert (len(drawn), drawn[0]) == (2, False)

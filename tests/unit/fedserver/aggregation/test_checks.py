@@ -14,7 +14,7 @@ from fedserver.aggregation import (
     NotFinite,
     QuarantineReason,
     SchemaMismatch,
-    UpdateFacts,
+    Surveyed,
     check_cohort,
     check_num_examples,
     check_update,
@@ -41,17 +41,17 @@ BASE: dict[str, np.ndarray] = {
 
 def test_update_gives_largest_of_what_differs_and_the_length_of_the_pseudo_gradient() -> None:
     tensors = BASE | {"kernel": np.array([[0, -3], [0, 0]], np.float32), "count": np.array([9], np.int32)}
-    assert check_update(SCHEMA, BASE, tensors) == UpdateFacts({"kernel": 3.0}, 3.0)
+    assert check_update(SCHEMA, BASE, tensors) == Surveyed({"kernel": 3.0}, 3.0)
     both = {"kernel": tensors["kernel"], "bias": np.array([1, 5], np.float16)}
-    assert check_update(SCHEMA, BASE, both) == UpdateFacts({"kernel": 3.0, "bias": 5.0}, 5.0)
+    assert check_update(SCHEMA, BASE, both) == Surveyed({"kernel": 3.0, "bias": 5.0}, 5.0)
 
 
 def test_update_without_a_change_has_no_length() -> None:
-    assert check_update(SCHEMA, BASE, {}) == check_update(SCHEMA, BASE, BASE) == UpdateFacts({}, 0.0)
+    assert check_update(SCHEMA, BASE, {}) == check_update(SCHEMA, BASE, BASE) == Surveyed({}, 0.0)
 
 
 def test_negative_zero_differs_from_zero_as_its_digest_does() -> None:
-    assert check_update(SCHEMA, BASE, {"kernel": -BASE["kernel"]}) == UpdateFacts({"kernel": 0.0}, 0.0)
+    assert check_update(SCHEMA, BASE, {"kernel": -BASE["kernel"]}) == Surveyed({"kernel": 0.0}, 0.0)
 
 
 @pytest.mark.parametrize("dtype", FLOATING)
@@ -78,7 +78,7 @@ def test_length_does_not_depend_on_threads() -> None:
 def test_length_that_overflows_is_infinite() -> None:
     schema = one_tensor(DataType.FLOAT64, (2,))
     facts = check_update(schema, {"kernel": np.zeros(2)}, {"kernel": np.full(2, 1e200)})
-    assert facts == UpdateFacts({"kernel": 1e200}, np.inf)
+    assert facts == Surveyed({"kernel": 1e200}, np.inf)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
