@@ -49,7 +49,9 @@ class Guard:
     def run(self) -> dict[str, Any]:
         """Run the process to its end."""
         with self.log.open("ab") as log:
-            process = subprocess.Popen(self.command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+            process = subprocess.Popen(
+                self.command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            )
             assert process.stderr is not None
             _hurry()
             self._aim_again()
