@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -34,6 +35,18 @@ def own_addresses() -> Iterable[str]:
         probe.connect(("192.0.2.1", 9))
         found.append(probe.getsockname()[0])
     return found
+
+
+def lasting_port() -> int:
+    """A port of loopback that nobody uses now, below those that the system gives to outgoing connections.
+
+    A server that stops and starts again must find its port free, though clients try to reach it all the time.
+    """
+    for port in random.SystemRandom().sample(range(20_000, 30_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no free port between 20000 and 30000")
 
 
 def enrolment_listen(listen: str, enrol_listen: str) -> str:

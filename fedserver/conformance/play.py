@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 
+from fedserver.addresses import lasting_port
 from fedserver.conformance.findings import Findings, SkippedError, UnmetError
 from fedserver.conformance.material import Material
 from fedserver.conformance.office import Certificates, Office
@@ -108,13 +109,14 @@ class Play:
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         negotiation_pb2_grpc.add_NegotiationServiceServicer_to_server(Negotiation(self), self._server)
         transfer_pb2_grpc.add_TransferServiceServicer_to_server(self.transfer, self._server)
+        self._port = self._port or lasting_port()
         address = f"127.0.0.1:{self._port}"
         if self._office is None:
-            self._port = self._server.add_insecure_port(address)
+            self._server.add_insecure_port(address)
         else:
             enrolment_pb2_grpc.add_CertificateServiceServicer_to_server(Certificates(self._office), self._server)
             credentials = server_credentials(self._office.server, self._office.authority.certificate)
-            self._port = self._server.add_secure_port(address, credentials)
+            self._server.add_secure_port(address, credentials)
         await self._server.start()
 
     async def open_office(self) -> Office:

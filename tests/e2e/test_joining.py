@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from fedclient.exit_codes import ExitCode
+from fedserver.addresses import lasting_port
 from fedstream.certificates import facts_of, issue_site, make_authority, make_key, make_request, read_request
-from tests.faults.federation import free_port
 from tests.support.processes import PATIENCE_SECONDS, Running, Said, Stage, stage, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.numpy_task, pytest.mark.timeout(300)]
@@ -57,7 +57,7 @@ def join(scene: Stage, name: str, token: str, number: int) -> Said:
 def joined(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Joined]:
     """Two sites are invited before the server runs, one while it does."""
     with stage(tmp_path_factory.mktemp("joining")) as scene:
-        state, port = scene.folder / "state", free_port()
+        state, port = scene.folder / "state", lasting_port()
         listen = ("--listen", f"127.0.0.1:{port}")
         assert scene.command("fedserver", "init", "--state", str(state), *listen).status == 0
         tokens = {name: invite(scene, state, port, name) for name in SITES[:2]}

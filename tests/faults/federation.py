@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import random
 import shutil
-import socket
 import sqlite3
 import sys
 import time
@@ -17,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedserver.addresses import lasting_port
 from tests.faults.phases import ClientPhase, Phase
 from tests.faults.sites import ClientLog, client_config, start_sites
 
@@ -70,18 +69,6 @@ def server_command(folder: Path, port: int, rounds: int = NUM_ROUNDS, **options:
         *("--open-enrolment", "--log-json", "--log-level", "debug"),
         *(word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", value)),
     ]
-
-
-def free_port() -> int:
-    """A port of loopback that nobody uses now, below those that the system gives to outgoing connections.
-
-    A server that is started again must find its port free, though clients try to reach it all the time.
-    """
-    for port in random.SystemRandom().sample(range(20_000, 30_000), 100):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise RuntimeError("no free port between 20000 and 30000")
 
 
 async def run_guarded(of: str, command: Sequence[str], log: Path, aims: Sequence[Aim], endings: list[Ending]) -> int:
@@ -150,7 +137,7 @@ async def run_federation(folder: Path, aims: Sequence[Aim] = ()) -> Federation:
     """
     _make_empty(folder)
     found, started = Federation(folder), time.monotonic()
-    port, sites = free_port(), list[asyncio.Task[str]]()
+    port, sites = lasting_port(), list[asyncio.Task[str]]()
     server = asyncio.create_task(
         run_guarded("server", server_command(folder, port), folder / "server.log", aims, found.endings)
     )

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedclient.config import ClientConfig
+from fedserver.addresses import lasting_port
 from tests.faults.federation import (
     NUM_CLIENTS,
     NUM_ROUNDS,
@@ -32,7 +33,6 @@ from tests.faults.federation import (
     Ending,
     cancelled_at_end,
     fingerprint_of,
-    free_port,
     models_of,
     run_guarded,
     server_command,
@@ -65,7 +65,7 @@ class Ended:
 async def run_federation(folder: Path, aims: dict[int, Aim]) -> Ended:
     """A federation in which the clients with these numbers are killed as the aims say."""
     folder.mkdir(parents=True)  # noqa: ASYNC240 - nothing else is going on yet
-    ended, started, port = Ended(folder), time.monotonic(), free_port()
+    ended, started, port = Ended(folder), time.monotonic(), lasting_port()
     command, log = server_command(folder, port), folder / "server.log"
     server = asyncio.create_task(run_guarded("server", command, log, (), []))
     try:

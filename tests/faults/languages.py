@@ -24,7 +24,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.faults.federation import cancelled_at_end, fingerprint_of, free_port, models_of
+from fedserver.addresses import lasting_port
+from tests.faults.federation import cancelled_at_end, fingerprint_of, models_of
 from tests.faults.results import Findings, Order, run_alone
 from tests.support.cpp import CPP
 from tests.support.features import write_wide_site
@@ -105,7 +106,7 @@ def _findings(reference: Ended, ended: Sequence[Ended]) -> Findings:
 async def run_federation(folder: Path, aims: Mapping[str, float]) -> Ended:
     """A federation in which these processes are killed after so many seconds, and started again."""
     folder.mkdir(parents=True)  # noqa: ASYNC240 - nothing else is going on yet
-    ended, started, port = Ended(folder), time.monotonic(), free_port()
+    ended, started, port = Ended(folder), time.monotonic(), lasting_port()
     server = asyncio.create_task(_kept("server", _server(folder, port), folder, aims, ended))
     try:
         async with asyncio.timeout(_TIMEOUT_SECONDS), cancelled_at_end(server):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import socket
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from fedserver.addresses import chosen, enrolment_listen, own_addresses, reached_as
+from fedserver.addresses import chosen, enrolment_listen, lasting_port, own_addresses, reached_as
 from fedserver.cli import app
 from fedserver.config import load_config
 from fedserver.exit_codes import ExitCode
@@ -136,3 +137,12 @@ def test_server_certificate_that_was_removed_is_made_anew_by_the_same_authority(
     assert opened.identity([]).certificate != before
     opened.close()
     assert run("invite", "site-a", "--state", str(state))[0] == 0
+
+
+def test_lasting_port_is_free_and_none_that_an_outgoing_connection_is_given() -> None:
+    range_of_system = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    first_given = int(range_of_system.read_text().split()[0]) if range_of_system.exists() else 32_768
+    port = lasting_port()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", port))
+    assert 1024 < port < first_given
