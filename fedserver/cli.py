@@ -398,7 +398,7 @@ def demo(
         seed=seed,
         out=out,
     )
-    raise typer.Exit(run_demo(plan))
+    run_demo(plan)
 
 
 app.add_typer(stored)  # without a name: its commands stand beside the others

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 from rich.console import Console
@@ -50,9 +50,10 @@ class DemoPlan:
     out: Path
 
 
-def run_demo(plan: DemoPlan) -> int:
-    """Start everything, show how it goes, and say where the report is. Returns the server's exit status."""
+def run_demo(plan: DemoPlan) -> None:
+    """Start everything, show how it goes, and say where the report is."""
     console = Console(highlight=False, soft_wrap=True)
+    signal.signal(signal.SIGTERM, _leave)  # or server and sites would go on without it
     _make_room(plan.out)
     data = plan.data if plan.data is not None else _phantom(plan, console)
     _require_folders(data)
@@ -68,10 +69,15 @@ def run_demo(plan: DemoPlan) -> int:
             stack.enter_context(_process(command, plan.out / "logs" / f"{name}.log"))
         console.print(f"{_clients(plan)} sites started; every process writes its log to {plan.out / 'logs'}")
         _show_until_over(server, contact, console)
-        status = server.wait(_LEAVE_SECONDS)
+        if server.wait(_LEAVE_SECONDS):  # the sites would wait for it to come back, and are ended with this block
+            log = plan.out / "logs" / "server.log"
+            raise fail(f"the federation did not finish{_last_words(log)}; see {log}", ExitCode.FAILED)
         stack.pop_all().close()  # the sites have heard the outcome and leave by themselves; see `_process`
-    _show_result(plan, status, console)
-    return status
+    _show_result(plan, console)
+
+
+def _leave(*_: object) -> NoReturn:
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 def _make_room(out: Path) -> None:
@@ -248,12 +254,16 @@ def _show_lines(server: subprocess.Popen[bytes], stub: admin_pb2_grpc.AdminServi
 _CURVE = ("loss", "accuracy", "auc")
 
 
-def _show_result(plan: DemoPlan, status: int, console: Console) -> None:
-    summary_path = plan.out / "report" / "summary.json"
-    if status or not summary_path.exists():
-        console.print(f"The federation did not finish (status {status}); see {plan.out / 'logs' / 'server.log'}")
-        return
-    summary = json.loads(summary_path.read_text())
+def _last_words(log: Path) -> str:
+    """Why the server failed, by its log, if that says so."""
+    for line in reversed(log.read_text(errors="replace").splitlines()):
+        if line.startswith("{") and (event := json.loads(line)).get("event") == "failed":
+            return f": {event['reason']}"
+    return ""
+
+
+def _show_result(plan: DemoPlan, console: Console) -> None:
+    summary = json.loads((plan.out / "report" / "summary.json").read_text())
     accuracy, loss = summary.get("accuracy"), summary.get("loss")
     kind = " on generated phantom images, not patients" if plan.data is None else ""
     if accuracy is not None and loss is not None:

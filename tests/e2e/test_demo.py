@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from fedserver.exit_codes import ExitCode
+from fedserver.store.state import read_contact
 from fedtask.brain_mri.phantom import write_phantom
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
@@ -29,20 +32,49 @@ print([output.shape for output in outputs], np.array_equal(*outputs))
 """
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Where its results are, and what it said."""
-    folder = tmp_path_factory.mktemp("demo")
+def command_of(folder: Path, weights: str) -> tuple[Path, list[str]]:
+    """Where its results will be, and the command."""
     write_phantom(folder / "data", num_train=48, num_val=16, size=32)
     data, out = folder / "data", folder / "out"
     command = [sys.executable, "-m", "fedserver.cli", "demo", "--data", str(data), "--out", str(out)]
-    command += ["--backbone-weights", "random", "--clients", "2", "--division", "even"]
+    command += ["--backbone-weights", weights, "--clients", "2", "--division", "even"]
     command += ["--rounds", "2", "--epochs", "1"]
     for name, value in SMALL.items():
         command += ["--task-set", f"{name}={value}"]
+    return out, command
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Where its results are, and what it said."""
+    out, command = command_of(tmp_path_factory.mktemp("demo"), "random")
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=360)
     assert done.returncode == 0, done.stdout + done.stderr
     return out, done.stdout
+
+
+def test_demo_whose_server_fails_says_why_and_does_not_wait_for_its_sites(tmp_path: Path) -> None:
+    (tmp_path / "other.h5").write_text("no weights")
+    out, command = command_of(tmp_path, str(tmp_path / "other.h5"))
+    # It would wait 60 s for each site.
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100)
+    assert done.returncode == ExitCode.FAILED
+    assert "the federation did not finish: " in done.stderr
+    assert "other.h5 does not hold weights of MobileNetV2" in done.stderr
+    assert str(out / "logs" / "server.log") in done.stderr
+
+
+def test_demo_that_is_told_to_end_ends_its_server_and_sites(tmp_path: Path) -> None:
+    out, command = command_of(tmp_path, "random")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout is not None
+        assert any("2 sites started" in line for line in demo.stdout)
+        server = read_contact(out / "server")["pid"]
+        os.kill(server, 0)
+        demo.terminate()
+        assert demo.wait(60) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(server, 0)
 
 
 def test_demo_says_how_it_goes_and_where_everything_is(demo: tuple[Path, str]) -> None:
