@@ -191,7 +191,8 @@ class Client:
             self._sessions += 1
 
         async def goes_on() -> None:
-            await asyncio.to_thread(self._note.forget)
+            if self._note.ending is not None:  # next to never, and the server says it often
+                await asyncio.to_thread(self._note.forget)
 
         async def collect(ending: FederationOutcome) -> None:
             await self._collect(place, ending)
