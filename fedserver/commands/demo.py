@@ -69,7 +69,8 @@ def run_demo(plan: DemoPlan) -> None:
             stack.enter_context(_process(command, plan.out / "logs" / f"{name}.log"))
         console.print(f"{_clients(plan)} sites started; every process writes its log to {plan.out / 'logs'}")
         _show_until_over(server, contact, console)
-        if server.wait(_LEAVE_SECONDS):  # the sites would wait for it to come back, and are ended with this block
+        if server.wait(_LEAVE_SECONDS) or not _summary(plan).exists():
+            # The sites would wait for it to come back, and are ended with this block.
             log = plan.out / "logs" / "server.log"
             raise fail(f"the federation did not finish{_last_words(log)}; see {log}", ExitCode.FAILED)
         stack.pop_all().close()  # the sites have heard the outcome and leave by themselves; see `_process`
@@ -257,13 +258,19 @@ _CURVE = ("loss", "accuracy", "auc")
 def _last_words(log: Path) -> str:
     """Why the server failed, by its log, if that says so."""
     for line in reversed(log.read_text(errors="replace").splitlines()):
-        if line.startswith("{") and (event := json.loads(line)).get("event") == "failed":
-            return f": {event['reason']}"
+        with suppress(ValueError, KeyError, TypeError):  # what is not JSON, or cut short, is none of these words
+            event = json.loads(line)
+            if event["event"] == "failed":
+                return f": {event['reason']}"
     return ""
 
 
+def _summary(plan: DemoPlan) -> Path:
+    return plan.out / "report" / "summary.json"
+
+
 def _show_result(plan: DemoPlan, console: Console) -> None:
-    summary = json.loads((plan.out / "report" / "summary.json").read_text())
+    summary = json.loads(_summary(plan).read_text())
     accuracy, loss = summary.get("accuracy"), summary.get("loss")
     kind = " on generated phantom images, not patients" if plan.data is None else ""
     if accuracy is not None and loss is not None:
