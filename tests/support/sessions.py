@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from structlog.typing import EventDict
 
 from fedclient.client import Client
 from fedclient.exit_codes import Stop
-from tests.support.scripted import Scripted, Talk
+from tests.support.scripted import Script, Scripted, Talk
 
 
 def count(logs: list[EventDict], event: str) -> int:
@@ -45,6 +46,17 @@ async def deliver(talk: Talk, server: Scripted, number: int = 1) -> None:
     await talk.agree(server.base, number)
     await until(lambda: f"upload-{number}" in server.transfer.uploads and finished(server, number))
     await asyncio.sleep(0.2)  # for the acknowledgement to arrive: a federation's end may overtake it
+
+
+def last_round(here: Sequence[Scripted]) -> Script:
+    """A round in which the client does its part, and after it the federation's end. `here` has the server by then."""
+
+    async def script(talk: Talk) -> None:
+        await talk.welcome()
+        await deliver(talk, here[0])
+        await talk.end(here[0].base)
+
+    return script
 
 
 def finished(server: Scripted, number: int = 1) -> bool:

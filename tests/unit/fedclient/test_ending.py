@@ -26,7 +26,7 @@ from fedstream.v1 import negotiation_pb2
 from tests.support.crashing_files import CrashingFileSystem, PowerCut, Survival
 from tests.support.full_disk import FullDisk
 from tests.support.scripted import SETTINGS, Scripted, Talk, scripted
-from tests.support.sessions import count, deliver, run, stopped, until
+from tests.support.sessions import count, last_round, run, stopped, until
 
 pytestmark = pytest.mark.numpy_task
 
@@ -157,10 +157,7 @@ async def end_federation(folder: Path) -> tuple[Scripted, str]:
     """A client takes part in a whole federation, whose server then leaves."""
     here: list[Scripted] = []
 
-    async def script(talk: Talk) -> None:
-        await talk.welcome()
-        await deliver(talk, here[0])
-        await talk.end(here[0].base)
+    script = last_round(here)
 
     async with scripted(script) as server:
         here.append(server)
@@ -240,10 +237,7 @@ async def test_client_whose_server_goes_on_or_has_another_federation_forgets_the
         assert not path.exists()
         await talk.cut()
 
-    async def ends(talk: Talk) -> None:
-        await talk.welcome()
-        await deliver(talk, here[0])
-        await talk.end(here[0].base)
+    ends = last_round(here)
 
     async with scripted(goes_on, ends) as server:
         here.append(server)

@@ -17,7 +17,7 @@ from fedclient.sealed import unseal
 from fedstream.v1 import negotiation_pb2
 from fedtask import history
 from tests.support.scripted import SETTINGS, Scripted, Talk, scripted
-from tests.support.sessions import count, deliver, finished, run, stopped, until
+from tests.support.sessions import count, deliver, finished, last_round, run, stopped, until
 
 pytestmark = pytest.mark.numpy_task
 
@@ -77,10 +77,7 @@ async def test_session_after_a_restart_remembers_the_limit_declines_and_leaves(t
     here: list[Scripted] = []
     said: list[str] = []
 
-    async def first(talk: Talk) -> None:
-        await talk.welcome()
-        await deliver(talk, here[0])
-        await talk.end(here[0].base)
+    first = last_round(here)
 
     async def second(talk: Talk) -> None:
         await talk.welcome()
@@ -108,10 +105,7 @@ async def test_session_after_a_restart_remembers_the_limit_declines_and_leaves(t
 async def test_session_reports_the_metrics_that_the_site_allows(tmp_path: Path, report: str, told: set[str]) -> None:
     here: list[Scripted] = []
 
-    async def script(talk: Talk) -> None:
-        await talk.welcome()
-        await deliver(talk, here[0])
-        await talk.end(here[0].base)
+    script = last_round(here)
 
     async with scripted(script) as server:
         here.append(server)
@@ -185,10 +179,7 @@ async def test_session_cut_while_training_goes_on_and_does_not_train_again(tmp_p
         await talk.hear("progress")
         await talk.cut()
 
-    async def second(talk: Talk) -> None:
-        await talk.welcome()
-        await deliver(talk, here[0])
-        await talk.end(here[0].base)
+    second = last_round(here)
 
     async with scripted(first, second, settings=SLOW) as server:
         here.append(server)
@@ -208,10 +199,7 @@ async def test_session_after_client_restart_sends_the_kept_update_without_traini
         await talk.agree(here[0].base)
         await asyncio.sleep(60)
 
-    async def second(talk: Talk) -> None:
-        await talk.welcome()
-        await deliver(talk, here[0])
-        await talk.end(here[0].base)
+    second = last_round(here)
 
     async with scripted(first, second) as server:
         here.append(server)
@@ -258,10 +246,7 @@ async def test_session_with_kept_update_damaged_trains_again(tmp_path: Path) -> 
         await talk.agree(here[0].base)
         await asyncio.sleep(60)
 
-    async def second(talk: Talk) -> None:
-        await talk.welcome()
-        await deliver(talk, here[0])
-        await talk.end(here[0].base)
+    second = last_round(here)
 
     async with scripted(first, second) as server:
         here.append(server)
@@ -368,10 +353,7 @@ async def test_session_of_slow_site_asks_for_more_time_by_what_it_measured(tmp_p
 async def test_memory_of_a_session_keeps_history_and_measured_time(tmp_path: Path) -> None:
     here: list[Scripted] = []
 
-    async def script(talk: Talk) -> None:
-        await talk.welcome()
-        await deliver(talk, here[0])
-        await talk.end(here[0].base)
+    script = last_round(here)
 
     async def again(talk: Talk) -> None:
         hello = await talk.welcome()
