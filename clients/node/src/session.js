@@ -68,8 +68,7 @@ export class Session {
   }
 
   async #close(outcome) {
-    this.#stream.end();
-    await this.#stream.ended(LAST_WORDS_MS);
+    await this.#end();
     return outcome;
   }
 
@@ -77,11 +76,17 @@ export class Session {
   async leave(reason) {
     try {
       await this.#stream.write({ leave: { reason: limits.clipReason(reason) } });
-      this.#stream.end();
-      await this.#stream.ended(LAST_WORDS_MS);
+      await this.#end();
     } catch {
       // The server is not there to hear it.
     }
+  }
+
+  /** Close our side. Work that is still under way has no more signs of life to give: a write after the end cuts the call. */
+  async #end() {
+    this.#lease = null;
+    this.#stream.end();
+    await this.#stream.ended(LAST_WORDS_MS);
   }
 
   /** A message of a kind that is not among these is ignored, as the contract has it. */

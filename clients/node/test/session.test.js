@@ -127,7 +127,7 @@ test('round goes from hello to the end, and kinds that are not known change noth
   talk.say({ kind: 'waiting', waiting: { reason: 'for 1 more client' } }, unknown, WELCOME, unknown, offer('1'));
   await talk.hear(about('accept', '1'));
   talk.say(confirm('1'));
-  assert.equal((await talk.hear(about('progress', '1'))).progress.fraction, 0);
+  await talk.hear(about('progress', '1'));
   while (calls.finished === 0) await sleep(2);
   talk.say({ kind: 'round_outcome', round_outcome: { round: 1, outcome: 99, metrics: [] } }, THE_END);
   assert.equal((await run).reason, 'all rounds done');
@@ -247,6 +247,20 @@ test('site that is not let in any more ends with it, and any other refusal is a 
     await talk.hear(about('failure', id));
   }
   await ended;
+});
+
+test('nothing is written after the end, though work is still under way', async (t) => {
+  const forever = (base, plan, report, signal) => sleep(60_000, undefined, { signal });
+  const { talk, run } = await scene(t, { fineTune: forever });
+  talk.ended = () => sleep(300); // a server that takes its time
+  talk.say(WELCOME, offer('1', { lease: { seconds: '0', nanos: 1.5e8 } }));
+  await talk.hear(about('accept', '1'));
+  talk.say({ kind: 'confirm', confirm: { offer_id: '1', plan: PLAN, lease: { seconds: '0', nanos: 1.5e8 } } });
+  await talk.hear(({ progress }) => progress?.phase === 'PHASE_TRAINING');
+  talk.end = () => { talk.wrote.length = 0; };
+  talk.say(THE_END);
+  await run;
+  assert.deepEqual(talk.wrote, []);
 });
 
 test('work goes on while there is no session, and the next one takes it up', async (t) => {

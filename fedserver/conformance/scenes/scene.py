@@ -49,8 +49,9 @@ async def say_farewell(play: Play, talk: Talk) -> None:
         lambda: talk.is_closed or play.exit_status is not None, "R-RND-9", "it did not end after federation_outcome"
     )
     await play.rests(0.2)  # that a call was cancelled is seen a moment after its end
-    closed = talk.is_closed and not talk.was_cut_off and play.transfer.count("GetManifest", final) > 0
-    play.findings.advise("R-RND-9", closed, "it went without the final model, or left its side open")
+    play.findings.advise("R-RND-9", play.transfer.count("GetManifest", final) > 0, "it went without the final model")
+    closed = talk.is_closed and not talk.was_cut_off
+    play.findings.advise("R-RND-9", closed, "it broke off its call, where it was to close its side")
     talk.end()
     await play.rests(1.0)
     play.findings.check("R-RND-9", len(play.opened) == sessions, "it connected again after federation_outcome")
