@@ -128,6 +128,10 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Of cohort, initial head and plans. [default: 0]")] = None,
     state: Annotated[Path | None, typer.Option(help=f"State directory. [default: {DEFAULT_STATE}]")] = None,
     out: Annotated[Path | None, typer.Option(help="Where report and models go. [default: runs/server]")] = None,
+    pictures: Annotated[
+        bool | None,
+        typer.Option("--pictures/--no-pictures", help="Draw the report's pictures, or leave its tables alone. [drawn]"),
+    ] = None,
     log_json: Annotated[bool | None, typer.Option("--log-json/--log-text", help="[default: by terminal]")] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
@@ -186,6 +190,7 @@ _RUN_SETTINGS = frozenset(
         "seed",
         "state",
         "out",
+        "pictures",
     }
 )
 """Parameters of `run` that are settings under the same name."""

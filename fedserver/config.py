@@ -44,7 +44,7 @@ class PlanSettings(BaseModel):
 
 
 class ServerConfig(BaseModel):
-    """Everything `fedserver run` can be told. Spans in seconds."""
+    """Everything `fedserver run` can be told. Spans in seconds. Without `pictures`, the report has its tables alone."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -86,6 +86,7 @@ class ServerConfig(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     state: Path = Path("runs/server/state")
     out: Path = Path("runs/server")
+    pictures: bool = True
 
     @field_validator("listen")
     @classmethod

@@ -71,9 +71,9 @@ class Evaluator:
         """Write a model for use without this project."""
         return await self._worker.export(weights, folder, stem)
 
-    async def render_report(self, record: FederationRecord, folder: Path) -> None:
-        """Write the federation's report."""
-        await self._worker.render_report(record_to_json(record), folder)
+    async def render_report(self, record: FederationRecord, folder: Path, *, pictures: bool) -> None:
+        """Write the federation's report, with or without what is drawn of it."""
+        await self._worker.render_report(record_to_json(record), folder, pictures=pictures)
 
     async def close(self) -> None:
         """End the worker."""

@@ -201,7 +201,7 @@ async def finish(federation: Federation, reason: str) -> Path:
     record = federation_record(federation, reason, test, federation.evaluator.test_summary, files)
     folder = federation.config.out / "report"
     try:
-        await federation.evaluator.render_report(record, folder)
+        await federation.evaluator.render_report(record, folder, pictures=federation.config.pictures)
     except (TaskError, WorkerCrashed) as error:
         log.error("the report could not be made", error=str(error))
     return folder

@@ -99,9 +99,9 @@ class TaskWorker:
         """Read a model file and write its weights to `out`."""
         await self._call("read_model", path=str(path), out=str(out))
 
-    async def render_report(self, record: Any, folder: Path) -> None:
+    async def render_report(self, record: Any, folder: Path, *, pictures: bool) -> None:
         """Write a federation's report; `record` is the JSON form of `fedtask.report.FederationRecord`."""
-        await self._call("render_report", record=record, folder=str(folder))
+        await self._call("render_report", record=record, folder=str(folder), pictures=pictures)
 
     async def close(self) -> None:
         """End the process. Safe to call twice."""

@@ -117,10 +117,10 @@ class Worker:
     def read_model(self, _request: int, path: str, out: str) -> None:
         self._write(self._task.read_model(Path(path)), Path(out))
 
-    def render_report(self, _request: int, record: dict[str, Any], folder: str) -> None:
-        from fedtask import report  # matplotlib takes a second to import, and few requests need it
+    def render_report(self, _request: int, record: dict[str, Any], folder: str, pictures: bool) -> None:
+        from fedtask import report  # few requests need it
 
-        report.render(report.record_from_json(record), Path(folder))
+        report.render(report.record_from_json(record), Path(folder), pictures=pictures)
 
     def _write(self, weights: Weights, out: Path) -> None:
         write_durably(RealFileSystem(), out, file_parts(manifest_of(self._schema, weights), weights))

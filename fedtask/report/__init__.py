@@ -35,12 +35,12 @@ __all__ = [
 ]
 
 
-def render(record: FederationRecord, folder: Path) -> list[Path]:
+def render(record: FederationRecord, folder: Path, *, pictures: bool = True) -> list[Path]:
     """Write the report into `folder`, made if need be, and return what was written.
 
-    `summary.json`, the self-contained `report.html`, each picture by itself as PNG (those with something to show), and
-    `tensorboard/` with the scores per round. Existing files are replaced, each in one step.
+    `summary.json`, the self-contained `report.html`, each picture by itself as PNG (those with something to show; none
+    without `pictures`), and `tensorboard/` with the scores per round. Existing files are replaced, each in one step.
     """
-    from fedtask.report.writer import write_report  # matplotlib and Jinja take a second to load
+    from fedtask.report.writer import write_report  # Jinja takes a moment to load, and matplotlib a second
 
-    return write_report(record, folder)
+    return write_report(record, folder, pictures=pictures)

@@ -252,6 +252,13 @@ class FederationRecord:
         return self.training_data_synthetic or any(described.synthetic for described in sets)
 
 
+def headline_evaluation(record: FederationRecord) -> tuple[Evaluation | None, str]:
+    """The evaluation that the report leads with, and the name of its set: the test set if there is one."""
+    if record.test_evaluation is not None:
+        return record.test_evaluation, "test set"
+    return (record.best.evaluation if record.best else None), "holdout"
+
+
 def record_to_json(record: FederationRecord) -> dict[str, Any]:
     """`record` as plain JSON types; `record_from_json` gives an equal one back if its metrics are finite."""
     document: dict[str, Any] = adapter(FederationRecord).dump_python(record, mode="json")

@@ -1,35 +1,22 @@
-"""Makes the files of a report: pictures first, then the page that holds them, the summary and the event file."""
+"""Makes the files of a report: pictures if they are wanted, then the page, the summary and the event file."""
 
 from __future__ import annotations
 
 import base64
 import json
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from fedtask import plots
-from fedtask.report import pictures, tables, tensorboard, words
-from fedtask.report.record import FederationRecord, record_from_json, record_to_json
+from fedtask.report import tables, tensorboard, words
+from fedtask.report.record import FederationRecord, headline_evaluation, record_from_json, record_to_json
 from fedtask.task import Evaluation
 
 
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture of the report: its file name without `.png`, what it shows, and how to draw it."""
-
-    name: str
-    description: str
-    draw: Callable[[Path], None]
-
-
-def write_report(record: FederationRecord, folder: Path) -> list[Path]:
+def write_report(record: FederationRecord, folder: Path, *, pictures: bool) -> list[Path]:
     """See `fedtask.report.render`."""
     # As a program reads it from JSON: what is not a finite number is gone, in the page as in the summary.
     record = record_from_json(record_to_json(record))
@@ -37,13 +24,11 @@ def write_report(record: FederationRecord, folder: Path) -> list[Path]:
     # Made beside their place and moved there, so that nobody ever opens half a report.
     with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as name:
         new = Path(name)
-        drawn = {picture.name: picture for picture in _pictures(record)}
-        for picture in drawn.values():
-            picture.draw(new / f"{picture.name}.png")
+        embedded = _draw(record, new) if pictures else {}
         (new / "tensorboard").mkdir()
         events = tensorboard.event_file(tensorboard.scalar_events(record), record.started.timestamp())
         (new / "tensorboard" / tensorboard.FILE_NAME).write_bytes(events)
-        (new / "report.html").write_text(page(record, _embedded(new, drawn)), encoding="utf-8")
+        (new / "report.html").write_text(page(record, embedded), encoding="utf-8")
         told = json.dumps(summary(record), indent=2, allow_nan=False)
         (new / "summary.json").write_text(told + "\n", encoding="utf-8")
         return _move(new, folder)
@@ -59,66 +44,18 @@ def _move(new: Path, folder: Path) -> list[Path]:
     return places
 
 
-def _pictures(record: FederationRecord) -> list[Picture]:
-    """The pictures that there is something to show in."""
-    found: list[Picture] = []
-    if any(one.evaluation for one in record.succeeded):
-        found.append(
-            Picture(
-                "global_progress",
-                "Accuracy and loss of the global model on the holdout, per round",
-                lambda path: pictures.global_progress(record.succeeded, record.best_round, path),
-            )
-        )
-    if record.succeeded:
-        found.append(
-            Picture(
-                "contributions",
-                "Training examples and weight of each client, per round",
-                lambda path: pictures.contributions(record.succeeded, path),
-            )
-        )
-    evaluation, _ = headline_evaluation(record)
-    return found + (_model_pictures(evaluation, record.positive_class) if evaluation else [])
+def _draw(record: FederationRecord, folder: Path) -> dict[str, dict[str, str]]:
+    """Draw what there is to show, and return each picture as an `<img>` needs it: its bytes as a data address, and what
+    it shows."""
+    from fedtask.report.gallery import pictures_of  # matplotlib takes a second to load
 
-
-def _model_pictures(evaluation: Evaluation, positive_class: str) -> list[Picture]:
-    """Those that the evaluation has all of: a task of somebody else's may leave curves out, or give half of one."""
-    found: list[Picture] = []
-    size = len(evaluation.class_names)
-    if size and [len(row) for row in evaluation.confusion] == [size] * size:
-        draw = partial(plots.confusion_matrix, evaluation)
-        found.append(Picture("confusion_matrix", "Confusion matrix of the best model", draw))
-    if _has_curve(evaluation, "roc_fpr", "roc_tpr"):
-        found.append(Picture("roc", "ROC curve of the best model", partial(plots.roc, evaluation)))
-    if _has_curve(evaluation, "calibration_predicted", "calibration_observed", "calibration_count"):
-        draw = partial(plots.calibration, evaluation, positive_class or "positive")
-        found.append(Picture("calibration", "Calibration of the best model", draw))
-    return found
-
-
-def _has_curve(evaluation: Evaluation, *names: str) -> bool:
-    """Whether it has the columns of these names, of one length above 0."""
-    lengths = {len(evaluation.curves.get(name, ())) for name in names}
-    return len(lengths) == 1 and 0 not in lengths
-
-
-def headline_evaluation(record: FederationRecord) -> tuple[Evaluation | None, str]:
-    """The evaluation that the report leads with, and the name of its set: the test set if there is one."""
-    if record.test_evaluation is not None:
-        return record.test_evaluation, "test set"
-    return (record.best.evaluation if record.best else None), "holdout"
-
-
-def _embedded(folder: Path, drawn: dict[str, Picture]) -> dict[str, dict[str, str]]:
-    """Each picture as an `<img>` needs it: its bytes as a data address, and what it shows."""
-    return {
-        name: {
-            "address": "data:image/png;base64," + base64.b64encode((folder / f"{name}.png").read_bytes()).decode(),
-            "description": picture.description,
-        }
-        for name, picture in drawn.items()
-    }
+    embedded: dict[str, dict[str, str]] = {}
+    for picture in pictures_of(record):
+        path = folder / f"{picture.name}.png"
+        picture.draw(path)
+        address = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+        embedded[picture.name] = {"address": address, "description": picture.description}
+    return embedded
 
 
 def page(record: FederationRecord, embedded: dict[str, dict[str, str]]) -> str:

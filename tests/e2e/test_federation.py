@@ -58,7 +58,8 @@ def see_the_end(scene: Stage, server: RunningServer, clients: dict[str, Running]
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     """Three clients, four rounds, nothing goes wrong."""
     with stage(tmp_path_factory.mktemp("whole")) as scene:
-        server = scene.server("--holdout", "phantom", "--rounds", str(ROUNDS), "--min-clients", "3")
+        options = ("--holdout", "phantom", "--rounds", str(ROUNDS), "--min-clients", "3")
+        server = scene.server(*options, pictures=True)
         yield see_the_end(scene, server, start_sites(scene, server, pictures=True))
 
 

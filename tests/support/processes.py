@@ -212,14 +212,19 @@ class Stage:
         task: str = "linear",
         python_path: Path | None = None,
         open_enrolment: bool = False,
+        pictures: bool = False,
         **settings: object,
     ) -> RunningServer:
-        """Start a server and wait until it serves. `settings` are of the task."""
+        """Start a server and wait until it serves. `settings` are of the task.
+
+        Drawing `pictures` would be most of what it does at its end.
+        """
         state, out = self.folder / name / "state", self.folder / name / "out"
         command = ["fedserver.cli", "run", "--task", task, "--listen", listen, "--state", str(state), "--out", str(out)]
         command += ["--open-enrolment"] if open_enrolment and "--plaintext" not in options else []
         # A server that comes back to its port finds the next one, where sites would join, taken by whoever was quicker.
         command += ["--enrol-listen", "127.0.0.1:0"] if not listen.endswith(":0") else []
+        command += [] if pictures else ["--no-pictures"]
         command += [word for key, value in settings.items() for word in ("--task-set", f"{key}={value}")]
         started = self.start(name, [*command, *options], python_path)
 

@@ -33,8 +33,12 @@ PATIENCE_SECONDS = 30.0
 
 @asynccontextmanager
 async def serving(folder: Path, **settings: Any) -> AsyncIterator[tuple[Server, Listening]]:
-    """A server that lives its whole life in the background of the block, on a free loopback port, with TLS."""
+    """A server that lives its whole life in the background of the block, on a free loopback port, with TLS.
+
+    Without the report's pictures, which take longer than most of what is tested with it.
+    """
     defaults = {"listen": "127.0.0.1:0", "task": "linear", "state": folder / "state", "out": folder / "out"}
+    defaults |= {"pictures": False}
     server = Server(ServerConfig.model_validate({**defaults, **settings}))
     listening = await server.start()
     life = asyncio.create_task(server.run())

@@ -4,6 +4,8 @@ import base64
 import json
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -18,12 +20,21 @@ from fedtask.report import (
     FederationRecord,
     RoundRecord,
     record_from_json,
+    record_to_json,
     render,
 )
 from fedtask.task import Evaluation
 
 MakeRecord = Callable[..., FederationRecord]
 HOSTILE = "<script>alert('$\\frac{x}$')</script>\"\x1b[31m"
+
+WITHOUT_PICTURES = """
+import json, pathlib, sys
+from fedtask import report
+record = report.record_from_json(json.loads(pathlib.Path(sys.argv[1]).read_text()))
+report.render(record, pathlib.Path(sys.argv[2]), pictures=False)
+assert "matplotlib" not in sys.modules, "a second of import for nothing"
+"""
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -76,6 +87,19 @@ def test_render_of_a_federation_writes_every_file_and_nothing_else(make_record: 
     }
     assert sorted(got) == sorted(folder / name for name in names)
     assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in folder.glob("*.png"))
+
+
+def test_render_without_pictures_has_the_same_words_and_draws_nothing(make_record: MakeRecord, tmp_path: Path) -> None:
+    (tmp_path / "record.json").write_text(json.dumps(record_to_json(make_record())))
+    command = [sys.executable, "-c", WITHOUT_PICTURES, str(tmp_path / "record.json"), str(tmp_path / "without")]
+    subprocess.run(command, check=True)
+    render(make_record(), tmp_path / "with")
+    without, drawn = read(tmp_path / "without"), read(tmp_path / "with")
+    assert "img" in drawn.tags
+    assert "img" not in without.tags
+    assert list((tmp_path / "without").glob("*.png")) == []
+    assert set(without.text.split()) <= set(drawn.text.split())
+    assert "Accuracy" in without.text
 
 
 def test_summary_begins_with_the_best_model_on_the_holdout(make_record: MakeRecord, tmp_path: Path) -> None:
