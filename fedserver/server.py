@@ -64,6 +64,9 @@ ENROLMENT_OPTIONS = (
 _ENROLLING_AT_ONCE = 32
 _UNIX_PATH_LIMIT = 100  # bytes; the kernel takes 107
 _DOWNLOAD_SECONDS = 60.0
+"""For clients that were told of the end and still fetch the final models."""
+_LEAVE_SECONDS = 1.0
+"""For every other call. A client comes back, and a federation that could not be prepared has nothing to fetch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +247,9 @@ class Server:
     async def close(self) -> None:
         """Stop serving and let go of everything. Clients that are still fetching the last model get a while."""
         await self._health.enter_graceful_shutdown()
-        await asyncio.gather(self._public.stop(_DOWNLOAD_SECONDS), self._enrolment.stop(1.0), self._admin.stop(1.0))
+        public_seconds = _DOWNLOAD_SECONDS if self.federation.outcome is not None else _LEAVE_SECONDS
+        others = (each.stop(_LEAVE_SECONDS) for each in (self._enrolment, self._admin))
+        await asyncio.gather(self._public.stop(public_seconds), *others)
         await self.federation.evaluator.close()
         await self.federation.register.settled()
         self._desk.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from fedclient.exit_codes import ExitCode
 from fedserver.config import ServerConfig
+from fedserver.lifecycle import FederationFailed
 from fedserver.server import Listening, Server
 from fedstream import wire
 from fedstream.schema import TaskMeaning
@@ -140,6 +142,22 @@ async def test_client_declined_before_the_model_is_ready_hears_why_at_once(tmp_p
             assert (answer.declined.message, await site.stream.read()) == (NAME_RULE, grpc.aio.EOF)
     finally:
         await server.close()
+
+
+async def test_client_that_waits_for_a_model_that_cannot_be_made_keeps_no_server_from_ending(tmp_path: Path) -> None:
+    config = ServerConfig(
+        task="linear", listen="127.0.0.1:0", state=tmp_path, open_enrolment=True, test=str(tmp_path / "none")
+    )
+    server, task = Server(config), Linear({})
+    listening = await server.start()
+    async with BareSite.dial(listening) as site:
+        await site.say_hello("beta", task.schema(), task.meaning())
+        assert (await site.stream.read()).WhichOneof("kind") == "waiting"
+        with pytest.raises(FederationFailed, match="is no folder"):
+            await server.run()
+        began = time.monotonic()
+        await server.close()
+        assert time.monotonic() - began < 30  # to those who fetch final models it would give a minute
 
 
 async def declined_meaning(tmp_path: Path, meaning: TaskMeaning) -> negotiation_pb2.Declined:

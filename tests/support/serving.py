@@ -91,6 +91,13 @@ class BareSite:
         self, name: str, schema: ModelSchema, meaning: TaskMeaning, num_examples: int = 10, **fields: Any
     ) -> negotiation_pb2.NegotiateResponse:
         """Open a stream and say hello; returns the first answer that is no notice about waiting."""
+        await self.say_hello(name, schema, meaning, num_examples, **fields)
+        return await self.hear()
+
+    async def say_hello(
+        self, name: str, schema: ModelSchema, meaning: TaskMeaning, num_examples: int = 10, **fields: Any
+    ) -> None:
+        """Open a stream and say hello, and hear nothing yet."""
         if self._listening.enrolment_address is not None and limits.is_client_name(name) and name != self.name:
             await self.become(name)
         hello = negotiation_pb2.Hello(
@@ -103,7 +110,6 @@ class BareSite:
         hello.MergeFrom(negotiation_pb2.Hello(**fields))
         self.stream = self.negotiation.Negotiate()
         await self.say(hello=hello)
-        return await self.hear()
 
     async def say(self, **kind: Any) -> None:
         """Send one message."""
