@@ -57,7 +57,10 @@ export class Session {
         if (message.kind === 'welcome') onWelcome();
         await this.#handle(message);
         this.#bench.checkHealth();
-        if (message.kind === 'federation_outcome') return await this.#close(message.federation_outcome);
+        if (message.kind === 'federation_outcome') {
+          await this.#end();
+          return message.federation_outcome;
+        }
       }
     } catch (error) {
       throw this.#hopeless ?? error;
@@ -65,11 +68,6 @@ export class Session {
       clearInterval(keeper);
       this.#stream.cancel();
     }
-  }
-
-  async #close(outcome) {
-    await this.#end();
-    return outcome;
   }
 
   /** Say good-bye, and wait for the server to end the stream, for a few seconds at most. */
