@@ -151,12 +151,14 @@ async def test_client_that_waits_for_a_model_that_cannot_be_made_keeps_no_server
     server, task = Server(config), Linear({})
     listening = await server.start()
     async with BareSite.dial(listening) as site:
-        await site.say_hello("beta", task.schema(), task.meaning())
-        assert (await site.stream.read()).WhichOneof("kind") == "waiting"
-        with pytest.raises(FederationFailed, match="is no folder"):
-            await server.run()
-        began = time.monotonic()
-        await server.close()
+        try:
+            await site.say_hello("beta", task.schema(), task.meaning())
+            assert (await site.stream.read()).WhichOneof("kind") == "waiting"
+            with pytest.raises(FederationFailed, match="is no folder"):
+                await server.run()
+        finally:
+            began = time.monotonic()
+            await server.close()
         assert time.monotonic() - began < 30  # to those who fetch final models it would give a minute
 
 

@@ -37,9 +37,8 @@ async def serving(folder: Path, **settings: Any) -> AsyncIterator[tuple[Server, 
 
     Without the report's pictures, which take longer than most of what is tested with it.
     """
-    defaults = {"listen": "127.0.0.1:0", "task": "linear", "state": folder / "state", "out": folder / "out"}
-    defaults |= {"pictures": False}
-    server = Server(ServerConfig.model_validate({**defaults, **settings}))
+    places = {"listen": "127.0.0.1:0", "state": folder / "state", "out": folder / "out"}
+    server = Server(ServerConfig.model_validate({"task": "linear", "pictures": False, **places, **settings}))
     listening = await server.start()
     life = asyncio.create_task(server.run())
     try:

@@ -17,7 +17,6 @@ from fedclient.config import ClientConfig
 from fedclient.exit_codes import ExitCode
 from fedstream.manifest import Digest
 from fedstream.weights_file import WeightsFile
-from tests.support.brain_mri import SMALL
 from tests.support.joining import joined
 from tests.support.scripted import SETTINGS, Model, Scripted, Talk, linear_model, scripted
 from tests.support.serving import serving
@@ -222,23 +221,3 @@ def test_predict_with_no_such_model_exits_3(tmp_path: Path) -> None:
 
     assert (result.returncode, result.stdout) == (ExitCode.BAD_DATA, "")
     assert result.stderr == f"fedclient: there is no model file {tmp_path}/none.keras\n"
-
-
-@pytest.mark.slow
-def test_predict_prints_a_line_per_image_and_names_those_it_cannot_use(tmp_path: Path) -> None:
-    pytest.importorskip("tensorflow")
-    from PIL import Image
-
-    from fedtask.brain_mri.task import BrainMri
-
-    task = BrainMri(SMALL)
-    (model,) = [path for path in task.export(task.initial_weights(0, "random"), tmp_path, "m") if path.suffix == ".h5"]
-    Image.new("L", (80, 60), 90).save(tmp_path / "scan.png")
-    (tmp_path / "notes.png").write_text("no image")
-    result = call("predict", str(model), f"{tmp_path}/scan.png", f"{tmp_path}/notes.png")
-    first, second = result.stdout.splitlines()
-
-    assert re.fullmatch(rf"{re.escape(str(tmp_path))}/scan\.png: (no|yes) (0\.[5-9]\d{{3}}|1\.0000)", first)
-    assert second.startswith(f"{tmp_path}/notes.png: unusable: ")
-    assert result.returncode == ExitCode.BAD_DATA
-    assert result.stderr.splitlines()[-1] == "fedclient: 1 of 2 images could not be used"
