@@ -154,6 +154,7 @@ class _Site:
         if message.WhichOneof("kind") != "federation_outcome":
             return message
         await self._stream.done_writing()
+        await self._stream.code()  # a site that hangs up first is one that was cut off, and would be waited for
         return None
 
     async def take_part(self, offer: negotiation_pb2.Offer) -> None:

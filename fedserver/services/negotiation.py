@@ -26,6 +26,9 @@ log = structlog.get_logger()
 _FAREWELL_SECONDS = 60.0
 """How long a client that has heard the outcome may take to fetch the final models."""
 
+_CUT_SECONDS = 0.1
+"""Of a lost connection gRPC first tells the end of what the client sends, and cancels the call a moment later."""
+
 Requests = AsyncIterator[negotiation_pb2.NegotiateRequest]
 
 
@@ -77,6 +80,8 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
                 if left is not None:
                     state, reason = ClientState.LEFT, left
                 elif self.federation.outcome is not None:
+                    # A client that was killed meanwhile has closed nothing: it comes back, and is waited for.
+                    await asyncio.sleep(_CUT_SECONDS)
                     self.federation.heard_the_end.add(introduction.name)
                     reason = "heard how the federation ended"
         finally:
