@@ -54,8 +54,8 @@ def test_fine_tune_again_and_in_a_fresh_task_gives_the_same_bits(upper_task, bas
 
 @pytest.mark.slow
 def test_whole_network_trained_twice_gives_the_same_bits_and_moves_the_statistics(phantom, base, plan):
-    task, short = small_task(phantom, fine_tune="all", batch_norm="train"), replace(plan, epochs=1)
-    one, two = (task.fine_tune(base, short, ignore).weights for _ in range(2))
+    settings, short = {"fine_tune": "all", "batch_norm": "train"}, replace(plan, epochs=1)
+    one, two = (small_task(phantom, **settings).fine_tune(base, short, ignore).weights for _ in range(2))
     assert differing(one, two) == []
     changed = set(differing(base, one))
     statistics = {spec.name for spec in small_task(phantom).schema() if spec.role is TensorRole.STATISTIC}
