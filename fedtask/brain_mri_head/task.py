@@ -8,6 +8,7 @@ With backbone=none, features are whatever the sites agree on, and the holdout is
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from fedtask.brain_mri_head.features import SAFETENSORS, Features, Labelled, rea
 from fedtask.brain_mri_head.settings import NONE, read_head_settings
 from fedtask.brain_mri_head.training import Head, balanced_weights, train
 from fedtask.checkpoints import in_schema_order
-from fedtask.division import divide
+from fedtask.division import divide, limited
 from fedtask.metrics import binary_evaluation
 from fedtask.progress import Progress
 from fedtask.task import Evaluation, FineTuned, Report, SiteOptions, SiteSummary, TaskError, Weights
@@ -65,8 +66,12 @@ class BrainMriHead:
 
     def open_site(self, options: SiteOptions) -> SiteSummary:
         """`options.folder` is a features file, or a folder with `features.safetensors` or `features.features`."""
+        if options.classes:
+            raise TaskError("a features file has the classes already: give --classes to `fedclient features` instead")
         features = self._generated("train") if options.folder is None else self._read(options.folder)
-        self._site = site = _shard(features, options) if options.num_shards > 1 else _with_val(features)
+        site = _shard(features, options) if options.num_shards > 1 else _with_val(features)
+        chosen = limited(site.train.y, options.max_examples, options.division_seed)
+        self._site = site = replace(site, train=site.train.take(chosen))
         if not len(site.train):
             raise TaskError("there is no training example in the features file")
         counts = {"train": self._counts(site.train), "val": self._counts(site.val)}

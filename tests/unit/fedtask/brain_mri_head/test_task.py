@@ -53,6 +53,20 @@ def test_settings_that_contradict_each_other_are_refused(settings: dict[str, str
         read_head_settings(settings)
 
 
+def test_site_trains_on_as_many_examples_as_it_allows_and_always_the_same(tmp_path: Path) -> None:
+    path = write_site(tmp_path, seed=1)
+    task, again = opened(path, max_examples=7), opened(path, max_examples=7)
+    base = task.initial_weights(0, None)
+    tuned = task.fine_tune(base, task.default_plan(), ignore)
+    assert tuned.num_examples == 7
+    assert differing(tuned.weights, again.fine_tune(base, task.default_plan(), ignore).weights) == []
+
+
+def test_site_is_told_where_folders_of_other_names_are_named(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match="give --classes to `fedclient features`"):
+        BrainMriHead(SETTINGS).open_site(SiteOptions(write_site(tmp_path, seed=1), classes={"no": "healthy"}))
+
+
 def test_fine_tune_on_a_features_file_learns_and_repeats_to_the_bit(tmp_path: Path) -> None:
     path = write_site(tmp_path, seed=1)
     task, again = opened(path), opened(path)
