@@ -14,11 +14,9 @@ from fedclient.models import LocalModel, ModelStore
 from fedclient.training import Site, Trainer
 from fedstream import limits
 from fedstream.errors import FedstreamError
+from fedtask.registry import model_stem
 
 log = structlog.get_logger()
-
-STEMS = {"brain_mri": "GLOBAL_MODEL_MOB"}
-"""File names that a task's users know; other tasks' models are called `GLOBAL_MODEL`."""
 
 FETCH_SECONDS = 60.0
 """How long the server may take to give the final models, after which it is taken to be gone."""
@@ -57,7 +55,7 @@ async def _fetch(model: ModelRef, site: Site, downloader: Downloader) -> LocalMo
 
 async def save_models(models: FinalModels, task_name: str, trainer: Trainer) -> list[Path]:
     """Write the best model as `OUT/GLOBAL_MODEL*`, and the last one beside it if it is another."""
-    stem = STEMS.get(task_name, "GLOBAL_MODEL")
+    stem = model_stem(task_name)
     paths = await trainer.save_global(models.best.path, stem)
     if models.last.digest != models.best.digest:
         paths += await trainer.save_global(models.last.path, f"{stem}_last")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedserver.cli_words import DEFAULT_STATE, State, pairs, task_settings
+from fedserver.cli_words import DEFAULT_STATE, State, class_folders, task_settings
 
 stored = typer.Typer()
 
@@ -77,7 +77,7 @@ def restore(
 def export(
     out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("models"),
     number: Annotated[int | None, typer.Option("--round", help="Model of this round. [default: the last]")] = None,
-    stem: Annotated[str, typer.Option(help="File name without its ending.")] = "GLOBAL_MODEL",
+    stem: Annotated[str | None, typer.Option(help="File name without its ending. [default: as `run` calls it]")] = None,
     state: State = DEFAULT_STATE,
     task: Annotated[str, typer.Option(help="Task name or module:Class.")] = "brain_mri",
     task_set: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the task; repeatable.")] = None,
@@ -100,7 +100,7 @@ def evaluate(
     """Score one model file on a labelled folder."""
     from fedserver.commands import offline
 
-    settings, folders = task_settings(task_set), pairs(classes, "--classes") or {}
+    settings, folders = task_settings(task_set), class_folders(classes)
     offline.evaluate_file(model, holdout, task, settings, folders, as_json=as_json)
 
 
@@ -125,5 +125,5 @@ def aggregate(
     """
     from fedserver.commands import offline
 
-    settings, folders = task_settings(task_set), pairs(classes, "--classes") or {}
+    settings, folders = task_settings(task_set), class_folders(classes)
     offline.aggregate_files(models, out, strategy, examples, base, holdout, task, settings, folders)

@@ -26,6 +26,7 @@ from fedserver.store.state import KEEP_ROUNDS_FACT
 from fedstream.errors import FedstreamError, UnknownModel
 from fedstream.manifest import described
 from fedstream.weights_file import WeightsFile
+from fedtask.registry import model_stem
 from fedtask.report import ModelFile
 from fedtask.task import Evaluation, TaskError
 from fedtask.worker import WorkerCrashed
@@ -35,9 +36,6 @@ log = structlog.get_logger()
 _FAREWELL_SECONDS = 65.0
 _COMING_BACK_SECONDS = 40.0
 """Clients wait for at most 30 s and jitter between two tries to reach a server."""
-
-_STEMS = {"brain_mri": "GLOBAL_MODEL_MOB"}
-"""What the exported model is called, where its users know it by a name; else GLOBAL_MODEL."""
 
 
 class FederationFailed(FedstreamError):
@@ -224,7 +222,7 @@ async def _test(federation: Federation, best: StoredModel) -> Evaluation | None:
 
 async def _export(federation: Federation, best: StoredModel, last: StoredModel) -> list[ModelFile]:
     folder = federation.config.out / "models"
-    stem = _STEMS.get(federation.config.task, "GLOBAL_MODEL")
+    stem = model_stem(federation.config.task)
     files: list[ModelFile] = []
     try:
         for model, name, words in ((best, stem, "best"), (last, f"{stem}_last", "last")):

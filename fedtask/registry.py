@@ -20,6 +20,8 @@ from fedtask.task import Task, TaskError
 
 ENTRY_POINT_GROUP = "fedstream.tasks"
 
+_STEMS = {"brain_mri": "GLOBAL_MODEL_MOB"}
+
 _BUILT_IN = {
     "brain_mri": "fedtask.brain_mri.task:BrainMri",
     "brain_mri_head": "fedtask.brain_mri_head.task:BrainMriHead",
@@ -31,6 +33,11 @@ def task_references() -> dict[str, str]:
     """Every known task name and the `module:Class` behind it. Imports none of them."""
     registered = {point.name: point.value for point in entry_points(group=ENTRY_POINT_GROUP)}
     return {**registered, **_BUILT_IN}  # a built-in name cannot be taken over by a package that happens to be installed
+
+
+def model_stem(reference: str) -> str:
+    """What the files of a task's global model are called, without their ending: where users know a name, by that."""
+    return _STEMS.get(reference, "GLOBAL_MODEL")
 
 
 def create_task(reference: str, settings: Mapping[str, str]) -> Task:

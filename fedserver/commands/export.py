@@ -12,15 +12,18 @@ from fedserver.commands.admin import reading
 from fedserver.exit_codes import ExitCode, fail
 from fedserver.store.models import StoredModel
 from fedstream.errors import UnknownModel
+from fedtask.registry import model_stem
 from fedtask.task import TaskError
 from fedtask.worker import TaskWorker, WorkerCrashed
 
 
-def export_model(state: Path, out: Path, number: int | None, stem: str, task: str, settings: Mapping[str, str]) -> None:
+def export_model(
+    state: Path, out: Path, number: int | None, stem: str | None, task: str, settings: Mapping[str, str]
+) -> None:
     """Write a round's global model for use without this project."""
     model = _find(state, number)
     try:
-        for path in asyncio.run(_export(model, out.resolve(), stem, task, settings)):
+        for path in asyncio.run(_export(model, out.resolve(), stem or model_stem(task), task, settings)):
             typer.echo(f"wrote {path} (model {model.digest} of round {model.version})")
     except TaskError as error:
         raise fail(str(error), ExitCode.BAD_CONFIGURATION) from error
