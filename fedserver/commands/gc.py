@@ -8,6 +8,7 @@ import typer
 
 from fedserver.exit_codes import ExitCode, fail
 from fedserver.store import State, StateError, retention
+from fedserver.store.errors import StateInUse
 from fedserver.store.state import KEEP_ROUNDS_FACT, is_state_directory
 
 
@@ -17,9 +18,10 @@ def collect(state: Path, keep_rounds: int | None, *, dry_run: bool) -> None:
         raise fail(f"{state} is no state directory of a server; give its --state", ExitCode.BAD_STATE)
     try:
         opened = State(state)
+    except StateInUse as error:
+        raise fail(f"{error}; a running server collects by itself after every round", ExitCode.BAD_STATE) from error
     except StateError as error:
-        hint = "; a running server collects by itself after every round" if "in use" in str(error) else ""
-        raise fail(f"{error}{hint}", ExitCode.BAD_STATE) from error
+        raise fail(str(error), ExitCode.BAD_STATE) from error
     try:
         _collect(opened, keep_rounds, dry_run=dry_run)
     except StateError as error:

@@ -10,6 +10,7 @@ from fedserver.commands.admin import is_running
 from fedserver.config import ServerConfig
 from fedserver.store import StateError, StateReader
 from fedserver.store.database import MIGRATIONS
+from fedserver.store.errors import EarlierVersion
 from fedserver.store.state import CERTIFICATE, KEY, is_changed, is_state_directory, read_contact
 from fedstream.checkup.certificate import judge_validity
 from fedstream.checkup.machine import judge_folder
@@ -47,6 +48,8 @@ def database(config: ServerConfig) -> Result:
         with closing(StateReader(config.state)) as reader:
             rounds = reader.database.query("SELECT count(*) FROM rounds")[0][0]
             interrupted = reader.database.interrupted
+    except EarlierVersion:
+        return warning("of an earlier version", "The first start converts it; before, make a backup with that version")
     except StateError as error:
         return failed(str(error), "`fedserver verify` says what else is damaged")
     if interrupted:
@@ -64,7 +67,7 @@ def certificate(config: ServerConfig) -> Result:
     mode = stat.S_IMODE(key.stat().st_mode)
     if mode & 0o077:
         return warning(f"{key} can be read by others (mode {mode:o})", f"Run: chmod 600 {key}")
-    if is_state_directory(config.state) and _changed(config):
+    if _changed(config):
         return failed(f"{path} or its key is not what it was", "Restore a backup: sites know this server by it")
     contents = path.read_bytes()
     result = judge_validity(contents, datetime.now(UTC), _RENEWAL)
@@ -72,5 +75,10 @@ def certificate(config: ServerConfig) -> Result:
 
 
 def _changed(config: ServerConfig) -> bool:
-    with closing(StateReader(config.state)) as reader:
-        return any(is_changed(config.state / name, reader.database) for name in (KEY, CERTIFICATE))
+    if not is_state_directory(config.state):
+        return False
+    try:
+        with closing(StateReader(config.state)) as reader:
+            return any(is_changed(config.state / name, reader.database) for name in (KEY, CERTIFICATE))
+    except EarlierVersion:  # the first start will say
+        return False

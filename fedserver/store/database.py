@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from fedserver.store.errors import StateError
+from fedserver.store.errors import EarlierVersion, StateError
 from fedserver.store.row_checks import checked, damaged_rows, register
 from fedserver.store.write_ahead_log import SpoiltHeader, first_spoilt_frame
 
@@ -153,7 +153,9 @@ class Database:
     def _prepare(self, *, read_only: bool) -> None:
         version = self._require_known_version()
         if read_only and version < len(MIGRATIONS):
-            raise StateError(f"{self.path} is of an earlier version: start `fedserver run` on it once, to convert it")
+            raise EarlierVersion(
+                f"{self.path} is of an earlier version: start `fedserver run` on it once, to convert it"
+            )
         self._migrate(version)
         self._check_pages()
         self._check_schema()

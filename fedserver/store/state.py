@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from fedserver.store import retention
 from fedserver.store.database import RESTORE, Database
 from fedserver.store.disk import WAYS_OUT, require_writable, trouble_of
-from fedserver.store.errors import BackupAtWork, StateError
+from fedserver.store.errors import BackupAtWork, StateError, StateInUse
 from fedserver.store.facts import fact, remembering
 from fedserver.store.journal import Journal
 from fedserver.store.models import ModelStore
@@ -60,7 +60,7 @@ class State:
         except Timeout:
             pid = read_contact(folder).get("pid", "unknown")
             message = f"{folder} is in use by another fedserver (pid {pid}); stop that one or give another --state"
-            raise StateError(message) from None
+            raise StateInUse(message) from None
         except OSError as error:
             raise _refused(folder, error) from error
         try:
