@@ -55,7 +55,7 @@ option = $(if $($(2)),$(1) '$($(2))')
 
 run-server: $(INSTALLED) ## Start a server that waits for clients, and print the command with which one is invited.
 #: ARGS='--rounds 20'      any options of `fedserver run`
-	$(BIN)/fedserver run --listen 0.0.0.0:8443 $(ARGS)
+	$(BIN)/fedserver run $(if $(wildcard runs/server/state/addresses.json),,--listen 0.0.0.0:8443) $(ARGS)
 
 run-client: $(INSTALLED) ## Start a client beside its data.
 #: ARGS='--data DIR'       any options of `fedclient run`; `fedclient join` comes first

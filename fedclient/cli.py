@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
 
 from fedclient import looking
-from fedclient.exit_codes import ExitCode, Stop
+from fedclient.exit_codes import ExitCode, Stop, leave
+from fedclient.options import (
+    Certificate,
+    Classes,
+    Config,
+    Data,
+    Fingerprint,
+    Identity,
+    Key,
+    LogLevel,
+    MaxEpochs,
+    MaxExamples,
+    MaxHours,
+    MaxRounds,
+    Name,
+    Out,
+    Plaintext,
+    Report,
+    Server,
+    ServerCa,
+    StateDir,
+    Task,
+)
 
 _EPILOG = "Exit codes: " + "; ".join(f"{code.value} {code.meaning}" for code in ExitCode) + "."
 
@@ -41,32 +63,16 @@ def _options(
 
 @app.command(epilog=_EPILOG)
 def run(
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="DIR", help="Folder with train/CLASS/ and perhaps val/CLASS/; `phantom` to generate one."),
-    ] = None,
-    identity: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="What `fedclient join` made. [~/.local/state/fedstream/identity]")
-    ] = None,
-    server: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Address of the server. [as joined]")] = None,
-    name: Annotated[str | None, typer.Option(help="This site's name. [as joined, or as its certificate says]")] = None,
-    certificate: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="PEM of a certificate of your own authority, instead of joining."),
-    ] = None,
-    key: Annotated[Path | None, typer.Option(metavar="FILE", help="PEM of its private key.")] = None,
-    server_ca: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="PEM of the authority that signed the server's certificate.")
-    ] = None,
-    fingerprint: Annotated[
-        str | None, typer.Option(metavar="SHA256:HEX", help="Only for a server with --open-enrolment: its fingerprint.")
-    ] = None,
-    plaintext: Annotated[
-        bool | None, typer.Option("--plaintext", help="No TLS; only for a server on this machine.")
-    ] = None,
-    classes: Annotated[
-        str | None, typer.Option(metavar="CLASS=FOLDER,...", help="Folders that are called otherwise here.")
-    ] = None,
+    data: Data = None,
+    identity: Identity = None,
+    server: Server = None,
+    name: Name = None,
+    certificate: Certificate = None,
+    key: Key = None,
+    server_ca: ServerCa = None,
+    fingerprint: Fingerprint = None,
+    plaintext: Plaintext = None,
+    classes: Classes = None,
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Use part I, counted from 0, of N of the folder.")
     ] = None,
@@ -74,32 +80,24 @@ def run(
         str | None, typer.Option(metavar="WAY", help="How parts are made: even, quantity, dirichlet:ALPHA. [even]")
     ] = None,
     division_seed: Annotated[int | None, typer.Option(help="Seed of that; the same at all clients. [0]")] = None,
-    max_epochs: Annotated[int | None, typer.Option(help="Most epochs per round allowed here. [no limit]")] = None,
-    max_hours: Annotated[float | None, typer.Option(help="Most hours of training per round. [no limit]")] = None,
-    max_rounds: Annotated[int | None, typer.Option(help="Leave after updates of so many rounds. [no limit]")] = None,
-    max_examples: Annotated[
-        int | None, typer.Option(help="Train on at most so many examples, always the same ones. [no limit]")
-    ] = None,
-    report: Annotated[
-        str | None, typer.Option(metavar="NAME,...", help="Metrics that may leave: all, none, or their names. [all]")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for models and plots. [runs/NAME]")] = None,
+    max_epochs: MaxEpochs = None,
+    max_hours: MaxHours = None,
+    max_rounds: MaxRounds = None,
+    max_examples: MaxExamples = None,
+    report: Report = None,
+    out: Out = None,
     pictures: Annotated[
         bool | None,
         typer.Option("--pictures/--no-pictures", help="Draw the training history, or leave it as a table. [drawn]"),
     ] = None,
-    state_dir: Annotated[
-        Path | None, typer.Option(help="Folder for what must survive a restart. [~/.local/state/fedstream/...]")
-    ] = None,
-    task: Annotated[
-        str | None, typer.Option(metavar="MODULE:CLASS", help="Your own task class, where the federation uses one.")
-    ] = None,
+    state_dir: StateDir = None,
+    task: Task = None,
     give_up_after: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="End after so long without the server. [never]")
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with the same settings; options win over it.")] = None,
+    config: Config = None,
     log_json: Annotated[bool | None, typer.Option("--log-json/--log-text", help="[JSON unless in a terminal]")] = None,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_level: LogLevel = "info",
 ) -> None:
     """Take part in the federation that was joined, until it ends.
 
@@ -107,44 +105,14 @@ def run(
 
     Only weights, counts and metrics are sent. It reconnects by itself, and never repeats a finished training.
     """
-    flags: dict[str, Any] = {key: value for key, value in locals().items() if key in _SETTINGS}
     from fedclient.command import run_client
-    from fedclient.config import load_config
+    from fedclient.config import ClientConfig, load_config
 
+    flags = {key: value for key, value in locals().items() if key in ClientConfig.model_fields}
     try:
         typer.echo(run_client(load_config(config, flags), log_json, log_level))
     except Stop as stop:
-        _fail(stop)
-
-
-_SETTINGS = frozenset(
-    {
-        "server",
-        "identity",
-        "certificate",
-        "key",
-        "server_ca",
-        "fingerprint",
-        "plaintext",
-        "name",
-        "data",
-        "classes",
-        "shard",
-        "division",
-        "division_seed",
-        "max_epochs",
-        "max_hours",
-        "max_rounds",
-        "max_examples",
-        "report",
-        "out",
-        "pictures",
-        "state_dir",
-        "task",
-        "give_up_after",
-    }
-)
-"""Parameters of `run` that are settings under the same name."""
+        leave(stop)
 
 
 @app.command()
@@ -175,7 +143,7 @@ def join(
     try:
         typer.echo(join_federation(server, token, token_file, enrolment, identity))
     except Stop as stop:
-        _fail(stop)
+        leave(stop)
 
 
 @app.command()
@@ -193,7 +161,7 @@ def predict(
         for line in predict_images(model, images):
             typer.echo(line)
     except Stop as stop:
-        _fail(stop)
+        leave(stop)
 
 
 @app.command()
@@ -214,7 +182,7 @@ def features(
 
     Example: fedclient features --data scans/ --out scans.safetensors --backbone-weights mobilenet_v2.weights.h5
 
-    Clients in any language train on these files; fedtask/brain_mri_head/features.py describes them.
+    Clients in any language train on these files; docs/brain_mri.md describes them.
     """
     from fedclient.features import make_features
 
@@ -222,16 +190,11 @@ def features(
         for line in make_features(data, classes, out, backbone_weights, task_set or []):
             typer.echo(line)
     except Stop as stop:
-        _fail(stop)
+        leave(stop)
 
 
 app.command()(looking.doctor)
 app.command()(looking.preview)
-
-
-def _fail(stop: Stop) -> NoReturn:
-    typer.echo(f"fedclient: {stop.message}", err=True)
-    raise typer.Exit(stop.code)
 
 
 def main() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import enum
+from typing import NoReturn
+
+import typer
 
 from fedstream.errors import FedstreamError
 
@@ -54,3 +57,9 @@ class Stop(FedstreamError):
     def message(self) -> str:
         """What happened and what to do."""
         return str(self.args[0])
+
+
+def leave(stop: Stop) -> NoReturn:
+    """Say why, and end with its status."""
+    typer.echo(f"fedclient: {stop.message}", err=True)
+    raise typer.Exit(stop.code)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedserver.cli_stored import stored
-from fedserver.cli_words import DEFAULT_STATE, State, pairs, task_settings
+from fedserver.cli_words import DEFAULT_STATE, LogLevel, State, class_folders, task_settings
 from fedserver.exit_codes import ExitCode, fail
+
+if TYPE_CHECKING:
+    from fedserver.config import ServerConfig
 
 app = typer.Typer(
     name="fedserver",
@@ -18,7 +22,25 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib import metadata
+
+        typer.echo(f"fedserver {metadata.version('fedstream')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and end.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -43,7 +65,9 @@ def init(
 def run(
     config: Annotated[Path | None, typer.Option(help="TOML file; options given here go over it.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the federation. [default: federation]")] = None,
-    listen: Annotated[str | None, typer.Option(help="HOST:PORT. [default: 127.0.0.1:8443]")] = None,
+    listen: Annotated[
+        str | None, typer.Option(help="HOST:PORT. [default: as `init` says, else 127.0.0.1:8443]")
+    ] = None,
     advertise: Annotated[
         list[str] | None, typer.Option(help="Name or address under which sites reach this server; repeatable.")
     ] = None,
@@ -73,7 +97,9 @@ def run(
     min_clients: Annotated[int | None, typer.Option(help="Clients a round needs. [default: 2]")] = None,
     cohort_size: Annotated[int | None, typer.Option(help="Clients to pick per round; 0 for all.")] = None,
     reporting_goal: Annotated[int | None, typer.Option(help="Updates that close a round; 0 for all.")] = None,
-    round_timeout_seconds: Annotated[float | None, typer.Option(help="[default: 3600]")] = None,
+    round_timeout_seconds: Annotated[
+        float | None, typer.Option(help="How long a round waits for updates. [default: 3600]")
+    ] = None,
     longest_round_seconds: Annotated[
         float | None, typer.Option(help="What a counter-offer may ask for. [default: twice the timeout]")
     ] = None,
@@ -83,13 +109,18 @@ def run(
     join_timeout_seconds: Annotated[
         float | None, typer.Option(help="How long to wait for enough clients. [default: 86400]")
     ] = None,
+    retry_delay_seconds: Annotated[
+        float | None, typer.Option(help="Before what failed, a round or a full disk, is tried again. [default: 5]")
+    ] = None,
     keep_rounds: Annotated[
         int | None, typer.Option(help="Rounds whose updates and models are kept. [default: 10]")
     ] = None,
     min_free_bytes: Annotated[
         int | None, typer.Option(help="Disk space that no round may need. [default: 268435456]")
     ] = None,
-    max_connections: Annotated[int | None, typer.Option(help="Of all sites together. [default: 4000]")] = None,
+    max_connections: Annotated[
+        int | None, typer.Option(help="On each port, of all sites together. [default: 4000]")
+    ] = None,
     max_streams_per_connection: Annotated[
         int | None, typer.Option(help="Calls that one connection may have open. [default: 16]")
     ] = None,
@@ -111,6 +142,9 @@ def run(
     epochs: Annotated[int | None, typer.Option(help="Local epochs at most. [default: the task's]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="[default: the task's]")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="[default: the task's]")] = None,
+    early_stopping_patience: Annotated[
+        int | None, typer.Option(help="Epochs without a better loss before a site stops; 0 for never. [the task's]")
+    ] = None,
     early_stopping_rounds: Annotated[
         int | None, typer.Option(help="Rounds without a better holdout score before stopping; 0 for never.")
     ] = None,
@@ -133,67 +167,31 @@ def run(
         typer.Option("--pictures/--no-pictures", help="Draw the report's pictures, or leave its tables alone. [drawn]"),
     ] = None,
     log_json: Annotated[bool | None, typer.Option("--log-json/--log-text", help="[default: by terminal]")] = None,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_level: LogLevel = "info",
 ) -> None:
     """Run a federation to its end, then write report and models.
 
     Example: fedserver run --listen 0.0.0.0:8443 --holdout data/val --min-clients 3 --rounds 10
     """
-    from fedserver.addresses import chosen
+    settings = _settings(locals())
     from fedserver.commands.run import run_server
-    from fedserver.config import ConfigError, load_config
 
-    flags: dict[str, Any] = {key: value for key, value in locals().items() if key in _RUN_SETTINGS}
-    flags["task_settings"] = task_settings(task_set)
-    flags["classes"] = pairs(classes, "--classes") or {}
-    flags["plan"] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
-    try:
-        settings = load_config(config, flags, chosen)
-    except ConfigError as error:
-        raise fail(str(error), ExitCode.BAD_CONFIGURATION) from error
     raise typer.Exit(asyncio.run(run_server(settings, log_json, log_level)))
 
 
-_RUN_SETTINGS = frozenset(
-    {
-        "name",
-        "listen",
-        "advertise",
-        "enrol_listen",
-        "client_ca",
-        "certificate_days",
-        "open_enrolment",
-        "plaintext",
-        "task",
-        "rounds",
-        "min_clients",
-        "cohort_size",
-        "reporting_goal",
-        "round_timeout_seconds",
-        "longest_round_seconds",
-        "lease_seconds",
-        "join_timeout_seconds",
-        "keep_rounds",
-        "min_free_bytes",
-        "max_connections",
-        "max_streams_per_connection",
-        "max_resent_bytes",
-        "handshake_timeout_seconds",
-        "message_timeout_seconds",
-        "strategy",
-        "update_encoding",
-        "early_stopping_rounds",
-        "holdout",
-        "test",
-        "initial_model",
-        "backbone_weights",
-        "seed",
-        "state",
-        "out",
-        "pictures",
-    }
-)
-"""Parameters of `run` that are settings under the same name."""
+def _settings(options: Mapping[str, Any]) -> ServerConfig:
+    """What the options of a command, by their parameters' names, make of the file that one of them may name."""
+    from fedserver.addresses import chosen
+    from fedserver.config import ConfigError, PlanSettings, ServerConfig, load_config
+
+    flags = {key: value for key, value in options.items() if key in ServerConfig.model_fields}
+    flags["task_settings"] = task_settings(options["task_set"])
+    flags["classes"] = class_folders(options["classes"])
+    flags["plan"] = {key: options.get(key) for key in PlanSettings.model_fields}
+    try:
+        return load_config(options["config"], flags, chosen)
+    except ConfigError as error:
+        raise fail(str(error), ExitCode.BAD_CONFIGURATION) from error
 
 
 @app.command()
@@ -289,8 +287,12 @@ def stop(
 @app.command()
 def doctor(
     config: Annotated[Path | None, typer.Option(help="The TOML file of `fedserver run`; options go over it.")] = None,
-    listen: Annotated[str | None, typer.Option(help="HOST:PORT. [default: 127.0.0.1:8443]")] = None,
+    listen: Annotated[
+        str | None, typer.Option(help="HOST:PORT. [default: as `init` says, else 127.0.0.1:8443]")
+    ] = None,
     advertise: Annotated[list[str] | None, typer.Option(help="Name under which sites reach it; repeatable.")] = None,
+    enrol_listen: Annotated[str | None, typer.Option(help="HOST:PORT where sites join. [the port after]")] = None,
+    open_enrolment: Annotated[bool | None, typer.Option("--open-enrolment", help="Ask for no certificates.")] = None,
     plaintext: Annotated[bool | None, typer.Option("--plaintext", help="No TLS; loopback only.")] = None,
     task: Annotated[str | None, typer.Option(help="Task name or module:Class. [default: brain_mri]")] = None,
     task_set: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the task; repeatable.")] = None,
@@ -304,24 +306,19 @@ def doctor(
 ) -> None:
     """Check whether a server could run with these settings, and say what to do where it could not.
 
-    Works beside a running server too, and writes nothing. The exit status is 0 if nothing failed, and else the one with
-    which `fedserver run` would end.
+    Takes those options of `fedserver run` that it looks at, and its TOML file. Works beside a running server too, and
+    writes nothing. The exit status is 0 if nothing failed, and else the one with which `fedserver run` would end.
     """
-    flags: dict[str, Any] = {key: value for key, value in locals().items() if key in _RUN_SETTINGS}
-    flags |= {"task_settings": task_settings(task_set), "classes": pairs(classes, "--classes") or {}}
-    from fedserver.config import ConfigError, load_config
+    settings = _settings(locals())
     from fedserver.doctor.checkup import run_doctor
 
-    try:
-        settings = load_config(config, flags)
-    except ConfigError as error:
-        raise fail(str(error), ExitCode.BAD_CONFIGURATION) from error
     raise typer.Exit(run_doctor(settings, typer.echo, as_json=as_json))
 
 
 @app.command(
     context_settings={"allow_interspersed_args": False},
-    epilog="{server}, {name}, {data}, {state} and {out} stand for what a scene gives the client.",
+    epilog="{server}, {name}, {data}, {state} and {out} stand for what a scene gives the client, and so do {token} and "
+    "{identity} in --join and --member.",
 )
 def conformance(
     command: Annotated[
@@ -375,7 +372,7 @@ def demo(
     clients: Annotated[
         int | None, typer.Option(help="Sites, each a process of its own. [default: 4, on the phantom 3]", min=1)
     ] = None,
-    rounds_: Annotated[int | None, typer.Option("--rounds", help="[default: 10, on the phantom 6]")] = None,
+    rounds_: Annotated[int | None, typer.Option("--rounds", help="[default: 10, on the phantom 5]")] = None,
     division: Annotated[
         str | None,
         typer.Option(help="even, quantity or dirichlet:ALPHA. [default: dirichlet:0.5, on the phantom even]"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,6 +11,9 @@ from fedserver.exit_codes import ExitCode, fail
 
 State = Annotated[Path, typer.Option(help="State directory of the server.", show_default=True)]
 DEFAULT_STATE = Path("runs/server/state")
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error"], typer.Option(case_sensitive=False, help="What is worth a line.")
+]
 
 
 def task_settings(words: list[str] | None) -> dict[str, str]:
@@ -23,14 +26,12 @@ def task_settings(words: list[str] | None) -> dict[str, str]:
         raise fail(str(error), ExitCode.BAD_CONFIGURATION) from error
 
 
-def pairs(values: list[str] | None, option: str) -> dict[str, str] | None:
-    """`a=b` arguments as a mapping; several may stand in one, separated by commas."""
-    if not values:
-        return None
+def class_folders(words: list[str] | None) -> dict[str, str]:
+    """What `--classes` was given, CLASS=FOLDER; several may stand in one word, separated by commas."""
     found: dict[str, str] = {}
-    for value in ",".join(values).split(","):
-        key, separator, item = value.partition("=")
-        if not separator or not key:
-            raise fail(f"{option} takes NAME=VALUE, not {value!r}", ExitCode.BAD_CONFIGURATION)
-        found[key.strip()] = item.strip()
+    for word in ",".join(words).split(",") if words else ():
+        name, separator, folder = word.partition("=")
+        if not separator or not name:
+            raise fail(f"--classes takes CLASS=FOLDER, not {word!r}", ExitCode.BAD_CONFIGURATION)
+        found[name.strip()] = folder.strip()
     return found

@@ -169,8 +169,16 @@ def load_config(
 def _problem(item: Any) -> str:
     where = ".".join(str(part) for part in item["loc"]) or "settings"
     if item["type"] == "extra_forbidden":
-        return f"{where} is not a setting (see `fedserver run --help`)"
+        return f"{where} is not a setting ({_PLACES.get(where, 'see `fedserver run --help`')})"
     return f"{where}: {item['msg'].removeprefix('Value error, ')}"
+
+
+_PLACES = dict.fromkeys(PlanSettings.model_fields, "in a file, it stands under [plan]") | {
+    "task_set": "in a file, a task's settings stand under [task_settings]",
+    "log_json": "it is an option alone",
+    "log_level": "it is an option alone",
+}
+"""Where options of `fedserver run` stand in a file that are no keys at its top."""
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -26,7 +26,6 @@ class QuarantineReason(enum.Enum):
     NORM = "norm"
     NUM_EXAMPLES = "num_examples"
     STALE_ROUND = "stale_round"
-    DIGEST = "digest"
 
 
 class AggregationError(Exception):

@@ -18,8 +18,10 @@ def run_doctor(config: ServerConfig, say: Callable[[str], None], *, as_json: boo
 
 
 def checks_for(config: ServerConfig) -> Sequence[Check[ServerConfig]]:
-    """The checks of one server. Without TLS there is none of a certificate."""
-    return [check for check in _CHECKS if check.name != "certificate" or not config.plaintext]
+    """The checks of one server. Without TLS there is none of a certificate, without certificates none of joining."""
+    left_out = {"certificate"} if config.plaintext else set()
+    left_out |= {"port for joining"} if config.plaintext or config.open_enrolment else set()
+    return [check for check in _CHECKS if check.name not in left_out]
 
 
 _CHECKS = (
@@ -28,6 +30,7 @@ _CHECKS = (
     Check("database", state.database, ExitCode.BAD_STATE, ("state directory",)),
     Check("certificate", state.certificate, ExitCode.BAD_STATE, ("database",)),
     Check("port", network.port, ExitCode.BAD_CONFIGURATION),
+    Check("port for joining", network.enrolment_port, ExitCode.BAD_CONFIGURATION),
     Check("advertised names", network.names, ExitCode.BAD_CONFIGURATION),
     Check("out folder", state.out_folder, ExitCode.BAD_CONFIGURATION),
     Check("task", data.task, ExitCode.BAD_CONFIGURATION),

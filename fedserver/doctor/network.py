@@ -7,6 +7,7 @@ import socket
 
 import grpc
 
+from fedserver.addresses import enrolment_listen
 from fedserver.commands.admin import is_running
 from fedserver.config import ServerConfig
 from fedserver.store.state import read_contact
@@ -20,20 +21,31 @@ _ANYWHERE = ("0.0.0.0", "::")  # noqa: S104 - compared, not listened on
 
 
 def port(config: ServerConfig) -> Result:
-    """The port is free, or this state directory's own server has it."""
-    host, number = tls.split_address(config.listen)
+    """The port for members is free, or this state directory's own server has it."""
+    return _port(config, config.listen, "--listen", "address")
+
+
+def enrolment_port(config: ServerConfig) -> Result:
+    """Likewise the port where sites join."""
+    listen = enrolment_listen(config.listen, config.enrol_listen)
+    return _port(config, listen, "--enrol-listen", "enrolment")
+
+
+def _port(config: ServerConfig, address: str, option: str, contact_key: str) -> Result:
+    """`contact_key` is where a running server says which of its addresses this is."""
+    host, number = tls.split_address(address)
     try:
         with socket.create_server((host, number), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
-            return ok(f"{config.listen} is free")
+            return ok(f"{address} is free")
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
-            advice = "Give an address of this machine as --listen, and a port above 1023 unless you are root"
-            return failed(f"{config.listen} cannot be listened on ({error.strerror or error})", advice)
+            advice = f"Give an address of this machine as {option}, and a port above 1023 unless you are root"
+            return failed(f"{address} cannot be listened on ({error.strerror or error})", advice)
     contact = read_contact(config.state)
-    if is_running(config.state) and str(contact.get("address", "")).endswith(f":{number}"):
-        return ok(f"{config.listen} is held by the server of {config.state} (pid {contact.get('pid')}), which runs")
-    advice = "Stop that program, or give another port with --listen"
-    return failed(f"{config.listen} is held by {_holder(host, number, config)}", advice)
+    if is_running(config.state) and str(contact.get(contact_key, "")).endswith(f":{number}"):
+        return ok(f"{address} is held by the server of {config.state} (pid {contact.get('pid')}), which runs")
+    advice = f"Stop that program, or give another port with {option}"
+    return failed(f"{address} is held by {_holder(host, number, config)}", advice)
 
 
 def _holder(host: str, number: int, config: ServerConfig) -> str:

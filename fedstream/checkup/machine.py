@@ -45,7 +45,7 @@ def judge_folder(folder: Path, least_bytes: int, comfortable_bytes: int) -> Resu
     except OSError as error:
         advice = f"Give this user the right to write in {place}, or name another folder"
         return failed(f"{place} cannot be written ({error.strerror or error})", advice)
-    found = f"{folder} {'can be written' if place == folder else 'can be made'}, {size(free)} free"
+    found = f"{folder} {'can be written' if place == folder.absolute() else 'can be made'}, {size(free)} free"
     if free < least_bytes:
         return failed(found, f"Make space: {size(least_bytes)} is the least that works")
     if free < comfortable_bytes:

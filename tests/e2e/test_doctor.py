@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import socket
+import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from fedserver.addresses import lasting_port
+from fedserver.store.database import MIGRATIONS
 from fedstream.certificates import make_key
 from fedstream.limits import PROTOCOL_VERSION
 from tests.support.joining import joined
@@ -235,6 +238,31 @@ def test_server_doctor_beside_its_server_and_beside_another_names_who_has_the_po
     mark = f"another fedserver, with the certificate {server.listening.fingerprint}"
     assert mark in by_name(other)["port"]["found"]
     assert "a program that is no fedserver" in by_name(stranger)["port"]["found"]
+
+
+def test_server_doctor_looks_at_the_ports_that_init_was_told_and_at_the_one_for_joining(scene: Stage) -> None:
+    state, listen = scene.folder / "new", f"127.0.0.1:{lasting_port()}"
+    with talking(b"") as taken:
+        scene.command("fedserver", "init", "--state", str(state), "--listen", listen, "--enrol-listen", taken)
+        said = server_doctor(scene, "--state", str(state))
+    open_to_all = server_doctor(scene, "--state", str(state), "--open-enrolment")
+
+    assert (said.status, verdicts(said)["port"], verdicts(said)["port for joining"]) == (2, "ok", "failed")
+    assert by_name(said)["port"]["found"] == f"{listen} is free"
+    assert by_name(said)["port for joining"]["found"].startswith(f"{taken} is held by ")
+    assert "--enrol-listen" in by_name(said)["port for joining"]["advice"]
+    assert (open_to_all.status, "port for joining" in verdicts(open_to_all)) == (0, False)
+
+
+def test_server_doctor_of_a_state_of_an_earlier_version_warns_that_a_start_converts_it(scene: Stage) -> None:
+    state = scene.folder / "new"
+    scene.command("fedserver", "init", "--state", str(state))
+    with closing(sqlite3.connect(state / "state.db")) as database:
+        database.execute(f"PRAGMA user_version = {len(MIGRATIONS) - 1}")
+    said = server_doctor(scene, "--state", str(state), "--listen", "127.0.0.1:0")
+
+    assert (said.status, verdicts(said)["database"], verdicts(said)["certificate"]) == (0, "warning", "ok")
+    assert by_name(said)["database"]["found"] == "of an earlier version"
 
 
 def test_server_doctor_finds_what_is_wrong_with_settings_and_state(scene: Stage) -> None:

@@ -89,6 +89,15 @@ def test_run_without_settings_says_what_is_missing_and_exits_2(tmp_path: Path, m
     )
 
 
+@pytest.mark.parametrize("program", ["fedclient.cli", "fedserver.cli"])
+def test_run_with_an_unknown_log_level_names_those_there_are_and_exits_2(program: str) -> None:
+    words = [sys.executable, "-m", program, "run", "--log-level", "shout"]
+    result = subprocess.run(words, check=False, capture_output=True, text=True)
+
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "'shout' is not one of 'debug', 'info', 'warning', 'error'" in result.stderr
+
+
 async def test_run_with_wrong_fingerprint_exits_6_at_once(tmp_path: Path) -> None:
     async with serving(tmp_path) as (_, listening):
         process = await begin(*at(listening.address, tmp_path, "--fingerprint", "sha256:" + "0" * 64))

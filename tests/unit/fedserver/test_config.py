@@ -79,6 +79,9 @@ def test_file_is_utf8_whatever_the_machine_speaks(tmp_path: Path, monkeypatch: p
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"round": 3}, "round is not a setting (see `fedserver run --help`)"),
     ({"plan": {"epoch": 3}}, "plan.epoch is not a setting (see `fedserver run --help`)"),
+    ({"epochs": 3}, "epochs is not a setting (in a file, it stands under [plan])"),
+    ({"task_set": []}, "task_set is not a setting (in a file, a task's settings stand under [task_settings])"),
+    ({"log_level": "debug"}, "log_level is not a setting (it is an option alone)"),
     ({"rounds": "many"}, "rounds: Input should be a valid integer, unable to parse string as an integer"),
     ({"rounds": 1.5}, "rounds: Input should be a valid integer, got a number with a fractional part"),
     ({"rounds": 0}, "rounds: Input should be greater than or equal to 1"),
