@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 
 import grpc
@@ -48,7 +49,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
             num_examples=header.num_examples,
             metrics=wire.read_metrics(header.metrics),
             epochs=header.epochs,
-            training_seconds=header.training_seconds,
+            training_seconds=_training_seconds(header),
             encoded=encoded,
         )
         upload = (await self._desk.begin(header.upload_id, manifest, facts)).upload
@@ -212,6 +213,14 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
             chunk = await self._shared.get(ChunkKey(request.model_sha256, tensors, offset, chunk_bytes), body)
             yield chunk
             offset += chunk.data_bytes
+
+
+def _training_seconds(header: transfer_pb2.UpdateHeader) -> float:
+    # What is no number has no place in a row: JSON cannot say it, and could not be read again.
+    if not 0 <= header.training_seconds < math.inf:
+        message = f"training_seconds is {header.training_seconds}; it is a number of seconds, 0 or more"
+        raise InvalidRequest(message, field="header.training_seconds")
+    return header.training_seconds
 
 
 class _Chunks:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,11 @@ from google.protobuf.message import Message
 from fedserver.services.transfer import TransferServicer
 from fedstream.body import Bytes, make_chunk
 from fedstream.chunk_messages import WrittenChunk
+from fedstream.manifest import manifest_of
+from fedstream.v1 import transfer_pb2
 from tests.support.bench import SCHEMA, Bench
 from tests.support.full_disk import FullDisk
+from tests.support.serving import manifest_messages
 from tests.support.tasks import random_weights
 
 pytestmark = pytest.mark.numpy_task
@@ -102,4 +105,24 @@ async def test_disk_that_refuses_a_commit_ends_a_stream_that_waits_for_its_sende
         with pytest.raises(Refused, match="RESOURCE_EXHAUSTED"):
             await asyncio.wait_for(servicer.WriteChunks(None, call), 10.0)
         assert (call.answers.qsize(), bench.desk.status(upload_id).committed_size) == (0, 0)
+        running.cancel()
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0])
+async def test_manifest_with_a_training_time_that_is_none_is_refused_and_leaves_nothing(
+    tmp_path: Path, seconds: float
+) -> None:
+    async with Bench.running(tmp_path, "a") as bench:
+        running = await bench.open_round()
+        upload_id = await bench.accept("a")
+        messages = manifest_messages(upload_id, manifest_of(SCHEMA, WEIGHTS))
+        messages[0].header.training_seconds = seconds
+
+        async def sent() -> AsyncIterator[transfer_pb2.PutManifestRequest]:
+            for message in messages:
+                yield message
+
+        with pytest.raises(Refused, match=r"INVALID_ARGUMENT: training_seconds is .*; it is a number of seconds"):
+            await TransferServicer(bench.federation, bench.desk).PutManifest(sent(), Call())
+        assert bench.state.database.query("SELECT * FROM uploads") == []
         running.cancel()
