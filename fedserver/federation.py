@@ -16,7 +16,7 @@ from fedserver.aggregation import strategy_named
 from fedserver.clock import Clock
 from fedserver.config import ServerConfig
 from fedserver.coordinator.effects import Effect, ModelRef, TellFederationOutcome, TellWaiting
-from fedserver.coordinator.participation import Participation
+from fedserver.coordinator.participation import Participation, Stage
 from fedserver.coordinator.population import Client, ClientState, Introduction
 from fedserver.coordinator.progress import Progress
 from fedserver.coordinator.round import Invitation, Round, RoundRules
@@ -265,8 +265,13 @@ class Federation:
         return round_
 
     async def keep(self, part: Participation) -> None:
-        """Make the state of one client's part durable, before anyone is told of it."""
+        """Make the state of one client's part durable, before anyone is told of it.
+
+        Nothing that a client says changes a part whose update is being checked; the end of the check is kept by itself.
+        """
         assert self.round is not None, "only parts of the round at work change"
+        if part.stage is Stage.FINISHING:
+            return
         await self.state.journal.write(rounds.participation(self.round, part, self.now))
 
     async def durably(self, step: Callable[[], Awaitable[T]]) -> T:
@@ -275,6 +280,7 @@ class Federation:
         Raises:
             DiskRefuses: the federation is to stop, and the disk still refuses.
         """
+        has_failed = False
         while True:
             try:
                 return await step()
@@ -283,15 +289,18 @@ class Federation:
                     raise
                 if self.stop_requested.is_set():
                     raise self.disk.final_words() from error
-            await self.outlast_disk_trouble()
+            # The disk may take the write that tries it out, and still not this step: no hot loop then.
+            await self.outlast_disk_trouble(whatever_it_says=has_failed)
+            has_failed = True
 
-    async def outlast_disk_trouble(self) -> None:
-        """Wait until the disk takes writes again, or the federation is to stop.
+    async def outlast_disk_trouble(self, *, whatever_it_says: bool = False) -> None:
+        """Wait until the disk takes writes again, or the federation is to stop; `whatever_it_says`, wait at first.
 
         The time is given back to everybody who is at work: they could not have been served.
         """
         before, since = self.standing, self.now
-        while not self.stop_requested.is_set() and not await self.disk.is_well_again():
+        while not self.stop_requested.is_set() and (whatever_it_says or not await self.disk.is_well_again()):
+            whatever_it_says = False
             words = f"{self.disk.words()}; {self.disk.ways_out()}, and the server goes on by itself"
             self.stand(FederationState.WAITING, f"for the disk: {words}")
             await self.change(self.disk.retry_seconds)

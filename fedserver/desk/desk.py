@@ -15,7 +15,7 @@ from fedserver.desk.tray import OpenUpload, Tray, UploadStatus
 from fedserver.desk.window import window_of
 from fedserver.federation import Federation
 from fedserver.store import UpdateFacts, Upload, UploadState
-from fedserver.store.uploads import beginning, committing
+from fedserver.store.uploads import beginning, committing, forgetting
 from fedstream.body import Bytes
 from fedstream.errors import ManifestConflict, ManifestRequired, RoundClosed, UnknownUpload
 from fedstream.manifest import Manifest
@@ -58,6 +58,7 @@ class Desk:
         async with self._beginning[upload_id]:
             known = self._tray.open.get(upload_id)
             if known is None:
+                self._tray.round.require_open(upload_id)  # once more: its part may have ended while this waited
                 return await self._begin_anew(upload_id, manifest, facts)
             if (known.upload.manifest, known.upload.facts.encoded) != (manifest, facts.encoded):
                 raise ManifestConflict("another manifest was given for this upload; send that one")
@@ -71,6 +72,10 @@ class Desk:
         try:
             await federation.state.journal.write(beginning(upload_id, round_.number, upload))
             round_.require_open(upload_id)
+        except RoundClosed:
+            upload.drop()
+            await federation.state.journal.write(forgetting(upload_id))
+            raise
         except BaseException:
             upload.drop()
             raise
@@ -208,11 +213,10 @@ class Desk:
 
         What became of this round's uploads can still be asked until the next round is over.
         """
-        for opened in self._tray.open.values():
+        for upload_id, opened in list(self._tray.open.items()):
             opened.superseded.set()
             if opened.finishing is None or opened.finishing.done():  # one that is late may still be on its way in
-                opened.inspection.stop()
-                self._drop(opened.upload)
+                self._tray.drop(upload_id, opened)
         self._tray.clear()
         self._beginning.clear()
 
@@ -221,11 +225,3 @@ class Desk:
         for opened in self._tray.open.values():
             opened.inspection.stop()
         self._threads.close()
-
-    def _drop(self, upload: Upload) -> None:
-        try:
-            upload.drop()
-        except OSError as error:
-            if self._federation.disk.note(error) is None:
-                raise
-            # Its row is gone already: the next start removes the file.

@@ -36,13 +36,13 @@ async def take_in(tray: Tray, upload_id: str, opened: OpenUpload) -> UploadStatu
             reason = await _admit(federation, part, opened)
             return await _settle(tray, round_, part, opened.upload, reason)
     except DigestMismatch:
-        tray.drop(upload_id, opened.upload)
         round_.abandon_finish(upload_id, federation.now)
+        tray.drop(upload_id, opened)
         await federation.state.journal.write(forgetting(upload_id))
         raise
     except BaseException:
-        opened.finishing = None
         round_.abandon_finish(upload_id, federation.now)
+        tray.finish_failed(upload_id, opened)
         raise
 
 

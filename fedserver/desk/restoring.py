@@ -21,6 +21,10 @@ async def restore(tray: Tray) -> None:
     A stored update that is no longer what it was is asked for again, and said loudly.
     """
     for stored in tray.federation.state.uploads.of_round(tray.round.number):
+        if tray.round.find_upload(stored.upload_id) is None:  # begun when its own round was over
+            stored.upload.drop()
+            await tray.federation.state.journal.write(forgetting(stored.upload_id))
+            continue
         if stored.state is UploadState.OPEN:
             await _go_on(tray, stored)
             continue

@@ -91,10 +91,23 @@ class Tray:
         """Bytes of an upload became durable: the round is told."""
         self.round.upload_progress(upload_id, upload.committed_size, upload.size_bytes, self.federation.now)
 
-    def drop(self, upload_id: str, upload: Upload) -> None:
+    def drop(self, upload_id: str, opened: OpenUpload) -> None:
         """An upload is at work no more (it may be of a round that is over), and what was received is thrown away."""
-        self.open.pop(upload_id, None)
-        upload.drop()
+        if self.open.get(upload_id) is opened:
+            del self.open[upload_id]
+        opened.inspection.stop()
+        try:
+            opened.upload.drop()
+        except OSError as error:
+            if self.federation.disk.note(error) is None:
+                raise
+            # Its row is gone already, or goes now: the next start removes the file.
+
+    def finish_failed(self, upload_id: str, opened: OpenUpload) -> None:
+        """An upload was not finished, and may be again; but for one whose round ended meanwhile and left it to this."""
+        opened.finishing = None
+        if self.open.get(upload_id) is not opened:
+            self.drop(upload_id, opened)
 
     def finish(self, upload_id: str, upload: Upload, state: UploadState, reason: str) -> UploadStatus:
         """An upload has ended, and its row says how."""

@@ -57,12 +57,18 @@ class RoundRow:
 
 
 def opening(round_: Round, now: float) -> list[Statement]:
-    """What makes a new round and its offers durable."""
-    return [_round_statement(round_, now), *(participation(round_, part, now) for part in round_.participations)]
+    """What makes a new round and its offers durable, or a round as it is now.
+
+    Parts whose update is being checked are left out: how they end may be on its way to their rows already, and what
+    stands there till then is where a check that a crash ends begins anew.
+    """
+    parts = [part for part in round_.participations if part.stage is not Stage.FINISHING]
+    return [_round_statement(round_, now), *(participation(round_, part, now) for part in parts)]
 
 
 def participation(round_: Round, part: Participation, now: float) -> Statement:
-    """What makes the state of one client's part durable."""
+    """What makes the state of one client's part durable; of none whose update is being checked, as in `opening`."""
+    assert part.stage is not Stage.FINISHING, "its end may be on the way to its row"
     row = ParticipationRow(
         client=part.client,
         rank=part.rank,
@@ -70,7 +76,7 @@ def participation(round_: Round, part: Participation, now: float) -> Statement:
         upload_id=part.upload_id,
         plan=part.plan,
         claimed_examples=part.claimed_examples,
-        stage=Stage.WORKING if part.stage is Stage.FINISHING else part.stage,  # a check that a crash ends begins anew
+        stage=part.stage,
         outcome=part.outcome,
         reason=part.reason,
         seconds_since_offer=now - part.offered_at,
