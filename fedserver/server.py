@@ -59,6 +59,9 @@ OPTIONS = (
 ENROLMENT_OPTIONS = (
     # Anybody can connect there. A request is under 1 KiB, and takes a signature and two commits.
     ("grpc.max_receive_message_length", 16 << 10),
+    # Calls whose request never comes count too. gRPC hands over none of these, so a connection has so long in all.
+    ("grpc.max_connection_age_ms", 20_000),
+    ("grpc.max_connection_age_grace_ms", 10_000),
     ("grpc.so_reuseport", 0),
 )
 _ENROLLING_AT_ONCE = 32

@@ -8,14 +8,41 @@ from collections.abc import Iterable
 from fedserver.coordinator.effects import Effect
 from fedstream.waiting import comes
 
+_MOST_UNSAID = 100
+"""Messages that wait to be said, beyond which a client is not listened to: most of what it says makes one more."""
+
 
 class Session:
-    """One client's open stream: a queue of what to say, and the sign that a newer stream took over."""
+    """One client's open stream: what is to be said, and the sign that a newer stream took over."""
 
     def __init__(self, client: str) -> None:
         self.client = client
-        self.outbox: asyncio.Queue[Effect] = asyncio.Queue()
         self.superseded = asyncio.Event()
+        self._outbox: asyncio.Queue[Effect] = asyncio.Queue()
+        self._has_room = asyncio.Event()
+        self._has_room.set()
+
+    @property
+    def num_unsaid(self) -> int:
+        """How many messages wait."""
+        return self._outbox.qsize()
+
+    def say(self, effect: Effect) -> None:
+        """Put it behind what is still to be said."""
+        self._outbox.put_nowait(effect)
+        if self.num_unsaid >= _MOST_UNSAID:
+            self._has_room.clear()
+
+    async def next_to_say(self) -> Effect:
+        """Wait for it, if there is none."""
+        effect = await self._outbox.get()
+        if self.num_unsaid < _MOST_UNSAID:
+            self._has_room.set()
+        return effect
+
+    async def has_room(self) -> None:
+        """Wait until the client has read enough of what was said to it."""
+        await self._has_room.wait()
 
 
 class Sessions:
@@ -55,7 +82,7 @@ class Sessions:
         for effect in effects:
             session = self._open.get(effect.client)
             if session is not None:
-                session.outbox.put_nowait(effect)
+                session.say(effect)
 
     async def drained(self, timeout_seconds: float) -> None:
         """Wait until every session has ended by itself, or the time is up."""

@@ -30,6 +30,7 @@ MAX_METADATA_BYTES = 16 << 10
 WINDOW_BYTES = 4 << 20
 """Bytes of an upload that may be in flight beyond `committed_size`: the most that is ever sent twice."""
 
+MAX_ID_BYTES = 64
 MAX_REASON_BYTES = 1_024
 MAX_METRICS = 64
 MAX_CLASS_NAMES = 1_000

@@ -197,6 +197,16 @@ def _seconds(message: Any, field: str) -> float | None:
     return seconds
 
 
+def check_offer_id(request: negotiation_pb2.NegotiateRequest, kind: str) -> None:
+    """Check the offer that a message is about, which the answer repeats.
+
+    Raises:
+        InvalidRequest: its id is longer than one can be.
+    """
+    if len(getattr(getattr(request, kind), "offer_id", "").encode()) > limits.MAX_ID_BYTES:
+        raise InvalidRequest(f"an offer_id has at most {limits.MAX_ID_BYTES} bytes", field=f"{kind}.offer_id")
+
+
 def read_progress(progress: negotiation_pb2.Progress) -> ProgressReport:
     """How far a client says it is; a fraction out of range is brought into it."""
     fraction = progress.fraction if 0.0 <= progress.fraction <= 1.0 else 0.0

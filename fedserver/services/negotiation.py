@@ -164,7 +164,7 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
     async def _converse(self, session: Session, requests: Requests, context: Context) -> str | None:
         """Speak and listen until one side is done; returns the client's reason if it left by its own will."""
         speaking = asyncio.ensure_future(self._speak(session, context))
-        listening = asyncio.ensure_future(self._listen(session.client, requests))
+        listening = asyncio.ensure_future(self._listen(session, requests))
         try:
             await asyncio.wait({speaking, listening}, return_when=asyncio.FIRST_COMPLETED)
             if speaking.done():
@@ -179,13 +179,15 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
 
     async def _speak(self, session: Session, context: Context) -> None:
         while True:
-            effect = await session.outbox.get()
+            effect = await session.next_to_say()
             await context.write(messages.write_effect(effect, self.federation.clock))
             if isinstance(effect, TellFederationOutcome):
                 return
 
-    async def _listen(self, client: str, requests: Requests) -> str | None:
+    async def _listen(self, session: Session, requests: Requests) -> str | None:
+        client = session.client
         async for request in requests:
+            await session.has_room()
             kind = request.WhichOneof("kind")
             self.federation.population.seen(client, self.federation.clock.wall())
             if kind == "leave":
@@ -199,6 +201,7 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
             raise UnexpectedMessage(f"{kind} belongs to the handshake, which is over")
         if round_ is None or kind is None:  # a kind of a newer version, or about a round of an earlier life
             return
+        messages.check_offer_id(request, kind)
         match kind:
             case "accept":
                 effects = round_.accept(client, request.accept.offer_id, now)

@@ -15,6 +15,9 @@ SHARED_BYTES = 32 << 20
 """A round's clients begin to fetch its model together and drift apart by what their connections buffer, a few MiB each.
 Whoever falls behind further has its chunks made anew, as before."""
 
+ENTRY_BYTES = 512
+"""About what is kept beside each message. A client may ask for chunks of one byte."""
+
 
 @dataclass(frozen=True, slots=True)
 class ChunkKey:
@@ -99,9 +102,13 @@ class SharedChunks:
 
     def _keep(self, key: ChunkKey, chunk: EncodedChunk) -> None:
         self._kept[key] = chunk
-        self._kept_bytes += len(chunk.message)
+        self._kept_bytes += _size(chunk)
         while self._kept_bytes > self._limit_bytes:
-            self._kept_bytes -= len(self._kept.popitem(last=False)[1].message)
+            self._kept_bytes -= _size(self._kept.popitem(last=False)[1])
+
+
+def _size(chunk: EncodedChunk) -> int:
+    return len(chunk.message) + ENTRY_BYTES
 
 
 def _encode(body: BodyReader, key: ChunkKey) -> EncodedChunk:

@@ -9,20 +9,22 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
+from fedserver import server as module
 from fedserver.server import Listening, Server
 from fedstream import limits, wire
-from fedstream.errors import LimitExceeded
+from fedstream.errors import InvalidRequest, LimitExceeded
 from fedstream.manifest import manifest_of
 from fedstream.status import from_rpc_error
-from fedstream.tls import split_address
-from fedstream.v1 import common_pb2, negotiation_pb2, transfer_pb2
+from fedstream.tls import CHANNEL_OPTIONS, channel_credentials, fetch_certificate, split_address
+from fedstream.v1 import common_pb2, enrolment_pb2, negotiation_pb2, transfer_pb2
+from tests.support.joining import joined
 from tests.support.serving import BareSite, body_of, cut, manifest_messages, serving
 from tests.support.tasks import random_weights
 
@@ -189,6 +191,59 @@ async def test_schema_that_does_not_come_to_its_end_is_ended(tmp_path: Path) -> 
         while (await call.read()).WhichOneof("kind") != "schema_query":
             pass
         await refused_in_time(call.read())
+
+
+async def test_offer_id_longer_than_any_is_refused_and_not_repeated_to_its_sender(tmp_path: Path) -> None:
+    async with a_round(tmp_path, cohort_size=1) as (server, listening, _, _), BareSite.dial(listening) as other:
+        await other.join("beta", server)
+        await other.say(progress=negotiation_pb2.Progress(offer_id="x" * 65))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await other.hear()
+        error = from_rpc_error(caught.value)
+        assert isinstance(error, InvalidRequest)
+        assert error.message == "an offer_id has at most 64 bytes"
+
+
+async def test_site_that_does_not_read_is_not_listened_to_without_end(tmp_path: Path) -> None:
+    async with a_round(tmp_path, cohort_size=1) as (server, listening, _, _), BareSite.dial(listening) as other:
+        await other.join("beta", server)
+        session = server.federation.sessions._open["beta"]
+        unheard = negotiation_pb2.CounterOffer(offer_id="x" * 64, reason="r" * 1_000)
+        with contextlib.suppress(TimeoutError):  # when what is sent is not taken any more
+            while session.num_unsaid < 200:
+                async with asyncio.timeout(2.0):
+                    await other.say(counter_offer=unheard)
+        assert 90 < session.num_unsaid < 110
+
+
+async def test_calls_to_enrol_that_never_come_to_their_request_keep_nobody_out_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ages = {"grpc.max_connection_age_ms": 1_000, "grpc.max_connection_age_grace_ms": 500}
+    shorter = tuple((name, ages.get(name, value)) for name, value in module.ENROLMENT_OPTIONS)
+    assert set(ages) <= dict(shorter).keys()
+    monkeypatch.setattr(module, "ENROLMENT_OPTIONS", shorter)
+    async with a_round(tmp_path) as (_, listening, _, _):
+        assert listening.enrolment_address is not None
+        certificate = await asyncio.to_thread(fetch_certificate, listening.enrolment_address, listening.fingerprint)
+        credentials = channel_credentials(certificate)
+        service = enrolment_pb2.DESCRIPTOR.services_by_name["EnrolmentService"].full_name
+        async with AsyncExitStack() as connections:
+            silent = []
+            for _ in range(4):
+                options = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
+                channel = grpc.aio.secure_channel(listening.enrolment_address, credentials, options=options)
+                await connections.enter_async_context(channel)
+                silent += [channel.stream_unary(f"/{service}/Enrol")() for _ in range(16)]
+            waiting = [asyncio.create_task(call.wait_for_connection()) for call in silent]
+            await asyncio.sleep(0.5)
+            site = await asyncio.wait_for(
+                joined(listening.admin_address, listening.enrolment_address, "gamma"), SOON_SECONDS
+            )
+            assert site.membership() is not None
+            for one in (*silent, *waiting):
+                one.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
 
 
 async def never() -> AsyncIterator[Any]:

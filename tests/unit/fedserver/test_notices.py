@@ -40,7 +40,7 @@ async def test_federation_first_client_hears_once_of_all_that_come_after_it(tmp_
         for missing in range(99, 0, -1):
             bench.federation.stand(FederationState.WAITING, f"for {missing} more clients")
         await asyncio.sleep(1.2)
-        heard = [session.outbox.get_nowait() for _ in range(session.outbox.qsize())]
+        heard = [await session.next_to_say() for _ in range(session.num_unsaid)]
     assert [notice.reason for notice in heard if isinstance(notice, TellWaiting)] == [
         "for 99 more clients",
         "for 1 more clients",

@@ -17,16 +17,16 @@ def word(client: str, reason: str) -> Effect:
     return TellWaiting(client, reason, 0.0)
 
 
-def heard(session: Session) -> list[Effect]:
-    return [session.outbox.get_nowait() for _ in range(session.outbox.qsize())]
+async def heard(session: Session) -> list[Effect]:
+    return [await session.next_to_say() for _ in range(session.num_unsaid)]
 
 
 async def test_words_go_to_their_client_in_order_and_to_nobody_else() -> None:
     sessions = Sessions()
     alpha, beta = sessions.open("alpha"), sessions.open("beta")
     sessions.say([word("alpha", "1"), word("beta", "2"), word("gone", "3"), word("alpha", "4")])
-    assert heard(alpha) == [word("alpha", "1"), word("alpha", "4")]
-    assert heard(beta) == [word("beta", "2")]
+    assert await heard(alpha) == [word("alpha", "1"), word("alpha", "4")]
+    assert await heard(beta) == [word("beta", "2")]
     assert (sessions.clients, "alpha" in sessions, "gone" in sessions) == (["alpha", "beta"], True, False)
 
 
@@ -37,7 +37,7 @@ async def test_newer_session_of_a_client_takes_over_and_hears_what_is_said_from_
     newer = sessions.open("alpha")
     assert (older.superseded.is_set(), newer.superseded.is_set()) == (True, False)
     sessions.say([word("alpha", "2")])
-    assert (heard(older), heard(newer)) == ([word("alpha", "1")], [word("alpha", "2")])
+    assert (await heard(older), await heard(newer)) == ([word("alpha", "1")], [word("alpha", "2")])
 
 
 async def test_older_session_that_closes_late_does_not_close_the_newer() -> None:
@@ -75,3 +75,16 @@ async def test_drained_gives_up_when_the_time_is_up() -> None:
     began = time.monotonic()
     await sessions.drained(0.05)
     assert 0.04 < time.monotonic() - began < 5.0
+
+
+async def test_client_that_does_not_read_is_not_listened_to_until_it_has() -> None:
+    sessions = Sessions()
+    session = sessions.open("alpha")
+    sessions.say(word("alpha", str(number)) for number in range(99))
+    await asyncio.wait_for(session.has_room(), 1.0)
+    sessions.say([word("alpha", "99")])
+    waiting = asyncio.create_task(session.has_room())
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    assert await session.next_to_say() == word("alpha", "0")
+    await asyncio.wait_for(waiting, 1.0)
