@@ -84,7 +84,9 @@ class AuditLog:
         line = json.dumps({"time": time, "event": event.value, **shown}) + "\n"
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            os.write(descriptor, line.encode())
+            left = line.encode()
+            while left:  # the last bytes of a disk may take half a line; the next try says that it is full
+                left = left[os.write(descriptor, left) :]
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

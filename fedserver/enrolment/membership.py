@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hmac
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from typing import Any, ParamSpec, TypeVar
 
 from fedserver.clock import Clock
 from fedserver.enrolment.attempts import MOST_PER_INVITATION, Attempts
@@ -38,11 +40,24 @@ from fedstream.errors import (
 from fedstream.join_token import hash_of, make_secret
 from fedstream.tls import SERVER_NAME, Identity, fingerprint
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 LONGEST_INVITATION = timedelta(days=366)
 DEFAULT_INVITATION = timedelta(hours=72)
 
 _NOBODY = hash_of(b"")
 """Compared with where there is no such invitation, so that an answer takes as long as where there is one."""
+
+
+def _to_its_end(change: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Go on with a change when its caller goes away: once durable, it must become true in memory too."""
+
+    @functools.wraps(change)
+    async def shielded(*args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.shield(asyncio.create_task(change(*args, **kwargs)))
+
+    return shielded
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +120,7 @@ class Membership:
 
     # Invitations.
 
+    @_to_its_end
     async def invite(self, name: str, valid_for: timedelta = DEFAULT_INVITATION) -> Invited:
         """Invite a site. Earlier invitations of that name that were not used are taken back.
 
@@ -131,6 +147,7 @@ class Membership:
 
     # Enrolment.
 
+    @_to_its_end
     async def enrol(self, asked: Asked) -> bytes:
         """Give a site its certificate, PEM; the same again to the key that has it already.
 
@@ -238,6 +255,7 @@ class Membership:
             raise PermissionDenied(f"the name {facts.name} {why}; ask the coordinator")
         return facts.name
 
+    @_to_its_end
     async def renew(self, certificate: bytes) -> bytes:
         """The next certificate, PEM, for whoever has this one; the same again while it is new.
 
@@ -260,6 +278,7 @@ class Membership:
             await self.book.keep(issued)
             return issued.certificate.encode()
 
+    @_to_its_end
     async def revoke(self, name: str) -> Revoked:
         """Take back a site's certificates and invitations, and have its open calls ended. Idempotent.
 

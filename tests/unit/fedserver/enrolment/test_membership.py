@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import stat
-from collections.abc import Iterator
+import threading
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -381,3 +384,54 @@ def test_attempts_of_many_addresses_take_bounded_memory() -> None:
     for number in range(10_000):
         attempts.note_wrong(str(number))
     assert len(attempts._wrong) == 4_096
+
+
+def held_commits(scene: Scene) -> threading.Event:
+    """Commits wait for the event that is returned, as for a slow disk."""
+    go, commit = threading.Event(), scene.state.journal._commit
+
+    def held(statements: Any) -> None:
+        assert go.wait(20.0)
+        commit(statements)
+
+    scene.state.journal._commit = held  # type: ignore[method-assign]
+    return go
+
+
+async def cancelled_while_held(scene: Scene, change: Coroutine[Any, Any, Any]) -> None:
+    """A change whose caller goes away while it is made durable, and then is."""
+    go, task, known = held_commits(scene), asyncio.create_task(change), len(scene.audit)
+    while len(scene.audit) == known:  # noqa: ASYNC110 - the log tells nobody
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    go.set()
+    await asyncio.sleep(0.1)
+
+
+async def test_revocation_whose_caller_goes_away_counts_all_the_same(scene: Scene) -> None:
+    certificate = await scene.admit("alpha")
+    await cancelled_while_held(scene, scene.membership.revoke("alpha"))
+    with pytest.raises(PermissionDenied):
+        scene.membership.identify(certificate)
+    assert scene.shut_out == ["alpha"]
+
+
+async def test_token_whose_site_goes_away_while_it_joins_is_used(scene: Scene) -> None:
+    invited, key = await scene.membership.invite("alpha"), make_key()
+    await cancelled_while_held(scene, scene.membership.enrol(asked(invited, "alpha", key)))
+    await refused(scene, asked(invited, "alpha", make_key()), TokenUsed)
+    certificate = await scene.membership.enrol(asked(invited, "alpha", key))
+    assert scene.membership.identify(certificate) == "alpha"
+
+
+def test_audit_log_has_whole_lines_of_a_disk_that_takes_a_few_bytes_at_a_time(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: real(descriptor, bytes(data)[:7]))
+    scene.membership.audit.note(AuditEvent.INVITED, site="alpha")
+    monkeypatch.undo()
+    assert [line["site"] for line in scene.audit if line["event"] == "invited"] == ["alpha"]
