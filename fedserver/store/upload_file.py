@@ -79,6 +79,7 @@ class Upload:
         self._partial, encoded_body = on_their_way(path)
         self._header = header_of(self._entries)
         self._body, self._body_start = (encoded_body, 0) if self._is_encoded else (self._partial, len(self._header))
+        self._is_header_lost = False
         self._sealed = path.exists()
         self._dropped = False
         self._descriptor: int | None = None if self._sealed else files.open(self._body)
@@ -115,6 +116,7 @@ class Upload:
                 raise WrongOffset(message, committed_size=self.committed_size)
             new = memoryview(data)[known:]
             if new:
+                self._write_lost_header()
                 self._files.write_at(self._opened(), self._body_start + self.received_size, new)
                 self.received_size += len(new)
 
@@ -135,8 +137,14 @@ class Upload:
             except OSError:
                 with self._lock:
                     self.received_size = self.committed_size
+                    self._is_header_lost = not self.committed_size
                 raise
             return received
+
+    def _write_lost_header(self) -> None:
+        if self._is_header_lost and not self._is_encoded:
+            self._files.write_at(self._opened(), 0, self._header)
+        self._is_header_lost = False
 
     def _sync(self, descriptor: int) -> None:
         self._files.sync(descriptor)
@@ -252,9 +260,14 @@ class Upload:
             self._files.remove(self._body)
 
     def _sync_values(self) -> None:
+        self._write_lost_header()
         descriptor = self._files.open(self._partial) if self._is_encoded else self._opened()
         try:
             self._files.sync(descriptor)
+        except OSError:
+            self._is_header_lost = True
+            self._num_verified = 0  # so that values that were decoded are written once more
+            raise
         finally:
             if self._is_encoded:
                 self._files.close(descriptor)

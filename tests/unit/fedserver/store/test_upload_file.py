@@ -17,6 +17,7 @@ from fedserver.store.updates import UpdateFacts
 from fedserver.store.upload_file import Upload
 from fedstream import limits
 from fedstream.body import BodyReader
+from fedstream.encodings import Encoded, Encoding, encode
 from fedstream.errors import DigestMismatch, RoundClosed, WrongOffset
 from fedstream.files import RealFileSystem
 from fedstream.manifest import Digest, Manifest, manifest_of, raw_bytes
@@ -376,3 +377,65 @@ def test_body_read_back_from_a_sealed_update_is_what_was_sent(begin: Begin, tmp_
     file = WeightsFile(tmp_path / "u.safetensors")
     with BodyReader([file.span(name) for name in file.names]) as body:
         assert b"".join(chunk.data for chunk in body.chunks(0, 13)) == BODY
+
+
+class ForgetfulDisk(RealFileSystem):
+    """After a failed fsync, what was not on the medium is not written by the next one either: as on Linux."""
+
+    def __init__(self) -> None:
+        self.medium: dict[Path, bytearray] = {}
+        self.fails_once = ""
+        self._opened: dict[int, Path] = {}
+        self._unsynced: dict[Path, list[tuple[int, bytes]]] = {}
+
+    def open(self, path: Path) -> int:
+        descriptor = super().open(path)
+        self._opened[descriptor] = path
+        return descriptor
+
+    def write_at(self, descriptor: int, offset: int, data: bytes | memoryview) -> None:
+        super().write_at(descriptor, offset, data)
+        self._unsynced.setdefault(self._opened[descriptor], []).append((offset, bytes(data)))
+
+    def sync(self, descriptor: int) -> None:
+        path = self._opened[descriptor]
+        unsynced = self._unsynced.pop(path, [])
+        if self.fails_once and path.name.endswith(self.fails_once):
+            self.fails_once = ""
+            raise OSError(errno.EIO, "Input/output error")
+        content = self.medium.setdefault(path, bytearray())
+        for offset, data in unsynced:
+            content.extend(bytes(max(0, offset + len(data) - len(content))))
+            content[offset : offset + len(data)] = data
+
+    def rename(self, source: Path, target: Path) -> None:
+        super().rename(source, target)
+        self.medium[target] = self.medium.pop(source, bytearray())
+
+
+def test_header_that_a_failed_fsync_lost_is_written_again(begin: Begin) -> None:
+    disk = ForgetfulDisk()
+    upload = begin(files=disk)
+    disk.fails_once = ".partial"
+    with pytest.raises(OSError, match="Input/output"):
+        receive(upload)
+    receive(upload)
+    finish(upload)
+    assert bytes(disk.medium[upload.path]) == upload.path.read_bytes()
+
+
+def test_values_that_a_failed_fsync_lost_are_decoded_again(tmp_path: Path) -> None:
+    disk, entry_ = ForgetfulDisk(), MANIFEST.entries[0]
+    body = encode(Encoding.ZSTD, WEIGHTS[entry_.name])
+    facts = replace(FACTS, encoded={entry_.name: Encoded(Encoding.ZSTD, len(body))})
+    upload = Upload(tmp_path / "u.safetensors", MANIFEST, [0], facts, disk)
+    upload.write(0, body)
+    upload.committed(upload.sync())
+    upload.verify({})
+    disk.fails_once = "safetensors.partial"
+    with pytest.raises(OSError, match="Input/output"):
+        upload.seal()
+    assert upload.has_unverified
+    upload.verify({})
+    upload.seal()
+    assert bytes(disk.medium[upload.path]) == upload.path.read_bytes()
