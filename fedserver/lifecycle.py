@@ -126,6 +126,8 @@ async def run_rounds(federation: Federation, desk: Desk) -> str:
     """Run rounds until all are done or something ends the federation; returns why it ended."""
     number = federation.history[-1].number + 1 if federation.history else 1
     revived = await revive(federation, desk)
+    if revived is None and (stopping := federation.progress.why_stopping()) is not None:
+        return stopping  # an earlier process had come to that end, and was killed in its last words
     while number <= federation.config.rounds:
         try:
             work = await run_round(federation, number, revived)

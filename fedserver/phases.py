@@ -35,6 +35,9 @@ participations takes a millisecond, and each of them gives several reasons for i
 
 _LONGEST_REST_SECONDS = 0.1
 
+_KEEPING_SECONDS = 60.0
+"""How much of everybody's time a crash may give back: rows say how much is left, and are written as often as this."""
+
 
 class Stopped(Exception):
     """The federation is to end before this round has opened. The message says why."""
@@ -124,7 +127,7 @@ async def offer(federation: Federation, work: RoundWork) -> None:
 
 async def collect(federation: Federation, work: RoundWork) -> None:
     """Let the clients work until the round closes."""
-    round_ = work.opened
+    round_, kept_at = work.opened, federation.now
     while round_.closed is None:
         began = federation.now
         if federation.disk.trouble is not None:
@@ -136,11 +139,12 @@ async def collect(federation: Federation, work: RoundWork) -> None:
             await federation.durably(partial(_keep_round, federation, round_))
             federation.sessions.say([*expired, *cancelled])
             return
-        if expired:
+        if expired or federation.now - kept_at >= _KEEPING_SECONDS:
             await federation.durably(partial(_keep_round, federation, round_))
+            kept_at = federation.now
         federation.sessions.say(expired)
         federation.stand(FederationState.RUNNING, waiting_for(round_))
-        next_event = round_.next_event()
+        next_event = min(round_.next_event(), kept_at + _KEEPING_SECONDS)
         await asyncio.sleep(min(_REST * (federation.now - began), _LONGEST_REST_SECONDS))
         await federation.change(next_event - federation.now)
 

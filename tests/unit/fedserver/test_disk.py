@@ -219,3 +219,21 @@ async def test_disk_that_stays_full_is_not_filled_further_and_no_file_stays_open
             bench.state.models.add(7, SCHEMA, described(SCHEMA, weights))
         assert [path.name for path in (tmp_path / "models").iterdir()] == [model.path.name]
         running.cancel()
+
+
+async def test_step_that_fails_on_a_disk_that_takes_other_writes_is_not_repeated_without_a_rest(tmp_path: Path) -> None:
+    tries = 0
+
+    async def step() -> None:
+        nonlocal tries
+        tries += 1
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async with Bench.running(tmp_path, retry_delay_seconds=0.2) as bench:
+        trying = asyncio.create_task(bench.federation.durably(step))
+        await asyncio.sleep(0.5)
+        assert 2 <= tries <= 4
+        assert "reports errors of the medium" in bench.federation.standing.reason
+        bench.federation.stop(finish_round=False)
+        with pytest.raises(DiskRefuses):
+            await asyncio.wait_for(trying, 5.0)

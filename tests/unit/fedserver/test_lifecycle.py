@@ -11,6 +11,7 @@ from fedserver import lifecycle
 from fedserver.coordinator.effects import TellFederationOutcome
 from fedserver.coordinator.population import ClientState, Introduction
 from tests.support.bench import Bench
+from tests.support.clocks import SetClock
 
 pytestmark = pytest.mark.numpy_task
 
@@ -107,3 +108,32 @@ async def test_farewell_waits_for_nobody_who_left_or_gave_nothing(tmp_path: Path
             bench.federation.sessions.close(bench.federation.sessions.open(name))
             bench.federation.gone(name, state, "gone")
         await asyncio.wait_for(lifecycle.say_farewell(bench.federation, "all rounds done"), 5.0)
+
+
+async def test_federation_that_had_stopped_early_ends_when_it_is_started_again(tmp_path: Path) -> None:
+    settings = {"early_stopping_rounds": 1, "rounds": 9}
+    async with Bench.running(tmp_path, "a", accuracies=[0.8, 0.7], **settings) as bench:
+        await bench.play(1)
+        await bench.play(2)
+    async with Bench.running(tmp_path, "a", accuracies=[0.9], **settings) as bench:
+        reason = await asyncio.wait_for(lifecycle.run_rounds(bench.federation, bench.desk), 10.0)
+        assert reason.startswith("early stopping: no better holdout score for 1 rounds")
+        assert len(bench.federation.history) == 2
+
+
+async def test_time_that_a_round_took_before_a_crash_is_not_given_again(tmp_path: Path) -> None:
+    clock = SetClock(1000.0)
+    settings = {"round_timeout_seconds": 3600.0, "lease_seconds": 3600.0}
+    async with Bench.running(tmp_path, "a", clock=clock, **settings) as bench:
+        running = await bench.open_round()
+        await bench.accept("a")
+        clock.advance(1000.0)
+        bench.federation.touch()
+        stored = "SELECT json_extract(row, '$.seconds_left') FROM participations"
+        while bench.state.database.query(stored)[0][0] > 2600.0:  # noqa: ASYNC110 - the driver tells nobody
+            await asyncio.sleep(0.01)
+        running.cancel()
+    later = SetClock(5.0)
+    async with Bench.running(tmp_path, clock=later, **settings) as bench:
+        assert bench.part("a").deadline - later.monotonic() == 2600.0
+        assert later.monotonic() - bench.round.opened == 1000.0
