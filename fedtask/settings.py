@@ -49,7 +49,7 @@ def option(
 
 
 def describe_settings(kind: type[Any]) -> list[OptionInfo]:
-    """Every setting of the dataclass `kind`, in order, for tables in docs and command lines."""
+    """Every setting of the dataclass `kind`, in order, for tables in docs."""
     return [_info(field) for field in dataclasses.fields(kind)]
 
 

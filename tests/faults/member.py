@@ -75,14 +75,12 @@ class CountingTransfer:
     stub: Any
     before_chunk: BeforeChunk
     sent_bytes: int = 0
-    streams: int = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stub, name)
 
     def WriteChunks(self) -> Any:  # noqa: N802 - the name of the RPC
         """A stream that counts."""
-        self.streams += 1
         return _CountingCall(self.stub.WriteChunks(), self)
 
 

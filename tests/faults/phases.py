@@ -69,7 +69,6 @@ def read_event(line: bytes) -> dict[str, Any]:
 
 _NAMED = {phase.value: phase for phase in Phase}
 _OUTSTANDING = re.compile(r"waiting for (.*)$")
-_ROUND = re.compile(r"^round (\d+):")
 
 
 @dataclass(slots=True)

@@ -6,14 +6,20 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from google.protobuf.descriptor_pb2 import DescriptorProto, EnumDescriptorProto, FileDescriptorProto, FileDescriptorSet
 from packaging.requirements import Requirement
 from packaging.version import Version
+
+from fedclient.cli import app as fedclient_app
+from fedserver.cli import app as fedserver_app
+from fedtask.brain_mri.settings import DEMO
 
 ROOT = Path(__file__).resolve().parents[2]
 PROTOS = sorted((ROOT / "protos").rglob("*.proto"))
@@ -158,8 +164,9 @@ def test_stubs_required_floor_is_not_below_their_stamp(package: str, files: str,
 
 
 def commands_in(text: str, program: str) -> list[str]:
-    """The command lines of `program` in a Markdown text: in fenced blocks, and in `code`."""
+    """The command lines of `program` in a Markdown text: in fenced and in indented blocks, and in `code`."""
     blocks = re.findall(r"^```.*?\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    blocks += re.findall(r"^ {4}(\S.*)$", text, flags=re.MULTILINE)
     lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     lines += re.findall(r"`([^`\n]+)`", text)
     return [line for line in lines if re.match(rf"{program}( |$)", line)]
@@ -178,6 +185,33 @@ def test_documents_every_make_command_is_in_the_makefile() -> None:
 
     assert unknown == []
     assert commands
+
+
+@pytest.mark.parametrize("program", ["fedserver", "fedclient"])
+def test_documents_every_option_of_a_command_is_one_that_it_has(program: str) -> None:
+    commands = {"fedserver": fedserver_app, "fedclient": fedclient_app}
+    known = typer.main.get_command(commands[program]).commands
+    found = [(path, line) for path in DOCUMENTS for line in commands_in(path.read_text(), program)]
+    unknown = []
+    for path, line in found:
+        words = re.sub(r"\s#.*|\s-- .*|'[^']*'|\"[^\"]*\"", "", line).split()[1:]
+        names = {name for word in words[:1] for name in _options_of(known, word)}
+        unknown += [f"{path.name}: {line}" for word in words if word.startswith("-") and word not in names]
+
+    assert unknown == []
+    assert len(found) > 10
+
+
+def _options_of(commands: Mapping[str, Any], name: str) -> set[str]:
+    if name.startswith("-"):
+        return {"--help", "-h", "--version"}
+    assert name in commands, f"there is no command {name}"
+    return {"--help", *(option for one in commands[name].params for option in (*one.opts, *one.secondary_opts))}
+
+
+def test_demo_runs_as_many_rounds_on_the_phantom_as_it_says() -> None:
+    said = {one.name: one.help for one in typer.main.get_command(fedserver_app).commands["demo"].params}
+    assert said["rounds_"] == f"[default: 10, on the phantom {DEMO.rounds}]"
 
 
 # --- The checkout ---

@@ -138,7 +138,6 @@ async def test_status_without_an_error_info_is_the_network(fail: Fail, code: grp
     assert str(received) == f"{code.name}: proxy says no"
 
 
-INFO = error_details_pb2.ErrorInfo(reason="ROUND_CLOSED", domain=ERROR_DOMAIN)
 OTHERS_INFO = error_details_pb2.ErrorInfo(reason="ROUND_CLOSED", domain="googleapis.com")
 MANGLED = any_pb2.Any(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=b"\xff\xff\xff")
 
