@@ -20,7 +20,7 @@ from fedserver.commands.admin import (
     span,
 )
 from fedserver.exit_codes import ExitCode, fail
-from fedserver.services.admin import write_detail, write_records
+from fedserver.services.round_messages import write_detail, write_records
 from fedserver.store.rounds import records
 from fedstream.v1 import admin_pb2, negotiation_pb2
 
