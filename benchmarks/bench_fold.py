@@ -62,8 +62,9 @@ def speeds(schema: ModelSchema, threads: int, repeats: int) -> dict[str, float]:
         for _ in accumulator.iter_result():
             pass
 
+    plain = zeros(schema)
     found = {
-        "plain float64": measure(schema, repeats, lambda: plain_fold(update, plain)) if (plain := zeros(schema)) else 0,
+        "plain float64": measure(schema, repeats, lambda: plain_fold(update, plain)),
         "check (finite, largest, norm)": measure(
             schema, repeats, lambda: check_update(schema, base, update, threads=threads)
         ),
