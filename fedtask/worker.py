@@ -49,6 +49,7 @@ class TaskWorker:
         self._opened: tuple[str, dict[str, Any]] | None = None
         self._numbers = itertools.count(1)
         self._turn = asyncio.Lock()
+        self._draining: asyncio.Task[None] | None = None
 
     async def describe(self) -> TaskDescription:
         """The task's meaning, schema and default plan."""
@@ -122,6 +123,8 @@ class TaskWorker:
 
     async def _call(self, method: str, on_report: Callable[[EpochReport], None] | None = None, **params: Any) -> Any:
         async with self._turn:
+            if self._draining is not None:  # of a caller that was cancelled twice, and did not wait for it
+                await asyncio.shield(self._draining)
             if self._process is None or self._process.returncode is not None:
                 await self._spawn()
             return await self._request(method, params, on_report)
@@ -139,11 +142,18 @@ class TaskWorker:
             env=environment,
             start_new_session=True,  # Ctrl-C in a terminal is for the parent, which ends the worker in good order
         )
-        self._listener = asyncio.create_task(self._listen(self._process))
-        await self._write(self._start)
-        await self._read_result(0, None)
-        if self._opened is not None:
-            await self._request(*self._opened, None)
+        process = self._process
+        self._listener = asyncio.create_task(self._listen(process))
+        try:
+            await self._write(self._start)
+            await self._read_result(0, None)
+            if self._opened is not None:
+                await self._request(*self._opened, None)
+        except BaseException:  # one that has not come so far is no worker to the next call
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            self._process = None
+            raise
 
     async def _listen(self, process: asyncio.subprocess.Process) -> None:
         assert process.stderr is not None
@@ -161,7 +171,8 @@ class TaskWorker:
             return await self._read_result(number, on_report)
         except asyncio.CancelledError:
             # The answer to a cancelled request still comes: take it in, so that the next one finds its own.
-            await asyncio.shield(self._drain(number))
+            self._draining = asyncio.create_task(self._drain(number))
+            await asyncio.shield(self._draining)
             raise
 
     async def _drain(self, number: int) -> None:
@@ -180,13 +191,15 @@ class TaskWorker:
     async def _read_result(self, number: int, on_report: Callable[[EpochReport], None] | None) -> Any:
         process = self._process  # `close` may forget it while the answer is awaited
         assert process is not None and process.stdout is not None
-        while line := await process.stdout.readline():
+        while (line := await process.stdout.readline()).endswith(b"\n"):  # half a line is its end as well
             message = json.loads(line)
             if message["id"] != number:
                 continue
             if "report" in message:
                 if on_report is not None:
                     on_report(from_json(EpochReport, message["report"]))
+            elif "trouble" in message:
+                log.warning("the training process waits", because=message["trouble"])
             elif "error" in message:
                 raise TaskError(message["error"])
             elif "cancelled" in message:

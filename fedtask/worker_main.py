@@ -24,6 +24,8 @@ from fedtask.messages import EntryRecord, LocalUpdate, TaskDescription, from_jso
 from fedtask.registry import create_task
 from fedtask.task import Cancelled, EpochReport, Evaluation, SiteOptions, Task, TaskError, Weights
 
+_DISK_RETRY_SECONDS = 2.0
+
 
 class Worker:
     """Carries out requests on one task.
@@ -83,7 +85,7 @@ class Worker:
         base_weights = WeightsFile(Path(base)).weights()
         tuned = self._task.fine_tune(base_weights, from_json(Plan, plan), lambda report: self._report(request, report))
         changed = self._changed(base_weights, tuned.weights)
-        write_durably(RealFileSystem(), Path(out), file_parts(Manifest(tuple(changed)), tuned.weights))
+        self._write_when_it_can(request, Path(out), Manifest(tuple(changed)), tuned.weights)
         update = LocalUpdate(
             changed=tuple(EntryRecord.of(entry) for entry in changed),
             num_examples=tuned.num_examples,
@@ -93,6 +95,20 @@ class Worker:
             training_seconds=time.monotonic() - started,
         )
         return to_json(update)
+
+    def _write_when_it_can(self, request: int, out: Path, changed: Manifest, weights: Weights) -> None:
+        """Write what was trained. While the disk refuses, say so and try again: training anew would take longer."""
+        told = ""
+        while True:
+            try:
+                return write_durably(RealFileSystem(), out, file_parts(changed, weights))
+            except OSError as error:
+                if str(error) != told:
+                    told = str(error)
+                    self._send({"id": request, "trouble": f"what was trained cannot be written yet: {told}"})
+            time.sleep(_DISK_RETRY_SECONDS)
+            if request in self._cancelled:
+                raise Cancelled
 
     def _changed(self, base: Weights, trained: Weights) -> list[TensorEntry]:
         # Comparing bytes rather than values: NaN differs from itself, and -0.0 does not from 0.0.

@@ -1,0 +1,106 @@
+"""A worker process that is killed, cancelled or short of disk while it is spoken to. 10 s."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from fedstream.plan import Plan
+from fedstream.weights_file import WeightsFile
+from fedtask.task import EpochReport, SiteOptions
+from fedtask.worker import TaskWorker, WorkerCrashed
+
+pytestmark = pytest.mark.numpy_task
+
+PLAN = Plan(epochs=1, batch_size=16, learning_rate=0.1, early_stopping_patience=0, seed=1)
+LONG = replace(PLAN, epochs=10_000)
+
+
+@pytest.fixture
+async def worker(tmp_path: Path) -> AsyncIterator[TaskWorker]:
+    """With generated data open, and the weights of round 0 in `base`."""
+    made = TaskWorker("linear", {})
+    try:
+        await made.open_site(SiteOptions(None))
+        await made.initial_weights(0, None, tmp_path / "base")
+        yield made
+    finally:
+        await made.close()
+
+
+def ignore(_report: EpochReport) -> None:
+    return
+
+
+def pid(worker: TaskWorker) -> int:
+    assert worker._process is not None
+    return worker._process.pid
+
+
+async def begun(worker: TaskWorker, folder: Path) -> asyncio.Task[Any]:
+    """A fine-tune that has told of an epoch and will not end by itself."""
+    told = asyncio.Event()
+    task = asyncio.create_task(worker.fine_tune(folder / "base", LONG, folder / "long", lambda _: told.set()))
+    await asyncio.wait_for(told.wait(), 20.0)
+    return task
+
+
+async def test_worker_that_is_called_off_while_it_is_started_again_has_its_data_the_next_time(
+    worker: TaskWorker, tmp_path: Path
+) -> None:
+    os.kill(pid(worker), signal.SIGKILL)
+    with pytest.raises(WorkerCrashed):
+        await worker.fine_tune(tmp_path / "base", PLAN, tmp_path / "first", ignore)
+    again = asyncio.create_task(worker.fine_tune(tmp_path / "base", PLAN, tmp_path / "second", ignore))
+    await asyncio.sleep(0.1)  # its process has begun, and has read no data yet
+    again.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await again
+    update = await worker.fine_tune(tmp_path / "base", PLAN, tmp_path / "third", ignore)
+    assert update.num_examples > 0
+
+
+async def test_worker_whose_caller_is_cancelled_twice_serves_the_next_one(worker: TaskWorker, tmp_path: Path) -> None:
+    task = await begun(worker, tmp_path)
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    update = await worker.fine_tune(tmp_path / "base", PLAN, tmp_path / "next", ignore)
+    assert update.epochs == 1
+
+
+async def test_worker_killed_in_the_middle_of_its_answer_has_crashed(worker: TaskWorker, tmp_path: Path) -> None:
+    task = await begun(worker, tmp_path)
+    assert worker._process is not None
+    assert worker._process.stdout is not None
+    worker._process.stdout.feed_data(b'{"id": 3, "rep')
+    os.kill(pid(worker), signal.SIGKILL)
+    with pytest.raises(WorkerCrashed, match="status -9"):
+        await task
+
+
+async def test_update_that_the_disk_does_not_take_is_written_when_it_does_and_trained_once(
+    worker: TaskWorker, tmp_path: Path
+) -> None:
+    reports: list[EpochReport] = []
+    out = tmp_path / "not there yet" / "update"
+    with capture_logs() as logs:
+        task = asyncio.create_task(worker.fine_tune(tmp_path / "base", PLAN, out, reports.append))
+        while not logs:  # noqa: ASYNC110 - the log tells nobody
+            await asyncio.sleep(0.01)
+        out.parent.mkdir()
+        update = await asyncio.wait_for(task, 20.0)
+    assert logs[0]["event"] == "the training process waits"
+    assert "No such file or directory" in logs[0]["because"]
+    assert WeightsFile(out).names == [record.name for record in update.changed]
+    assert len({report.epoch for report in reports}) == 1
