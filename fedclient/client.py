@@ -40,6 +40,8 @@ from fedstream.errors import (
     Unauthenticated,
 )
 from fedstream.files import FileSystem, RealFileSystem, make_durable
+from fedtask.task import TaskError
+from fedtask.worker import WorkerCrashed
 
 log = structlog.get_logger()
 
@@ -81,15 +83,24 @@ class Client:
         Raises:
             Stop: with the exit code and what to do.
         """
+        lock = self._lock()
+        try:
+            return await self._run()
+        finally:
+            lock.release()
+
+    def _lock(self) -> FileLock:
         folder = self._config.state_folder
-        folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "lock", timeout=0)
         try:
-            with lock:
-                return await self._run()
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
         except Timeout as error:
             message = f"another fedclient uses {folder}: stop it, or give this one another --name or --state-dir"
             raise Stop(ExitCode.BAD_CONFIGURATION, message) from error
+        except OSError as error:
+            raise Stop(ExitCode.BAD_CONFIGURATION, f"the state folder cannot be used: {error}") from error
+        return lock
 
     async def leave(self, reason: str) -> None:
         """Tell the server that this client goes, if there is a session."""
@@ -198,7 +209,7 @@ class Client:
             await self._collect(place, ending)
 
         def on_round(event: RoundOutcome) -> None:
-            place.errands.add(asyncio.create_task(place.shop.global_models.fetch_ahead(event)))
+            place.errands.add(asyncio.create_task(place.fetch_ahead(event)))
 
         schema = place.shop.site.description.schema
         hello = introduce(self._config, place.shop.site, place.shop.memory.experience)
@@ -276,7 +287,12 @@ class Client:
             message = f"{text}\nbut its final model could not be fetched: ask the coordinator for it"
             raise Stop(ExitCode.UNREACHABLE, message)
         self._display.idle("saving the final model")
-        paths = await outcome.save_models(self._final, place.task.task_name, place.shop.trainer)
+        try:
+            paths = await outcome.save_models(self._final, place.task.task_name, place.shop.trainer)
+        except (TaskError, WorkerCrashed, OSError) as error:
+            message = f"{text}\nbut its model could not be saved in {self._config.out_folder} ({error})"
+            hint = "it is kept: mend that, or give another --out, and start this site again"
+            raise Stop(ExitCode.BAD_CONFIGURATION, f"{message}; {hint}") from error
         # Before the weights go: a client that is killed in between must not look for them.
         await asyncio.to_thread(self._note_saved, noted, paths)
         return paths

@@ -74,7 +74,7 @@ def _read_welcome(message: negotiation_pb2.Welcome) -> Welcome:
 
 def _read_declined(message: negotiation_pb2.Declined) -> Declined:
     return Declined(
-        message=message.message,
+        message=_shown(message.message),
         differences=tuple(map(_read_difference, message.differences[: limits.MAX_SHOWN_DIFFERENCES])),
         more_differences=message.more_differences,
         server_meaning=wire.read_meaning(message.server_meaning) if message.HasField("server_meaning") else None,
@@ -100,6 +100,11 @@ def _read_offer(message: negotiation_pb2.Offer) -> Offer:
     )
 
 
+def _shown(text: str) -> str:
+    """The server's words as they may stand in a terminal and a log."""
+    return limits.clip_reason(text)
+
+
 def _read_ref(message: common_pb2.ModelRef) -> ModelRef:
     return ModelRef(message.version, wire.read_digest(message.model_digest))
 
@@ -111,9 +116,9 @@ def _read_round_outcome(message: negotiation_pb2.RoundOutcome) -> RoundOutcome:
     return RoundOutcome(
         round=message.round,
         succeeded=message.succeeded,
-        reason=message.reason,
+        reason=_shown(message.reason),
         outcome=outcome,
-        outcome_reason=message.outcome_reason,
+        outcome_reason=_shown(message.outcome_reason),
         global_model=_read_ref(message.global_model) if message.HasField("global_model") else None,
         metrics=wire.read_metrics(message.metrics),
     )
@@ -126,19 +131,19 @@ def _read_confirmation(message: negotiation_pb2.Confirmation) -> Confirmation:
 
 def _read_federation_outcome(message: negotiation_pb2.FederationOutcome) -> FederationOutcome:
     last, best = _read_ref(message.last_model), _read_ref(message.best_model)
-    return FederationOutcome(message.reason, last, best, wire.read_metrics(message.metrics))
+    return FederationOutcome(_shown(message.reason), last, best, wire.read_metrics(message.metrics))
 
 
 _READERS: Mapping[str, Callable[[Any], Event]] = {
     "welcome": _read_welcome,
     "declined": _read_declined,
     "schema_query": lambda _: SchemaQuery(),
-    "waiting": lambda message: Waiting(message.reason),
+    "waiting": lambda message: Waiting(_shown(message.reason)),
     "offer": _read_offer,
     "confirm": _read_confirmation,
-    "withdraw": lambda message: Withdrawal(message.offer_id, message.reason),
+    "withdraw": lambda message: Withdrawal(message.offer_id, _shown(message.reason)),
     "lease_renewal": lambda message: LeaseRenewal(message.offer_id, _seconds(message.lease)),
-    "cancel": lambda message: Cancellation(message.offer_id, message.reason),
+    "cancel": lambda message: Cancellation(message.offer_id, _shown(message.reason)),
     "round_outcome": _read_round_outcome,
     "federation_outcome": _read_federation_outcome,
 }

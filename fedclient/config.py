@@ -91,7 +91,7 @@ class ClientConfig(BaseModel):
     division: str = "even"
     division_seed: int = Field(default=0, ge=0)
     max_epochs: int = Field(default=0, ge=0)
-    max_hours: float | None = Field(default=None, gt=0)
+    max_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     max_rounds: int = Field(default=0, ge=0)
     max_examples: int = Field(default=0, ge=0)
     report: Annotated[tuple[str, ...] | None, BeforeValidator(parse_report)] = None
@@ -99,7 +99,7 @@ class ClientConfig(BaseModel):
     pictures: bool = True
     state_dir: Path | None = None
     task: str | None = None
-    give_up_after: float | None = Field(default=None, gt=0)
+    give_up_after: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
     @field_validator("server")
     @classmethod

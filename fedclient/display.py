@@ -65,7 +65,8 @@ class TerminalDisplay:
         from rich.console import Console  # rich takes a tenth of a second to import, and services need none of it
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-        words, note = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
+        # What is shown is partly the server's words: no markup.
+        words, note = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[note]}"))
         self._bar = Progress(
             words, BarColumn(), note, TimeElapsedColumn(), console=Console(stderr=True), transient=True
         )

@@ -12,7 +12,9 @@ import enum
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
@@ -39,6 +41,10 @@ from fedtask.messages import LocalUpdate
 from fedtask.task import EpochReport
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
+
+_DISK_RETRY_SECONDS = 2.0
 
 
 class JobState(enum.Enum):
@@ -126,12 +132,15 @@ class Job:
             self._end(JobState.FAILED, "the client had an unexpected error")
 
     def _end(self, state: JobState, reason: str = "") -> None:
+        self.state, self.reason = state, reason
         if self._pace.epoch_seconds is not None:
             # Stopped in training. The next offer, which may come at once, is answered by what this one taught, such as
             # that ten epochs take too long here.
             self._learn(epoch_seconds=self._pace.epoch_seconds)
-            self.workshop.memory.save()
-        self.state, self.reason = state, reason
+            try:
+                self.workshop.memory.save()
+            except OSError as error:
+                log.warning("how long an epoch takes here could not be saved", because=str(error))
         self.workshop.keepsakes.work_ends()
         self.workshop.on_news()
 
@@ -204,7 +213,8 @@ class Job:
         self._show(Progress(Phase.PREPARING, epochs=plan.epochs))
         log.info("training", epochs=plan.epochs, batch_size=plan.batch_size, learning_rate=plan.learning_rate)
         update = await self._fine_tune(base, plan, shop.updates.weights_path(offer.offer_id))
-        finished = await asyncio.to_thread(shop.updates.record, offer.offer_id, offer.round, base.digest, update)
+        record = partial(shop.updates.record, offer.offer_id, offer.round, base.digest, update)
+        finished = await _when_the_disk_can(record)
         log.info("trained", epochs=update.epochs, seconds=round(update.training_seconds, 1), **_shown(update.metrics))
         return finished
 
@@ -226,13 +236,13 @@ class Job:
             self._show(Progress(Phase.UPLOADING, fraction=fraction), megabytes(done, total))
 
         update = finished.update
-        packed = await asyncio.to_thread(self.workshop.packer.pack, base, finished, terms.encoding)
+        packed = await _when_the_disk_can(partial(self.workshop.packer.pack, base, finished, terms.encoding))
         parcel = parcel_of(
             self.offer.upload_id, update, packed.manifest, packed.spans, packed.encoded, self.workshop.reporting
         )
         self._show(Progress(Phase.UPLOADING))
         self.workshop.memory.note_sent(self.offer.round)
-        await asyncio.to_thread(self.workshop.memory.save)
+        await _when_the_disk_can(self.workshop.memory.save)
         upload = Upload(self.workshop.connection, parcel, terms, self.workshop.patience, on_bytes)
         return await upload.run()
 
@@ -254,6 +264,19 @@ class Job:
         self.workshop.display.show(self.offer.round, progress, note)
         if moved_on:
             self.workshop.on_news()
+
+
+async def _when_the_disk_can(write: Callable[[], T]) -> T:
+    """Write what would be lost with a training that is done: where the disk refuses, say so, and try again."""
+    told = ""
+    while True:
+        try:
+            return await asyncio.to_thread(write)
+        except OSError as error:
+            if str(error) != told:
+                told = str(error)
+                log.warning("what was trained waits for the disk", because=told)
+        await asyncio.sleep(_DISK_RETRY_SECONDS)
 
 
 def _general_words(error: Exception) -> str:

@@ -114,6 +114,7 @@ class Keepsakes:
                 await self.finish()
         except TimeoutError:
             log.warning("the last model or plot is not saved: it takes too long", seconds=_LAST_SECONDS)
+            await self._trainer.close()  # or the end of what it is at would be waited for
         finally:
             await asyncio.gather(self._model.cancel(), self._picture.cancel())
 

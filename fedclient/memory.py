@@ -54,17 +54,23 @@ class SiteMemory:
         return replace(self._experience, rounds_sent=len(self._sent))
 
     def experience_before(self, round_number: int) -> Experience:
-        """What other rounds took here: one that is offered again must not stand in its own way."""
-        return replace(self._experience, rounds_sent=len(self._sent - {round_number}))
+        """What earlier rounds took here. One that is offered again must not stand in its own way, nor may those that
+        an earlier federation of this name had after it.
+        """
+        return replace(self._experience, rounds_sent=sum(number < round_number for number in self._sent))
 
     def learn(self, experience: Experience) -> None:
         """Remember what a round took."""
         self._experience, self._is_saved = experience, False
 
     def note_sent(self, round_number: int) -> None:
-        """Count a round; save before the first byte of its update leaves: a crash must not make room for one more."""
-        if round_number not in self._sent:
-            self._sent, self._is_saved = self._sent | {round_number}, False
+        """Count a round, in place of what was there from it on, of another federation or one that was set back.
+
+        Save before the first byte of its update leaves: a crash must not make room for one more.
+        """
+        sent = frozenset({round_number, *(number for number in self._sent if number < round_number)})
+        if sent != self._sent:
+            self._sent, self._is_saved = sent, False
 
     def add_history(
         self, round_number: int, history: Sequence[Mapping[str, Any]], epoch_seconds: float | None = None

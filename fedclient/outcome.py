@@ -36,7 +36,7 @@ async def fetch_models(outcome: FederationOutcome, site: Site, downloader: Downl
         async with asyncio.timeout(FETCH_SECONDS):
             best = await _fetch(outcome.best, site, downloader)
             last = await _fetch(outcome.last, site, downloader)
-    except (FedstreamError, TimeoutError) as error:
+    except (FedstreamError, TimeoutError, OSError) as error:
         log.warning("the final model could not be had", because=str(error) or "the server does not answer")
         return None
     return FinalModels(best, last)

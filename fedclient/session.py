@@ -55,6 +55,7 @@ log = structlog.get_logger()
 _LEASE_SHARE = 1 / 3
 """Part of a lease after which it is renewed: two signs of life may be lost before the third is due."""
 
+_LEAST_PERIOD_SECONDS = 0.1
 _PERIOD_SECONDS = 5.0
 """How often progress that changed is told, where the lease is not shorter."""
 
@@ -88,7 +89,7 @@ class Lease:
     @property
     def period(self) -> float:
         """Seconds between two looks at the progress."""
-        return min(_PERIOD_SECONDS, self.seconds * _LEASE_SHARE)
+        return max(_LEAST_PERIOD_SECONDS, min(_PERIOD_SECONDS, self.seconds * _LEASE_SHARE))
 
     @property
     def pause(self) -> float:

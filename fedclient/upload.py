@@ -35,6 +35,7 @@ from fedstream.errors import (
     WrongOffset,
 )
 from fedstream.v1 import transfer_pb2
+from fedstream.weights_file import WeightsFileError
 
 log = structlog.get_logger()
 
@@ -179,6 +180,10 @@ class Upload:
         offset = self._committed
         while offset < body.size_bytes:
             data = await asyncio.to_thread(body.read, offset, chunk_bytes)  # the disk may be slow
+            if not data:
+                raise WeightsFileError(
+                    f"the update ends at {offset} of {body.size_bytes} bytes: its file was cut short"
+                )
             while offset + len(data) > self._committed + self._window:
                 if not await self._hear_commit(call, body):
                     raise TransportError("the server ended the stream")

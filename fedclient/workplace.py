@@ -13,7 +13,7 @@ from fedclient.config import ClientConfig
 from fedclient.connection import Connection
 from fedclient.display import Display
 from fedclient.download import Downloader
-from fedclient.events import TaskOnOffer
+from fedclient.events import RoundOutcome, TaskOnOffer
 from fedclient.exit_codes import ExitCode, Stop
 from fedclient.global_models import GlobalModels
 from fedclient.job import Workshop
@@ -114,12 +114,23 @@ class Workplace:
             raise
         return cls(task, shop, Workbench(shop, config.site_limits), Errands())
 
+    async def fetch_ahead(self, outcome: RoundOutcome) -> None:
+        """Fetch the model that a round has made, and drop those that are of no use any more."""
+        await self.shop.global_models.fetch_ahead(outcome)
+        if outcome.global_model is not None:
+            in_use = {outcome.global_model.digest, *self.shop.keepsakes.bases}
+            in_use |= {self.bench.job.offer.base.digest} if self.bench.job is not None else set()
+            await self.shop.global_models.keep_only(in_use)
+
     async def settle(self) -> None:
-        """End what is still being done for a round, and wait for what goes on beside the rounds."""
+        """End what is still being done for a round, and bring up to date what is kept for people.
+
+        What is fetched ahead is of no use any more, and a server that has gone would be waited for without end.
+        """
         await self.bench.close()
         if not self.shop.keepsakes.has_any:
             await self._recall()
-        await asyncio.gather(self.errands.finish(), self.shop.keepsakes.finish())
+        await asyncio.gather(self.errands.cancel(), self.shop.keepsakes.finish())
 
     async def _recall(self) -> None:
         """Take up what an earlier process has trained: it may have ended before that was saved for people."""

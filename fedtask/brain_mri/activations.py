@@ -9,10 +9,10 @@ Importing this imports tensorflow.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
-import os
-import tempfile
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -73,6 +73,7 @@ class DiskStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._is_refused = False
 
     def get(self, name: str) -> Half | None:
         try:
@@ -86,11 +87,19 @@ class DiskStore:
 
     def put(self, name: str, features: Half) -> None:
         path, body = self._path(name), features.tobytes()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(google_crc32c.value(body).to_bytes(_CRC_BYTES, "little") + body)
-        Path(temporary).replace(path)
+        # One name for all tries, so that what a killed process left is written over. Should two processes write it at
+        # the same time, the checksum tells, and it is computed again.
+        temporary = path.with_suffix(".partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(google_crc32c.value(body).to_bytes(_CRC_BYTES, "little") + body)
+            temporary.replace(path)
+        except OSError as error:
+            if not self._is_refused:
+                self._is_refused = True
+                sys.stderr.write(f"features are not kept, and computed each time: {error}\n")
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     def _path(self, name: str) -> Path:
         return self._folder / name[:2] / f"{name}.f16"

@@ -47,6 +47,9 @@ class FakeTrainer:
             await asyncio.sleep(NEVER)
         self.models.append((base.name, changes.name))
 
+    async def close(self) -> None:
+        self.stuck = False
+
 
 def made(trainer: FakeTrainer, pause_seconds: float = NEVER) -> Keepsakes:
     return Keepsakes(cast(Trainer, trainer), pause_seconds, pause_seconds)
