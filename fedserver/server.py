@@ -265,10 +265,10 @@ class Server:
             loop.add_signal_handler(number, self._on_signal, number)
 
     def _on_signal(self, number: signal.Signals) -> None:
-        log.warning("stopping", signal=number.name, hint="once more to end at once")
         self.federation.stop(finish_round=False)
         loop = asyncio.get_running_loop()
         loop.remove_signal_handler(number)
+        log.warning("stopping", signal=number.name, hint="once more to end at once")
 
 
 def _name(module: object, service: str) -> str:

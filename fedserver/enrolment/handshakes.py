@@ -77,7 +77,8 @@ def watching_handshakes() -> Iterator[HandshakeWatch]:
             yield watch
         finally:
             faulthandler.disable()
-            own.flush()
+            with contextlib.suppress(OSError):
+                own.flush()
             os.dup2(direct, 2)  # and with it, the last writing end is closed
             reader.join(_LAST_LINES_SECONDS)  # longer only where a process that was started here has kept a writing end
             sys.stderr = before
@@ -87,4 +88,5 @@ def _read(lines: BinaryIO, direct: int, watch: HandshakeWatch) -> None:
     with lines:
         for line in lines:
             if not watch.take(line):
-                os.write(direct, line)
+                with contextlib.suppress(OSError):  # nobody reads it, or its disk is full; the watch goes on
+                    os.write(direct, line)

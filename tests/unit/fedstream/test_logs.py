@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import warnings
@@ -106,3 +107,18 @@ def test_log_with_hostile_text_stays_on_its_line() -> None:
 def test_log_at_a_level_that_is_none_is_refused_with_those_there_are() -> None:
     with pytest.raises(ValueError, match="'loud' is no log level; use one of debug, info, warning, error"):
         configure_logs(level="loud")
+
+
+class Refusing(io.StringIO):
+    """A terminal whose reader has gone, or a file on a full disk."""
+
+    def write(self, _text: str) -> int:
+        raise BrokenPipeError
+
+    def flush(self) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_line_that_nobody_can_take_is_lost_and_costs_nothing_else() -> None:
+    configure_logs(stream=Refusing())
+    structlog.get_logger().warning("stopping")
