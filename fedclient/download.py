@@ -18,7 +18,7 @@ from fedclient.models import DamagedTensor, LocalModel, ModelStore
 from fedclient.partial import PartialModel
 from fedstream import limits, wire
 from fedstream.body import Chunk
-from fedstream.errors import InvalidManifest, ProtocolError, TransportError, WrongOffset
+from fedstream.errors import FedstreamError, InvalidManifest, ProtocolError, TransportError, WrongOffset
 from fedstream.files import FileSystem
 from fedstream.manifest import Digest, Manifest, TensorEntry, check_manifest
 from fedstream.schema import ModelSchema
@@ -30,6 +30,10 @@ OnBytes = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
 
 _MAX_REPAIRS = 3
+
+
+class ForeignModel(FedstreamError):
+    """The server names a model that is not of the schema that was agreed on. To ask again would change nothing."""
 
 
 class Downloader:
@@ -55,6 +59,7 @@ class Downloader:
 
         Raises:
             UnknownModel: the server does not publish it (any more).
+            ForeignModel: it is of another schema than the one that was agreed on.
             DamagedTensor: what arrives does not match its digests, several times over.
         """
         async with self._one_at_a_time:
@@ -84,13 +89,12 @@ class Downloader:
         async def once() -> Manifest:
             with translated():
                 entries = await self._read_manifest(digest)
-            try:
-                manifest = check_manifest(entries, schema)
-            except ProtocolError as error:  # of the domain, but found here, not said by the server
-                raise TransportError(f"the server's manifest is not of this model: {error}") from error
-            if manifest.model_digest() != digest:
+            if Manifest(tuple(entries)).model_digest() != digest:
                 raise TransportError("the manifest that arrived is not the one that was asked for")
-            return manifest
+            try:
+                return check_manifest(entries, schema)
+            except ProtocolError as error:  # of the domain, but found here, not said by the server
+                raise ForeignModel(f"the server's model is not of the federation's schema: {error}") from error
 
         return await until_done(once, lambda: 0, self._patience, "asking for the model's manifest")
 

@@ -21,7 +21,7 @@ import structlog
 from fedclient.calls import Patience
 from fedclient.connection import Connection
 from fedclient.display import Display, megabytes
-from fedclient.download import Downloader
+from fedclient.download import Downloader, ForeignModel
 from fedclient.events import Offer, Phase, Progress
 from fedclient.global_models import GlobalModels
 from fedclient.keepsakes import Keepsakes
@@ -283,6 +283,8 @@ def _general_words(error: Exception) -> str:
     """A reason that may leave this site: no file names, no paths."""
     if isinstance(error, UnknownModel):
         return "the base model is not published any more"
+    if isinstance(error, ForeignModel):
+        return "the base model is not of the schema that was agreed on"
     if isinstance(error, ProtocolError):
         return f"the server refused a call: {error.reason}"
     if isinstance(error, OSError):

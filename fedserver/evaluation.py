@@ -45,14 +45,18 @@ class Evaluator:
             await self._worker.initial_weights(seed, source, out)
 
     async def open(self) -> SiteSummary | None:
-        """Open the holdout, if there is one. If not, the worker has nothing to do before the models are exported."""
+        """Open the holdout, if there is one."""
         if self._holdout is None:
-            await self._worker.close()  # the next call starts it again
             return None
         self.summary = await self._worker.open_holdout(folder_of(self._holdout), self._classes)
         for warning in self.summary.warnings:
             log.warning("holdout", warning=warning)
         return self.summary
+
+    async def rest(self) -> None:
+        """Without a holdout, the worker has nothing to do from now on before the models are exported."""
+        if self._holdout is None:
+            await self._worker.close()  # the next call starts it again
 
     async def evaluate(self, weights: Path) -> Evaluation | None:
         """Score a model on the holdout; `None` if there is none."""

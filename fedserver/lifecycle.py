@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from fedserver.store.errors import BackupAtWork
 from fedserver.store.models import StoredModel
 from fedserver.store.retention import SCRATCH_MODEL
 from fedserver.store.rounds import received_bytes, unfinished
-from fedserver.store.state import KEEP_ROUNDS_FACT
+from fedserver.store.state import KEEP_ROUNDS_FACT, SOURCES_FACT
 from fedstream.errors import FedstreamError, UnknownModel
 from fedstream.manifest import described
 from fedstream.weights_file import WeightsFile
@@ -58,15 +59,11 @@ async def prepare(federation: Federation) -> None:
         await asyncio.to_thread(state.remember, KEEP_ROUNDS_FACT, str(federation.config.keep_rounds))
         federation.description = await federation.evaluator.describe()
         federation.schema = federation.description.schema
-        federation.model = _model_of(federation, _recall(federation)) or await _initial_model(federation)
-        await asyncio.to_thread(federation.model.check)
-        if federation.model.manifest.by_name().keys() != {spec.name for spec in federation.schema}:
-            raise FederationFailed(
-                f"the state directory {federation.state.folder} holds another model than this task's; "
-                "give another --state, or the settings it was begun with"
-            )
+        # Before a model is made, which stays: a folder that is missing is mended by its name, and no trace is left.
         await federation.evaluator.open()
         _require_test_set(federation.config.test)
+        federation.model = await _model_to_go_on_from(federation)
+        await federation.evaluator.rest()
         # Last, so that a first try which failed for want of a folder is not the federation's first start.
         federation.working_time = await asyncio.to_thread(federation.working_time.going_on, state)
     except (TaskError, WorkerCrashed) as error:
@@ -110,6 +107,44 @@ def _model_of(federation: Federation, version: int) -> StoredModel | None:
         return None
 
 
+async def _model_to_go_on_from(federation: Federation) -> StoredModel:
+    stored = _model_of(federation, _recall(federation))
+    if stored is None:
+        return await _initial_model(federation)
+    await asyncio.to_thread(stored.check)
+    assert federation.schema is not None, "the schema is learned before the model is looked at"
+    expected = [(spec.name, spec.dtype, spec.shape) for spec in federation.schema]
+    if [(entry.name, entry.dtype, entry.shape) for entry in stored.manifest] != expected:
+        raise FederationFailed(
+            f"the state directory {federation.state.folder} holds another model than this task's; "
+            "give another --state, or the settings it was begun with"
+        )
+    _compare_sources(federation, stored)
+    return stored
+
+
+def _compare_sources(federation: Federation, stored: StoredModel) -> None:
+    """See that nobody takes the model there is for one that was made as the options say.
+
+    After the first round there is no way back, and the options may as well be left out.
+    """
+    begun, given = federation.state.fact(SOURCES_FACT), _sources(federation)
+    known = json.loads(begun) if begun is not None else given
+    differing = [option for option, value in given.items() if value is not None and value != known[option]]
+    if not differing:
+        return
+    words = f"the first model in {federation.state.folder} was not made with this {' and '.join(differing)}"
+    if stored.version == 0:
+        raise FederationFailed(f"{words}; give another --state to begin anew, or leave that off")
+    log.warning("going on from the last model all the same", because=words)
+
+
+def _sources(federation: Federation) -> dict[str, str | None]:
+    config = federation.config
+    from_file = str(config.initial_model) if config.initial_model is not None else None
+    return {"--backbone-weights": config.backbone_weights, "--initial-model": from_file}
+
+
 async def _initial_model(federation: Federation) -> StoredModel:
     config, state = federation.config, federation.state
     scratch = state.folder / SCRATCH_MODEL
@@ -117,6 +152,7 @@ async def _initial_model(federation: Federation) -> StoredModel:
     assert federation.schema is not None, "the schema is learned before the model is made"
     try:
         tensors = described(federation.schema, WeightsFile(scratch).on_demand())
+        await asyncio.to_thread(state.remember, SOURCES_FACT, json.dumps(_sources(federation)))
         return await asyncio.to_thread(state.models.add, 0, federation.schema, tensors)
     finally:
         scratch.unlink()

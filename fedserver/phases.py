@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -34,6 +34,9 @@ _REST = 30.0
 participations takes a millisecond, and each of them gives several reasons for it."""
 
 _LONGEST_REST_SECONDS = 0.1
+
+_LAST_SCORE_SECONDS = 60.0
+"""How long a federation that was told to end still waits for the score of its last model."""
 
 _KEEPING_SECONDS = 60.0
 """How much of everybody's time a crash may give back: rows say how much is left, and are written as often as this."""
@@ -203,7 +206,7 @@ async def evaluate(federation: Federation, work: RoundWork) -> None:
         return
     federation.stand(FederationState.RUNNING, f"round {work.number}: evaluating the global model on the holdout")
     try:
-        work.evaluation = await federation.evaluator.evaluate(work.model.path)
+        work.evaluation = await _unless_stopped(federation, federation.evaluator.evaluate(work.model.path))
     except (TaskError, WorkerCrashed) as error:
         log.error("evaluation failed", round=work.number, error=str(error))
         work.evaluation_reason = f"evaluation failed: {error}"
@@ -213,6 +216,22 @@ async def evaluate(federation: Federation, work: RoundWork) -> None:
         return
     federation.progress.record(ref_of(work.model), work.evaluation.metrics)
     log.info("evaluated", round=work.number, **_headline(work.evaluation))
+
+
+async def _unless_stopped(federation: Federation, scoring: Coroutine[Any, Any, Evaluation | None]) -> Evaluation | None:
+    """What scoring gives; where the federation is to end at once, it has a while, and then its worker is ended."""
+    task, stopping = asyncio.create_task(scoring), asyncio.create_task(federation.stop_requested.wait())
+    try:
+        await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done() and not federation.finish_round_first:
+            await asyncio.wait({task}, timeout=_LAST_SCORE_SECONDS)
+            if not task.done():
+                log.warning("the evaluation does not end; its process is ended", seconds=_LAST_SCORE_SECONDS)
+                await federation.evaluator.close()
+        return await task
+    finally:
+        stopping.cancel()
+        task.cancel()
 
 
 def _headline(evaluation: Evaluation) -> dict[str, float]:

@@ -33,9 +33,9 @@ _CHECKS = (
     Check("port for joining", network.enrolment_port, ExitCode.BAD_CONFIGURATION),
     Check("advertised names", network.names, ExitCode.BAD_CONFIGURATION),
     Check("out folder", state.out_folder, ExitCode.BAD_CONFIGURATION),
-    Check("task", data.task, ExitCode.BAD_CONFIGURATION),
-    Check("holdout", data.holdout, ExitCode.BAD_CONFIGURATION, ("task",)),
-    Check("test images", data.test, ExitCode.BAD_CONFIGURATION, ("task",)),
+    Check("task", data.task, ExitCode.FAILED),
+    Check("holdout", data.holdout, ExitCode.FAILED, ("task",)),
+    Check("test images", data.test, ExitCode.FAILED, ("task",)),
     Check("memory", machine.memory, ExitCode.FAILED),
     Check("open files", machine.open_files, ExitCode.FAILED),
 )

@@ -37,6 +37,7 @@ COLLECTION_LOCK = "collection.lock"
 """Held while files are collected, and while a backup copies them."""
 
 KEEP_ROUNDS_FACT = "keep_rounds"
+SOURCES_FACT = "what the first model was made of"
 
 
 class State:

@@ -56,6 +56,9 @@ class Worker:
     async def open(self) -> None:
         return None
 
+    async def rest(self) -> None:
+        return None
+
     async def evaluate(self, _weights: Path) -> Evaluation | None:
         if not self._accuracies:
             return None

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fedclient.download import Downloader
+from fedclient.download import Downloader, ForeignModel
 from fedclient.models import ModelStore
 from fedstream.errors import UnknownModel
 from fedstream.files import RealFileSystem
 from fedstream.manifest import Digest
+from fedstream.schema import ModelSchema
 from fedstream.weights_file import WeightsFile, header_of
 from tests.support.scripted import QUICK, SETTINGS, Model, Scripted, linear_model, scripted
 
@@ -196,3 +198,11 @@ async def test_download_of_a_model_that_is_not_published_says_so(tmp_path: Path)
     async with scripted() as server, downloading(server, tmp_path) as (downloader, _):
         with pytest.raises(UnknownModel):
             await downloader.fetch(Digest.of(b"nothing"), server.schema, CHUNK, ignore)
+
+
+async def test_download_of_a_model_of_another_schema_is_not_tried_again(tmp_path: Path) -> None:
+    async with scripted() as server, downloading(server, tmp_path) as (downloader, _):
+        first, *others = server.schema
+        wider = replace(first, shape=(*first.shape, 2))
+        with pytest.raises(ForeignModel, match=f"tensor {first.name} should be"):
+            await downloader.fetch(server.base, ModelSchema((wider, *others)), CHUNK, ignore)

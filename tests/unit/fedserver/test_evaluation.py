@@ -17,9 +17,10 @@ TASK = "tests.support.tasks:Shapes"
 async def test_worker_without_a_holdout_ends_when_the_model_is_made_and_comes_back_for_the_end(tmp_path: Path) -> None:
     evaluator, before = Evaluator(TASK, {}, None, {}), children()
     await evaluator.describe()
+    assert await evaluator.open() is None
     await evaluator.initial_model(0, None, None, tmp_path / "initial.safetensors")
     assert children() == before + 1
-    assert await evaluator.open() is None
+    await evaluator.rest()
     assert children() == before
     assert await evaluator.evaluate(tmp_path / "initial.safetensors") is None
     assert children() == before

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
-from fedserver import lifecycle
+from fedserver import lifecycle, phases
 from fedserver.coordinator.effects import TellFederationOutcome
 from fedserver.coordinator.population import ClientState, Introduction
-from tests.support.bench import Bench
+from fedtask.messages import TaskDescription
+from fedtask.task import TaskError
+from fedtask.worker import WorkerCrashed
+from tests.support.bench import SCHEMA, Bench, Worker
 from tests.support.clocks import SetClock
+from tests.support.tasks import random_weights
 
 pytestmark = pytest.mark.numpy_task
 
@@ -137,3 +143,74 @@ async def test_time_that_a_round_took_before_a_crash_is_not_given_again(tmp_path
     async with Bench.running(tmp_path, clock=later, **settings) as bench:
         assert bench.part("a").deadline - later.monotonic() == 2600.0
         assert later.monotonic() - bench.round.opened == 1000.0
+
+
+async def test_federation_whose_holdout_is_not_there_has_made_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def missing(_worker: Worker) -> None:
+        raise TaskError("there is no folder data/val")
+
+    monkeypatch.setattr(Worker, "open", missing)
+    with pytest.raises(lifecycle.FederationFailed, match="no folder data/val"):
+        async with Bench.running(tmp_path):
+            pass
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+async def test_model_of_the_same_tensors_in_other_shapes_is_not_gone_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Bench.running(tmp_path):
+        pass
+    first, *others = SCHEMA
+    wider = (replace(first, shape=(*first.shape, 2)), *others)
+    real = Worker.describe
+
+    async def describe(worker: Worker) -> TaskDescription:
+        return replace(await real(worker), tensors=wider)
+
+    monkeypatch.setattr(Worker, "describe", describe)
+    with pytest.raises(lifecycle.FederationFailed, match="holds another model than this task's"):
+        async with Bench.running(tmp_path):
+            pass
+
+
+async def test_first_model_is_not_taken_for_one_of_other_weights(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path, "a", backbone_weights="random"):
+        pass
+    with pytest.raises(lifecycle.FederationFailed, match="was not made with this --backbone-weights; give another"):
+        async with Bench.running(tmp_path, backbone_weights="imagenet.h5"):
+            pass
+    async with Bench.running(tmp_path, "a") as bench:  # without the option, it goes on
+        await bench.play(1)
+    with capture_logs() as logs:
+        async with Bench.running(tmp_path, backbone_weights="imagenet.h5"):
+            pass
+    assert [one["event"] for one in logs if one["log_level"] == "warning"] == [
+        "going on from the last model all the same"
+    ]
+
+
+async def test_evaluation_that_hangs_does_not_keep_a_federation_from_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = asyncio.Event()
+
+    async def hangs(_worker: Worker, _weights: Path) -> None:
+        await ended.wait()
+        raise WorkerCrashed("the worker process ended with status -9")
+
+    async def close(_worker: Worker) -> None:
+        ended.set()
+
+    monkeypatch.setattr(Worker, "evaluate", hangs)
+    monkeypatch.setattr(Worker, "close", close, raising=False)
+    monkeypatch.setattr(phases, "_LAST_SCORE_SECONDS", 0.1)
+    async with Bench.running(tmp_path, "a") as bench:
+        running = await bench.open_round()
+        await bench.send("a", random_weights(SCHEMA, 1))
+        await asyncio.sleep(0.1)
+        bench.federation.stop(finish_round=False)
+        work = await bench.end_round(running)
+        assert work.evaluation_reason.startswith("evaluation failed: the worker process ended")
