@@ -8,6 +8,7 @@ WORKING --cannot be done--> FAILED
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import time
 from collections.abc import Callable, Mapping
@@ -33,7 +34,7 @@ from fedclient.reporting import Reporting
 from fedclient.requests import parcel_of
 from fedclient.training import Site, Trainer, TrainingFailed
 from fedclient.updates import FinishedUpdate, UpdateStore
-from fedclient.upload import Delivery, Terms, UpdateUnwanted, Upload
+from fedclient.upload import Delivery, Terms, UpdateUnwanted, Upload, is_admitted
 from fedstream.encodings import Encoding
 from fedstream.errors import DigestMismatch, FedstreamError, ProtocolError, UnknownModel
 from fedstream.plan import Plan
@@ -166,6 +167,7 @@ class Job:
 
     async def _work(self, plan: Plan, terms: Terms) -> Delivery:
         shop = self.workshop
+        await self._settle_earlier_updates()
         await asyncio.to_thread(shop.updates.keep_only, {self.offer.offer_id, *shop.keepsakes.offers})
         started = time.monotonic()
         base = await self._fetch_base(terms)
@@ -184,6 +186,19 @@ class Job:
             await asyncio.to_thread(shop.packer.delivered, self.offer.offer_id)
         self._learn(transfer_seconds=fetched - started + time.monotonic() - trained)
         return delivery
+
+    async def _settle_earlier_updates(self) -> None:
+        """Ask of updates that were sent and not heard of again, as by a client that was killed just then.
+
+        What an encoding left out of one is added to the next, once the server has it: else it were added twice.
+        """
+        packer = self.workshop.packer
+        for offer_id, upload_id in await asyncio.to_thread(packer.unsettled):
+            if offer_id == self.offer.offer_id:
+                continue
+            with contextlib.suppress(FedstreamError):  # the server does not know it any more, or cannot be asked
+                if await is_admitted(self.workshop.connection, upload_id):
+                    await asyncio.to_thread(packer.delivered, offer_id)
 
     async def _fetch_base(self, terms: Terms) -> LocalModel:
         def on_bytes(done: int, total: int) -> None:
@@ -236,7 +251,8 @@ class Job:
             self._show(Progress(Phase.UPLOADING, fraction=fraction), megabytes(done, total))
 
         update = finished.update
-        packed = await _when_the_disk_can(partial(self.workshop.packer.pack, base, finished, terms.encoding))
+        pack = partial(self.workshop.packer.pack, base, finished, terms.encoding, self.offer.upload_id)
+        packed = await _when_the_disk_can(pack)
         parcel = parcel_of(
             self.offer.upload_id, update, packed.manifest, packed.spans, packed.encoded, self.workshop.reporting
         )

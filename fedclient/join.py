@@ -24,6 +24,7 @@ from fedstream.tls import shown_address, split_address
 from fedstream.v1 import enrolment_pb2, enrolment_pb2_grpc
 
 _PATIENCE = Patience(give_up_after_seconds=30.0)
+_ANSWER_SECONDS = 10.0
 
 
 def read_token(text: str) -> JoinToken:
@@ -64,6 +65,8 @@ async def join(
         Stop: with the exit code and what to do.
     """
     _require_room(folder, Membership(token.name, server))
+    if server != token.server:
+        await _require_somebody(server, token)
     try:
         key = folder.key()
         answer = await _until_answered(enrolment, token, requests.enrol(token, key), patience)
@@ -85,6 +88,17 @@ def _require_room(folder: IdentityFolder, wanted: Membership) -> None:
         message = f"{folder.folder} is the identity of {known.name} at {known.server}: give another --identity"
         message = f"{message}, or remove it if it is out of use"
         raise Stop(ExitCode.BAD_CONFIGURATION, message)
+
+
+async def _require_somebody(server: str, token: JoinToken) -> None:
+    """See that an address which the operator has given leads anywhere: it is kept, and the token works once."""
+    try:
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            _, writer = await asyncio.open_connection(*split_address(server))
+    except (OSError, TimeoutError) as error:
+        message = f"{server} does not answer ({str(error) or 'no word in time'}); the token says {token.server}"
+        raise Stop(ExitCode.UNREACHABLE, f"{message}. Nothing was sent: try again with the same token") from error
+    writer.close()
 
 
 async def _until_answered(

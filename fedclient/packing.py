@@ -6,6 +6,7 @@ training is lost but its timing. It counts as left out when the server has the u
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -54,12 +55,12 @@ class Packer:
     def __init__(self, updates: UpdateStore, left_out: Path, federation: str, files: FileSystem) -> None:
         self._updates, self._left_out, self._federation, self._files = updates, left_out, federation, files
 
-    def pack(self, base: LocalModel, finished: FinishedUpdate, encoding: Encoding) -> Packed:
-        """The update in an encoding, as it was packed before if it was."""
+    def pack(self, base: LocalModel, finished: FinishedUpdate, encoding: Encoding, upload_id: str = "") -> Packed:
+        """The update in an encoding, as it was packed before if it was. By `upload_id` the server knows it."""
         if encoding is Encoding.RAW:
             return Packed(finished.manifest(base.manifest), base.spans() | finished.spans(), {})
         packed = self._load(base, finished.offer_id, encoding)
-        return packed or self._make(base, finished, encoding)
+        return packed or self._make(base, finished, encoding, upload_id)
 
     def discard(self, offer_id: str) -> None:
         """Forget what was packed, so that it is packed again."""
@@ -71,6 +72,16 @@ class Packer:
         if left_out.exists():
             self._files.rename(left_out, self._left_out)
             self._files.sync_folder(self._left_out.parent)
+
+    def unsettled(self) -> list[tuple[str, str]]:
+        """Offers and uploads of updates that were packed, and of which nobody has said yet that the server has them."""
+        found: list[tuple[str, str]] = []
+        for path in self._updates.paths("packed.json"):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # then it is packed again, or forgotten
+                facts = unseal(path.read_bytes())
+                if facts["upload_id"] and self._left_out_of(facts["offer_id"]).exists():
+                    found.append((facts["offer_id"], facts["upload_id"]))
+        return found
 
     def forget(self) -> None:
         """The federation is over."""
@@ -118,7 +129,7 @@ class Packer:
 
     # Packing.
 
-    def _make(self, base: LocalModel, finished: FinishedUpdate, encoding: Encoding) -> Packed:
+    def _make(self, base: LocalModel, finished: FinishedUpdate, encoding: Encoding, upload_id: str) -> Packed:
         items: list[_Item] = []
         left_out = dict(self._left_out_so_far(base.manifest)) if encoding.is_lossy else {}
         whole = hashlib.sha256()
@@ -137,6 +148,8 @@ class Packer:
         if encoding.is_lossy:
             self._keep_left_out(offer_id, left_out)
         facts = {
+            "offer_id": offer_id,
+            "upload_id": upload_id,
             "encoding": encoding.value,
             "sha256": whole.hexdigest(),
             "tensors": [

@@ -68,6 +68,10 @@ class UpdateStore:
         """A further file of an offer's update, which goes when the update goes."""
         return self._folder / f"{_stem(offer_id)}.{suffix}"
 
+    def paths(self, suffix: str) -> list[Path]:
+        """The further files of all updates that end so."""
+        return sorted(self._folder.glob(f"*.{suffix}"))
+
     def _sidecar_path(self, offer_id: str) -> Path:
         return self.path(offer_id, "json")
 

@@ -63,6 +63,18 @@ class Delivery:
     quarantined: str
 
 
+async def is_admitted(connection: Connection, upload_id: str) -> bool:
+    """Whether the server has that update in its round.
+
+    Raises:
+        FedstreamError: it does not know it any more, or cannot be asked.
+    """
+    with translated():
+        request = requests.get_upload_status(upload_id)
+        status = await connection.transfer.GetUploadStatus(request, timeout=QUICK_CALL_SECONDS)
+    return bool(status.state == transfer_pb2.UPLOAD_STATE_ADMITTED)
+
+
 class Upload:
     """One update on its way.
 

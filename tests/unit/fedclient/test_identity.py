@@ -181,7 +181,7 @@ async def test_join_where_nobody_answers_says_that_nothing_is_lost_and_keeps_the
     folder, impatient = IdentityFolder(tmp_path / "identity"), Patience(0.01, 0.02, 0.1)
     for _ in range(2):
         with pytest.raises(Stop) as stop:
-            await join(TOKEN, "127.0.0.1:1", "127.0.0.1:1", folder, impatient)
+            await join(TOKEN, TOKEN.server, "127.0.0.1:1", folder, impatient)
         assert "Nothing is lost: try again with the same token" in message_of(ExitCode.UNREACHABLE, stop)
     assert [path.name for path in sorted(folder.folder.iterdir())] == ["site.key"]
     assert folder.membership() is None
@@ -195,3 +195,13 @@ async def test_join_does_not_put_a_site_in_the_place_of_another(folder: Identity
         await join(token, token.server, "127.0.0.1:1", folder, Patience(0.01, 0.02, 0.1))
     assert "is the identity of alpha at fl.example.org:8443" in message_of(ExitCode.BAD_CONFIGURATION, stop)
     assert {path: path.read_bytes() for path in folder.folder.iterdir()} == before
+
+
+async def test_join_for_an_address_that_leads_nowhere_sends_nothing_and_keeps_nothing(tmp_path: Path) -> None:
+    folder = IdentityFolder(tmp_path / "identity")
+    with pytest.raises(Stop) as stop:
+        await join(TOKEN, "127.0.0.1:1", "127.0.0.1:1", folder, Patience(0.01, 0.02, 0.1))
+    said = message_of(ExitCode.UNREACHABLE, stop)
+    assert said.startswith("127.0.0.1:1 does not answer (")
+    assert f"the token says {TOKEN.server}. Nothing was sent" in said
+    assert not folder.folder.exists()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 from fedclient.events import ModelRef, Offer, Phase, Progress
-from fedclient.job import Job
+from fedclient.job import Job, JobState
+from fedclient.reply import Experience
 from fedclient.reporting import Reporting
 from fedstream.manifest import Digest
 from fedstream.plan import Plan
+from fedstream.v1 import transfer_pb2
+from fedtask.task import EpochReport
+from tests.support.scripted import Arrived, scripted
 
 
 def test_progress_shows_all_metrics_at_the_site_and_tells_those_that_it_allows() -> None:
@@ -22,3 +27,38 @@ def test_progress_shows_all_metrics_at_the_site_and_tells_those_that_it_allows()
 
     assert shown == [progress]
     assert job.progress == Progress(Phase.TRAINING, 1, 2, 0.5, {"loss": 0.25})
+
+
+async def test_job_learns_of_an_earlier_update_that_the_server_has_after_all(tmp_path: Path) -> None:
+    settled: list[str] = []
+    packer = SimpleNamespace(
+        unsettled=lambda: [("had", "upload-had"), ("lost", "upload-lost"), ("offer-2", "upload-2")],
+        delivered=settled.append,
+    )
+    async with scripted() as server:
+        manifest = server.model.manifest
+        for upload_id in ("upload-had", "upload-2"):
+            server.transfer.uploads[upload_id] = Arrived(transfer_pb2.UpdateHeader(), manifest, [], finished=True)
+        connection = await server.connection(tmp_path)
+        offer = Offer(
+            "offer-2", "upload-2", 2, ModelRef(1, Digest(bytes(32), 1)), Plan(2, 32, 0.1, 0, seed=0), 60.0, 60.0
+        )
+        job = Job(offer, SimpleNamespace(packer=packer, connection=connection))  # type: ignore[arg-type]
+        await job._settle_earlier_updates()
+        await connection.close()
+    assert settled == ["had"]
+
+
+def test_job_that_cannot_save_what_it_learned_has_ended_all_the_same() -> None:
+    def save() -> None:
+        raise OSError("No space left on device")
+
+    memory = SimpleNamespace(experience=Experience(), learn=lambda _: None, save=save)
+    keepsakes = SimpleNamespace(work_ends=lambda: None)
+    offer = Offer("o", "u", 1, ModelRef(0, Digest(bytes(32), 1)), Plan(2, 32, 0.1, 0, seed=0), 60.0, 60.0)
+    shop = SimpleNamespace(memory=memory, keepsakes=keepsakes, on_news=lambda: None)
+    job = Job(offer, shop, state=JobState.WORKING)  # type: ignore[arg-type]
+    for now, epoch in ((0.0, 1), (5.0, 2)):
+        job._pace.note(EpochReport("training", epoch, 3, 1.0, {}), now)
+    job.drop("another offer came")
+    assert (job.state, job.reason) == (JobState.DROPPED, "another offer came")

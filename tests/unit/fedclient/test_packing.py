@@ -197,3 +197,13 @@ def test_update_that_is_no_number_travels_as_it_is_for_the_server_to_see(tmp_pat
     packed = site.packer.pack(base, site.trained("o", base, after), Encoding.INT8)
     assert packed.encoded == {}
     assert same_bits(arrived(packed, base), after)
+
+
+def test_update_that_nobody_has_said_to_be_delivered_is_unsettled_until_it_is(tmp_path: Path) -> None:
+    site, weights = Site(tmp_path), random_weights(1)
+    base = site.model(weights)
+    site.packer.pack(base, site.trained("a", base, moved(weights, 2)), Encoding.INT8, "upload-a")
+    site.packer.pack(base, site.trained("b", base, moved(weights, 3)), Encoding.RAW, "upload-b")
+    assert Site(tmp_path).packer.unsettled() == [("a", "upload-a")]
+    site.packer.delivered("a")
+    assert site.packer.unsettled() == []

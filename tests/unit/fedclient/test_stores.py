@@ -247,3 +247,13 @@ def test_memory_that_is_damaged_or_of_another_federation_starts_anew(tmp_path: P
     memory = SiteMemory(tmp_path / "memory.json", "federation", FILES)
 
     assert (list(memory.rows), memory.experience) == ([], Experience())
+
+
+def test_rounds_of_an_earlier_federation_of_the_name_do_not_count_in_the_next(tmp_path: Path) -> None:
+    memory = SiteMemory(tmp_path / "memory.json", "federation", RealFileSystem())
+    for number in (1, 2, 3):
+        memory.note_sent(number)
+    assert memory.experience_before(4).rounds_sent == 3
+    assert memory.experience_before(1).rounds_sent == 0
+    memory.note_sent(1)
+    assert memory.experience.rounds_sent == 1
