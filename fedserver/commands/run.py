@@ -97,8 +97,9 @@ def _how_sites_join(config: ServerConfig) -> str:
 def join_command(config: ServerConfig, listening: Listening) -> str:
     """The exact command for the next step: the coordinator's, to invite a site, or where names are free, a site's."""
     address = reached_as(listening.address, config.advertise)
-    note = "    # this server listens on loopback only: add --listen 0.0.0.0:8443"
-    note = note if is_loopback(split_address(listening.address)[0]) and not config.plaintext else ""
+    host, port = split_address(listening.address)
+    note = f"    # this server listens on loopback only: add --listen 0.0.0.0:{port}"
+    note = note if is_loopback(host) and not config.plaintext else ""
     if listening.enrolment_address is not None:
         return shlex.join(["fedserver", "invite", "SITE_NAME", "--state", str(config.state)]) + note
     words = ["fedclient", "run", "--server", address]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedserver.commands.admin import is_running
 from fedserver.config import GENERATED, ServerConfig, folder_of
 from fedstream.checkup.runner import Result, failed, ok, warning
 from fedtask.registry import create_task
@@ -19,6 +20,8 @@ def task(config: ServerConfig) -> Result:
 
 def holdout(config: ServerConfig) -> Result:
     """Models can be scored as rounds go by."""
+    if config.holdout is None and is_running(config.state):
+        return ok("none is given here; the server that runs has settings of its own")
     if config.holdout is None:
         advice = "Give a labelled folder with --holdout, or nobody sees whether rounds make the model better"
         return warning("none: global models are not scored", advice)

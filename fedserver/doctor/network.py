@@ -72,11 +72,10 @@ def _ask_name(address: str) -> str:
 
 def names(config: ServerConfig) -> Result:
     """The names that are given to sites have an address."""
-    host, _ = tls.split_address(config.listen)
+    host, number = tls.split_address(config.listen)
     if tls.is_loopback(host):
-        advice = "For sites elsewhere, add --listen 0.0.0.0:8443" + (
-            " in place of --plaintext" if config.plaintext else ""
-        )
+        advice = f"For sites elsewhere, add --listen 0.0.0.0:{number}"
+        advice += " in place of --plaintext" if config.plaintext else ""
         return warning(f"{config.listen} is for this machine only", advice)
     if not config.advertise:
         if host not in _ANYWHERE:

@@ -235,6 +235,7 @@ def test_server_doctor_beside_its_server_and_beside_another_names_who_has_the_po
     assert by_name(own)["port"]["found"].endswith(f"(pid {server.process.pid}), which runs")
     assert str(server.listening.fingerprint) in by_name(own)["certificate"]["found"]
     assert by_name(own)["database"]["found"].startswith("opens, version ")
+    assert (verdicts(own)["holdout"], verdicts(other)["holdout"]) == ("ok", "warning")
     mark = f"another fedserver, with the certificate {server.listening.fingerprint}"
     assert mark in by_name(other)["port"]["found"]
     assert "a program that is no fedserver" in by_name(stranger)["port"]["found"]
