@@ -156,3 +156,15 @@ def test_calibration_draws_a_point_and_a_count_per_bin(figures: list[Figure], tm
 )
 def test_shown_makes_one_short_line(given: str, expected: str) -> None:
     assert drawing.shown(given) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "bottom"),
+    [([0.57, 0.9], 0.5), ([0.99], 0.8), ([0.8], 0.8), ([-1e308], 0.0), ([1.7e308], 0.8), ([], 0.0), ([math.nan], 0.0)],
+)
+def test_share_limits_hold_any_number(values: list[float], bottom: float) -> None:
+    axes = Figure().subplots()
+
+    drawing.share_limits(axes, values)
+
+    assert axes.get_ylim() == (bottom, 1.0 + 0.03 * (1.0 - bottom))

@@ -299,3 +299,15 @@ def test_render_again_replaces_the_earlier_report(make_record: MakeRecord, tmp_p
     assert {path.name for path in tmp_path.rglob("*")} == first
     assert "earlier" not in read(tmp_path).text
     assert "later" in read(tmp_path).text
+
+
+@pytest.mark.parametrize("sent", [-1e308, 1.7e308])
+def test_report_survives_accuracies_that_are_none(make_record: MakeRecord, tmp_path: Path, sent: float) -> None:
+    rounds = make_record().rounds
+    odd = tuple(replace(one, metrics={"val_accuracy": sent, "base_accuracy": sent}) for one in rounds[1].contributions)
+
+    render(make_record(rounds=(rounds[0], replace(rounds[1], contributions=odd), rounds[2])), tmp_path)
+
+    assert len(list(tmp_path.glob("*.png"))) == 5
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["mean_client_accuracy"], summary["client_accuracy"]) == (None, {"north": None, "south": None})
