@@ -260,7 +260,8 @@ async def _export(
     try:
         for model, name, words in ((best, stem, "best"), (last, f"{stem}_last", "last")):
             written = await federation.evaluator.export(model.path, folder, name)
-            files += [describe_file(path, f"{words} global model, of round {model.version}") for path in written]
+            what = f"{words} global model, of round {model.version}" if model.version else "initial model"
+            files += [describe_file(path, what) for path in written]
     except (TaskError, WorkerCrashed, OSError) as error:
         log.error("the models could not be exported", error=str(error))
         return files, False

@@ -94,7 +94,8 @@ def _shown_evaluations(record: FederationRecord) -> list[tuple[str, Evaluation]]
     """The columns of the table of scores: best model on test and holdout, and the last model if it is another one."""
     shown: list[tuple[str, Evaluation]] = []
     if record.test_evaluation:
-        shown.append((f"best model (round {record.best_round}), test set", record.test_evaluation))
+        which = f" (round {record.best_round})" if record.succeeded else ""
+        shown.append((f"{words.best_model(record)}{which}, test set", record.test_evaluation))
     if record.best and record.best.evaluation:
         shown.append((f"best model (round {record.best_round}), holdout", record.best.evaluation))
     last = record.succeeded[-1] if record.succeeded else None

@@ -154,6 +154,7 @@ class Maker:
         self._fails = fails
         self.rendered: list[bool] = []
         self.models: list[str] = []
+        self.descriptions: list[str] = []
 
     async def export(self, _weights: Path, folder: Path, stem: str) -> list[Path]:
         if stem in self._fails:
@@ -163,6 +164,7 @@ class Maker:
     async def render_report(self, record: FederationRecord, _folder: Path, *, pictures: bool) -> None:
         self.rendered.append(pictures)
         self.models = [file.name for file in record.model_files]
+        self.descriptions = [file.description for file in record.model_files]
         if pictures in self._fails:
             raise WorkerCrashed("OverflowError: cannot convert float infinity to integer")
 
@@ -173,9 +175,10 @@ def _written(path: Path) -> Path:
     return path
 
 
-async def finished(folder: Path, maker: Any, **settings: Any) -> Made:
+async def finished(folder: Path, maker: Any, rounds_done: int = 1, **settings: Any) -> Made:
     async with Bench.running(folder / "state", "a", out=folder / "out", **settings) as bench:
-        await bench.play(1)
+        for number in range(1, rounds_done + 1):
+            await bench.play(number)
         bench.federation.evaluator = maker
         return await lifecycle.finish(bench.federation, "all rounds done")
 
@@ -212,3 +215,16 @@ async def test_models_that_cannot_all_be_written_are_missing_and_the_rest_is_rep
     made = await finished(tmp_path, maker)
     assert (made.models, made.missing, maker.models) == (None, ["models"], there)
     assert made.report == tmp_path / "out" / "report"
+
+
+@pytest.mark.parametrize(
+    ("rounds_done", "said"),
+    [
+        (0, ["initial model", "initial model"]),
+        (1, ["best global model, of round 1", "last global model, of round 1"]),
+    ],
+)
+async def test_model_files_are_said_to_be_what_they_are(tmp_path: Path, rounds_done: int, said: list[str]) -> None:
+    maker = Maker()
+    await finished(tmp_path, maker, rounds_done)
+    assert maker.descriptions == said

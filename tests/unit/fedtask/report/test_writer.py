@@ -311,3 +311,19 @@ def test_report_survives_accuracies_that_are_none(make_record: MakeRecord, tmp_p
     assert len(list(tmp_path.glob("*.png"))) == 5
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["mean_client_accuracy"], summary["client_accuracy"]) == (None, {"north": None, "south": None})
+
+
+def test_page_of_a_test_set_without_any_successful_round_speaks_of_the_initial_model(
+    make_record: MakeRecord, tmp_path: Path
+) -> None:
+    tested, failed = make_record().rounds[0].evaluation, RoundRecord(1, False, "1 update, 2 needed", 30.0)
+
+    render(make_record(rounds=(failed,), best_round=None, test_evaluation=tested, model_files=()), tmp_path)
+
+    page = read(tmp_path)
+    said = page.text + " ".join(value or "" for name, value in page.attributes if name == "alt")
+    assert "The initial model, since no round made another, was shown the 40 images of the test set" in said
+    for part in ("Initial model on the test set", "initial model, test set", "ROC curve of the initial model"):
+        assert part in said
+    for wrong in ("round None", "best model", "best global model", "had been chosen"):
+        assert wrong not in said
