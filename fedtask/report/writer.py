@@ -112,7 +112,7 @@ def summary(record: FederationRecord) -> dict[str, Any]:
     document = record_to_json(record)
     best = document["rounds"][record.rounds.index(record.best)]["evaluation"] if record.best else None
     scores = best["metrics"] if best else {}
-    sites = tables.site_rows(record)
+    trained = {one.name: one.trained for one in tables.site_rows(record) if one.outcome == "completed"}
     return {
         "accuracy": scores.get("accuracy"),
         "loss": scores.get("loss"),
@@ -126,8 +126,8 @@ def summary(record: FederationRecord) -> dict[str, Any]:
         "synthetic": record.synthetic,
         "score_used_for_choosing": record.test_evaluation is None,
         "caveats": words.caveats(record),
-        "mean_client_accuracy": tables.mean(one.trained for one in sites),
-        "client_accuracy": {one.name: one.trained for one in sites if one.outcome == "completed"},
+        "mean_client_accuracy": tables.mean(trained.values()),
+        "client_accuracy": trained,
         "holdout_evaluation": best,
         "test_evaluation": document["test_evaluation"],
         "counts": {str(one.number): {"offered": one.offered, **one.counts} for one in record.rounds},

@@ -327,3 +327,17 @@ def test_page_of_a_test_set_without_any_successful_round_speaks_of_the_initial_m
         assert part in said
     for wrong in ("round None", "best model", "best global model", "had been chosen"):
         assert wrong not in said
+
+
+def test_means_leave_out_sites_that_were_kept_aside(make_record: MakeRecord, tmp_path: Path) -> None:
+    rounds = make_record().rounds
+    north, south = rounds[1].contributions
+    aside = replace(south, outcome="quarantined", weight=None)
+
+    render(make_record(rounds=(rounds[0], replace(rounds[1], contributions=(north, aside)), rounds[2])), tmp_path)
+
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["mean_client_accuracy"], summary["client_accuracy"]) == (0.75, {"north": 0.75})
+    text = read(tmp_path).text
+    assert "mean 75.0%: north 75.0%" in text
+    assert "Mean of the completed 50.0% 75.0% 62.5%" in text
