@@ -341,3 +341,14 @@ def test_means_leave_out_sites_that_were_kept_aside(make_record: MakeRecord, tmp
     text = read(tmp_path).text
     assert "mean 75.0%: north 75.0%" in text
     assert "Mean of the completed 50.0% 75.0% 62.5%" in text
+
+
+@pytest.mark.parametrize(("best_round", "met_again"), [(2, True), (3, False)], ids=["a round after it", "the last"])
+def test_column_of_the_best_model_is_there_if_a_client_met_it_again(
+    make_record: MakeRecord, tmp_path: Path, best_round: int, met_again: bool
+) -> None:
+    render(make_record(best_round=best_round), tmp_path, pictures=False)
+
+    text = read(tmp_path).text
+    assert ("of the best global model" in text, "the last column as reported" in text) == (met_again, met_again)
+    assert "of the model it trained" in text
