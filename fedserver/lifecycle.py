@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -28,7 +29,7 @@ from fedstream.errors import FedstreamError, UnknownModel
 from fedstream.manifest import described
 from fedstream.weights_file import WeightsFile
 from fedtask.registry import model_stem
-from fedtask.report import ModelFile
+from fedtask.report import FederationRecord, ModelFile
 from fedtask.task import Evaluation, TaskError
 from fedtask.worker import WorkerCrashed
 
@@ -226,21 +227,49 @@ async def collect_garbage(federation: Federation) -> None:
         log.debug("collected", rounds=expired.rounds, models=len(expired.models))
 
 
-async def finish(federation: Federation, reason: str) -> Path:
-    """Test, export and report; returns the report's folder. What cannot be made is said, and the rest is made."""
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What there is of a federation that is over: the folders of report and models, `None` of what was not made."""
+
+    report: Path | None = None
+    models: Path | None = None
+
+    @property
+    def missing(self) -> list[str]:
+        """What was not made, or not whole."""
+        return [name for name, folder in (("report", self.report), ("models", self.models)) if folder is None]
+
+
+async def finish(federation: Federation, reason: str) -> Made:
+    """Test, export and report. What cannot be made is said, and the rest is made."""
     federation.stand(FederationState.FINISHING, "models and report are being made")
     best, last = _best_model(federation), federation.model
     assert last is not None, "a federation is finished after it was prepared"
     assert best is not None, "the initial model is the best there is before any round"
     test = await _test(federation, best)
-    files = await _export(federation, best, last)
+    folder = federation.config.out / "models"
+    files, whole = await _export(federation, best, last, folder)
     record = federation_record(federation, reason, test, federation.evaluator.test_summary, files)
+    return Made(await _report(federation, record), folder if whole else None)
+
+
+async def _report(federation: Federation, record: FederationRecord) -> Path | None:
+    """Make the report, without pictures if it cannot be had with them; returns its folder, `None` if there is none."""
     folder = federation.config.out / "report"
+    if federation.config.pictures:
+        if await _render(federation, record, folder, pictures=True):
+            return folder
+        log.warning("trying to make the report without pictures")
+    return folder if await _render(federation, record, folder, pictures=False) else None
+
+
+async def _render(federation: Federation, record: FederationRecord, folder: Path, *, pictures: bool) -> bool:
     try:
-        await federation.evaluator.render_report(record, folder, pictures=federation.config.pictures)
+        await federation.evaluator.render_report(record, folder, pictures=pictures)
     except (TaskError, WorkerCrashed) as error:
-        log.error("the report could not be made", error=str(error))
-    return folder
+        log.error("the report could not be made", pictures=pictures, error=str(error))
+        return False
+    return True
 
 
 def _best_model(federation: Federation) -> StoredModel | None:
@@ -258,17 +287,21 @@ async def _test(federation: Federation, best: StoredModel) -> Evaluation | None:
         return None
 
 
-async def _export(federation: Federation, best: StoredModel, last: StoredModel) -> list[ModelFile]:
-    folder = federation.config.out / "models"
+async def _export(
+    federation: Federation, best: StoredModel, last: StoredModel, folder: Path
+) -> tuple[list[ModelFile], bool]:
+    """Write both models to `folder`; returns what was written, and whether that is all."""
     stem = model_stem(federation.config.task)
     files: list[ModelFile] = []
     try:
         for model, name, words in ((best, stem, "best"), (last, f"{stem}_last", "last")):
             written = await federation.evaluator.export(model.path, folder, name)
-            files += [describe_file(path, f"{words} global model, of round {model.version}") for path in written]
-    except (TaskError, WorkerCrashed) as error:
+            what = f"{words} global model, of round {model.version}" if model.version else "initial model"
+            files += [describe_file(path, what) for path in written]
+    except (TaskError, WorkerCrashed, OSError) as error:
         log.error("the models could not be exported", error=str(error))
-    return files
+        return files, False
+    return files, True
 
 
 async def say_farewell(federation: Federation, reason: str) -> None:

@@ -118,7 +118,7 @@ class Server:
             maximum_concurrent_rpcs=_ENROLLING_AT_ONCE,
         )
         self._admin = grpc.aio.server()
-        self.report: Path | None = None
+        self.made = lifecycle.Made()
 
     def _open_gate(self) -> Gate | None:
         """The gate, unless the coordinator has chosen to have none."""
@@ -241,7 +241,7 @@ class Server:
         federation = self.federation
         await lifecycle.prepare(federation)
         reason = await lifecycle.run_rounds(federation, self._desk)
-        self.report = await lifecycle.finish(federation, reason)
+        self.made = await lifecycle.finish(federation, reason)
         await lifecycle.say_farewell(federation, reason)
         await lifecycle.keep_working_time(federation)
         federation.stand(FederationState.FINISHED, reason)

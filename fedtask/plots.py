@@ -130,31 +130,59 @@ def roc(evaluation: Evaluation, path: Path) -> None:
         axes.set_aspect("equal")
 
 
+_FEW_EXAMPLES = 10
+"""A bin of fewer says next to nothing: of 3 examples, a share of 0 has an interval up to 0.56."""
+
+
 def calibration(evaluation: Evaluation, positive_class: str, path: Path) -> None:
-    """Share of positives over mean predicted probability per bin, with Wilson intervals, and examples per bin."""
+    """Share of positives over mean predicted probability per bin, with Wilson intervals, and examples per bin.
+
+    A line joins neighbouring bins; those of few examples are small points off it.
+    """
     columns = [evaluation.curves[f"calibration_{part}"] for part in ("predicted", "observed", "count")]
     bins = np.array([one for one in zip(*columns, strict=True) if one[2] >= 1]).reshape(-1, 3)
-    predicted, observed, count = bins.T
+    places = np.minimum(np.floor(bins[:, 0] * CALIBRATION_BINS), CALIBRATION_BINS - 1)
     name = shown(positive_class, 18)
     with figure(path, *_SQUARE) as drawn:
         upper, lower = drawn.subplots(2, 1, sharex=True, height_ratios=[3.4, 1])
         upper.set_title("Calibration")
-        upper.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (3, 3)), label="perfectly calibrated")
-        look: dict[str, Any] = {"markersize": 4.5, "elinewidth": 1, "capsize": 2, "clip_on": False, "zorder": 3}
-        lengths = _wilson_lengths(observed, count)
-        upper.errorbar(predicted, observed, lengths, fmt="o-", color=BLUE, label="model, 95% interval", **look)
-        # Over the curve where it must be, on white: no corner is free for every model.
-        upper.legend(loc="upper left", frameon=True, framealpha=0.85, edgecolor="none").set_zorder(4)
+        _calibration_points(upper, bins, places)
         upper.set_ylabel(f"share that is “{name}”")
-        upper.set_ylim(0, 1)
-        centres = np.minimum(np.floor(predicted * CALIBRATION_BINS), CALIBRATION_BINS - 1) + 0.5
-        bars = lower.bar(centres / CALIBRATION_BINS, count, width=0.94 / CALIBRATION_BINS, color=LIGHT_GREY)
-        lower.bar_label(bars, [f"{n:.0f}" for n in count], fontsize=7.5, padding=1)
-        lower.set_ylim(0, count.max(initial=1) * 1.35)
-        lower.set_ylabel("examples")
+        _calibration_counts(lower, bins[:, 2], places)
         lower.set_xlabel(f"predicted probability of “{name}”")
-        lower.set_xlim(0, 1)
-        lower.grid(visible=False)
+        # Below and not in the axes: no corner is free for every model.
+        drawn.legend(*drawing.legend_entries(upper), loc="outside lower center", ncols=2)
+
+
+def _calibration_points(axes: Axes, bins: np.ndarray, places: np.ndarray) -> None:
+    """A point with its interval for each of `bins` [n, 3], and lines between neighbours that have enough examples."""
+    predicted, observed, count = bins.T
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (3, 3)), label="perfectly calibrated")
+    many = count >= _FEW_EXAMPLES
+    joined = many[:-1] & many[1:] & (np.diff(places) <= 1)
+    for start in np.flatnonzero(joined):
+        axes.plot(predicted[start : start + 2], observed[start : start + 2], color=BLUE, zorder=2.5)
+    lengths = _wilson_lengths(observed, count)
+    for chosen, size, alpha, label in (
+        (many, 4.5, 1.0, "model, 95% interval"),
+        (~many, 2.5, 0.6, f"fewer than {_FEW_EXAMPLES} examples"),
+    ):
+        if chosen.any():
+            look: dict[str, Any] = {"elinewidth": 0.22 * size, "capsize": 2, "clip_on": False, "zorder": 3}
+            look |= {"color": BLUE, "markersize": size, "alpha": alpha, "label": label}
+            axes.errorbar(predicted[chosen], observed[chosen], lengths[:, chosen], fmt="o", **look)
+    axes.set_ylim(0, 1)
+
+
+def _calibration_counts(axes: Axes, count: np.ndarray, places: np.ndarray) -> None:
+    """A bar with its number for each bin."""
+    centres = (places + 0.5) / CALIBRATION_BINS
+    bars = axes.bar(centres, count, width=0.94 / CALIBRATION_BINS, color=LIGHT_GREY)
+    axes.bar_label(bars, [f"{n:.0f}" for n in count], fontsize=7.5, padding=1)
+    axes.set_ylim(0, count.max(initial=1) * 1.35)
+    axes.set_ylabel("examples")
+    axes.set_xlim(0, 1)
+    axes.grid(visible=False)
 
 
 def _wilson_lengths(observed: np.ndarray, count: np.ndarray) -> np.ndarray:

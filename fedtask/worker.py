@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,12 @@ from fedtask.task import Cancelled, EpochReport, Evaluation, SiteOptions, SiteSu
 log = structlog.get_logger()
 
 _LINE_LIMIT_BYTES = 64 << 20  # one answer is one line; a schema of 65,536 tensors takes about 10 MB
-_KEPT_LINES = 20
+_KEPT_LINES = 5
+_LONGEST_LINE = 200
 
 
 class WorkerCrashed(Exception):
-    """The worker process ended by itself. The message has its exit status and its last words."""
+    """The worker process ended by itself. The message has its exit status and what ended it, or its last words."""
 
 
 class TaskWorker:
@@ -204,13 +205,20 @@ class TaskWorker:
                 raise TaskError(message["error"])
             elif "cancelled" in message:
                 raise Cancelled
+            elif "crash" in message:
+                raise await self._crash(process, message["crash"])
             else:
                 return message["result"]
         raise await self._crash(process)
 
-    async def _crash(self, process: asyncio.subprocess.Process) -> WorkerCrashed:
+    async def _crash(self, process: asyncio.subprocess.Process, told: Sequence[str] = ()) -> WorkerCrashed:
+        """What to raise once it has ended; `told` is what it said of its end in good time, the error itself first."""
         status = await process.wait()
         if self._listener is not None:
             await self._listener
-        last_words = "\n".join(self._last_words) or "it said nothing"
-        return WorkerCrashed(f"the worker process ended with status {status}; its last words:\n{last_words}")
+        ended = f"the worker process ended with status {status}"
+        if told:
+            error, *places = (line[:_LONGEST_LINE] for line in told)
+            return WorkerCrashed("\n".join([f"{error} ({ended})", *places]))
+        last_words = "\n".join(line[:_LONGEST_LINE] for line in self._last_words) or "it said nothing"
+        return WorkerCrashed(f"{ended}; its last words:\n{last_words}")

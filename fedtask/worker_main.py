@@ -12,6 +12,7 @@ import queue
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,6 +26,7 @@ from fedtask.registry import create_task
 from fedtask.task import Cancelled, EpochReport, Evaluation, SiteOptions, Task, TaskError, Weights
 
 _DISK_RETRY_SECONDS = 2.0
+_SHOWN_PLACES = 3
 
 
 class Worker:
@@ -64,6 +66,9 @@ class Worker:
             self._send({"id": request, "cancelled": True})
         except TaskError as error:
             self._send({"id": request, "error": str(error)})
+        except Exception as error:
+            self._send({"id": request, "crash": _crash_words(error)})
+            raise  # whatever state it has left behind goes with this process, and its whole text to standard error
         else:
             self._send({"id": request, "result": result})
 
@@ -142,6 +147,16 @@ class Worker:
         write_durably(RealFileSystem(), out, file_parts(manifest_of(self._schema, weights), weights))
 
 
+def _crash_words(error: Exception) -> list[str]:
+    """The error's type and the first line of its text, then where it was raised, the innermost place first.
+
+    Not all of its text: that of a failed computation can be a wall of numbers.
+    """
+    first, *_ = str(error).splitlines() or [""]
+    places = traceback.extract_tb(error.__traceback__)[: -_SHOWN_PLACES - 1 : -1]
+    return [f"{type(error).__name__}: {first}", *(f"{at.filename}:{at.lineno} in {at.name}" for at in places)]
+
+
 def main() -> None:
     """Serve requests until standard input ends, which it does when the parent process ends, however it ends."""
     answers, lock = _private_stdout(), threading.Lock()
@@ -157,6 +172,9 @@ def main() -> None:
     except (TaskError, ValueError) as error:
         send({"id": 0, "error": str(error)})
         return
+    except Exception as error:
+        send({"id": 0, "crash": _crash_words(error)})
+        raise
     send({"id": 0, "result": None})
     requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_read_requests, args=(worker, requests), daemon=True).start()

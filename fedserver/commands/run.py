@@ -14,7 +14,7 @@ from fedserver.config import ServerConfig
 from fedserver.disk import DiskRefuses
 from fedserver.enrolment.handshakes import HandshakeWatch, watching_handshakes
 from fedserver.exit_codes import ExitCode
-from fedserver.lifecycle import FederationFailed
+from fedserver.lifecycle import FederationFailed, Made
 from fedserver.open_files import allow_many_open_files
 from fedserver.runtime import collect_cycles_seldom, keep_few_heaps, take_short_turns
 from fedserver.server import Listening, Server
@@ -64,8 +64,18 @@ async def _live(server: Server) -> ExitCode:
         return ExitCode.BAD_STATE
     except (FederationFailed, DiskRefuses):
         return ExitCode.FAILED
-    log.info("finished", reason=reason, report=str(server.report))
-    return ExitCode.FINISHED
+    return _ended(reason, server.made)
+
+
+def _ended(reason: str, made: Made) -> ExitCode:
+    """Say what has become of it. A report or models that are not there are no success to whoever waits for them."""
+    if not made.missing:
+        log.info("finished", reason=reason, report=str(made.report))
+        return ExitCode.FINISHED
+    there = {"report": str(made.report)} if made.report is not None else {}
+    hint = "see the errors before; `fedserver export` writes models from the state directory"
+    log.error("finished, but not all was made", reason=reason, missing=" and ".join(made.missing), hint=hint, **there)
+    return ExitCode.FAILED
 
 
 def announce(config: ServerConfig, listening: Listening) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from fedtask import plots
-from fedtask.report import pictures
+from fedtask.report import pictures, words
 from fedtask.report.record import FederationRecord, headline_evaluation
 from fedtask.task import Evaluation
 
@@ -42,21 +42,21 @@ def pictures_of(record: FederationRecord) -> list[Picture]:
             )
         )
     evaluation, _ = headline_evaluation(record)
-    return found + (_model_pictures(evaluation, record.positive_class) if evaluation else [])
+    return found + (_model_pictures(evaluation, record) if evaluation else [])
 
 
-def _model_pictures(evaluation: Evaluation, positive_class: str) -> list[Picture]:
+def _model_pictures(evaluation: Evaluation, record: FederationRecord) -> list[Picture]:
     """Those that the evaluation has all of: a task of somebody else's may leave curves out, or give half of one."""
     found: list[Picture] = []
-    size = len(evaluation.class_names)
+    size, model = len(evaluation.class_names), words.best_model(record)
     if size and [len(row) for row in evaluation.confusion] == [size] * size:
         draw = partial(plots.confusion_matrix, evaluation)
-        found.append(Picture("confusion_matrix", "Confusion matrix of the best model", draw))
+        found.append(Picture("confusion_matrix", f"Confusion matrix of the {model}", draw))
     if _has_curve(evaluation, "roc_fpr", "roc_tpr"):
-        found.append(Picture("roc", "ROC curve of the best model", partial(plots.roc, evaluation)))
+        found.append(Picture("roc", f"ROC curve of the {model}", partial(plots.roc, evaluation)))
     if _has_curve(evaluation, "calibration_predicted", "calibration_observed", "calibration_count"):
-        draw = partial(plots.calibration, evaluation, positive_class or "positive")
-        found.append(Picture("calibration", "Calibration of the best model", draw))
+        draw = partial(plots.calibration, evaluation, record.positive_class or "positive")
+        found.append(Picture("calibration", f"Calibration of the {model}", draw))
     return found
 
 

@@ -113,7 +113,17 @@ class Contribution:
     @property
     def accuracy(self) -> float | None:
         """The trained model's accuracy on the client's own validation images, else on what it calls `accuracy`."""
-        return self.metrics.get("val_accuracy", self.metrics.get("accuracy"))
+        return _share(self.metrics.get("val_accuracy", self.metrics.get("accuracy")))
+
+    @property
+    def base_accuracy(self) -> float | None:
+        """Accuracy of the model that it received, on the same images."""
+        return _share(self.metrics.get("base_accuracy"))
+
+
+def _share(value: float | None) -> float | None:
+    """`value`, unless it is no share of 1: clients may send any number, and what cannot be counts as not given."""
+    return value if value is not None and 0 <= value <= 1 else None
 
 
 @with_config(ConfigDict(extra="forbid"))

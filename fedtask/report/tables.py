@@ -87,7 +87,7 @@ def site_rows(record: FederationRecord) -> list[SiteRow]:
     if record.best is None:
         return []
     after = next((one for one in record.rounds if one.number > record.best.number), None)
-    seen_next = {one.client_name: one.metrics.get("base_accuracy") for one in after.contributions} if after else {}
+    seen_next = {one.client_name: one.base_accuracy for one in after.contributions} if after else {}
     return [
         SiteRow(
             name=one.client_name,
@@ -95,7 +95,7 @@ def site_rows(record: FederationRecord) -> list[SiteRow]:
             num_examples=one.num_examples,
             weight=one.weight,
             epochs=one.epochs,
-            received=one.metrics.get("base_accuracy"),
+            received=one.base_accuracy,
             trained=one.accuracy,
             best=seen_next.get(one.client_name),
         )

@@ -84,6 +84,18 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def best_model(record: FederationRecord) -> str:
+    """What the model is that stands for the federation: without a round that made one, it is the initial one."""
+    return "best model" if record.succeeded else "initial model"
+
+
+def whose_score(record: FederationRecord) -> str:
+    """The same, as the subject of the sentences about its score."""
+    if not record.succeeded:
+        return "The initial model, since no round made another,"
+    return f"The best global model, from round {record.best_round},"
+
+
 def headline(evaluation: Evaluation, unit: str) -> str:
     """How many the model got right, as one sentence."""
     total = evaluation.num_examples
@@ -128,7 +140,7 @@ def caveats(record: FederationRecord) -> list[str]:
     if record.test_evaluation is not None:
         said.append(
             f"The score is from a test set of {counted(record.test_evaluation.num_examples, unit)} that was looked at "
-            "once, after the model had been chosen."
+            f"once{', after the model had been chosen' if record.succeeded else ''}."
         )
     elif scored is not None:
         said.append(

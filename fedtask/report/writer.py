@@ -94,7 +94,8 @@ def _shown_evaluations(record: FederationRecord) -> list[tuple[str, Evaluation]]
     """The columns of the table of scores: best model on test and holdout, and the last model if it is another one."""
     shown: list[tuple[str, Evaluation]] = []
     if record.test_evaluation:
-        shown.append((f"best model (round {record.best_round}), test set", record.test_evaluation))
+        which = f" (round {record.best_round})" if record.succeeded else ""
+        shown.append((f"{words.best_model(record)}{which}, test set", record.test_evaluation))
     if record.best and record.best.evaluation:
         shown.append((f"best model (round {record.best_round}), holdout", record.best.evaluation))
     last = record.succeeded[-1] if record.succeeded else None
@@ -111,7 +112,7 @@ def summary(record: FederationRecord) -> dict[str, Any]:
     document = record_to_json(record)
     best = document["rounds"][record.rounds.index(record.best)]["evaluation"] if record.best else None
     scores = best["metrics"] if best else {}
-    sites = tables.site_rows(record)
+    trained = {one.name: one.trained for one in tables.site_rows(record) if one.outcome == "completed"}
     return {
         "accuracy": scores.get("accuracy"),
         "loss": scores.get("loss"),
@@ -125,8 +126,8 @@ def summary(record: FederationRecord) -> dict[str, Any]:
         "synthetic": record.synthetic,
         "score_used_for_choosing": record.test_evaluation is None,
         "caveats": words.caveats(record),
-        "mean_client_accuracy": tables.mean(one.trained for one in sites),
-        "client_accuracy": {one.name: one.trained for one in sites if one.outcome == "completed"},
+        "mean_client_accuracy": tables.mean(trained.values()),
+        "client_accuracy": trained,
         "holdout_evaluation": best,
         "test_evaluation": document["test_evaluation"],
         "counts": {str(one.number): {"offered": one.offered, **one.counts} for one in record.rounds},

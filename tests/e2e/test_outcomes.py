@@ -115,6 +115,16 @@ def test_federation_that_nobody_joins_ends_with_a_report_of_no_rounds(scene: Sta
     assert models == ["GLOBAL_MODEL.safetensors", "GLOBAL_MODEL_last.safetensors"]
 
 
+def test_federation_whose_report_and_models_cannot_be_written_names_them_and_ends_as_failed(scene: Stage) -> None:
+    out = scene.folder / "server" / "out"
+    server = scene.server("--min-clients", "2", "--join-timeout-seconds", "1", "--log-json")
+    out.write_text("no folder")  # whoever the user is: nothing can be written below a file
+    assert server.wait() == ExitCode.FAILED
+    [last] = server.said("finished, but not all was made")
+    assert (last["missing"], last["reason"]) == ("report and models", "2 clients did not join within 1 s")
+    assert "report" not in last
+
+
 async def test_round_that_everybody_declines_fails_and_the_next_one_goes_on_from_the_same_model(tmp_path: Path) -> None:
     async with members(tmp_path, ("alpha", "beta"), min_clients=2, holdout="phantom") as (server, _, alpha, beta):
         first = [(await site.hear()).offer for site in (alpha, beta)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -59,6 +61,22 @@ class Shapes:
 
     def read_model(self, path: Path) -> Weights:
         raise NotImplementedError
+
+
+class Talkative(Shapes):
+    """Fails with a long line and a wall of numbers."""
+
+    def initial_weights(self, seed: int, source: str | None) -> Weights:
+        raise RuntimeError("x" * 1000 + "\n" + "\n".join(["0.123 " * 200] * 50))
+
+
+class Quitting(Shapes):
+    """Ends its process after ten long lines."""
+
+    def initial_weights(self, seed: int, source: str | None) -> Weights:
+        sys.stderr.write("".join(f"{number} {'y' * 1000}\n" for number in range(10)))
+        sys.stderr.flush()
+        os._exit(9)
 
 
 def random_weights(schema: ModelSchema, seed: int) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -127,23 +128,64 @@ def test_roc_draws_the_curve_and_tells_the_area_with_its_interval(figures: list[
     )
 
 
+def binned(counts: list[float], observed: list[float]) -> Evaluation:
+    """A bin for each of `counts` that is not 0, from the lowest on."""
+    bins = [
+        ((place + 0.5) / 10, share, count) for place, (count, share) in enumerate(zip(counts, observed, strict=True))
+    ]
+    predicted, shares, filled = zip(*[one for one in bins if one[2]], strict=True)
+    curves = {"calibration_predicted": predicted, "calibration_observed": shares, "calibration_count": filled}
+    return Evaluation({}, int(sum(counts)), curves=curves)
+
+
+def points(axes: Axes, size: float) -> list[list[float]]:
+    """Where `axes` has points of that size."""
+    found = [line for line in axes.get_lines() if line.get_marker() == "o" and line.get_markersize() == size]
+    return [point for line in found for point in line.get_xydata().tolist()]
+
+
+def joined(axes: Axes) -> list[list[float]]:
+    """The shares between which `axes` has a line of the model."""
+    return [
+        list(line.get_ydata()) for line in axes.get_lines() if line.get_marker() == "None" and line.get_zorder() > 2
+    ]
+
+
 def test_calibration_draws_a_point_and_a_count_per_bin(figures: list[Figure], tmp_path: Path) -> None:
-    evaluation = Evaluation(
-        {},
-        14,
-        curves={
-            "calibration_predicted": [0.05, 0.5, 1.0],
-            "calibration_observed": [0.0, 0.75, 1.0],
-            "calibration_count": [8, 4, 2],
-        },
+    plots.calibration(
+        binned([80, 0, 0, 0, 0, 40, 0, 0, 0, 2], [0.0, 0, 0, 0, 0, 0.75, 0, 0, 0, 1.0]), "yes", tmp_path / "c.png"
     )
 
-    plots.calibration(evaluation, "yes", tmp_path / "calibration.png")
-
     upper, lower = figures[0].axes
-    assert upper.get_lines()[1].get_xydata().tolist() == [[0.05, 0.0], [0.5, 0.75], [1.0, 1.0]]
-    assert [bar.get_height() for bar in lower.patches] == [8, 4, 2]
+    assert (points(upper, 4.5), points(upper, 2.5)) == ([[0.05, 0.0], [0.55, 0.75]], [[0.95, 1.0]])
+    assert [bar.get_height() for bar in lower.patches] == [80, 40, 2]
     assert [round(bar.get_x() + bar.get_width() / 2, 6) for bar in lower.patches] == [0.05, 0.55, 0.95]
+
+
+def test_calibration_line_joins_neighbours_of_enough_examples_only(figures: list[Figure], tmp_path: Path) -> None:
+    counts: list[float] = [50, 10, 9, 30, 30, 0, 30, 1, 2, 90]
+    plots.calibration(binned(counts, [0.0, 0.1, 1.0, 0.3, 0.4, 0.0, 0.6, 0.0, 1.0, 0.9]), "yes", tmp_path / "c.png")
+
+    assert joined(figures[0].axes[0]) == [[0.0, 0.1], [0.3, 0.4]]
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        ([20, 30], ["perfectly calibrated", "model, 95% interval"]),
+        ([20, 3], ["perfectly calibrated", "model, 95% interval", "fewer than 10 examples"]),
+        ([2, 3], ["perfectly calibrated", "fewer than 10 examples"]),
+    ],
+)
+def test_calibration_legend_is_outside_the_axes_and_tells_what_is_drawn(
+    figures: list[Figure], tmp_path: Path, counts: list[float], told: list[str]
+) -> None:
+    plots.calibration(binned(counts, [0.0, 1.0]), "yes", tmp_path / "c.png")
+
+    [legend] = figures[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == told
+    assert not any(legend.get_window_extent().overlaps(axes.get_window_extent()) for axes in figures[0].axes)
+    assert [axes.get_legend() for axes in figures[0].axes] == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -156,3 +198,15 @@ def test_calibration_draws_a_point_and_a_count_per_bin(figures: list[Figure], tm
 )
 def test_shown_makes_one_short_line(given: str, expected: str) -> None:
     assert drawing.shown(given) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "bottom"),
+    [([0.57, 0.9], 0.5), ([0.99], 0.8), ([0.8], 0.8), ([-1e308], 0.0), ([1.7e308], 0.8), ([], 0.0), ([math.nan], 0.0)],
+)
+def test_share_limits_hold_any_number(values: list[float], bottom: float) -> None:
+    axes = Figure().subplots()
+
+    drawing.share_limits(axes, values)
+
+    assert axes.get_ylim() == (bottom, 1.0 + 0.03 * (1.0 - bottom))

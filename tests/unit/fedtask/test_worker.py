@@ -104,3 +104,38 @@ async def test_update_that_the_disk_does_not_take_is_written_when_it_does_and_tr
     assert "No such file or directory" in logs[0]["because"]
     assert WeightsFile(out).names == [record.name for record in update.changed]
     assert len({report.epoch for report in reports}) == 1
+
+
+async def test_worker_that_an_error_ends_tells_that_error_first_and_briefly(worker: TaskWorker, tmp_path: Path) -> None:
+    (tmp_path / "a file").write_text("")
+    with pytest.raises(WorkerCrashed) as raised:
+        await worker.export(tmp_path / "base", tmp_path / "a file" / "models", "stem")
+    first, *places = str(raised.value).splitlines()
+    assert first.startswith("NotADirectoryError: [Errno 20] Not a directory: ")
+    assert first.endswith(" (the worker process ended with status 1)")
+    assert " in mkdir" in places[0]
+    assert (len(places), max(map(len, places)) <= 200) == (3, True)
+
+
+async def test_worker_that_an_error_of_many_numbers_ends_leaves_them_out(tmp_path: Path) -> None:
+    worker = TaskWorker("tests.support.tasks:Talkative", {})
+    try:
+        with pytest.raises(WorkerCrashed) as raised:
+            await worker.initial_weights(0, None, tmp_path / "weights")
+    finally:
+        await worker.close()
+    first, *places = str(raised.value).splitlines()
+    assert first == f"RuntimeError: {'x' * 186} (the worker process ended with status 1)"
+    assert [place.rsplit(" in ")[1] for place in places] == ["initial_weights", "initial_weights", "answer"]
+
+
+async def test_worker_that_ends_without_an_error_gives_few_and_short_last_words(tmp_path: Path) -> None:
+    worker = TaskWorker("tests.support.tasks:Quitting", {})
+    try:
+        with pytest.raises(WorkerCrashed) as raised:
+            await worker.initial_weights(0, None, tmp_path / "weights")
+    finally:
+        await worker.close()
+    first, *words = str(raised.value).splitlines()
+    assert first == "the worker process ended with status 9; its last words:"
+    assert words == [f"{number} {'y' * 198}" for number in range(5, 10)]

@@ -104,3 +104,16 @@ def test_importing_the_report_loads_no_plotting_library() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("sent", [-1e308, 1.7e308, -0.001, 1.001, math.nan, None])
+def test_share_of_a_contribution_that_is_none_counts_as_not_given(sent: float | None) -> None:
+    got = Contribution("a", 0, "completed", metrics={"val_accuracy": sent, "base_accuracy": sent})
+
+    assert (got.accuracy, got.base_accuracy) == (None, None)
+
+
+def test_shares_of_a_contribution_include_both_ends() -> None:
+    got = Contribution("a", 0, "completed", metrics={"val_accuracy": 1.0, "base_accuracy": 0.0})
+
+    assert (got.accuracy, got.base_accuracy) == (1.0, 0.0)

@@ -299,3 +299,56 @@ def test_render_again_replaces_the_earlier_report(make_record: MakeRecord, tmp_p
     assert {path.name for path in tmp_path.rglob("*")} == first
     assert "earlier" not in read(tmp_path).text
     assert "later" in read(tmp_path).text
+
+
+@pytest.mark.parametrize("sent", [-1e308, 1.7e308])
+def test_report_survives_accuracies_that_are_none(make_record: MakeRecord, tmp_path: Path, sent: float) -> None:
+    rounds = make_record().rounds
+    odd = tuple(replace(one, metrics={"val_accuracy": sent, "base_accuracy": sent}) for one in rounds[1].contributions)
+
+    render(make_record(rounds=(rounds[0], replace(rounds[1], contributions=odd), rounds[2])), tmp_path)
+
+    assert len(list(tmp_path.glob("*.png"))) == 5
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["mean_client_accuracy"], summary["client_accuracy"]) == (None, {"north": None, "south": None})
+
+
+def test_page_of_a_test_set_without_any_successful_round_speaks_of_the_initial_model(
+    make_record: MakeRecord, tmp_path: Path
+) -> None:
+    tested, failed = make_record().rounds[0].evaluation, RoundRecord(1, False, "1 update, 2 needed", 30.0)
+
+    render(make_record(rounds=(failed,), best_round=None, test_evaluation=tested, model_files=()), tmp_path)
+
+    page = read(tmp_path)
+    said = page.text + " ".join(value or "" for name, value in page.attributes if name == "alt")
+    assert "The initial model, since no round made another, was shown the 40 images of the test set" in said
+    for part in ("Initial model on the test set", "initial model, test set", "ROC curve of the initial model"):
+        assert part in said
+    for wrong in ("round None", "best model", "best global model", "had been chosen"):
+        assert wrong not in said
+
+
+def test_means_leave_out_sites_that_were_kept_aside(make_record: MakeRecord, tmp_path: Path) -> None:
+    rounds = make_record().rounds
+    north, south = rounds[1].contributions
+    aside = replace(south, outcome="quarantined", weight=None)
+
+    render(make_record(rounds=(rounds[0], replace(rounds[1], contributions=(north, aside)), rounds[2])), tmp_path)
+
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["mean_client_accuracy"], summary["client_accuracy"]) == (0.75, {"north": 0.75})
+    text = read(tmp_path).text
+    assert "mean 75.0%: north 75.0%" in text
+    assert "Mean of the completed 50.0% 75.0% 62.5%" in text
+
+
+@pytest.mark.parametrize(("best_round", "met_again"), [(2, True), (3, False)], ids=["a round after it", "the last"])
+def test_column_of_the_best_model_is_there_if_a_client_met_it_again(
+    make_record: MakeRecord, tmp_path: Path, best_round: int, met_again: bool
+) -> None:
+    render(make_record(best_round=best_round), tmp_path, pictures=False)
+
+    text = read(tmp_path).text
+    assert ("of the best global model" in text, "the last column as reported" in text) == (met_again, met_again)
+    assert "of the model it trained" in text
