@@ -76,7 +76,6 @@ export class Client {
     if (this.#saved === null) {
       throw new Stop(EXIT.UNREACHABLE, `${text}\nbut its final model could not be had: ask the coordinator for it`);
     }
-    await this.#bench.close();
     await this.#site.store.clear();
     return `${text}\nsaved ${this.#saved}`;
   }

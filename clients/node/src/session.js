@@ -103,7 +103,7 @@ export class Session {
       case 'lease_renewal': return this.#renew(message.lease_renewal);
       case 'cancel': return this.#bench.cancel(message.cancel);
       case 'round_outcome': return logRound(log, message.round_outcome);
-      case 'federation_outcome': return this.#collect(message.federation_outcome);
+      case 'federation_outcome': return this.#farewell(message.federation_outcome);
       default: return undefined;
     }
   }
@@ -135,6 +135,12 @@ export class Session {
 
   #renew({ offer_id, lease }) {
     if (this.#lease?.offerId === offer_id && seconds(lease) > 0) this.#lease.seconds = seconds(lease);
+  }
+
+  /** Work that is still under way ends first: its transfers use the store that the final model is fetched into. */
+  async #farewell(outcome) {
+    await this.#bench.close();
+    await this.#collect(outcome);
   }
 
   async #keepLease() {

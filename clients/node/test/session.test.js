@@ -93,7 +93,7 @@ class Calls {
 }
 
 /** A client in front of a scripted server. `fineTune` may fail or take its time. */
-async function scene(t, { fineTune = async () => tuned() } = {}) {
+async function scene(t, { fineTune = async () => tuned(), collect = () => {} } = {}) {
   const [calls, talk] = [new Calls(), new Talk()];
   let trainings = 0;
   const training = { fineTune: (...words) => { trainings += 1; return fineTune(...words); } };
@@ -103,7 +103,7 @@ async function scene(t, { fineTune = async () => tuned() } = {}) {
   const bench = new Bench(site, { maxEpochs: 0, maxSeconds: null });
   let collected = null;
   const begin = (stream) => {
-    const session = new Session(stream, site, bench, async (outcome) => { collected = outcome; });
+    const session = new Session(stream, site, bench, async (outcome) => { collected = outcome; collect(); });
     return session.run({ client_name: 'a' }, () => {});
   };
   const run = begin(talk);
@@ -261,6 +261,25 @@ test('nothing is written after the end, though work is still under way', async (
   talk.say(THE_END);
   await run;
   assert.deepEqual(talk.wrote, []);
+});
+
+test('final model is fetched when nothing uses the store any more', async (t) => {
+  const working = [];
+  const forever = async (base, plan, report, signal) => {
+    working.push('training');
+    await new Promise((resolve) => { signal.addEventListener('abort', resolve); });
+    await sleep(20);
+    working.push('ended');
+    signal.throwIfAborted();
+  };
+  const { talk, run } = await scene(t, { fineTune: forever, collect: () => working.push('fetched') });
+  talk.say(WELCOME, offer('1'));
+  await talk.hear(about('accept', '1'));
+  talk.say(confirm('1'));
+  await talk.hear(({ progress }) => progress?.phase === 'PHASE_TRAINING');
+  talk.say(THE_END);
+  await run;
+  assert.deepEqual(working, ['training', 'ended', 'fetched']);
 });
 
 test('work goes on while there is no session, and the next one takes it up', async (t) => {
