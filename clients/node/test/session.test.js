@@ -212,6 +212,35 @@ test('update that was delivered and lost is sent again, and not trained again', 
   assert.equal(client.trainings, 1);
 });
 
+test('update that is trained is accepted each time, however little time is left', async (t) => {
+  const client = await scene(t);
+  const { calls, talk } = client;
+  talk.say(WELCOME, offer('1'));
+  await talk.hear(about('accept', '1'));
+  talk.say(confirm('1'));
+  while (calls.finished === 0 || client.bench.job.state !== 'delivered') await sleep(2);
+  client.experience.epochSeconds = 3600;
+  for (let count = 0; count < 2; count += 1) { // the second, since a cut came before the confirmation
+    talk.say(offer('1'));
+    await talk.hear(about('accept', '1'));
+  }
+});
+
+test('withdrawal teaches something about time only if the last answer asked for any', async (t) => {
+  const { bench, experience, talk } = await scene(t);
+  experience.epochSeconds = 60;
+  talk.say(WELCOME, offer('1'));
+  await talk.hear(about('counter_offer', '1'));
+  talk.say(offer('2', { time_remaining: span(1000) }));
+  await talk.hear(about('accept', '2'));
+  bench.withdraw({ offer_id: '2', reason: 'round closed' });
+  assert.equal(experience.moreTimeRefused, false);
+  talk.say(offer('3'));
+  await talk.hear(about('counter_offer', '3'));
+  bench.withdraw({ offer_id: '3', reason: 'no more time' });
+  assert.equal(experience.moreTimeRefused, true);
+});
+
 test('work that failed is told, and the same offer is declined from then on', async (t) => {
   const { talk } = await scene(t, { fineTune: async () => { throw new Error('scan_17.png: broken'); } });
   talk.say(WELCOME, offer('1'));
