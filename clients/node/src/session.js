@@ -55,8 +55,8 @@ export class Session {
         const message = await this.#stream.read();
         if (message === null) throw new Trouble('the server ended the session');
         if (message.kind === 'welcome') onWelcome();
+        if (this.#hopeless) continue; // good-bye is said, and only the end is waited for
         await this.#handle(message);
-        this.#bench.checkHealth();
         if (message.kind === 'federation_outcome') {
           await this.#end();
           return message.federation_outcome;
@@ -150,6 +150,7 @@ export class Session {
     } catch (error) {
       if (!(error instanceof Stop)) return; // the listener hears why the stream ended
       this.#hopeless ??= error;
+      await this.leave(error.message); // a stream that is cut takes what was said last with it, such as the failure
       this.#stream.cancel();
     }
   }

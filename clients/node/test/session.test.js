@@ -262,6 +262,26 @@ test('training that fails three times in a row ends the client', async (t) => {
     await talk.hear(about('failure', id));
   }
   await ended;
+  assert.match((await talk.hear((message) => message.leave)).leave.reason, /^training failed 3 times/);
+});
+
+test('client that is to end lets the server close the stream, and answers nothing more', async (t) => {
+  const { calls, talk, run } = await scene(t);
+  calls.refusal = new Refusal('PERMISSION_DENIED', 'no');
+  const happened = [];
+  talk.ended = async () => {
+    talk.say(offer('2'));
+    await sleep(50);
+    happened.push(...talk.wrote.map((message) => Object.keys(message)[0]), 'ended');
+  };
+  const cut = talk.cancel;
+  talk.cancel = () => { happened.push('cut'); cut.call(talk); };
+  talk.say(WELCOME, offer('1'));
+  await talk.hear(about('accept', '1'));
+  talk.say(confirm('1'));
+  await assert.rejects(run, { exitCode: EXIT.UNTRUSTED });
+  const said = happened.filter((what) => what !== 'progress').slice(0, 5);
+  assert.deepEqual(said, ['hello', 'failure', 'leave', 'ended', 'cut']);
 });
 
 test('site that is not let in any more ends with it, and any other refusal is a failure of the round', async (t) => {
