@@ -248,6 +248,13 @@ TEST(keys_are_private_and_requests_are_theirs) {
   CHECK((CertificateFacts{"", "", "", 0, 90}.is_due(61)) && !(CertificateFacts{"", "", "", 0, 90}.is_due(59)));
 }
 
+TEST(folders_are_made_with_those_above_them) {
+  const auto folder = fs::path(check::folder()) / "above" / "below" / "";
+  make_folder(folder);
+  make_folder(folder);  // which is there
+  CHECK(fs::is_directory(folder));
+}
+
 TEST(model_is_written_as_safetensors) {
   const auto file = safetensors(schema_of(2), model_of("ab"));
   CHECK(file.size() % 8 == 2 && file[0] == char(file.size() - 10) && file.substr(file.size() - 2) == "ab");
