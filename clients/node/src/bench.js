@@ -7,7 +7,7 @@ import { seconds, writeDuration } from './wire.js';
 /** Failed trainings in a row after which a person should have a look. */
 const MOST_FAILURES = 3;
 
-/** @typedef {{maxChunkBytes: number, windowBytes: number, encoding: string}} Terms of a session */
+/** @typedef {{maxChunkBytes: number, windowBytes: number, encodings: string[]}} Terms of a session, best first */
 
 export class Bench {
   /** The work on the latest offer. @type {Job | null} */

@@ -6,7 +6,7 @@
  *     greeting --declined--> over            raises Stop
  *     any --cut--> over                      raises Trouble; the work goes on, and a new session takes it up
  */
-import { choose } from './encodings.js';
+import { usable } from './encodings.js';
 import { EXIT, Stop, Trouble } from './errors.js';
 import * as limits from './limits.js';
 import { readMetrics, schemaParts, seconds, writeMetrics } from './wire.js';
@@ -112,7 +112,7 @@ export class Session {
     this.#bench.terms = {
       maxChunkBytes: Math.min(welcome.max_chunk_bytes || limits.DEFAULT_CHUNK_BYTES, limits.MAX_CHUNK_BYTES),
       windowBytes: welcome.window_bytes || limits.DEFAULT_WINDOW_BYTES,
-      encoding: choose(welcome.encodings, this.#site.encodings),
+      encodings: usable(welcome.encodings, this.#site.encodings),
     };
     this.#site.log('info', 'welcome', { known_as: welcome.client_name, rounds: welcome.rounds });
   }
