@@ -45,7 +45,7 @@ std::string at_host_of(const std::string& address, const std::string& other) {
 std::string key_in(const fs::path& folder) {
   const auto path = folder / "site.key";
   if (fs::exists(path)) return read_file(path);
-  fs::create_directories(folder);
+  make_folder(folder);
   const auto made = make_key();
   write_durably(path, made);
   return made;

@@ -102,6 +102,15 @@ inline void write_durably(const fs::path& file, const std::string& data) {
   sync(file.has_parent_path() ? file.parent_path() : ".");
 }
 
+/// Make a folder, and those above it, so that a power cut cannot take it with what is in it.
+inline void make_folder(const fs::path& folder) {
+  if (folder.empty() || fs::exists(folder)) return;
+  const auto above = folder.parent_path();
+  make_folder(above);
+  fs::create_directory(folder);
+  sync(above.empty() ? "." : above);
+}
+
 inline std::string read_file(const fs::path& file) {
   std::ifstream stream(file, std::ios::binary);
   std::string content(std::istreambuf_iterator<char>(stream), {});

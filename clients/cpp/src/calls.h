@@ -100,13 +100,13 @@ class Effort {
         check();  // what was cut because nobody wants it any more is no trouble
         if (dynamic_cast<const Damage*>(&error) != nullptr && ++repairs_ > 3) throw;
         if (has_advanced_.exchange(false)) wait = 0.5, since = Clock::now();
-        if (seconds_since(since) > patience_seconds_) throw;
+        // Who was cut off together comes back apart.
+        const double rest = wait - error.at_least + std::uniform_real_distribution<>(0, 0.5)(random_);
+        if (seconds_since(since) + error.at_least + std::max(0.0, rest) > patience_seconds_) throw;
         log_line("warning", "trying again", {{"doing", doing}, {"because", error.what()}});
         sleep(error.at_least);  // R-TIM-6
-        // Who was cut off together comes back apart.
-        const Seconds rest(wait - error.at_least + std::uniform_real_distribution<>(0, 0.5)(random_));
         std::unique_lock lock(mutex_);
-        changed_.wait_for(lock, rest, [this] { return is_cancelled_ || has_advanced_; });
+        changed_.wait_for(lock, Seconds(rest), [this] { return is_cancelled_ || has_advanced_; });
       }
     }
   }

@@ -74,7 +74,7 @@ class Client {
  public:
   Client(RunConfig config, OpenTask open_task) : config_(std::move(config)), open_task_(std::move(open_task)) {
     log_name = config_.access.name;
-    fs::create_directories(config_.state_dir);
+    make_folder(config_.state_dir);
     for (const int number : {SIGINT, SIGTERM, SIGALRM}) std::signal(number, on_signal);
   }
 

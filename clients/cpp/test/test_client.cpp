@@ -146,6 +146,12 @@ TEST(trouble_is_tried_again_and_a_refusal_never) {
   CHECK_THROWS(Trouble, Effort(0).until_done("trying", []() -> int { throw Trouble("cut"); }));
 }
 
+TEST(what_would_be_waited_for_longer_than_the_patience_lasts_is_given_up_at_once) {
+  const auto began = Clock::now();
+  CHECK_THROWS(Trouble, Effort(5).until_done("trying", []() -> int { throw Trouble("later", 8); }));
+  CHECK(seconds_since(began) < 2);
+}
+
 TEST(waits_double_unless_it_got_further) {
   const auto seconds_of_tries = [](bool gets_further) {
     const auto began = Clock::now();
@@ -240,6 +246,13 @@ TEST(keys_are_private_and_requests_are_theirs) {
   CHECK(key.rfind("-----BEGIN PRIVATE KEY-----", 0) == 0);
   CHECK_THROWS(std::runtime_error, read_key("no key"));
   CHECK((CertificateFacts{"", "", "", 0, 90}.is_due(61)) && !(CertificateFacts{"", "", "", 0, 90}.is_due(59)));
+}
+
+TEST(folders_are_made_with_those_above_them) {
+  const auto folder = fs::path(check::folder()) / "above" / "below" / "";
+  make_folder(folder);
+  make_folder(folder);  // which is there
+  CHECK(fs::is_directory(folder));
 }
 
 TEST(model_is_written_as_safetensors) {

@@ -28,9 +28,10 @@ export async function untilDone(once, { howFar, patience, doing, log, signal }) 
       if (!(error instanceof Trouble) && !isRefusal(error, 'LIMIT_EXCEEDED')) throw error;
       if (howFar() > mark) [mark, tries, since] = [howFar(), 0, Date.now()];
       const { giveUpAfterSeconds: most } = patience;
-      if (most !== null && Date.now() - since > most * 1000) throw error;
+      const wait = waitSeconds(error, tries, patience) * 1000;
+      if (most !== null && Date.now() - since + wait > most * 1000) throw error; // it would only be later to say so
       log('warning', 'trying again', { doing, because: error.message });
-      await sleep(waitSeconds(error, tries, patience) * 1000, undefined, { signal });
+      await sleep(wait, undefined, { signal });
       tries += 1;
     }
   }

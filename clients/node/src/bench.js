@@ -7,7 +7,7 @@ import { seconds, writeDuration } from './wire.js';
 /** Failed trainings in a row after which a person should have a look. */
 const MOST_FAILURES = 3;
 
-/** @typedef {{maxChunkBytes: number, windowBytes: number, encoding: string}} Terms of a session */
+/** @typedef {{maxChunkBytes: number, windowBytes: number, encodings: string[]}} Terms of a session, best first */
 
 export class Bench {
   /** The work on the latest offer. @type {Job | null} */
@@ -33,6 +33,7 @@ export class Bench {
    */
   async consider(offer) {
     const { job } = this;
+    this.#askedForTime = false; // only this answer may ask
     const isOver = ['dropped', 'delivered'].includes(job?.state);
     const isRepeated = job?.offer.offer_id === offer.offer_id && !isOver;
     if (isRepeated && job.state === 'failed') return { decline: job.reason };
@@ -43,8 +44,8 @@ export class Bench {
       this.job = new Job(offer, this.#site);
       const trouble = planTrouble(offer.plan) || baseTrouble(offer);
       if (trouble) return this.#decline(trouble);
-      if (await this.job.isTrained()) return { accept: true };
     }
+    if (await this.job.isTrained()) return { accept: true };
     const terms = { epochs: offer.plan.epochs, timeRemaining: seconds(offer.time_remaining) };
     const answer = reply(terms, this.#limits, this.#site.experience);
     this.#site.log('info', 'offer', { round: offer.round, answer });

@@ -76,7 +76,6 @@ export class Client {
     if (this.#saved === null) {
       throw new Stop(EXIT.UNREACHABLE, `${text}\nbut its final model could not be had: ask the coordinator for it`);
     }
-    await this.#bench.close();
     await this.#site.store.clear();
     return `${text}\nsaved ${this.#saved}`;
   }
@@ -137,7 +136,7 @@ export class Client {
     // Sorted, since a map comes in any order.
     const settings = JSON.stringify(Object.entries(task.task_settings).sort());
     const before = this.#settings;
-    if (before === settings) return;
+    if (before === settings) return this.#enter(task.federation_name);
     if (before !== null) throw new Stop(EXIT.DECLINED, 'the server has other settings now: start this client again');
     if (task.task_name !== this.trainer.taskName) {
       const words = `this federation learns ${task.task_name}, and this client ${this.trainer.taskName}`;
@@ -160,6 +159,14 @@ export class Client {
     };
     this.#bench = new Bench(this.#site, { maxEpochs: this.#config.maxEpochs, maxSeconds: this.#config.maxSeconds });
     this.#log('info', 'federation', { name: task.federation_name, task: task.task_name });
+  }
+
+  /** The server may have another federation of the same task now: what was left out of updates in one is not for it. */
+  async #enter(federation) {
+    if (this.#site.federation === federation) return;
+    await this.#bench.close();
+    this.#site.federation = federation;
+    this.#log('info', 'federation', { name: federation, task: this.trainer.taskName });
   }
 
   #hello() {

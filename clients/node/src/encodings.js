@@ -41,9 +41,10 @@ export function taken(word) {
   throw new Error(`--update-encoding is one of ${AUTO}, ${ENCODINGS.map(wordOf).join(', ')}, not ${word}`);
 }
 
-/** The one to use of those that a server has listed, best first; those that this site does not take are left out. */
-export function choose(listed, takes = ENCODINGS) {
-  return listed.find((encoding) => takes.includes(encoding)) ?? RAW;
+/** Those to use of what a server has listed, best first; what this site does not take is left out, and raw remains. */
+export function usable(listed, takes = ENCODINGS) {
+  const both = listed.filter((encoding) => takes.includes(encoding));
+  return both.includes(RAW) ? both : [...both, RAW];
 }
 
 export function isLossy(encoding) {

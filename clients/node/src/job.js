@@ -13,7 +13,7 @@ import { performance } from 'node:perf_hooks';
 import { fetchModel } from './download.js';
 import { isRefusal, Refusal } from './errors.js';
 import { entryOf, modelDigest } from './model.js';
-import { pack } from './packing.js';
+import { isOf, pack } from './packing.js';
 import { Damaged, Unwanted, Upload } from './upload.js';
 
 export class Job {
@@ -126,18 +126,18 @@ export class Job {
   }
 
   async #send(base, { record, isKept }, terms) {
-    const packed = await this.#packed(base, record, terms().encoding);
+    const packed = await this.#packed(base, record, terms().encodings);
     const onBytes = (done, all) => this.#show('PHASE_UPLOADING', done, all);
     const update = { ...record, entries: packed.entries };
     const upload = new Upload(this.#site, this.offer, update, terms, { onBytes, isBegun: isKept });
     return { quarantined: await upload.run(this.#abort.signal), packed };
   }
 
-  /** The update in that encoding: as it was packed before, if it was. */
-  async #packed(base, record, encoding) {
+  /** The update in the first of these encodings, or as it was packed before: another manifest would be a conflict. */
+  async #packed(base, record, encodings) {
     const { federation, store } = this.#site;
-    if (record.packed?.encoding === encoding) return record.packed;
-    const packed = await pack(store, base, record.entries, encoding, await store.leftOut(federation));
+    if (record.packed && isOf(record.packed, encodings)) return record.packed;
+    const packed = await pack(store, base, record.entries, encodings[0], await store.leftOut(federation));
     await store.record({ ...record, packed });
     return packed;
   }

@@ -7,9 +7,9 @@
  * @typedef {import('./model.js').Entry & {encoding?: string, body?: {sha256: Buffer, size: number}}} PackedEntry
  *   `body` is what travels, where that is not the values themselves
  * @typedef {{name: string, sha256: Buffer, size: number}} LeftOut a tensor's, float32
- * @typedef {{encoding: string, entries: PackedEntry[], leftOut: LeftOut[]}} Packed
+ * @typedef {{entries: PackedEntry[], leftOut: LeftOut[]}} Packed
  */
-import { decodeMoved, encodeMoved, framed, isLossy, suits } from './encodings.js';
+import { decodeMoved, encodeMoved, framed, isLossy, RAW, suits } from './encodings.js';
 import { entryOf, sha256 } from './model.js';
 
 /**
@@ -28,7 +28,12 @@ export async function pack(store, base, trained, encoding, leftOut) {
     const isChanged = !entry.sha256.equals(base[at].sha256);
     entries.push(isChanged && suits(encoding, entry) ? await packOne(store, base[at], entry, encoding, left) : entry);
   }
-  return { encoding, entries, leftOut: isLossy(encoding) ? [...left.values()] : [] };
+  return { entries, leftOut: isLossy(encoding) ? [...left.values()] : [] };
+}
+
+/** Whether all of it may travel as it was packed. @param {Packed} packed @param {string[]} encodings raw among them */
+export function isOf({ entries }, encodings) {
+  return entries.every(({ encoding = RAW }) => encodings.includes(encoding));
 }
 
 async function packOne(store, base, entry, encoding, left) {

@@ -6,7 +6,7 @@
  *     greeting --declined--> over            raises Stop
  *     any --cut--> over                      raises Trouble; the work goes on, and a new session takes it up
  */
-import { choose } from './encodings.js';
+import { usable } from './encodings.js';
 import { EXIT, Stop, Trouble } from './errors.js';
 import * as limits from './limits.js';
 import { readMetrics, schemaParts, seconds, writeMetrics } from './wire.js';
@@ -55,8 +55,8 @@ export class Session {
         const message = await this.#stream.read();
         if (message === null) throw new Trouble('the server ended the session');
         if (message.kind === 'welcome') onWelcome();
+        if (this.#hopeless) continue; // good-bye is said, and only the end is waited for
         await this.#handle(message);
-        this.#bench.checkHealth();
         if (message.kind === 'federation_outcome') {
           await this.#end();
           return message.federation_outcome;
@@ -103,7 +103,7 @@ export class Session {
       case 'lease_renewal': return this.#renew(message.lease_renewal);
       case 'cancel': return this.#bench.cancel(message.cancel);
       case 'round_outcome': return logRound(log, message.round_outcome);
-      case 'federation_outcome': return this.#collect(message.federation_outcome);
+      case 'federation_outcome': return this.#farewell(message.federation_outcome);
       default: return undefined;
     }
   }
@@ -112,7 +112,7 @@ export class Session {
     this.#bench.terms = {
       maxChunkBytes: Math.min(welcome.max_chunk_bytes || limits.DEFAULT_CHUNK_BYTES, limits.MAX_CHUNK_BYTES),
       windowBytes: welcome.window_bytes || limits.DEFAULT_WINDOW_BYTES,
-      encoding: choose(welcome.encodings, this.#site.encodings),
+      encodings: usable(welcome.encodings, this.#site.encodings),
     };
     this.#site.log('info', 'welcome', { known_as: welcome.client_name, rounds: welcome.rounds });
   }
@@ -137,6 +137,12 @@ export class Session {
     if (this.#lease?.offerId === offer_id && seconds(lease) > 0) this.#lease.seconds = seconds(lease);
   }
 
+  /** Work that is still under way ends first: its transfers use the store that the final model is fetched into. */
+  async #farewell(outcome) {
+    await this.#bench.close();
+    await this.#collect(outcome);
+  }
+
   async #keepLease() {
     try {
       await this.#tellProgress();
@@ -144,6 +150,7 @@ export class Session {
     } catch (error) {
       if (!(error instanceof Stop)) return; // the listener hears why the stream ended
       this.#hopeless ??= error;
+      await this.leave(error.message); // a stream that is cut takes what was said last with it, such as the failure
       this.#stream.cancel();
     }
   }

@@ -57,6 +57,15 @@ test('without progress it gives up in the time that was set', async () => {
   await assert.rejects(untilDone(broken, { howFar: () => 0, patience, doing: 'trying', log: quiet }), Trouble);
 });
 
+test('what would be waited for longer than the patience lasts is given up at once', async () => {
+  const patience = { ...PATIENCE, giveUpAfterSeconds: 5 };
+  const busy = async () => { throw new Refusal('LIMIT_EXCEEDED', 'later', {}, 60); };
+  const began = Date.now();
+  const tried = untilDone(busy, { howFar: () => 0, patience, doing: 'trying', log: quiet });
+  await assert.rejects(tried, { reason: 'LIMIT_EXCEEDED' });
+  assert.ok(Date.now() - began < 2000);
+});
+
 const TOKEN = readVectors('tokens.txt')[0].token;
 const GOOD = ['--server', 'h:1', '--data', 'd', '--name', 'a', '--fingerprint', `sha256:${'0'.repeat(64)}`];
 

@@ -3,10 +3,10 @@ import assert from 'node:assert/strict';
 import test from 'node:test';
 import { Zstd } from '@hpcc-js/wasm-zstd';
 import {
-  choose, decodeMoved, encodeMoved, ENCODINGS, framed, isLossy, suits, taken, wordOf,
+  decodeMoved, encodeMoved, ENCODINGS, framed, isLossy, suits, taken, usable, wordOf,
 } from '../src/encodings.js';
 import { entryOf, sha256 } from '../src/model.js';
-import { pack } from '../src/packing.js';
+import { isOf, pack } from '../src/packing.js';
 import { openStore } from './fakes.js';
 import { hex, readVectors } from './vectors.js';
 
@@ -32,11 +32,11 @@ for (const vector of readVectors('encodings.txt').filter(({ values }) => values 
   });
 }
 
-test('first listed encoding that is known is used, and raw without one', () => {
-  assert.equal(choose([99, 'ENCODING_INT8', 'ENCODING_RAW']), 'ENCODING_INT8');
-  assert.equal(choose([99]), 'ENCODING_RAW');
-  assert.equal(choose([]), 'ENCODING_RAW');
-  assert.equal(choose(['ENCODING_INT8', 'ENCODING_RAW'], taken('zstd')), 'ENCODING_RAW');
+test('encodings that are listed and known are used in their order, and raw in any case', () => {
+  assert.deepEqual(usable([99, 'ENCODING_INT8', 'ENCODING_RAW']), ['ENCODING_INT8', 'ENCODING_RAW']);
+  assert.deepEqual(usable([99]), ['ENCODING_RAW']);
+  assert.deepEqual(usable([]), ['ENCODING_RAW']);
+  assert.deepEqual(usable(['ENCODING_INT8', 'ENCODING_ZSTD'], taken('zstd')), ['ENCODING_ZSTD', 'ENCODING_RAW']);
 });
 
 test('encodings have the words that the server has for them', () => {
@@ -105,4 +105,15 @@ test('tensor that did not change is not packed, and what is packed twice is the 
   const two = await pack(store, base, update, 'ENCODING_ZSTD', []);
   assert.deepEqual(one, two);
   assert.ok(one.entries[0].body.size < update[0].size);
+});
+
+test('what was packed stands while every encoding in it may be used', async (t) => {
+  const store = await openStore(t);
+  const { base, update } = await trained(store, (at) => at);
+  const small = await pack(store, base, update, 'ENCODING_INT8', []);
+  const said = [['ENCODING_INT8'], ['ENCODING_BFLOAT16', 'ENCODING_INT8'], ['ENCODING_BFLOAT16']];
+  const listed = said.map((encodings) => usable(encodings));
+  assert.deepEqual(listed.map((encodings) => isOf(small, encodings)), [true, true, false]);
+  const raw = await pack(store, base, update, 'ENCODING_RAW', []);
+  assert.ok(listed.every((encodings) => isOf(raw, encodings)));
 });

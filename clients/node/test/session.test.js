@@ -93,7 +93,7 @@ class Calls {
 }
 
 /** A client in front of a scripted server. `fineTune` may fail or take its time. */
-async function scene(t, { fineTune = async () => tuned() } = {}) {
+async function scene(t, { fineTune = async () => tuned(), collect = () => {} } = {}) {
   const [calls, talk] = [new Calls(), new Talk()];
   let trainings = 0;
   const training = { fineTune: (...words) => { trainings += 1; return fineTune(...words); } };
@@ -103,7 +103,7 @@ async function scene(t, { fineTune = async () => tuned() } = {}) {
   const bench = new Bench(site, { maxEpochs: 0, maxSeconds: null });
   let collected = null;
   const begin = (stream) => {
-    const session = new Session(stream, site, bench, async (outcome) => { collected = outcome; });
+    const session = new Session(stream, site, bench, async (outcome) => { collected = outcome; collect(); });
     return session.run({ client_name: 'a' }, () => {});
   };
   const run = begin(talk);
@@ -212,6 +212,35 @@ test('update that was delivered and lost is sent again, and not trained again', 
   assert.equal(client.trainings, 1);
 });
 
+test('update that is trained is accepted each time, however little time is left', async (t) => {
+  const client = await scene(t);
+  const { calls, talk } = client;
+  talk.say(WELCOME, offer('1'));
+  await talk.hear(about('accept', '1'));
+  talk.say(confirm('1'));
+  while (calls.finished === 0 || client.bench.job.state !== 'delivered') await sleep(2);
+  client.experience.epochSeconds = 3600;
+  for (let count = 0; count < 2; count += 1) { // the second, since a cut came before the confirmation
+    talk.say(offer('1'));
+    await talk.hear(about('accept', '1'));
+  }
+});
+
+test('withdrawal teaches something about time only if the last answer asked for any', async (t) => {
+  const { bench, experience, talk } = await scene(t);
+  experience.epochSeconds = 60;
+  talk.say(WELCOME, offer('1'));
+  await talk.hear(about('counter_offer', '1'));
+  talk.say(offer('2', { time_remaining: span(1000) }));
+  await talk.hear(about('accept', '2'));
+  bench.withdraw({ offer_id: '2', reason: 'round closed' });
+  assert.equal(experience.moreTimeRefused, false);
+  talk.say(offer('3'));
+  await talk.hear(about('counter_offer', '3'));
+  bench.withdraw({ offer_id: '3', reason: 'no more time' });
+  assert.equal(experience.moreTimeRefused, true);
+});
+
 test('work that failed is told, and the same offer is declined from then on', async (t) => {
   const { talk } = await scene(t, { fineTune: async () => { throw new Error('scan_17.png: broken'); } });
   talk.say(WELCOME, offer('1'));
@@ -233,6 +262,26 @@ test('training that fails three times in a row ends the client', async (t) => {
     await talk.hear(about('failure', id));
   }
   await ended;
+  assert.match((await talk.hear((message) => message.leave)).leave.reason, /^training failed 3 times/);
+});
+
+test('client that is to end lets the server close the stream, and answers nothing more', async (t) => {
+  const { calls, talk, run } = await scene(t);
+  calls.refusal = new Refusal('PERMISSION_DENIED', 'no');
+  const happened = [];
+  talk.ended = async () => {
+    talk.say(offer('2'));
+    await sleep(50);
+    happened.push(...talk.wrote.map((message) => Object.keys(message)[0]), 'ended');
+  };
+  const cut = talk.cancel;
+  talk.cancel = () => { happened.push('cut'); cut.call(talk); };
+  talk.say(WELCOME, offer('1'));
+  await talk.hear(about('accept', '1'));
+  talk.say(confirm('1'));
+  await assert.rejects(run, { exitCode: EXIT.UNTRUSTED });
+  const said = happened.filter((what) => what !== 'progress').slice(0, 5);
+  assert.deepEqual(said, ['hello', 'failure', 'leave', 'ended', 'cut']);
 });
 
 test('site that is not let in any more ends with it, and any other refusal is a failure of the round', async (t) => {
@@ -261,6 +310,25 @@ test('nothing is written after the end, though work is still under way', async (
   talk.say(THE_END);
   await run;
   assert.deepEqual(talk.wrote, []);
+});
+
+test('final model is fetched when nothing uses the store any more', async (t) => {
+  const working = [];
+  const forever = async (base, plan, report, signal) => {
+    working.push('training');
+    await new Promise((resolve) => { signal.addEventListener('abort', resolve); });
+    await sleep(20);
+    working.push('ended');
+    signal.throwIfAborted();
+  };
+  const { talk, run } = await scene(t, { fineTune: forever, collect: () => working.push('fetched') });
+  talk.say(WELCOME, offer('1'));
+  await talk.hear(about('accept', '1'));
+  talk.say(confirm('1'));
+  await talk.hear(({ progress }) => progress?.phase === 'PHASE_TRAINING');
+  talk.say(THE_END);
+  await run;
+  assert.deepEqual(working, ['training', 'ended', 'fetched']);
 });
 
 test('work goes on while there is no session, and the next one takes it up', async (t) => {

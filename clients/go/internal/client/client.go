@@ -98,7 +98,7 @@ func (c *Client) Run(ctx context.Context) (string, error) {
 		outcome, err = c.oneSession(ctx)
 		return c.judge(err)
 	})
-	if fault.IsTrouble(err) {
+	if fault.IsTrouble(err) || fault.Refused(err, fault.LimitExceeded) != nil { // these are waited for
 		return "", fault.Stopf(fault.Unreachable,
 			"no contact to %s for %v: %v", c.config.Server, c.config.GiveUpAfter, err)
 	}

@@ -96,7 +96,7 @@ func (f Folder) key() (*ecdsa.PrivateKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(f.Path, 0o700); err != nil {
+	if err := durable.MakeFolder(f.Path); err != nil {
 		return nil, err
 	}
 	return key, durable.WriteBytes(f.file("site.key"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))

@@ -15,15 +15,16 @@ import (
 	"fedstream/client/internal/store"
 )
 
-// Pack gives the update as it travels: as it was packed before, if it was for the same encodings. Base are the entries of
-// the model that the update started from.
+// Pack gives the update as it travels: as it was packed before, while all encodings in it may still be used. Another
+// manifest for the same upload is a conflict, also where the server has come to prefer another encoding. Base are the
+// entries of the model that the update started from; encodings are those that were agreed on, best first.
 func Pack(
 	kept *store.Store, update *store.Update, base []model.Entry, encodings []pb.Encoding, federation string,
 ) (*store.Packed, error) {
-	if update.Packed != nil && slices.Equal(update.Packed.Encodings, encodings) {
+	if update.Packed != nil && isOf(update.Packed, encodings) {
 		return update.Packed, nil
 	}
-	packer := packer{kept, &store.Packed{Encodings: encodings}, kept.LeftOut(federation)}
+	packer := packer{kept, encodings, &store.Packed{}, kept.LeftOut(federation)}
 	for i, entry := range update.Entries {
 		if err := packer.add(entry, base[i]); err != nil {
 			return nil, err
@@ -32,6 +33,12 @@ func Pack(
 	packer.carryOver()
 	update.Packed = packer.packed
 	return update.Packed, kept.Record(update)
+}
+
+func isOf(packed *store.Packed, encodings []pb.Encoding) bool {
+	return !slices.ContainsFunc(packed.Tensors, func(parcel store.Parcel) bool {
+		return parcel.Encoding != pb.Encoding_ENCODING_RAW && !slices.Contains(encodings, parcel.Encoding)
+	})
 }
 
 // Delivered says that the server has admitted the update: what was left out of it is what counts from now on.
@@ -43,9 +50,10 @@ func Delivered(kept *store.Store, update *store.Update, federation string) error
 }
 
 type packer struct {
-	kept    *store.Store
-	packed  *store.Packed
-	leftOut []store.Remainder // of earlier updates
+	kept      *store.Store
+	encodings []pb.Encoding
+	packed    *store.Packed
+	leftOut   []store.Remainder // of earlier updates
 }
 
 func (p *packer) add(trained, base model.Entry) error {
@@ -53,7 +61,7 @@ func (p *packer) add(trained, base model.Entry) error {
 		p.addRaw(trained)
 		return nil
 	}
-	for _, encoding := range p.packed.Encodings {
+	for _, encoding := range p.encodings {
 		if !codec.Suits(encoding, trained) {
 			continue
 		}

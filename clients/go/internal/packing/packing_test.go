@@ -120,7 +120,7 @@ func TestWhatWasLeftOutOfAnUpdateThatWasNotAdmittedIsNot(t *testing.T) {
 	}
 }
 
-func TestUpdateIsPackedOnceForTheSameEncodings(t *testing.T) {
+func TestUpdateIsPackedOnceWhileItsEncodingsMayBeUsed(t *testing.T) {
 	folder := t.TempDir()
 	kept := storetest.Open(t, folder)
 	base, trained := keep(t, kept, curve(1)), keep(t, kept, curve(2))
@@ -128,12 +128,19 @@ func TestUpdateIsPackedOnceForTheSameEncodings(t *testing.T) {
 	kept.Close()
 	next := storetest.Open(t, folder)
 	update := next.Update("o", model.SHA256{})
-	again, err := packing.Pack(next, update, base, int8First, "f")
-	if err != nil || again != update.Packed || again.Tensors[0].Blob != packed.Tensors[0].Blob {
-		t.Errorf("packed again: %v", err)
+	bfloat16First := append([]pb.Encoding{pb.Encoding_ENCODING_BFLOAT16}, int8First...)
+	for _, encodings := range [][]pb.Encoding{int8First, bfloat16First} {
+		again, err := packing.Pack(next, update, base, encodings, "f")
+		if err != nil || again != update.Packed || again.Tensors[0].Blob != packed.Tensors[0].Blob {
+			t.Errorf("packed again for %v: %v", encodings, err)
+		}
 	}
-	if raw, err := packing.Pack(next, update, base, nil, "f"); err != nil || raw.Tensors[0].Encoding != pb.Encoding_ENCODING_RAW {
-		t.Errorf("still packed for encodings that were agreed on before: %v", err)
+	raw, err := packing.Pack(next, update, base, nil, "f")
+	if err != nil || raw.Tensors[0].Encoding != pb.Encoding_ENCODING_RAW {
+		t.Errorf("still packed in an encoding that may not be used any more: %v", err)
+	}
+	if again, err := packing.Pack(next, update, base, int8First, "f"); err != nil || again != raw {
+		t.Errorf("packed again, though raw may always be used: %v", err)
 	}
 }
 

@@ -52,14 +52,15 @@ func (s *Session) keepLease(ctx context.Context) error {
 			return nil
 		case <-ticker.C:
 		}
+		hopeless := s.Bench.CheckHealth() // first, so that the failure it is about is told before the good-bye
 		if message := s.due(); message != nil {
 			if err := s.send(message); err != nil {
-				return nil // the listener hears why
+				return hopeless // where it is nil, the listener hears why
 			}
 		}
-		if err := s.Bench.CheckHealth(); err != nil {
-			s.Leave(err.Error())
-			return err
+		if hopeless != nil {
+			s.Leave(hopeless.Error())
+			return hopeless
 		}
 	}
 }

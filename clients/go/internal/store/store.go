@@ -39,7 +39,7 @@ var ErrInUse = errors.New("another client uses it")
 // Open makes the folder if need be, and locks it until Close.
 func Open(folder string) (*Store, error) {
 	for _, part := range []string{"blobs", "updates"} {
-		if err := os.MkdirAll(filepath.Join(folder, part), 0o700); err != nil {
+		if err := durable.MakeFolder(filepath.Join(folder, part)); err != nil {
 			return nil, err
 		}
 	}

@@ -27,9 +27,8 @@ type Update struct {
 
 // Packed is an update as it travels.
 type Packed struct {
-	Encodings []pb.Encoding `json:"encodings"` // that were agreed on, best first
-	Tensors   []Parcel      `json:"tensors"`
-	LeftOut   []Remainder   `json:"left_out"`
+	Tensors []Parcel    `json:"tensors"`
+	LeftOut []Remainder `json:"left_out"`
 }
 
 // A Parcel is a tensor as it travels. Entry is what it decodes to, which is what the server is to have; the blob is what

@@ -130,7 +130,7 @@ func (b *Bench) Cancel(offerID, reason string) {
 	}
 }
 
-// CheckHealth gives a Stop when the work has failed several times in a row.
+// CheckHealth gives a Stop when the work has failed several times in a row, or the server does not let this site in.
 func (b *Bench) CheckHealth() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -139,14 +139,17 @@ func (b *Bench) CheckHealth() error {
 	}
 	b.job.mu.Lock()
 	defer b.job.mu.Unlock()
-	switch {
+	switch refusal := fault.Refused(b.job.failure); {
 	case b.job.state == Delivered:
 		b.counted, b.failures = b.job, 0
-	case b.job.state == Failed && b.job.failedHere:
+	case b.job.state == Failed && refusal == nil:
 		b.counted = b.job
 		b.failures++
 	case b.job.state == Failed:
 		b.counted, b.failures = b.job, 0
+		if refusal.Reason == fault.Unauthenticated || refusal.Reason == fault.PermissionDenied {
+			return fault.Stopf(fault.Untrusted, "%s: ask the coordinator", refusal.Message)
+		}
 	}
 	if b.failures < mostFailures {
 		return nil

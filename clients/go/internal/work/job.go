@@ -64,15 +64,15 @@ type Job struct {
 	terms func() transfer.Terms
 	done  chan struct{} // closed when nothing runs any more
 
-	mu         sync.Mutex
-	cancel     context.CancelFunc // guarded by mu, like all below
-	state      State
-	reason     string
-	failedHere bool // and not because the server refused something
-	progress   Progress
-	changes    int
-	epoch      time.Duration // as measured
-	transfer   time.Duration
+	mu       sync.Mutex
+	cancel   context.CancelFunc // guarded by mu, like all below
+	state    State
+	reason   string
+	failure  error // what it failed with
+	progress Progress
+	changes  int
+	epoch    time.Duration // as measured
+	transfer time.Duration
 }
 
 func newJob(offer Offer, shop *Shop, terms func() transfer.Terms) *Job {
@@ -153,7 +153,7 @@ func (j *Job) run(ctx context.Context, plan task.Plan) {
 	default:
 		log.Error("the work on this round failed", "because", err.Error())
 		j.mu.Lock()
-		j.failedHere = fault.Refused(err) == nil
+		j.failure = err
 		j.mu.Unlock()
 		j.end(Failed, generalWords(err))
 	}

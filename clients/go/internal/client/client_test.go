@@ -1,0 +1,71 @@
+package client_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"testing"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"fedstream/client/internal/client"
+	"fedstream/client/internal/fault"
+	"fedstream/client/internal/link"
+	"fedstream/client/internal/pb"
+)
+
+// server refuses everybody.
+type server struct {
+	pb.UnimplementedNegotiationServiceServer
+	code   codes.Code
+	reason string
+}
+
+func (s *server) DescribeTask(context.Context, *pb.DescribeTaskRequest) (*pb.DescribeTaskResponse, error) {
+	info := &errdetails.ErrorInfo{Reason: s.reason, Domain: "fedstream.v1"}
+	said, err := status.New(s.code, "not now").WithDetails(info)
+	if err != nil {
+		return nil, err
+	}
+	return nil, said.Err()
+}
+
+// serve starts it, and gives its address.
+func (s *server) serve(t *testing.T) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	running := grpc.NewServer()
+	pb.RegisterNegotiationServiceServer(running, s)
+	go running.Serve(listener)
+	t.Cleanup(running.Stop)
+	return listener.Addr().String()
+}
+
+func TestClientThatIsRefusedEndsAsTheReasonSays(t *testing.T) {
+	for reason, ends := range map[string]struct {
+		status codes.Code
+		exit   int
+	}{
+		fault.LimitExceeded:    {codes.ResourceExhausted, fault.Unreachable},
+		fault.PermissionDenied: {codes.PermissionDenied, fault.Untrusted},
+		fault.InvalidRequest:   {codes.InvalidArgument, fault.Defect},
+	} {
+		refusing := &server{code: ends.status, reason: reason}
+		config := client.Config{
+			Server: refusing.serve(t), StateDir: t.TempDir(), Trust: &link.Trust{}, GiveUpAfter: time.Millisecond,
+		}
+		_, err := client.New(config, nil, slog.New(slog.DiscardHandler)).Run(t.Context())
+		var stop *fault.Stop
+		if !errors.As(err, &stop) || stop.Code != ends.exit {
+			t.Errorf("%s: %v", reason, err)
+		}
+	}
+}
