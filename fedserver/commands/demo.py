@@ -53,10 +53,11 @@ class DemoPlan:
 def run_demo(plan: DemoPlan) -> None:
     """Start everything, show how it goes, and say where the report is."""
     console = Console(highlight=False, soft_wrap=True)
+    if plan.data is not None:  # before anything is removed: a slip is not to cost an earlier demo, or the data
+        _require_folders(plan.data, plan.out)
     signal.signal(signal.SIGTERM, _leave)  # or server and sites would go on without it
     _make_room(plan.out)
     data = plan.data if plan.data is not None else _phantom(plan, console)
-    _require_folders(data)
     with ExitStack() as stack:
         server = stack.enter_context(_process(_server_command(plan, data), plan.out / "logs" / "server.log"))
         contact = _await_contact(server, plan.out)
@@ -101,11 +102,14 @@ def _phantom(plan: DemoPlan, console: Console) -> Path:
     return folder
 
 
-def _require_folders(data: Path) -> None:
+def _require_folders(data: Path, out: Path) -> None:
     for split in ("train", "val"):
         if not (data / split).is_dir():
             message = f"{data} has no folder {split}/; the demo wants train/<class>/* for the sites and val/<class>/* "
             raise fail(message + "as the coordinator's holdout", ExitCode.BAD_CONFIGURATION)
+        if (data / split).resolve().is_relative_to(out.resolve()):
+            message = f"{data / split} lies inside {out}, which every demo makes anew; give another --out"
+            raise fail(message, ExitCode.BAD_CONFIGURATION)
 
 
 def _preset(plan: DemoPlan) -> Preset | None:
