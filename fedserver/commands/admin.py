@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fedserver.exit_codes import ExitCode, fail
 from fedserver.store import DamagedFile, StateError, StateReader
@@ -72,15 +73,17 @@ def reading(state: Path) -> Iterator[StateReader]:
 
 def console() -> Console:
     """Where tables go; wide where there is no terminal to say how wide."""
-    plain = Console(highlight=False)
-    return plain if plain.is_terminal else Console(highlight=False, width=200)
+    plain = Console(highlight=False, markup=False)
+    return plain if plain.is_terminal else Console(highlight=False, markup=False, width=200)
 
 
-def compact_table(title: str, columns: Sequence[str]) -> Table:
-    """A table without lines between its rows."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+def compact_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table without lines between its rows. What sites say stands in it as it is, on whatever console."""
+    table = Table(title=Text(title, "table.title"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))  # plain strings would be read as rich's markup: [/data/val] as a closing tag
     return table
 
 

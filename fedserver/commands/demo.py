@@ -52,7 +52,7 @@ class DemoPlan:
 
 def run_demo(plan: DemoPlan) -> None:
     """Start everything, show how it goes, and say where the report is."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     if plan.data is not None:  # before anything is removed: a slip is not to cost an earlier demo, or the data
         _require_folders(plan.data, plan.out)
     signal.signal(signal.SIGTERM, _leave)  # or server and sites would go on without it
@@ -246,12 +246,12 @@ def _show_lines(server: subprocess.Popen[bytes], stub: admin_pb2_grpc.AdminServi
         state = stub.GetState(admin_pb2.GetStateRequest(), timeout=CALL_SECONDS)
         if state.reason != said:
             said = state.reason
-            console.print(said, markup=False)
+            console.print(said)
         rounds = stub.ListRounds(admin_pb2.ListRoundsRequest(page_size=1000), timeout=CALL_SECONDS).rounds
         over = [one for one in rounds if one.phase == admin_pb2.ROUND_PHASE_DONE]
         for one in over[shown:]:
             scores = ", ".join(f"{metric.name} {metric.value:.4f}" for metric in one.metrics if metric.name in _CURVE)
-            console.print(f"round {one.number} over: {scores or one.reason}", markup=False)
+            console.print(f"round {one.number} over: {scores or one.reason}")
         shown = len(over)
         time.sleep(0.5)
 

@@ -130,11 +130,10 @@ def show_clients(state: Path, *, as_json: bool) -> None:
         fields = ("name", "state", "invited_until", "certificate_until", "last_seen")
         typer.echo(json.dumps({"sites": [{key: _fact(one, key) for key in fields} for one in listed]}, indent=2))
         return
-    table = compact_table("Sites", ("site", "state", "certificate until", "invited until", "last seen"))
-    for one in listed:
-        times = (one.certificate_until, one.invited_until, one.last_seen)
-        table.add_row(one.name, one.state, *(_shown(time) for time in times))
-    console().print(table)
+    rows = (
+        (one.name, one.state, *map(_shown, (one.certificate_until, one.invited_until, one.last_seen))) for one in listed
+    )
+    console().print(compact_table("Sites", ("site", "state", "certificate until", "invited until", "last seen"), rows))
 
 
 def _listed(database: Database, seen: Mapping[str, float]) -> list[Listed]:

@@ -139,7 +139,7 @@ async def _with_worker(
 
 def show_evaluation(evaluation: Evaluation, summary: SiteSummary) -> None:
     """Scores with their intervals, the confusion matrix, and what is known to be wrong with the data."""
-    console = Console()
+    console = Console(markup=False)  # names of classes are names of folders
     table = Table(title=f"{evaluation.num_examples} examples", title_justify="left")
     for column in ("metric", "value", "95% interval"):
         table.add_column(column)
