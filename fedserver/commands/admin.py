@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import typer
-from filelock import FileLock, Timeout
 from google.protobuf import json_format
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -21,18 +20,20 @@ from rich.text import Text
 
 from fedserver.exit_codes import ExitCode, fail
 from fedserver.store import DamagedFile, StateError, StateReader
-from fedserver.store.state import read_contact
+from fedserver.store.state import is_in_use, read_contact, unreadable
 from fedstream.errors import ProtocolError
 from fedstream.status import from_rpc_error
 from fedstream.v1 import admin_pb2_grpc
 
 CALL_SECONDS = 10.0
 
+T = TypeVar("T")
+
 
 @contextmanager
 def administration(state: Path) -> Iterator[admin_pb2_grpc.AdminServiceStub]:
     """A stub of the server's administration; failing calls end the command with a plain sentence."""
-    contact = read_contact(state)
+    contact = _looked_at(read_contact, state)
     if "admin" not in contact:
         raise fail(f"no server has run in {state}; give its --state", ExitCode.NO_SERVER)
     with grpc.insecure_channel(contact["admin"]) as channel:  # a unix socket that only its owner can open
@@ -47,15 +48,15 @@ def administration(state: Path) -> Iterator[admin_pb2_grpc.AdminServiceStub]:
 
 
 def is_running(state: Path) -> bool:
-    """Whether a server holds the state directory's lock."""
-    lock = FileLock(state / "server.lock", blocking=False)
-    if not (state / "server.lock").exists():
-        return False
+    """Whether a server is at a state directory."""
+    return _looked_at(is_in_use, state)
+
+
+def _looked_at(look: Callable[[Path], T], state: Path) -> T:
     try:
-        with lock:
-            return False
-    except Timeout:
-        return True
+        return look(state)
+    except StateError as error:
+        raise fail(str(error), ExitCode.BAD_STATE) from error
 
 
 @contextmanager
@@ -67,6 +68,8 @@ def reading(state: Path) -> Iterator[StateReader]:
             yield reader
         finally:
             reader.close()
+    except PermissionError as error:  # of a file, where the folder could be looked at
+        raise fail(str(unreadable(state, error)), ExitCode.BAD_STATE) from error
     except (StateError, DamagedFile) as error:
         raise fail(str(error), ExitCode.BAD_STATE) from error
 

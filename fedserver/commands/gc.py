@@ -14,9 +14,9 @@ from fedserver.store.state import KEEP_ROUNDS_FACT, is_state_directory
 
 def collect(state: Path, keep_rounds: int | None, *, dry_run: bool) -> None:
     """Remove what falls out of the retention, and litter. A running server does so by itself, and keeps others out."""
-    if not is_state_directory(state):
-        raise fail(f"{state} is no state directory of a server; give its --state", ExitCode.BAD_STATE)
     try:
+        if not is_state_directory(state):
+            raise fail(f"{state} is no state directory of a server; give its --state", ExitCode.BAD_STATE)
         opened = State(state)
     except StateInUse as error:
         raise fail(f"{error}; a running server collects by itself after every round", ExitCode.BAD_STATE) from error

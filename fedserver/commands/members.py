@@ -88,10 +88,10 @@ def revoke(state: Path, name: str) -> None:
 @contextmanager
 def _office(folder: Path) -> Iterator[Office]:
     """The office of a state directory that no server uses; what is refused ends the command with a plain sentence."""
-    if not is_state_directory(folder):
-        message = f"{folder} is no state directory of a server; make one with `fedserver init`, or give its --state"
-        raise fail(message, ExitCode.BAD_STATE)
     try:
+        if not is_state_directory(folder):
+            message = f"{folder} is no state directory of a server; make one with `fedserver init`, or give its --state"
+            raise fail(message, ExitCode.BAD_STATE)
         state = State(folder)
         try:
             advertised = kept_advertised(state)
