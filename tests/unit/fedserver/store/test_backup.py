@@ -16,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedserver.cli import app
+from fedserver.commands import gc
 from fedserver.store import DamagedFile, StateError, StateReader
 from fedserver.store import backup as backup_module
 from fedserver.store.backup import BackupError, back_up
@@ -284,17 +285,24 @@ def test_commands_say_that_the_private_keys_are_in_it(folder: Path, tmp_path: Pa
     assert run("backup", "--state", str(tmp_path / "nowhere"), "--out", str(tmp_path / "c"))[0] == 3
 
 
-def test_collection_command_is_refused_while_a_server_runs_and_works_after(folder: Path) -> None:
+def test_collection_command_is_refused_while_a_server_runs_and_works_after(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bench = Bench(folder)
-    code, output = run("gc", "--state", str(folder))
+    refused = [run("gc", *options, "--state", str(folder)) for options in ([], ["--dry-run"])]
     bench.state.close()
-    assert code == 3
-    assert output.endswith("; a running server collects by itself after every round\n")
+    for code, output in refused:
+        assert code == 3
+        assert output.endswith("; a running server collects by itself after every round\n")
     (folder / "updates" / "litter.partial").write_bytes(b"x")
     before = sorted(folder.rglob("*.safetensors*"))
-    code, dry = run("gc", "--state", str(folder), "--keep-rounds", "0", "--dry-run")
+    opened: list[Path] = []
+    with monkeypatch.context() as watched:
+        watched.setattr(gc, "State", opened.append)
+        code, dry = run("gc", "--state", str(folder), "--keep-rounds", "0", "--dry-run")
     assert code == 0
     assert sorted(folder.rglob("*.safetensors*")) == before
+    assert opened == []
     code, output = run("gc", "--state", str(folder), "--keep-rounds", "0")
     assert code == 0
     assert output == dry.replace("would remove", "removed")
