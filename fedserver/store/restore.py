@@ -22,10 +22,10 @@ from fedserver.store.backup import (
 )
 from fedserver.store.database import Database
 from fedserver.store.errors import DamagedFile, StateError
-from fedserver.store.state import AUDIT_LOG, DATABASE, IDENTITY_FILES, MODELS, UPDATES
+from fedserver.store.state import ADDRESSES, AUDIT_LOG, DATABASE, IDENTITY_FILES, MODELS, UPDATES
 from fedstream.files import TEMPORARY_SUFFIX, RealFileSystem, publish
 
-_SINGLE_FILES = "|".join(re.escape(name) for name in (DATABASE, *IDENTITY_FILES, AUDIT_LOG))
+_SINGLE_FILES = "|".join(re.escape(name) for name in (DATABASE, *IDENTITY_FILES, AUDIT_LOG, ADDRESSES))
 _NAME = re.compile(
     rf"{_SINGLE_FILES}|{MODELS}/[0-9a-f]{{64}}\.safetensors"
     rf"|{UPDATES}/[0-9a-f]{{32}}\.safetensors((\.encoded)?{re.escape(TEMPORARY_SUFFIX)})?"

@@ -33,6 +33,9 @@ IDENTITY_FILES = (AUTHORITY_KEY, AUTHORITY_CERTIFICATE, KEY, CERTIFICATE)
 """Each of them is remembered by its digest."""
 
 AUDIT_LOG = "audit.jsonl"
+ADDRESSES = "addresses.json"
+"""What `fedserver init` was told; without it a server listens on loopback only."""
+
 COLLECTION_LOCK = "collection.lock"
 """Held while files are collected, and while a backup copies them."""
 

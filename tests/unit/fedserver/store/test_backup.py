@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from fedserver.addresses import chosen
 from fedserver.cli import app
 from fedserver.commands import gc
 from fedserver.store import DamagedFile, StateError, StateReader
@@ -176,6 +177,16 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch, go_on: Callable[[], Any], loop: a
             yield found
 
     monkeypatch.setattr(backup_module, "named_files", named_files)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_restored_server_listens_where_init_was_told(tmp_path: Path, kind: str) -> None:
+    told = ("--listen", "0.0.0.0:9443", "--advertise", "fl.example.org")
+    assert run("init", "--state", str(tmp_path / "state"), *told)[0] == 0
+    back_up(tmp_path / "state", tmp_path / kind)
+    restore(tmp_path / kind, tmp_path / "restored")
+    expected = {"listen": "0.0.0.0:9443", "enrol_listen": "", "advertise": ["fl.example.org"]}
+    assert chosen(tmp_path / "restored") == expected
 
 
 def test_nothing_is_overwritten(folder: Path, tmp_path: Path) -> None:
