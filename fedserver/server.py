@@ -66,6 +66,8 @@ ENROLMENT_OPTIONS = (
 )
 _ENROLLING_AT_ONCE = 32
 _UNIX_PATH_LIMIT = 100  # bytes; the kernel takes 107
+_CUT_FROM_URI = frozenset("#?%,")
+"""gRPC takes a socket's address for a URI, or several. In those it ends the path, or stands for something else."""
 _DOWNLOAD_SECONDS = 60.0
 """For clients that were told of the end and still fetch the final models."""
 _LEAVE_SECONDS = 1.0
@@ -203,7 +205,7 @@ class Server:
 
     def _admin_socket(self) -> Path:
         path = (self._config.state / "admin.sock").resolve()
-        if len(str(path).encode()) > _UNIX_PATH_LIMIT:
+        if len(str(path).encode()) > _UNIX_PATH_LIMIT or _CUT_FROM_URI & set(str(path)):
             path = Path(tempfile.mkdtemp(prefix="fedstream-")) / "admin.sock"
         path.unlink(missing_ok=True)  # of an earlier process: the state's lock says that it is gone
         return path

@@ -43,6 +43,7 @@ def restore(backup: Path, state: Path) -> Contents:
     """
     if state.exists() and (not state.is_dir() or any(state.iterdir())):
         raise BackupError(f"{state} is not empty, and nothing is overwritten: give another --state, or move it away")
+    state = state.resolve()  # of `.` there is no name
     unfinished = state.with_name(f"{state.name}{TEMPORARY_SUFFIX}")
     if unfinished.exists():
         raise BackupError(f"{unfinished} is there: another restore is at work, or one broke off; remove it first")

@@ -273,3 +273,11 @@ def test_server_whose_task_has_no_such_setting_ends_with_the_reason(scene: Stage
     said = scene.command("fedserver", "run", "--task", "linear", "--task-set", "colour=3", *listen)
     assert said.status == ExitCode.FAILED
     assert "unknown setting 'colour'; known are features, examples" in said.out + said.err
+
+
+@pytest.mark.parametrize("name", ["50%41", "a#1", "a?b", "a,b"])
+def test_server_whose_state_directory_has_a_name_that_is_no_uri_answers(scene: Stage, name: str) -> None:
+    server = scene.server(name=name)
+    said = scene.command("fedserver", "status", "--state", str(server.state))
+    assert (said.status, said.err) == (ExitCode.FINISHED, "")
+    assert said.out.startswith("federation: ")

@@ -321,3 +321,23 @@ def test_collection_command_is_refused_while_a_server_runs_and_works_after(
     assert f"removed {folder / 'updates' / 'litter.partial'}, which nothing refers to\n" in output
     assert not (folder / "updates" / "litter.partial").exists()
     assert agrees(folder)
+
+
+def test_backup_is_restored_to_the_folder_one_stands_in(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back_up(folder, tmp_path / "b.tar")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert run("restore", str(tmp_path / "b.tar"), "--state", ".")[0] == 0
+    assert agrees(tmp_path / "here")
+
+
+@pytest.mark.parametrize(
+    "words", [("export", "--round"), ("verify", "--round"), ("rounds", "--round"), ("gc", "--keep-rounds")]
+)
+def test_number_of_a_round_that_no_federation_has_is_refused(folder: Path, words: tuple[str, ...]) -> None:
+    for number in ("99999999999999999999", "-1"):
+        code, said = run(*words, number, "--state", str(folder))
+        assert code == 2
+        assert f"Invalid value for '{words[-1]}'" in said
