@@ -295,6 +295,17 @@ def test_one_round_is_checked_with_the_whole_chain(folder: Path) -> None:
     assert [(one.number, bool(one.differences)) for one in check(folder, 4).rounds] == [(3, True), (4, False)]
 
 
+@pytest.mark.parametrize("number", [2, 4])
+def test_one_round_whose_base_is_damaged_differs(folder: Path, number: int) -> None:
+    base = folder / "models" / f"{entry_of(folder, number)['base']['model_digest']}.safetensors"
+    base.write_bytes(base.read_bytes()[:-1])
+    verdict = check(folder, number)
+    assert not verdict.agrees
+    (one,) = verdict.rounds
+    assert [difference.where for difference in one.differences] == [str(base)]
+    assert not one.recomputed
+
+
 async def test_what_a_server_collects_meanwhile_is_not_called_lost(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
