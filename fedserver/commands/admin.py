@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,8 +43,14 @@ def administration(state: Path) -> Iterator[admin_pb2_grpc.AdminServiceStub]:
             meaning = from_rpc_error(error)
             if isinstance(meaning, ProtocolError):
                 raise fail(meaning.message, ExitCode.FAILED) from error
-            message = f"no server answers for {state} (its pid was {contact.get('pid')}); start it with `fedserver run`"
-            raise fail(message, ExitCode.NO_SERVER) from error
+            raise fail(_no_answer(state, contact), ExitCode.NO_SERVER) from error
+
+
+def _no_answer(state: Path, contact: Mapping[str, Any]) -> str:
+    if "over" in contact:
+        rounds = f"{contact.get('rounds')} rounds were run; `fedserver rounds` shows them"
+        return f"no server runs on {state}, and its federation is over ({contact['over']}): {rounds}"
+    return f"no server answers for {state} (its pid was {contact.get('pid')}); start it with `fedserver run`"
 
 
 def is_running(state: Path) -> bool:

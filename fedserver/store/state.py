@@ -188,7 +188,7 @@ class State:
         return found
 
     def write_contact(self, contact: dict[str, Any]) -> None:
-        """Say how local commands reach this server: its pid, address and administration socket."""
+        """Say how local commands reach this server: its pid, address and administration socket; and how it ended."""
         text = json.dumps({"pid": os.getpid(), **contact}, indent=2).encode()
         write_durably(self.files, self.folder / "server.json", [text])
 
