@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedserver.cli import app
-from fedserver.store import StateReader
+from fedserver.store import State, StateReader
 from fedserver.store.ledger import canonical_json, hash_of
 from fedserver.store.models import ModelStore
 from fedserver.store.row_checks import register
@@ -335,6 +335,16 @@ def test_command_says_yes_with_status_0(folder: Path) -> None:
     assert code == 0
     assert "round 4 agrees: chain, files, and the aggregate of 4 updates made again\n" in output
     assert "4 rounds checked, 2 of them made again from their updates: everything agrees\n" in output
+
+
+def test_command_says_before_the_first_round_that_there_is_nothing_to_check(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    state = State(folder)
+    assert run("verify", "--state", str(folder)) == (0, "nothing to check yet: no round is over\n")
+    state.remember("sha256 of server.key", "another")
+    state.close()
+    code, output = run("verify", "--state", str(folder))
+    assert (code, output) == (1, f"DIFFERS: {folder / 'server.key'}: it is not what it was\nno round is over\n")
 
 
 def test_command_says_what_differs_with_status_1(folder: Path) -> None:
