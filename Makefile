@@ -44,7 +44,7 @@ demo: $(INSTALLED) ## Run a whole federation on this machine, each site a proces
 #: DIVISION=WAY SEED=0     how the images are divided among the sites, and the seed of all that is drawn at random
 #: OUT=runs/demo           the folder for the report and the models
 #: ARGS='--help'           any options of `fedserver demo`
-	$(BIN)/fedserver demo $(call option,--data,DATA) $(call option,--backbone-weights,BACKBONE_WEIGHTS) \
+	@$(BIN)/fedserver demo $(call option,--data,DATA) $(call option,--backbone-weights,BACKBONE_WEIGHTS) \
 	    $(call option,--clients,CLIENTS) $(call option,--rounds,ROUNDS) $(call option,--seed,SEED) \
 	    $(call option,--division,DIVISION) $(call option,--out,OUT) $(ARGS)
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from fedserver.store import State
+from fedserver.store.state import ADDRESSES
 from fedstream.files import write_durably
 from fedstream.tls import shown_address, split_address
 
 _FACT = "addresses for sites"
-_CHOSEN = "addresses.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +81,13 @@ def kept_advertised(state: State) -> Advertised | None:
 def choose(state: State, listen: str, enrol_listen: str, advertise: Sequence[str]) -> None:
     """Keep what `fedserver init` was told, as the default of a later `fedserver run` on the same state directory."""
     chosen = {"listen": listen, "enrol_listen": enrol_listen, "advertise": list(advertise)}
-    write_durably(state.files, state.folder / _CHOSEN, [json.dumps(chosen, indent=2).encode()])
+    write_durably(state.files, state.folder / ADDRESSES, [json.dumps(chosen, indent=2).encode()])
 
 
 def chosen(folder: Path) -> dict[str, Any]:
     """The settings that `choose` kept in a state directory; none if there are none that can be read."""
     try:
-        found: Any = json.loads((folder / _CHOSEN).read_text())
+        found: Any = json.loads((folder / ADDRESSES).read_text())
     except (OSError, ValueError):
         return {}
     known = ("listen", "enrol_listen", "advertise")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedserver.cli_stored import stored
-from fedserver.cli_words import DEFAULT_STATE, LogLevel, State, class_folders, task_settings
+from fedserver.cli_words import DEFAULT_STATE, MOST_ROUNDS, LogLevel, State, class_folders, task_settings
 from fedserver.exit_codes import ExitCode, fail
 
 if TYPE_CHECKING:
@@ -247,7 +247,9 @@ def status(
 
 @app.command()
 def rounds(
-    number: Annotated[int | None, typer.Option("--round", help="One round, with each client's part.")] = None,
+    number: Annotated[
+        int | None, typer.Option("--round", help="One round, with each client's part.", min=0, max=MOST_ROUNDS)
+    ] = None,
     state: State = DEFAULT_STATE,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:

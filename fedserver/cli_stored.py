@@ -7,14 +7,16 @@ from typing import Annotated
 
 import typer
 
-from fedserver.cli_words import DEFAULT_STATE, State, class_folders, task_settings
+from fedserver.cli_words import DEFAULT_STATE, MOST_ROUNDS, State, class_folders, task_settings
 
 stored = typer.Typer()
 
 
 @stored.command()
 def verify(
-    number: Annotated[int | None, typer.Option("--round", help="This round and the chain only.")] = None,
+    number: Annotated[
+        int | None, typer.Option("--round", help="This round and the chain only.", min=0, max=MOST_ROUNDS)
+    ] = None,
     state: State = DEFAULT_STATE,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
@@ -32,7 +34,7 @@ def gc(
     state: State = DEFAULT_STATE,
     keep_rounds: Annotated[
         int | None,
-        typer.Option(help="Rounds whose updates and models stay. [default: as the server ran]", min=0),
+        typer.Option(help="Rounds whose updates and models stay. [default: as the server ran]", min=0, max=MOST_ROUNDS),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")] = False,
 ) -> None:
@@ -76,7 +78,9 @@ def restore(
 @stored.command()
 def export(
     out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("models"),
-    number: Annotated[int | None, typer.Option("--round", help="Model of this round. [default: the last]")] = None,
+    number: Annotated[
+        int | None, typer.Option("--round", help="Model of this round. [default: the last]", min=0, max=MOST_ROUNDS)
+    ] = None,
     stem: Annotated[str | None, typer.Option(help="File name without its ending. [default: as `run` calls it]")] = None,
     state: State = DEFAULT_STATE,
     task: Annotated[str, typer.Option(help="Task name or module:Class.")] = "brain_mri",

@@ -10,6 +10,8 @@ import typer
 from fedserver.exit_codes import ExitCode, fail
 
 State = Annotated[Path, typer.Option(help="State directory of the server.", show_default=True)]
+MOST_ROUNDS = 1_000_000
+"""As `fedserver.config` allows. Numbers far beyond fit neither the database nor the wire."""
 DEFAULT_STATE = Path("runs/server/state")
 LogLevel = Annotated[
     Literal["debug", "info", "warning", "error"], typer.Option(case_sensitive=False, help="What is worth a line.")

@@ -184,6 +184,13 @@ async def run_rounds(federation: Federation, desk: Desk) -> str:
     return f"all {federation.config.rounds} rounds done"
 
 
+def is_over(federation: Federation) -> bool:
+    """Whether a server that is started again, with the same settings, would have no round to run."""
+    history = federation.history
+    all_done = bool(history) and history[-1].number >= federation.config.rounds
+    return all_done or federation.progress.why_stopping() is not None
+
+
 async def revive(federation: Federation, desk: Desk) -> Round | None:
     """Take up the round that an earlier process left at work, with its uploads and what was in.
 

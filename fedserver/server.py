@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import structlog
@@ -66,6 +67,8 @@ ENROLMENT_OPTIONS = (
 )
 _ENROLLING_AT_ONCE = 32
 _UNIX_PATH_LIMIT = 100  # bytes; the kernel takes 107
+_CUT_FROM_URI = frozenset("#?%,")
+"""gRPC takes a socket's address for a URI, or several. In those it ends the path, or stands for something else."""
 _DOWNLOAD_SECONDS = 60.0
 """For clients that were told of the end and still fetch the final models."""
 _LEAVE_SECONDS = 1.0
@@ -119,6 +122,7 @@ class Server:
         )
         self._admin = grpc.aio.server()
         self.made = lifecycle.Made()
+        self._contact: dict[str, Any] = {}
 
     def _open_gate(self) -> Gate | None:
         """The gate, unless the coordinator has chosen to have none."""
@@ -153,9 +157,10 @@ class Server:
         await self._admin.start()
         for service in ("", *services):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
-        contact = {"address": listening.address, "fingerprint": listening.fingerprint}
+        contact: dict[str, Any] = {"address": listening.address, "fingerprint": listening.fingerprint}
         contact |= {"enrolment": listening.enrolment_address, "admin": listening.admin_address}
         self._state.write_contact(contact)
+        self._contact = contact
         return listening
 
     def _add_services(self) -> list[str]:
@@ -203,7 +208,7 @@ class Server:
 
     def _admin_socket(self) -> Path:
         path = (self._config.state / "admin.sock").resolve()
-        if len(str(path).encode()) > _UNIX_PATH_LIMIT:
+        if len(str(path).encode()) > _UNIX_PATH_LIMIT or _CUT_FROM_URI & set(str(path)):
             path = Path(tempfile.mkdtemp(prefix="fedstream-")) / "admin.sock"
         path.unlink(missing_ok=True)  # of an earlier process: the state's lock says that it is gone
         return path
@@ -244,8 +249,18 @@ class Server:
         self.made = await lifecycle.finish(federation, reason)
         await lifecycle.say_farewell(federation, reason)
         await lifecycle.keep_working_time(federation)
+        if lifecycle.is_over(federation):
+            self._leave_word(reason)
         federation.stand(FederationState.FINISHED, reason)
         return reason
+
+    def _leave_word(self, reason: str) -> None:
+        """Let local commands say afterwards that this was the end. Where the disk refuses, it is let be."""
+        try:
+            self._state.write_contact({**self._contact, "over": reason, "rounds": len(self.federation.history)})
+        except OSError as error:
+            if self.federation.disk.note(error) is None:
+                raise
 
     async def close(self) -> None:
         """Stop serving and let go of everything. Clients that are still fetching the last model get a while."""

@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import typer
-from filelock import FileLock, Timeout
 from google.protobuf import json_format
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fedserver.exit_codes import ExitCode, fail
 from fedserver.store import DamagedFile, StateError, StateReader
-from fedserver.store.state import read_contact
+from fedserver.store.state import is_in_use, read_contact, unreadable
 from fedstream.errors import ProtocolError
 from fedstream.status import from_rpc_error
 from fedstream.v1 import admin_pb2_grpc
 
 CALL_SECONDS = 10.0
 
+T = TypeVar("T")
+
 
 @contextmanager
 def administration(state: Path) -> Iterator[admin_pb2_grpc.AdminServiceStub]:
     """A stub of the server's administration; failing calls end the command with a plain sentence."""
-    contact = read_contact(state)
+    contact = _looked_at(read_contact, state)
     if "admin" not in contact:
         raise fail(f"no server has run in {state}; give its --state", ExitCode.NO_SERVER)
     with grpc.insecure_channel(contact["admin"]) as channel:  # a unix socket that only its owner can open
@@ -41,20 +43,26 @@ def administration(state: Path) -> Iterator[admin_pb2_grpc.AdminServiceStub]:
             meaning = from_rpc_error(error)
             if isinstance(meaning, ProtocolError):
                 raise fail(meaning.message, ExitCode.FAILED) from error
-            message = f"no server answers for {state} (its pid was {contact.get('pid')}); start it with `fedserver run`"
-            raise fail(message, ExitCode.NO_SERVER) from error
+            raise fail(_no_answer(state, contact), ExitCode.NO_SERVER) from error
+
+
+def _no_answer(state: Path, contact: Mapping[str, Any]) -> str:
+    if "over" in contact:
+        rounds = f"{contact.get('rounds')} rounds were run; `fedserver rounds` shows them"
+        return f"no server runs on {state}, and its federation is over ({contact['over']}): {rounds}"
+    return f"no server answers for {state} (its pid was {contact.get('pid')}); start it with `fedserver run`"
 
 
 def is_running(state: Path) -> bool:
-    """Whether a server holds the state directory's lock."""
-    lock = FileLock(state / "server.lock", blocking=False)
-    if not (state / "server.lock").exists():
-        return False
+    """Whether a server is at a state directory."""
+    return _looked_at(is_in_use, state)
+
+
+def _looked_at(look: Callable[[Path], T], state: Path) -> T:
     try:
-        with lock:
-            return False
-    except Timeout:
-        return True
+        return look(state)
+    except StateError as error:
+        raise fail(str(error), ExitCode.BAD_STATE) from error
 
 
 @contextmanager
@@ -66,21 +74,25 @@ def reading(state: Path) -> Iterator[StateReader]:
             yield reader
         finally:
             reader.close()
+    except PermissionError as error:  # of a file, where the folder could be looked at
+        raise fail(str(unreadable(state, error)), ExitCode.BAD_STATE) from error
     except (StateError, DamagedFile) as error:
         raise fail(str(error), ExitCode.BAD_STATE) from error
 
 
 def console() -> Console:
     """Where tables go; wide where there is no terminal to say how wide."""
-    plain = Console(highlight=False)
-    return plain if plain.is_terminal else Console(highlight=False, width=200)
+    plain = Console(highlight=False, markup=False)
+    return plain if plain.is_terminal else Console(highlight=False, markup=False, width=200)
 
 
-def compact_table(title: str, columns: Sequence[str]) -> Table:
-    """A table without lines between its rows."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+def compact_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table without lines between its rows. What sites say stands in it as it is, on whatever console."""
+    table = Table(title=Text(title, "table.title"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))  # plain strings would be read as rich's markup: [/data/val] as a closing tag
     return table
 
 

@@ -52,11 +52,12 @@ class DemoPlan:
 
 def run_demo(plan: DemoPlan) -> None:
     """Start everything, show how it goes, and say where the report is."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    if plan.data is not None:  # before anything is removed: a slip is not to cost an earlier demo, or the data
+        _require_folders(plan.data, plan.out)
     signal.signal(signal.SIGTERM, _leave)  # or server and sites would go on without it
     _make_room(plan.out)
     data = plan.data if plan.data is not None else _phantom(plan, console)
-    _require_folders(data)
     with ExitStack() as stack:
         server = stack.enter_context(_process(_server_command(plan, data), plan.out / "logs" / "server.log"))
         contact = _await_contact(server, plan.out)
@@ -101,11 +102,14 @@ def _phantom(plan: DemoPlan, console: Console) -> Path:
     return folder
 
 
-def _require_folders(data: Path) -> None:
+def _require_folders(data: Path, out: Path) -> None:
     for split in ("train", "val"):
         if not (data / split).is_dir():
             message = f"{data} has no folder {split}/; the demo wants train/<class>/* for the sites and val/<class>/* "
             raise fail(message + "as the coordinator's holdout", ExitCode.BAD_CONFIGURATION)
+        if (data / split).resolve().is_relative_to(out.resolve()):
+            message = f"{data / split} lies inside {out}, which every demo makes anew; give another --out"
+            raise fail(message, ExitCode.BAD_CONFIGURATION)
 
 
 def _preset(plan: DemoPlan) -> Preset | None:
@@ -242,12 +246,12 @@ def _show_lines(server: subprocess.Popen[bytes], stub: admin_pb2_grpc.AdminServi
         state = stub.GetState(admin_pb2.GetStateRequest(), timeout=CALL_SECONDS)
         if state.reason != said:
             said = state.reason
-            console.print(said, markup=False)
+            console.print(said)
         rounds = stub.ListRounds(admin_pb2.ListRoundsRequest(page_size=1000), timeout=CALL_SECONDS).rounds
         over = [one for one in rounds if one.phase == admin_pb2.ROUND_PHASE_DONE]
         for one in over[shown:]:
             scores = ", ".join(f"{metric.name} {metric.value:.4f}" for metric in one.metrics if metric.name in _CURVE)
-            console.print(f"round {one.number} over: {scores or one.reason}", markup=False)
+            console.print(f"round {one.number} over: {scores or one.reason}")
         shown = len(over)
         time.sleep(0.5)
 

@@ -2,43 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import typer
 
+from fedserver.commands.admin import is_running, reading
 from fedserver.exit_codes import ExitCode, fail
 from fedserver.store import State, StateError, retention
+from fedserver.store.database import Database
 from fedserver.store.errors import StateInUse
+from fedserver.store.facts import fact
 from fedserver.store.state import KEEP_ROUNDS_FACT, is_state_directory
+
+_BY_ITSELF = "a running server collects by itself after every round"
 
 
 def collect(state: Path, keep_rounds: int | None, *, dry_run: bool) -> None:
     """Remove what falls out of the retention, and litter. A running server does so by itself, and keeps others out."""
-    if not is_state_directory(state):
-        raise fail(f"{state} is no state directory of a server; give its --state", ExitCode.BAD_STATE)
+    if dry_run:
+        _preview(state, keep_rounds)
+        return
     try:
+        if not is_state_directory(state):
+            raise fail(f"{state} is no state directory of a server; give its --state", ExitCode.BAD_STATE)
         opened = State(state)
+        try:
+            _collect(opened, keep_rounds)
+        finally:
+            opened.close()
     except StateInUse as error:
-        raise fail(f"{error}; a running server collects by itself after every round", ExitCode.BAD_STATE) from error
+        raise fail(f"{error}; {_BY_ITSELF}", ExitCode.BAD_STATE) from error
     except StateError as error:
         raise fail(str(error), ExitCode.BAD_STATE) from error
-    try:
-        _collect(opened, keep_rounds, dry_run=dry_run)
-    except StateError as error:
-        raise fail(str(error), ExitCode.BAD_STATE) from error
-    finally:
-        opened.close()
 
 
-def _collect(state: State, keep_rounds: int | None, *, dry_run: bool) -> None:
-    known = state.fact(KEEP_ROUNDS_FACT)
-    keep = keep_rounds if keep_rounds is not None else int(known) if known is not None else None
-    if keep is None:
+def _preview(state: Path, keep_rounds: int | None) -> None:
+    """Say what would go. The directory is only read: a look is not to convert it, nor to need the right to write."""
+    if is_running(state):  # what is on its way to it would look like litter
+        raise fail(f"{state} is in use by another fedserver; {_BY_ITSELF}", ExitCode.BAD_STATE)
+    with reading(state) as reader:
+        keep = _rounds_to_keep(reader.database, keep_rounds)
+        expired = retention.expired(reader.database, keep, retention.best_version(reader.database))
+        _say("would remove", expired, retention.orphans(reader.database, state), keep)
+
+
+def _collect(state: State, keep_rounds: int | None) -> None:
+    keep = _rounds_to_keep(state.database, keep_rounds)
+    _say("removed", state.collect(keep, retention.best_version(state.database)), state.sweep(), keep)
+
+
+def _rounds_to_keep(database: Database, keep_rounds: int | None) -> int:
+    known = fact(database, KEEP_ROUNDS_FACT)
+    if keep_rounds is None and known is None:
         raise fail("no server has run here yet that said how many rounds to keep: give --keep-rounds", ExitCode.FAILED)
-    best = retention.best_version(state.database)
-    expired = retention.expired(state.database, keep, best) if dry_run else state.collect(keep, best)
-    litter = retention.orphans(state.database, state.folder) if dry_run else state.sweep()
-    verb = "would remove" if dry_run else "removed"
+    return keep_rounds if keep_rounds is not None else int(known or 0)
+
+
+def _say(verb: str, expired: retention.Expired, litter: Iterable[Path], keep: int) -> None:
     for number in expired.rounds:
         typer.echo(f"{verb} the updates of round {number}")
     for sha256 in expired.models:

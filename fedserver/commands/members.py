@@ -6,7 +6,8 @@ import asyncio
 import json
 import math
 import shlex
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -25,7 +26,14 @@ from fedserver.gate import Gate, Office, server_identity
 from fedserver.store import State, StateError
 from fedserver.store.clients import kept_clients
 from fedserver.store.database import Database
-from fedserver.store.members import InvitationState, SiteState, kept_certificates, kept_invitations, kept_sites
+from fedserver.store.members import (
+    Invitation,
+    InvitationState,
+    SiteState,
+    kept_certificates,
+    kept_invitations,
+    kept_sites,
+)
 from fedserver.store.state import is_state_directory
 from fedstream.errors import ProtocolError
 from fedstream.tls import is_loopback, split_address
@@ -41,6 +49,8 @@ class Letter:
     token: str
     expires: datetime
     server: str
+    replaces: bool
+    """Whether an earlier token, which could still be used, is taken back by it."""
 
 
 def invite(state: Path, name: str, valid_hours: float | None) -> None:
@@ -52,6 +62,8 @@ def invite(state: Path, name: str, valid_hours: float | None) -> None:
     command = shlex.join(["fedclient", "join", letter.server, "--token", letter.token])
     typer.echo(f"{name} joins once, until {letter.expires:%Y-%m-%d %H:%M} UTC, with\n\n    {command}\n")
     typer.echo("and then takes part with\n\n    fedclient run --data DATA_FOLDER\n")
+    if letter.replaces:
+        typer.echo(f"The earlier token of {name}, which was not used, is taken back.")
     typer.echo("The token is a secret: whoever uses it first is this site. Send it over a channel that you trust.")
     if is_loopback(split_address(letter.server)[0]):
         typer.echo("This server is reached on this machine only; for others start it with --listen 0.0.0.0:8443.")
@@ -61,15 +73,23 @@ def _ask_server(state: Path, name: str, valid_for: timedelta | None) -> Letter:
     request = admin_pb2.InviteRequest(client_name=name)
     if valid_for is not None:
         request.valid_for.CopyFrom(Duration(seconds=math.ceil(valid_for.total_seconds())))
+    with reading(state) as reader:
+        replaces = _is_waited_for(name, kept_invitations(reader.database))
     with administration(state) as stub:
         answer = stub.Invite(request, timeout=CALL_SECONDS)
-    return Letter(answer.token, answer.expires.ToDatetime(UTC), answer.server_address)
+    return Letter(answer.token, answer.expires.ToDatetime(UTC), answer.server_address, replaces)
 
 
 def _write_letter(state: Path, name: str, valid_for: timedelta | None) -> Letter:
     with _office(state) as office:
+        replaces = _is_waited_for(name, office.membership.book.open_invitations(name))
         token, expires = asyncio.run(office.invite(name, valid_for))
-        return Letter(token, expires, office.advertised.server)
+        return Letter(token, expires, office.advertised.server, replaces)
+
+
+def _is_waited_for(name: str, invitations: Iterable[Invitation]) -> bool:
+    still_open = (one for one in invitations if one.name == name and one.state is InvitationState.OPEN)
+    return any(one.expires > time.time() for one in still_open)
 
 
 def revoke(state: Path, name: str) -> None:
@@ -88,10 +108,10 @@ def revoke(state: Path, name: str) -> None:
 @contextmanager
 def _office(folder: Path) -> Iterator[Office]:
     """The office of a state directory that no server uses; what is refused ends the command with a plain sentence."""
-    if not is_state_directory(folder):
-        message = f"{folder} is no state directory of a server; make one with `fedserver init`, or give its --state"
-        raise fail(message, ExitCode.BAD_STATE)
     try:
+        if not is_state_directory(folder):
+            message = f"{folder} is no state directory of a server; make one with `fedserver init`, or give its --state"
+            raise fail(message, ExitCode.BAD_STATE)
         state = State(folder)
         try:
             advertised = kept_advertised(state)
@@ -130,11 +150,10 @@ def show_clients(state: Path, *, as_json: bool) -> None:
         fields = ("name", "state", "invited_until", "certificate_until", "last_seen")
         typer.echo(json.dumps({"sites": [{key: _fact(one, key) for key in fields} for one in listed]}, indent=2))
         return
-    table = compact_table("Sites", ("site", "state", "certificate until", "invited until", "last seen"))
-    for one in listed:
-        times = (one.certificate_until, one.invited_until, one.last_seen)
-        table.add_row(one.name, one.state, *(_shown(time) for time in times))
-    console().print(table)
+    rows = (
+        (one.name, one.state, *map(_shown, (one.certificate_until, one.invited_until, one.last_seen))) for one in listed
+    )
+    console().print(compact_table("Sites", ("site", "state", "certificate until", "invited until", "last seen"), rows))
 
 
 def _listed(database: Database, seen: Mapping[str, float]) -> list[Listed]:

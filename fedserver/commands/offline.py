@@ -64,6 +64,7 @@ def aggregate_files(
 ) -> None:
     """Aggregate model files into one, and score it if there is a holdout."""
     counts = _read_examples(examples, len(models), strategy)
+    _require_place(out)
 
     async def work(worker: TaskWorker, folder: Path) -> tuple[Evaluation, SiteSummary] | None:
         schema = (await worker.describe()).schema
@@ -94,6 +95,14 @@ def aggregate_files(
     typer.echo(f"wrote {out}")
     if scored is not None:
         show_evaluation(*scored)
+
+
+def _require_place(out: Path) -> None:
+    """To miss it only after the work would be late."""
+    if not out.parent.is_dir():
+        raise fail(f"there is no folder {out.parent}; make it, or give another --out", ExitCode.BAD_CONFIGURATION)
+    if out.is_dir():
+        raise fail(f"{out} is a folder; give --out the name of a file", ExitCode.BAD_CONFIGURATION)
 
 
 def _keep(written: Sequence[Path], out: Path) -> None:
@@ -139,7 +148,7 @@ async def _with_worker(
 
 def show_evaluation(evaluation: Evaluation, summary: SiteSummary) -> None:
     """Scores with their intervals, the confusion matrix, and what is known to be wrong with the data."""
-    console = Console()
+    console = Console(markup=False)  # names of classes are names of folders
     table = Table(title=f"{evaluation.num_examples} examples", title_justify="left")
     for column in ("metric", "value", "95% interval"):
         table.add_column(column)

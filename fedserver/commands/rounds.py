@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -66,21 +66,23 @@ def _detail(state: Path, number: int) -> admin_pb2.GetRoundResponse:
 
 
 def _rounds_table(rounds: Iterable[admin_pb2.Round]) -> Table:
-    table = compact_table("Rounds", ("round", "result", "offers", "accuracy", "loss", "received", "sent", "why"))
-    for one in rounds:
-        metrics = {metric.name: metric.value for metric in one.metrics if metric.HasField("value")}
-        over = one.phase == admin_pb2.ROUND_PHASE_DONE
-        table.add_row(
-            str(one.number),
-            ("new model" if one.succeeded else "no model") if over else "at work",
-            _counts(one.counts),
-            _decimal(metrics.get("accuracy")),
-            _decimal(metrics.get("loss")),
-            _megabytes(one.bytes_received),
-            _megabytes(one.bytes_sent),
-            one.reason,
-        )
-    return table
+    columns = ("round", "result", "offers", "accuracy", "loss", "received", "sent", "why")
+    return compact_table("Rounds", columns, map(_round_row, rounds))
+
+
+def _round_row(one: admin_pb2.Round) -> Sequence[str]:
+    metrics = {metric.name: metric.value for metric in one.metrics if metric.HasField("value")}
+    over = one.phase == admin_pb2.ROUND_PHASE_DONE
+    return (
+        str(one.number),
+        ("new model" if one.succeeded else "no model") if over else "at work",
+        _counts(one.counts),
+        _decimal(metrics.get("accuracy")),
+        _decimal(metrics.get("loss")),
+        _megabytes(one.bytes_received),
+        _megabytes(one.bytes_sent),
+        one.reason,
+    )
 
 
 def _counts(counts: admin_pb2.OutcomeCounts) -> str:
@@ -94,23 +96,24 @@ def participation_table(detail: admin_pb2.GetRoundResponse, now: float) -> Table
     """One round with each client's part in it."""
     title = f"Round {detail.round.number}: {detail.round.reason}"
     columns = ("rank", "site", "outcome", "doing", "upload", "examples", "weight", "time", "seen", "why")
-    table = compact_table(title, columns)
-    for part in detail.participations:
-        outcome = negotiation_pb2.Outcome.Name(part.outcome).removeprefix("OUTCOME_").lower()
-        at_work = part.outcome == negotiation_pb2.OUTCOME_UNSPECIFIED
-        table.add_row(
-            str(part.rank),
-            part.client_name,
-            "at work" if at_work else outcome,
-            _doing(part) if at_work else "",
-            f"{part.committed_size / 1e6:.2f}/{_megabytes(part.body_size_bytes)}" if part.body_size_bytes else "",
-            str(part.num_examples or ""),
-            f"{part.weight:.3f}" if part.weight else "",
-            span(part.duration.ToTimedelta().total_seconds()),
-            f"{seconds_since(part.last_seen, now)} ago" if part.HasField("last_seen") else "",
-            "; ".join(filter(None, ("" if at_work else part.reason, part.late_update))),
-        )
-    return table
+    return compact_table(title, columns, (_part_row(part, now) for part in detail.participations))
+
+
+def _part_row(part: admin_pb2.Participation, now: float) -> Sequence[str]:
+    outcome = negotiation_pb2.Outcome.Name(part.outcome).removeprefix("OUTCOME_").lower()
+    at_work = part.outcome == negotiation_pb2.OUTCOME_UNSPECIFIED
+    return (
+        str(part.rank),
+        part.client_name,
+        "at work" if at_work else outcome,
+        _doing(part) if at_work else "",
+        f"{part.committed_size / 1e6:.2f}/{_megabytes(part.body_size_bytes)}" if part.body_size_bytes else "",
+        str(part.num_examples or ""),
+        f"{part.weight:.3f}" if part.weight else "",
+        span(part.duration.ToTimedelta().total_seconds()),
+        f"{seconds_since(part.last_seen, now)} ago" if part.HasField("last_seen") else "",
+        "; ".join(filter(None, ("" if at_work else part.reason, part.late_update))),
+    )
 
 
 def _doing(part: admin_pb2.Participation) -> str:

@@ -8,6 +8,7 @@ import sqlite3
 
 import structlog
 from rich.console import Console
+from rich.markup import escape
 
 from fedserver.addresses import reached_as
 from fedserver.config import ServerConfig
@@ -89,7 +90,7 @@ def announce(config: ServerConfig, listening: Listening) -> None:
         log.info("configuration", **effective)
     log.info("serving", address=listening.address, fingerprint=listening.fingerprint)
     console.print(
-        f"\n[bold]{config.name}[/bold]: {config.task}, {config.rounds} rounds, at least {config.min_clients} "
+        f"\n[bold]{escape(config.name)}[/bold]: {config.task}, {config.rounds} rounds, at least {config.min_clients} "
         f"sites a round, {config.strategy}."
     )
     console.print(f"{_how_sites_join(config)}:\n")

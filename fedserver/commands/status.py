@@ -31,7 +31,7 @@ def show_status(state: Path, *, watch: bool, as_json: bool) -> None:
 
 
 def _watch(stub: admin_pb2_grpc.AdminServiceStub) -> None:
-    with Live(picture(stub), refresh_per_second=4) as live:
+    with Live(picture(stub), console=console(), refresh_per_second=4) as live:
         try:
             while True:
                 time.sleep(1.0)
@@ -65,9 +65,8 @@ def _headline(state: admin_pb2.GetStateResponse, now: float) -> Text:
 
 
 def _clients_table(clients: Iterable[admin_pb2.Client], now: float) -> Table:
-    table = compact_table("Sites", ("site", "state", "examples", "rounds in", "last seen", "note"))
-    for client in clients:
-        table.add_row(
+    rows = (
+        (
             client.name,
             admin_pb2.ClientState.Name(client.state).removeprefix("CLIENT_STATE_").lower(),
             str(client.num_examples),
@@ -75,4 +74,6 @@ def _clients_table(clients: Iterable[admin_pb2.Client], now: float) -> Table:
             f"{seconds_since(client.last_seen, now)} ago",
             client.reason,
         )
-    return table
+        for client in clients
+    )
+    return compact_table("Sites", ("site", "state", "examples", "rounds in", "last seen", "note"), rows)

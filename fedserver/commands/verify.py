@@ -31,6 +31,8 @@ def _fields(verdict: Verdict) -> dict[str, object]:
 def _words(verdict: Verdict) -> str:
     lines = [line for check in verdict.rounds for line in _lines(check)]
     lines += [f"DIFFERS: {difference}" for difference in verdict.others]
+    if not verdict.rounds:  # nor is there a hash of any entry to note down
+        return "\n".join([*lines, "no round is over"]) if lines else "nothing to check yet: no round is over"
     again = sum(check.recomputed for check in verdict.rounds)
     ending = "everything agrees" if verdict.agrees else "NOT everything agrees; see above"
     lines.append(f"{len(verdict.rounds)} rounds checked, {again} of them made again from their updates: {ending}")

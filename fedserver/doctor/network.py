@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Mapping
+from typing import Any
 
 import grpc
 
 from fedserver.addresses import enrolment_listen
-from fedserver.commands.admin import is_running
 from fedserver.config import ServerConfig
-from fedserver.store.state import read_contact
+from fedserver.store import StateError
+from fedserver.store.state import is_in_use, read_contact
 from fedstream import tls
 from fedstream.checkup.certificate import names as names_in
 from fedstream.checkup.runner import Result, failed, ok, warning
@@ -41,11 +43,19 @@ def _port(config: ServerConfig, address: str, option: str, contact_key: str) -> 
         if error.errno != errno.EADDRINUSE:
             advice = f"Give an address of this machine as {option}, and a port above 1023 unless you are root"
             return failed(f"{address} cannot be listened on ({error.strerror or error})", advice)
-    contact = read_contact(config.state)
-    if is_running(config.state) and str(contact.get(contact_key, "")).endswith(f":{number}"):
+    contact = _contact(config)
+    if str(contact.get(contact_key, "")).endswith(f":{number}"):
         return ok(f"{address} is held by the server of {config.state} (pid {contact.get('pid')}), which runs")
     advice = f"Stop that program, or give another port with {option}"
     return failed(f"{address} is held by {_holder(host, number, config)}", advice)
+
+
+def _contact(config: ServerConfig) -> Mapping[str, Any]:
+    """What the server that runs on the state directory said of itself; empty if none runs, or nobody may look."""
+    try:
+        return read_contact(config.state) if is_in_use(config.state) else {}
+    except StateError:
+        return {}
 
 
 def _holder(host: str, number: int, config: ServerConfig) -> str:

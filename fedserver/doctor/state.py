@@ -6,12 +6,11 @@ import stat
 from contextlib import closing
 from datetime import UTC, datetime
 
-from fedserver.commands.admin import is_running
 from fedserver.config import ServerConfig
 from fedserver.store import StateError, StateReader
 from fedserver.store.database import MIGRATIONS
 from fedserver.store.errors import EarlierVersion
-from fedserver.store.state import CERTIFICATE, KEY, is_changed, is_state_directory, read_contact
+from fedserver.store.state import CERTIFICATE, KEY, is_changed, is_in_use, is_state_directory, read_contact
 from fedstream.checkup.certificate import judge_validity
 from fedstream.checkup.machine import judge_folder
 from fedstream.checkup.runner import Result, failed, ok, warning
@@ -22,10 +21,13 @@ _RENEWAL = "Restart the server: it makes the next one by itself, and sites do no
 
 def lock(config: ServerConfig) -> Result:
     """Whether a server is at it."""
+    try:
+        in_use, contact = is_in_use(config.state), read_contact(config.state)
+    except StateError as error:
+        return failed(str(error), "")
     if not config.state.exists():
         return ok(f"{config.state} is not there yet; the server makes it")
-    if is_running(config.state):
-        contact = read_contact(config.state)
+    if in_use:
         return ok(f"a server runs on {config.state} (pid {contact.get('pid')}, at {contact.get('address')})")
     return ok(f"no server runs on {config.state}")
 

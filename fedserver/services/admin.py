@@ -24,6 +24,7 @@ from fedtask.report import RoundRecord
 _FEDERATION_STATES = {
     state: admin_pb2.FederationState.Value(f"FEDERATION_STATE_{state.name}") for state in FederationState
 }
+_BEFORE_A_PAUSE = (FederationState.PREPARING, FederationState.WAITING, FederationState.RUNNING)
 _LONGEST_SECONDS = 10 * 366 * 86_400
 _PAGE_SIZE, _MAX_PAGE_SIZE = 100, 1_000
 
@@ -43,7 +44,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         response = admin_pb2.GetStateResponse(
             federation_name=federation.config.name,
             state=_FEDERATION_STATES[standing.state],
-            reason=standing.reason,
+            reason=self._reason(),
             since=messages.write_instant(federation.clock, standing.since),
             rounds=federation.config.rounds,
             best_round=best.version if best is not None else 0,
@@ -57,6 +58,13 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         if federation.model_ref is not None:
             response.global_model.CopyFrom(messages.write_model(federation.model_ref))
         return response
+
+    def _reason(self) -> str:
+        """What is waited for; and that a pause was asked for, where a round is at work and it has not begun yet."""
+        standing = self.federation.standing
+        if self.federation.paused and standing.state in _BEFORE_A_PAUSE:
+            return f"{standing.reason}; paused: no further round opens until `fedserver resume`"
+        return standing.reason
 
     def _latest(self) -> admin_pb2.Round | None:
         live = self._live()

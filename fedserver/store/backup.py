@@ -30,7 +30,7 @@ from fedserver.store.blobs import BLOCK_BYTES, check_file
 from fedserver.store.database import Database
 from fedserver.store.models import WAY_OUT as MODEL_WAY_OUT
 from fedserver.store.reading import StateReader
-from fedserver.store.state import AUDIT_LOG, COLLECTION_LOCK, DATABASE, IDENTITY_FILES, KEY, MODELS, UPDATES
+from fedserver.store.state import ADDRESSES, AUDIT_LOG, COLLECTION_LOCK, DATABASE, IDENTITY_FILES, KEY, MODELS, UPDATES
 from fedserver.store.updates import WAY_OUT, WAY_OUT_OVER
 from fedserver.store.upload_file import on_their_way
 from fedserver.store.uploads import UploadState, entries_of, file_of, is_encoded
@@ -131,7 +131,7 @@ def _copy(reader: StateReader, sink: Sink, scratch_folder: Path) -> Contents:
         finally:
             copied.close()
         add(DATABASE, path)
-    for name in (*IDENTITY_FILES, AUDIT_LOG):
+    for name in (*IDENTITY_FILES, AUDIT_LOG, ADDRESSES):
         if (reader.folder / name).exists():
             add(name, reader.folder / name)
     text = json.dumps({"format": FORMAT, "files": files}, indent=1).encode()

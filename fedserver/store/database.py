@@ -131,7 +131,8 @@ class Database:
         read_only: look at it beside a running server, or without any: nothing is written.
 
     Raises:
-        StateError: at opening, when the file is damaged, cannot be read or was made by a newer version.
+        StateError: at opening, when the file is damaged, cannot be read, is another program's or was made by a newer
+            version.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
@@ -270,8 +271,16 @@ def _connected(address: str, *, uri: bool = False) -> sqlite3.Connection:
     return connection
 
 
+def _require_own(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuse another program's database before anything of it is changed: version 0 is of a file without tables."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    if tables and not version:
+        raise StateError(f"{path} is not a fedserver database; {RESTORE}")
+
+
 def _connect_writing(path: Path) -> sqlite3.Connection:
-    connection = _connected(str(path))
+    connection = _opened(str(path), path)
     path.chmod(0o600)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
@@ -281,21 +290,20 @@ def _connect_writing(path: Path) -> sqlite3.Connection:
 def _connect_reading(path: Path) -> sqlite3.Connection:
     address = f"file:{quote(str(path.absolute()))}?mode=ro"
     try:
-        return _opened(address)
+        return _opened(address, path, uri=True)
     except sqlite3.OperationalError:
         # On a read-only medium SQLite cannot make the file through which readers of a log find each other. Where there
         # is no log, nobody writes, and it can do without.
         log = path.with_name(f"{path.name}-wal")
         if not path.exists() or (log.exists() and log.stat().st_size):
             raise
-        return _opened(f"{address}&immutable=1")
+        return _opened(f"{address}&immutable=1", path, uri=True)
 
 
-def _opened(address: str) -> sqlite3.Connection:
-    connection = _connected(address, uri=True)
+def _opened(address: str, path: Path, *, uri: bool = False) -> sqlite3.Connection:
+    connection = _connected(address, uri=uri)
     try:
-        connection.execute("PRAGMA user_version").fetchone()
-        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        _require_own(connection, path)
     except BaseException:
         connection.close()
         raise

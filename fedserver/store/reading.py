@@ -7,7 +7,7 @@ from pathlib import Path
 from fedserver.store.database import Database
 from fedserver.store.errors import StateError
 from fedserver.store.models import ModelStore
-from fedserver.store.state import DATABASE, MODELS, UPDATES, is_state_directory, require_database
+from fedserver.store.state import DATABASE, MODELS, UPDATES, is_state_directory, require_database, unreadable
 from fedstream.files import RealFileSystem
 
 
@@ -18,15 +18,19 @@ class StateReader:
         folder: the directory.
 
     Raises:
-        StateError: it is no state directory, or its database is damaged, gone or of another version.
+        StateError: it is no state directory, cannot be looked at, or its database is damaged, gone or of another
+            version.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
-        require_database(self.folder)
-        if not is_state_directory(self.folder):
-            raise StateError(f"{folder} is no state directory of a server; give its --state")
-        self.database = Database(self.folder / DATABASE, read_only=True)
+        try:
+            require_database(self.folder)
+            if not is_state_directory(self.folder):
+                raise StateError(f"{folder} is no state directory of a server; give its --state")
+            self.database = Database(self.folder / DATABASE, read_only=True)
+        except OSError as error:
+            raise unreadable(self.folder, error) from error
         self.models_folder, self.updates_folder = self.folder / MODELS, self.folder / UPDATES
 
     def models(self) -> ModelStore:

@@ -22,10 +22,10 @@ from fedserver.store.backup import (
 )
 from fedserver.store.database import Database
 from fedserver.store.errors import DamagedFile, StateError
-from fedserver.store.state import AUDIT_LOG, DATABASE, IDENTITY_FILES, MODELS, UPDATES
+from fedserver.store.state import ADDRESSES, AUDIT_LOG, DATABASE, IDENTITY_FILES, MODELS, UPDATES
 from fedstream.files import TEMPORARY_SUFFIX, RealFileSystem, publish
 
-_SINGLE_FILES = "|".join(re.escape(name) for name in (DATABASE, *IDENTITY_FILES, AUDIT_LOG))
+_SINGLE_FILES = "|".join(re.escape(name) for name in (DATABASE, *IDENTITY_FILES, AUDIT_LOG, ADDRESSES))
 _NAME = re.compile(
     rf"{_SINGLE_FILES}|{MODELS}/[0-9a-f]{{64}}\.safetensors"
     rf"|{UPDATES}/[0-9a-f]{{32}}\.safetensors((\.encoded)?{re.escape(TEMPORARY_SUFFIX)})?"
@@ -43,6 +43,7 @@ def restore(backup: Path, state: Path) -> Contents:
     """
     if state.exists() and (not state.is_dir() or any(state.iterdir())):
         raise BackupError(f"{state} is not empty, and nothing is overwritten: give another --state, or move it away")
+    state = state.resolve()  # of `.` there is no name
     unfinished = state.with_name(f"{state.name}{TEMPORARY_SUFFIX}")
     if unfinished.exists():
         raise BackupError(f"{unfinished} is there: another restore is at work, or one broke off; remove it first")

@@ -25,7 +25,7 @@ from fedstream.certificates import facts_of, is_issued_by, issue_server, make_au
 from fedstream.files import FileSystem, RealFileSystem, write_durably
 from fedstream.tls import Identity
 
-DATABASE = "state.db"
+DATABASE, LOCK = "state.db", "server.lock"
 MODELS, UPDATES = "models", "updates"
 KEY, CERTIFICATE = "server.key", "server.crt"
 AUTHORITY_KEY, AUTHORITY_CERTIFICATE = "authority.key", "authority.crt"
@@ -33,11 +33,17 @@ IDENTITY_FILES = (AUTHORITY_KEY, AUTHORITY_CERTIFICATE, KEY, CERTIFICATE)
 """Each of them is remembered by its digest."""
 
 AUDIT_LOG = "audit.jsonl"
+ADDRESSES = "addresses.json"
+"""What `fedserver init` was told; without it a server listens on loopback only."""
+
 COLLECTION_LOCK = "collection.lock"
 """Held while files are collected, and while a backup copies them."""
 
 KEEP_ROUNDS_FACT = "keep_rounds"
 SOURCES_FACT = "what the first model was made of"
+
+_LOCK_SECONDS = 1.0
+"""Whoever asks whether a server runs holds its lock for an instant, and is not to keep one from starting."""
 
 
 class State:
@@ -56,7 +62,7 @@ class State:
         self.files = files or RealFileSystem()
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = FileLock(folder / "server.lock", blocking=False)
+            self._lock = FileLock(folder / LOCK, timeout=_LOCK_SECONDS)
             self._lock.acquire()
         except Timeout:
             pid = read_contact(folder).get("pid", "unknown")
@@ -183,7 +189,7 @@ class State:
         return found
 
     def write_contact(self, contact: dict[str, Any]) -> None:
-        """Say how local commands reach this server: its pid, address and administration socket."""
+        """Say how local commands reach this server: its pid, address and administration socket; and how it ended."""
         text = json.dumps({"pid": os.getpid(), **contact}, indent=2).encode()
         write_durably(self.files, self.folder / "server.json", [text])
 
@@ -204,8 +210,32 @@ def _digest_fact(path: Path) -> str:
 
 
 def is_state_directory(folder: Path) -> bool:
-    """Whether a server has ever run here."""
-    return (folder / DATABASE).exists()
+    """Whether a server has ever run here.
+
+    Raises:
+        StateError: the rights to look are missing.
+    """
+    try:
+        return (folder / DATABASE).exists()
+    except OSError as error:
+        raise unreadable(folder, error) from error
+
+
+def is_in_use(folder: Path) -> bool:
+    """Whether a server, or a command that writes, is at it now.
+
+    Raises:
+        StateError: the rights to look are missing.
+    """
+    try:
+        if not (folder / LOCK).exists():  # taking it would make it
+            return False
+        with FileLock(folder / LOCK, blocking=False):
+            return False
+    except Timeout:
+        return True
+    except OSError as error:
+        raise unreadable(folder, error) from error
 
 
 def require_database(folder: Path) -> None:
@@ -229,10 +259,22 @@ def _refused(folder: Path, error: OSError | sqlite3.Error) -> StateError:
     return StateError(f"the disk of {folder} {trouble.value} ({error}); {WAYS_OUT[trouble]}")
 
 
+def unreadable(folder: Path, error: OSError) -> StateError:
+    """What to say where a state directory cannot be looked at."""
+    why = error.strerror or error
+    return StateError(f"{folder} cannot be looked at ({why}); do it as the user as whom the server runs")
+
+
 def read_contact(folder: Path) -> dict[str, Any]:
-    """What the server of a state directory said of itself; empty if there is none."""
+    """What the server of a state directory said of itself; empty if there is none.
+
+    Raises:
+        StateError: the rights to look are missing.
+    """
     try:
         contact: Any = json.loads((folder / "server.json").read_text())
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
+    except OSError as error:
+        raise unreadable(folder, error) from error
     return contact if isinstance(contact, dict) else {}

@@ -171,6 +171,23 @@ async def stop_after_the_round(operator: Operator, alpha: BareSite, offer: negot
     await say_goodbye(alpha)
 
 
+async def test_status_after_the_last_round_says_that_the_federation_is_over(scene: Stage) -> None:
+    server = await asyncio.to_thread(scene.server, "--min-clients", "1", "--rounds", "1", features=5)
+    operator = Operator(scene, server)
+    async with site(server, "alpha") as alpha:
+        offer = await alpha.agree()
+        await alpha.upload(offer.upload_id, TASK.schema(), random_weights(TASK.schema(), 1))
+        assert (await alpha.hear()).round_outcome.succeeded
+        assert (await alpha.hear()).federation_outcome.reason == "all 1 rounds done"
+        await say_goodbye(alpha)
+    assert await server.ended() == ExitCode.FINISHED
+    for words in ("status", "pause"):
+        said = await operator.say(words)
+        assert (said.status, said.out) == (ExitCode.NO_SERVER, "")
+        over = "and its federation is over (all 1 rounds done): 1 rounds were run; `fedserver rounds` shows them"
+        assert said.err == f"fedserver: no server runs on {server.state}, {over}\n"
+
+
 @pytest.mark.parametrize("way", ["stop", "SIGINT", "SIGTERM"])
 async def test_server_that_is_stopped_at_once_tells_everyone_and_writes_its_report(scene: Stage, way: str) -> None:
     server = await asyncio.to_thread(scene.server, "--min-clients", "1", features=5)
@@ -273,3 +290,11 @@ def test_server_whose_task_has_no_such_setting_ends_with_the_reason(scene: Stage
     said = scene.command("fedserver", "run", "--task", "linear", "--task-set", "colour=3", *listen)
     assert said.status == ExitCode.FAILED
     assert "unknown setting 'colour'; known are features, examples" in said.out + said.err
+
+
+@pytest.mark.parametrize("name", ["50%41", "a#1", "a?b", "a,b"])
+def test_server_whose_state_directory_has_a_name_that_is_no_uri_answers(scene: Stage, name: str) -> None:
+    server = scene.server(name=name)
+    said = scene.command("fedserver", "status", "--state", str(server.state))
+    assert (said.status, said.err) == (ExitCode.FINISHED, "")
+    assert said.out.startswith("federation: ")

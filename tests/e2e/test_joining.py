@@ -225,3 +225,11 @@ def test_server_that_asks_for_no_certificates_invites_nobody(scene: Stage) -> No
     said = scene.command("fedserver", "invite", "alpha", "--state", str(server.state))
     assert said.status == 1
     assert "was started with --plaintext or --open-enrolment and asks its sites for no certificates" in said.err
+
+
+def test_invitation_by_a_running_server_says_whether_it_takes_an_earlier_one_back(scene: Stage) -> None:
+    state = str(scene.server().state)
+    said = [scene.command("fedserver", "invite", "alpha", "--state", state) for _ in range(2)]
+    assert [one.status for one in said] == [0, 0]
+    words = "The earlier token of alpha, which was not used, is taken back.\n"
+    assert [words in one.out for one in said] == [False, True]

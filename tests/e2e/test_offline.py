@@ -182,3 +182,14 @@ def test_aggregate_into_an_ending_that_the_task_does_not_write_says_which_it_doe
     said = scene.command("fedserver", "aggregate", "--task", "linear", "--out", "out.h5", good)
     message = "fedserver: out.h5: this task writes .safetensors; give --out one of these endings\n"
     assert (said.status, said.err) == (ExitCode.BAD_CONFIGURATION, message)
+
+
+def test_aggregate_into_a_folder_that_is_not_there_says_so(scene: Stage) -> None:
+    good = model_file(scene.folder, "a.safetensors")
+    for out, words in (
+        ("nodir/x.safetensors", "there is no folder nodir; make it"),
+        (".", ". is a folder; give --out"),
+    ):
+        said = scene.command("fedserver", "aggregate", "--task", "linear", "--strategy", "uniform", "--out", out, good)
+        assert (said.status, said.out) == (ExitCode.BAD_CONFIGURATION, "")
+        assert said.err.startswith(f"fedserver: {words}")

@@ -93,6 +93,14 @@ def test_invitation_without_a_server_holds_all_that_a_site_needs(state: Path) ->
     assert "fedclient join fl.example.org:9443 --token fsj1_" in said
 
 
+def test_invitation_says_whether_it_takes_an_earlier_one_back(state: Path) -> None:
+    words = "The earlier token of site-a, which was not used, is taken back.\n"
+    said = [run("invite", name, "--state", str(state)) for name in ("site-a", "site-b", "site-a", "site-a")]
+    assert [words in output for _, output in said] == [False, False, True, True]
+    run("revoke", "site-a", "--state", str(state))
+    assert words not in run("invite", "site-a", "--state", str(state))[1]
+
+
 def test_sites_are_listed_and_revoked_without_a_server(state: Path) -> None:
     assert run("invite", "site-a", "--state", str(state))[0] == 0
     assert "site-a   invited" in run("clients", "--state", str(state))[1]

@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedserver.cli import app
-from fedserver.store import StateReader
+from fedserver.store import State, StateReader
 from fedserver.store.ledger import canonical_json, hash_of
 from fedserver.store.models import ModelStore
 from fedserver.store.row_checks import register
@@ -295,6 +295,17 @@ def test_one_round_is_checked_with_the_whole_chain(folder: Path) -> None:
     assert [(one.number, bool(one.differences)) for one in check(folder, 4).rounds] == [(3, True), (4, False)]
 
 
+@pytest.mark.parametrize("number", [2, 4])
+def test_one_round_whose_base_is_damaged_differs(folder: Path, number: int) -> None:
+    base = folder / "models" / f"{entry_of(folder, number)['base']['model_digest']}.safetensors"
+    base.write_bytes(base.read_bytes()[:-1])
+    verdict = check(folder, number)
+    assert not verdict.agrees
+    (one,) = verdict.rounds
+    assert [difference.where for difference in one.differences] == [str(base)]
+    assert not one.recomputed
+
+
 async def test_what_a_server_collects_meanwhile_is_not_called_lost(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,6 +335,16 @@ def test_command_says_yes_with_status_0(folder: Path) -> None:
     assert code == 0
     assert "round 4 agrees: chain, files, and the aggregate of 4 updates made again\n" in output
     assert "4 rounds checked, 2 of them made again from their updates: everything agrees\n" in output
+
+
+def test_command_says_before_the_first_round_that_there_is_nothing_to_check(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    state = State(folder)
+    assert run("verify", "--state", str(folder)) == (0, "nothing to check yet: no round is over\n")
+    state.remember("sha256 of server.key", "another")
+    state.close()
+    code, output = run("verify", "--state", str(folder))
+    assert (code, output) == (1, f"DIFFERS: {folder / 'server.key'}: it is not what it was\nno round is over\n")
 
 
 def test_command_says_what_differs_with_status_1(folder: Path) -> None:

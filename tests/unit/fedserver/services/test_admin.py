@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fedserver.coordinator.effects import ModelRef
-from fedserver.federation import ref_of
+from fedserver.federation import FederationState, ref_of
 from fedserver.services.admin import AdminServicer
 from fedserver.store.row_checks import register
 from fedstream import wire
@@ -92,6 +92,25 @@ async def test_round_whose_entry_is_damaged_is_listed_without_models(tmp_path: P
             connection.execute("UPDATE ledger SET entry = substr(entry, 2) WHERE number = 1")
         connection.close()
         assert [models(one) for one in (await listed(bench)).rounds] == [(None, None), *expected[1:]]
+
+
+async def test_pause_during_a_round_is_seen_at_once(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path, "a") as bench:
+        servicer = AdminServicer(bench.federation)
+
+        async def reason() -> str:
+            return str((await servicer.GetState(admin_pb2.GetStateRequest(), NO_CONTEXT)).reason)
+
+        running = await bench.open_round()
+        at_work = await reason()
+        bench.federation.pause()
+        assert await reason() == f"{at_work}; paused: no further round opens until `fedserver resume`"
+        bench.federation.resume()
+        assert await reason() == at_work
+        bench.federation.pause()
+        bench.federation.stand(FederationState.PAUSED, "paused by the coordinator")
+        assert await reason() == "paused by the coordinator"
+        running.cancel()
 
 
 async def test_round_at_work_names_the_model_it_started_from_and_its_bytes(tmp_path: Path) -> None:

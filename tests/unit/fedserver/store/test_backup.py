@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from fedserver.addresses import chosen
 from fedserver.cli import app
+from fedserver.commands import gc
 from fedserver.store import DamagedFile, StateError, StateReader
 from fedserver.store import backup as backup_module
 from fedserver.store.backup import BackupError, back_up
@@ -177,6 +179,16 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch, go_on: Callable[[], Any], loop: a
     monkeypatch.setattr(backup_module, "named_files", named_files)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_restored_server_listens_where_init_was_told(tmp_path: Path, kind: str) -> None:
+    told = ("--listen", "0.0.0.0:9443", "--advertise", "fl.example.org")
+    assert run("init", "--state", str(tmp_path / "state"), *told)[0] == 0
+    back_up(tmp_path / "state", tmp_path / kind)
+    restore(tmp_path / kind, tmp_path / "restored")
+    expected = {"listen": "0.0.0.0:9443", "enrol_listen": "", "advertise": ["fl.example.org"]}
+    assert chosen(tmp_path / "restored") == expected
+
+
 def test_nothing_is_overwritten(folder: Path, tmp_path: Path) -> None:
     back_up(folder, tmp_path / "backup")
     with pytest.raises(BackupError, match="is there already; give a name that is not"):
@@ -284,17 +296,24 @@ def test_commands_say_that_the_private_keys_are_in_it(folder: Path, tmp_path: Pa
     assert run("backup", "--state", str(tmp_path / "nowhere"), "--out", str(tmp_path / "c"))[0] == 3
 
 
-def test_collection_command_is_refused_while_a_server_runs_and_works_after(folder: Path) -> None:
+def test_collection_command_is_refused_while_a_server_runs_and_works_after(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bench = Bench(folder)
-    code, output = run("gc", "--state", str(folder))
+    refused = [run("gc", *options, "--state", str(folder)) for options in ([], ["--dry-run"])]
     bench.state.close()
-    assert code == 3
-    assert output.endswith("; a running server collects by itself after every round\n")
+    for code, output in refused:
+        assert code == 3
+        assert output.endswith("; a running server collects by itself after every round\n")
     (folder / "updates" / "litter.partial").write_bytes(b"x")
     before = sorted(folder.rglob("*.safetensors*"))
-    code, dry = run("gc", "--state", str(folder), "--keep-rounds", "0", "--dry-run")
+    opened: list[Path] = []
+    with monkeypatch.context() as watched:
+        watched.setattr(gc, "State", opened.append)
+        code, dry = run("gc", "--state", str(folder), "--keep-rounds", "0", "--dry-run")
     assert code == 0
     assert sorted(folder.rglob("*.safetensors*")) == before
+    assert opened == []
     code, output = run("gc", "--state", str(folder), "--keep-rounds", "0")
     assert code == 0
     assert output == dry.replace("would remove", "removed")
@@ -302,3 +321,23 @@ def test_collection_command_is_refused_while_a_server_runs_and_works_after(folde
     assert f"removed {folder / 'updates' / 'litter.partial'}, which nothing refers to\n" in output
     assert not (folder / "updates" / "litter.partial").exists()
     assert agrees(folder)
+
+
+def test_backup_is_restored_to_the_folder_one_stands_in(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back_up(folder, tmp_path / "b.tar")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert run("restore", str(tmp_path / "b.tar"), "--state", ".")[0] == 0
+    assert agrees(tmp_path / "here")
+
+
+@pytest.mark.parametrize(
+    "words", [("export", "--round"), ("verify", "--round"), ("rounds", "--round"), ("gc", "--keep-rounds")]
+)
+def test_number_of_a_round_that_no_federation_has_is_refused(folder: Path, words: tuple[str, ...]) -> None:
+    for number in ("99999999999999999999", "-1"):
+        code, said = run(*words, number, "--state", str(folder))
+        assert code == 2
+        assert f"Invalid value for '{words[-1]}'" in said

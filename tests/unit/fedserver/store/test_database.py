@@ -74,6 +74,17 @@ def test_reader_converts_nothing_and_says_who_does(first: Path, monkeypatch: pyt
     assert version_of(first) == len(MIGRATIONS)
 
 
+@pytest.mark.parametrize("read_only", [False, True])
+def test_database_of_another_program_is_refused_and_left_as_it_is(tmp_path: Path, *, read_only: bool) -> None:
+    path = tmp_path / "state.db"
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("CREATE TABLE theirs (a TEXT)")
+    before = path.read_bytes()
+    with pytest.raises(StateError, match=r"state\.db is not a fedserver database; restore a backup"):
+        Database(path, read_only=read_only)
+    assert path.read_bytes() == before
+
+
 def test_reader_sees_what_a_server_commits_and_writes_nothing(tmp_path: Path) -> None:
     state = State(tmp_path)
     reader = StateReader(tmp_path)

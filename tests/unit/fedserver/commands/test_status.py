@@ -1,0 +1,60 @@
+"""What `fedserver status` and its like show, of words that sites and folders chose. A moment."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console, RenderableType
+
+from fedserver.commands import run
+from fedserver.commands.offline import show_evaluation
+from fedserver.commands.rounds import participation_table
+from fedserver.commands.status import picture
+from fedserver.config import ServerConfig
+from fedserver.server import Listening
+from fedstream.v1 import admin_pb2
+from fedtask.task import Evaluation, SiteSummary
+
+pytestmark = pytest.mark.numpy_task
+
+REASON = r"folder [/data/val] is gone, [bold]\[really] :warning:"
+
+
+def shown(what: RenderableType) -> str:
+    """On a console that somebody else has made."""
+    console = Console(file=StringIO(), width=400)
+    console.print(what)
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+def detail() -> admin_pb2.GetRoundResponse:
+    part = admin_pb2.Participation(client_name="alpha", reason=REASON, outcome="OUTCOME_DECLINED")
+    return admin_pb2.GetRoundResponse(round=admin_pb2.Round(number=1, reason=REASON), participations=[part])
+
+
+def test_reason_of_a_site_is_shown_as_it_was_said() -> None:
+    state = admin_pb2.GetStateResponse(federation_name="[/]", reason=REASON, round=detail().round)
+    clients = admin_pb2.ListClientsResponse(clients=[admin_pb2.Client(name="alpha", reason=REASON)])
+    stub: Any = SimpleNamespace(
+        GetState=lambda *_, **__: state, ListClients=lambda *_, **__: clients, GetRound=lambda *_, **__: detail()
+    )
+    assert shown(picture(stub)).count(REASON) == 4
+    assert shown(participation_table(detail(), 0.0)).startswith(f"Round 1: {REASON} ")
+
+
+def test_name_of_a_federation_is_announced_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    run.announce(ServerConfig(name="[/trial]", state=Path("state")), Listening("127.0.0.1:8443", None, "unix:x"))
+    assert "\n[/trial]: brain_mri, 10 rounds" in capsys.readouterr().err
+
+
+def test_class_whose_folder_looks_like_markup_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    evaluation = Evaluation({"loss": None}, 1, undefined={"loss": "[/why]"}, class_names=["[/no]"], confusion=[[1]])
+    show_evaluation(evaluation, SiteSummary(1, {}, weaknesses=["of [/data]"]))
+    out = capsys.readouterr().out
+    assert "undefined: [/why]" in out
+    assert "of class [/no]: 1 as [/no]\nKnown weakness of the data: of [/data]\n" in out
