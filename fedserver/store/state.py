@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -235,6 +236,8 @@ def is_in_use(folder: Path) -> bool:
     except Timeout:
         return True
     except OSError as error:
+        if error.errno == errno.EROFS:  # where nothing can be written, nobody does
+            return False
         raise unreadable(folder, error) from error
 
 

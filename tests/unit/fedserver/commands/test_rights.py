@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Iterator
@@ -80,6 +81,14 @@ def test_doctor_without_rights_finds_no_server_of_its_own_and_no_defect(folder: 
     with without_rights(folder / "server.lock"):
         assert state.lock(config).verdict is Verdict.FAILED
         assert network._contact(config) == {}
+
+
+def test_state_directory_on_a_read_only_medium_is_in_nobodys_use(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    assert run(folder, "rounds")[0] == ExitCode.FINISHED
 
 
 def test_server_that_starts_while_somebody_looks_waits_for_a_moment(folder: Path) -> None:
