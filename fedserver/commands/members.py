@@ -66,7 +66,8 @@ def invite(state: Path, name: str, valid_hours: float | None) -> None:
         typer.echo(f"The earlier token of {name}, which was not used, is taken back.")
     typer.echo("The token is a secret: whoever uses it first is this site. Send it over a channel that you trust.")
     if is_loopback(split_address(letter.server)[0]):
-        typer.echo("This server is reached on this machine only; for others start it with --listen 0.0.0.0:8443.")
+        typer.echo(f"Only this machine reaches {letter.server}. For sites elsewhere, start the server with --advertise")
+        typer.echo("and a name of it, and with --listen beyond loopback.")
 
 
 def _ask_server(state: Path, name: str, valid_for: timedelta | None) -> Letter:
