@@ -53,9 +53,12 @@ option = $(if $($(2)),$(1) '$($(2))')
 
 ##@ Run a federation
 
+# Where `fedserver init` was told where to listen, the server listens there.
+AS_INITIALISED = $(if $(findstring --state,$(ARGS))$(findstring --config,$(ARGS)),,$(wildcard runs/server/state/addresses.json))
+
 run-server: $(INSTALLED) ## Start a server that waits for clients, and print the command with which one is invited.
 #: ARGS='--rounds 20'      any options of `fedserver run`
-	$(BIN)/fedserver run $(if $(wildcard runs/server/state/addresses.json),,--listen 0.0.0.0:8443) $(ARGS)
+	$(BIN)/fedserver run $(if $(AS_INITIALISED),,--listen 0.0.0.0:8443) $(ARGS)
 
 run-client: $(INSTALLED) ## Start a client beside its data.
 #: ARGS='--data DIR'       any options of `fedclient run`; `fedclient join` comes first

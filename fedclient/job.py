@@ -37,6 +37,7 @@ from fedclient.updates import FinishedUpdate, UpdateStore
 from fedclient.upload import Delivery, Terms, UpdateUnwanted, Upload, is_admitted
 from fedstream.encodings import Encoding
 from fedstream.errors import DigestMismatch, FedstreamError, ProtocolError, UnknownModel
+from fedstream.files import may_pass
 from fedstream.plan import Plan
 from fedtask.messages import LocalUpdate
 from fedtask.task import EpochReport
@@ -196,7 +197,7 @@ class Job:
         for offer_id, upload_id in await asyncio.to_thread(packer.unsettled):
             if offer_id == self.offer.offer_id:
                 continue
-            with contextlib.suppress(FedstreamError):  # the server does not know it any more, or cannot be asked
+            with contextlib.suppress(FedstreamError, OSError):  # the server does not know it, or the disk refuses
                 if await is_admitted(self.workshop.connection, upload_id):
                     await asyncio.to_thread(packer.delivered, offer_id)
 
@@ -289,6 +290,8 @@ async def _when_the_disk_can(write: Callable[[], T]) -> T:
         try:
             return await asyncio.to_thread(write)
         except OSError as error:
+            if not may_pass(error):
+                raise
             if str(error) != told:
                 told = str(error)
                 log.warning("what was trained waits for the disk", because=told)

@@ -117,6 +117,8 @@ class Workplace:
     async def fetch_ahead(self, outcome: RoundOutcome) -> None:
         """Fetch the model that a round has made, and drop those that are of no use any more."""
         await self.shop.global_models.fetch_ahead(outcome)
+        if not self.shop.keepsakes.has_any:  # what it started from must not go before it is saved for people
+            await self._recall()
         if outcome.global_model is not None:
             in_use = {outcome.global_model.digest, *self.shop.keepsakes.bases}
             in_use |= {self.bench.job.offer.base.digest} if self.bench.job is not None else set()

@@ -141,9 +141,16 @@ def _compare_sources(federation: Federation, stored: StoredModel) -> None:
 
 
 def _sources(federation: Federation) -> dict[str, str | None]:
-    config = federation.config
-    from_file = str(config.initial_model) if config.initial_model is not None else None
-    return {"--backbone-weights": config.backbone_weights, "--initial-model": from_file}
+    given = {
+        "--backbone-weights": federation.config.backbone_weights,
+        "--initial-model": federation.config.initial_model,
+    }
+    return {option: _whole(value) if value is not None else None for option, value in given.items()}
+
+
+def _whole(source: str | Path) -> str:
+    """A file by its whole path, however it was named; a word such as `random` as it is."""
+    return str(Path(source).resolve()) if Path(source).exists() else str(source)
 
 
 async def _initial_model(federation: Federation) -> StoredModel:

@@ -220,10 +220,10 @@ async def evaluate(federation: Federation, work: RoundWork) -> None:
 
 async def _unless_stopped(federation: Federation, scoring: Coroutine[Any, Any, Evaluation | None]) -> Evaluation | None:
     """What scoring gives; where the federation is to end at once, it has a while, and then its worker is ended."""
-    task, stopping = asyncio.create_task(scoring), asyncio.create_task(federation.stop_requested.wait())
+    task, stopping = asyncio.create_task(scoring), asyncio.create_task(_stopped_at_once(federation))
     try:
         await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done() and not federation.finish_round_first:
+        if not task.done():
             await asyncio.wait({task}, timeout=_LAST_SCORE_SECONDS)
             if not task.done():
                 log.warning("the evaluation does not end; its process is ended", seconds=_LAST_SCORE_SECONDS)
@@ -232,6 +232,11 @@ async def _unless_stopped(federation: Federation, scoring: Coroutine[Any, Any, E
     finally:
         stopping.cancel()
         task.cancel()
+
+
+async def _stopped_at_once(federation: Federation) -> None:
+    while not federation.stop_requested.is_set() or federation.finish_round_first:
+        await federation.change(_KEEPING_SECONDS)
 
 
 def _headline(evaluation: Evaluation) -> dict[str, float]:

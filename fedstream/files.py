@@ -8,12 +8,21 @@ it): a test puts in a double that forgets whatever was not synced.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
 TEMPORARY_SUFFIX = ".partial"
+
+
+_PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
+
+
+def may_pass(error: OSError) -> bool:
+    """Whether it is the disk that refuses, full or for another reason that somebody can mend meanwhile."""
+    return error.errno in _PASSING
 
 
 class FileSystem(Protocol):

@@ -125,7 +125,8 @@ class TaskWorker:
     async def _call(self, method: str, on_report: Callable[[EpochReport], None] | None = None, **params: Any) -> Any:
         async with self._turn:
             if self._draining is not None:  # of a caller that was cancelled twice, and did not wait for it
-                await asyncio.shield(self._draining)
+                await asyncio.wait({self._draining})
+                self._draining = None
             if self._process is None or self._process.returncode is not None:
                 await self._spawn()
             return await self._request(method, params, on_report)
@@ -143,17 +144,14 @@ class TaskWorker:
             env=environment,
             start_new_session=True,  # Ctrl-C in a terminal is for the parent, which ends the worker in good order
         )
-        process = self._process
-        self._listener = asyncio.create_task(self._listen(process))
+        self._listener = asyncio.create_task(self._listen(self._process))
         try:
             await self._write(self._start)
             await self._read_result(0, None)
             if self._opened is not None:
                 await self._request(*self._opened, None)
         except BaseException:  # one that has not come so far is no worker to the next call
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            self._process = None
+            await asyncio.shield(self.close())
             raise
 
     async def _listen(self, process: asyncio.subprocess.Process) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from fedstream.files import RealFileSystem, write_durably
+from fedstream.files import RealFileSystem, may_pass, write_durably
 from fedstream.manifest import Manifest, TensorEntry, entry_of, manifest_of, raw_bytes
 from fedstream.plan import Plan
 from fedstream.weights_file import WeightsFile, file_parts
@@ -108,6 +108,8 @@ class Worker:
             try:
                 return write_durably(RealFileSystem(), out, file_parts(changed, weights))
             except OSError as error:
+                if not may_pass(error):
+                    raise
                 if str(error) != told:
                     told = str(error)
                     self._send({"id": request, "trouble": f"what was trained cannot be written yet: {told}"})

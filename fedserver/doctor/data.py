@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from fedserver.commands.admin import is_running
 from fedserver.config import GENERATED, ServerConfig, folder_of
+from fedserver.store import StateError
+from fedserver.store.state import is_in_use
 from fedstream.checkup.runner import Result, failed, ok, warning
 from fedtask.registry import create_task
 from fedtask.task import TaskError
@@ -20,12 +21,19 @@ def task(config: ServerConfig) -> Result:
 
 def holdout(config: ServerConfig) -> Result:
     """Models can be scored as rounds go by."""
-    if config.holdout is None and is_running(config.state):
+    if config.holdout is None and _is_served(config):
         return ok("none is given here; the server that runs has settings of its own")
     if config.holdout is None:
         advice = "Give a labelled folder with --holdout, or nobody sees whether rounds make the model better"
         return warning("none: global models are not scored", advice)
     return _folder(config, config.holdout, "--holdout")
+
+
+def _is_served(config: ServerConfig) -> bool:
+    try:
+        return is_in_use(config.state)
+    except StateError:  # another check says that nobody may look
+        return False
 
 
 def test(config: ServerConfig) -> Result:

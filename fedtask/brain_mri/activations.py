@@ -93,7 +93,8 @@ class DiskStore:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(google_crc32c.value(body).to_bytes(_CRC_BYTES, "little") + body)
-            temporary.replace(path)
+            with contextlib.suppress(FileNotFoundError):  # another process was faster with the same
+                temporary.replace(path)
         except OSError as error:
             if not self._is_refused:
                 self._is_refused = True

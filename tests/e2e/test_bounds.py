@@ -236,7 +236,7 @@ async def test_calls_to_enrol_that_never_come_to_their_request_keep_nobody_out_f
                 await connections.enter_async_context(channel)
                 silent += [channel.stream_unary(f"/{service}/Enrol")() for _ in range(16)]
             waiting = [asyncio.create_task(call.wait_for_connection()) for call in silent]
-            await asyncio.sleep(0.5)
+            await _until_refused(connections, listening, credentials, service)
             site = await asyncio.wait_for(
                 joined(listening.admin_address, listening.enrolment_address, "gamma"), SOON_SECONDS
             )
@@ -244,6 +244,22 @@ async def test_calls_to_enrol_that_never_come_to_their_request_keep_nobody_out_f
             for one in (*silent, *waiting):
                 one.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def _until_refused(
+    connections: AsyncExitStack, listening: Listening, credentials: grpc.ChannelCredentials, service: str
+) -> None:
+    """Return when nobody else can enrol."""
+    assert listening.enrolment_address is not None
+    options = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
+    channel = grpc.aio.secure_channel(listening.enrolment_address, credentials, options=options)
+    await connections.enter_async_context(channel)
+    while True:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await channel.unary_unary(f"/{service}/Enrol")(b"", timeout=SOON_SECONDS)
+        if caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return
+        await asyncio.sleep(0.01)
 
 
 async def never() -> AsyncIterator[Any]:

@@ -63,6 +63,9 @@ class InPlaceEvaluator:
     async def open(self) -> None:
         return None
 
+    async def rest(self) -> None:
+        return None
+
     async def evaluate(self, _weights: Path) -> None:
         return None
 

@@ -60,6 +60,9 @@ class Worker:
     async def open(self) -> None:
         return None
 
+    async def rest(self) -> None:
+        return None
+
     async def evaluate(self, _weights: Path) -> None:
         return None
 

@@ -222,17 +222,19 @@ async def test_disk_that_stays_full_is_not_filled_further_and_no_file_stays_open
 
 
 async def test_step_that_fails_on_a_disk_that_takes_other_writes_is_not_repeated_without_a_rest(tmp_path: Path) -> None:
-    tries = 0
+    tries: list[float] = []
+    again = asyncio.Event()
 
     async def step() -> None:
-        nonlocal tries
-        tries += 1
+        tries.append(asyncio.get_running_loop().time())
+        if len(tries) == 3:
+            again.set()
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     async with Bench.running(tmp_path, retry_delay_seconds=0.2) as bench:
         trying = asyncio.create_task(bench.federation.durably(step))
-        await asyncio.sleep(0.5)
-        assert 2 <= tries <= 4
+        await asyncio.wait_for(again.wait(), 20.0)
+        assert tries[2] - tries[1] >= 0.2
         assert "reports errors of the medium" in bench.federation.standing.reason
         bench.federation.stop(finish_round=False)
         with pytest.raises(DiskRefuses):

@@ -303,3 +303,29 @@ async def test_model_files_are_said_to_be_what_they_are(tmp_path: Path, rounds_d
     maker = Maker()
     await finished(tmp_path, maker, rounds_done)
     assert maker.descriptions == said
+
+
+async def test_evaluation_that_hangs_is_ended_by_a_second_word_that_does_not_wait_for_the_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(phases, "_LAST_SCORE_SECONDS", 0.1)
+    async with Bench.running(tmp_path) as bench:
+        scoring: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        ended = asyncio.Event()
+
+        async def close() -> None:
+            ended.set()
+            scoring.set_result(None)
+
+        bench.federation.evaluator.close = close  # type: ignore[method-assign]
+
+        async def score() -> Any:
+            return await scoring
+
+        waiting = asyncio.create_task(phases._unless_stopped(bench.federation, score()))
+        bench.federation.stop(finish_round=True)
+        await asyncio.sleep(0.3)
+        assert not ended.is_set()
+        bench.federation.stop(finish_round=False)
+        await asyncio.wait_for(waiting, 10.0)
+        assert ended.is_set()

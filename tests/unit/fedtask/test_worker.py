@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -93,15 +94,17 @@ async def test_update_that_the_disk_does_not_take_is_written_when_it_does_and_tr
     worker: TaskWorker, tmp_path: Path
 ) -> None:
     reports: list[EpochReport] = []
-    out = tmp_path / "not there yet" / "update"
+    out = tmp_path / "update"
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.prlimit(pid(worker), resource.RLIMIT_FSIZE, (0, hard))  # as a full disk, for this process alone
     with capture_logs() as logs:
         task = asyncio.create_task(worker.fine_tune(tmp_path / "base", PLAN, out, reports.append))
         while not logs:  # noqa: ASYNC110 - the log tells nobody
             await asyncio.sleep(0.01)
-        out.parent.mkdir()
+        resource.prlimit(pid(worker), resource.RLIMIT_FSIZE, (hard, hard))
         update = await asyncio.wait_for(task, 20.0)
     assert logs[0]["event"] == "the training process waits"
-    assert "No such file or directory" in logs[0]["because"]
+    assert "File too large" in logs[0]["because"]
     assert WeightsFile(out).names == [record.name for record in update.changed]
     assert len({report.epoch for report in reports}) == 1
 
