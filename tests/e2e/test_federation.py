@@ -134,10 +134,12 @@ def test_rounds_of_a_finished_federation_are_listed_without_a_server(finished: F
     assert (missing.status, missing.err) == (1, f"fedserver: there is no round 9 in {state}\n")
 
 
-def test_status_of_a_finished_federation_says_that_no_server_answers(finished: Federation) -> None:
+def test_status_of_a_finished_federation_says_that_it_is_over(finished: Federation) -> None:
     said = finished.scene.command("fedserver", "status", "--state", str(finished.server.state))
-    pid = finished.server.process.pid
-    message = f"no server answers for {finished.server.state} (its pid was {pid}); start it with `fedserver run`"
+    message = (
+        f"no server runs on {finished.server.state}, and its federation is over (all 4 rounds done): 4 rounds were run"
+    )
+    message = f"{message}; `fedserver rounds` shows them"
     assert (said.status, said.out, said.err) == (4, "", f"fedserver: {message}\n")
 
 
