@@ -155,7 +155,8 @@ class Session:
         keeper = asyncio.create_task(self._keep_lease())
         try:
             await asyncio.wait({listener, keeper}, return_when=asyncio.FIRST_COMPLETED)
-            if keeper.done() and isinstance(keeper.exception(), Stop):
+            if keeper.done() and isinstance(stop := keeper.exception(), Stop):
+                await self.leave(stop.message)  # or the cancellation might overtake what was told last
                 return await keeper
             if not listener.done():
                 # The listener hears why the stream ended, the keeper only that it did.

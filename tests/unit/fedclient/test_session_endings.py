@@ -141,6 +141,7 @@ async def test_session_that_leaves_says_so_and_the_server_hears_why(tmp_path: Pa
 
 async def test_session_whose_training_fails_tells_no_file_name_and_ends_after_three(tmp_path: Path) -> None:
     reasons: list[str] = []
+    farewells: list[str] = []
     here: list[Scripted] = []
 
     async def script(talk: Talk) -> None:
@@ -148,6 +149,7 @@ async def test_session_whose_training_fails_tells_no_file_name_and_ends_after_th
         for number in (1, 2, 3):
             await talk.agree(here[0].base, number)
             reasons.append((await talk.hear("failure")).reason)
+        farewells.append((await talk.hear("leave")).reason)  # which nothing overtakes
 
     async with scripted(script) as server:
         here.append(server)
@@ -155,6 +157,7 @@ async def test_session_whose_training_fails_tells_no_file_name_and_ends_after_th
         stop = await stopped(server.client(tmp_path, max_hours=1e-9))
 
     assert reasons == ["the site's limit on training time was reached"] * 3
+    assert farewells == [stop.message]
     assert stop.code is ExitCode.TRAINING_FAILED
 
 
