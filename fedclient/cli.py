@@ -7,72 +7,29 @@ from typing import Annotated
 
 import typer
 
-from fedclient import looking
+from fedclient import looking, options
 from fedclient.exit_codes import ExitCode, Stop, leave
-from fedclient.options import (
-    Certificate,
-    Classes,
-    Config,
-    Data,
-    Fingerprint,
-    Identity,
-    Key,
-    LogLevel,
-    MaxEpochs,
-    MaxExamples,
-    MaxHours,
-    MaxRounds,
-    Name,
-    Out,
-    Plaintext,
-    Report,
-    Server,
-    ServerCa,
-    StateDir,
-    Task,
-)
+from fedstream.command_line import LogLevel, make_app
 
 _EPILOG = "Exit codes: " + "; ".join(f"{code.value} {code.meaning}" for code in ExitCode) + "."
 
-app = typer.Typer(
-    name="fedclient",
-    help="Take part in a federation: your images train the shared model, and never leave this machine.",
-    no_args_is_help=True,
-    rich_markup_mode=None,  # rich takes longer to import than all the rest of --help
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+app = make_app(
+    "fedclient", "Take part in a federation: your images train the shared model, and never leave this machine."
 )
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        from importlib import metadata
-
-        typer.echo(f"fedclient {metadata.version('fedstream')}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    _version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and end.")
-    ] = False,
-) -> None:
-    pass
 
 
 @app.command(epilog=_EPILOG)
 def run(
-    data: Data = None,
-    identity: Identity = None,
-    server: Server = None,
-    name: Name = None,
-    certificate: Certificate = None,
-    key: Key = None,
-    server_ca: ServerCa = None,
-    fingerprint: Fingerprint = None,
-    plaintext: Plaintext = None,
-    classes: Classes = None,
+    data: options.Data = None,
+    identity: options.Identity = None,
+    server: options.Server = None,
+    name: options.Name = None,
+    certificate: options.Certificate = None,
+    key: options.Key = None,
+    server_ca: options.ServerCa = None,
+    fingerprint: options.Fingerprint = None,
+    plaintext: options.Plaintext = None,
+    classes: options.Classes = None,
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Use part I, counted from 0, of N of the folder.")
     ] = None,
@@ -80,22 +37,22 @@ def run(
         str | None, typer.Option(metavar="WAY", help="How parts are made: even, quantity, dirichlet:ALPHA. [even]")
     ] = None,
     division_seed: Annotated[int | None, typer.Option(help="Seed of that; the same at all clients. [0]")] = None,
-    max_epochs: MaxEpochs = None,
-    max_hours: MaxHours = None,
-    max_rounds: MaxRounds = None,
-    max_examples: MaxExamples = None,
-    report: Report = None,
-    out: Out = None,
+    max_epochs: options.MaxEpochs = None,
+    max_hours: options.MaxHours = None,
+    max_rounds: options.MaxRounds = None,
+    max_examples: options.MaxExamples = None,
+    report: options.Report = None,
+    out: options.Out = None,
     pictures: Annotated[
         bool | None,
         typer.Option("--pictures/--no-pictures", help="Draw the training history, or leave it as a table. [drawn]"),
     ] = None,
-    state_dir: StateDir = None,
-    task: Task = None,
+    state_dir: options.StateDir = None,
+    task: options.Task = None,
     give_up_after: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="End after so long without the server. [never]")
     ] = None,
-    config: Config = None,
+    config: options.Config = None,
     log_json: Annotated[bool | None, typer.Option("--log-json/--log-text", help="[JSON unless in a terminal]")] = None,
     log_level: LogLevel = "info",
 ) -> None:

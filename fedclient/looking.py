@@ -6,50 +6,29 @@ from typing import Annotated
 
 import typer
 
+from fedclient import options
 from fedclient.exit_codes import ExitCode, Stop, leave
-from fedclient.options import (
-    AsJson,
-    Certificate,
-    Classes,
-    Config,
-    Data,
-    Fingerprint,
-    Identity,
-    Key,
-    MaxEpochs,
-    MaxExamples,
-    MaxHours,
-    MaxRounds,
-    Name,
-    Out,
-    Plaintext,
-    Report,
-    Server,
-    ServerCa,
-    StateDir,
-    Task,
-)
 
 
 def doctor(
-    server: Server = None,
-    identity: Identity = None,
-    certificate: Certificate = None,
-    key: Key = None,
-    server_ca: ServerCa = None,
-    fingerprint: Fingerprint = None,
-    plaintext: Plaintext = None,
-    name: Name = None,
-    data: Data = None,
-    classes: Classes = None,
-    out: Out = None,
-    state_dir: StateDir = None,
-    task: Task = None,
-    config: Config = None,
+    server: options.Server = None,
+    identity: options.Identity = None,
+    certificate: options.Certificate = None,
+    key: options.Key = None,
+    server_ca: options.ServerCa = None,
+    fingerprint: options.Fingerprint = None,
+    plaintext: options.Plaintext = None,
+    name: options.Name = None,
+    data: options.Data = None,
+    classes: options.Classes = None,
+    out: options.Out = None,
+    state_dir: options.StateDir = None,
+    task: options.Task = None,
+    config: options.Config = None,
     model: Annotated[
         bool, typer.Option("--model", help="Build the model too, in some seconds, and compare its tensors.")
     ] = False,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Check whether this site could take part, and say what to do where it could not.
 
@@ -71,30 +50,30 @@ def doctor(
 
 
 def preview(
-    server: Server = None,
-    identity: Identity = None,
-    certificate: Certificate = None,
-    key: Key = None,
-    server_ca: ServerCa = None,
-    fingerprint: Fingerprint = None,
-    plaintext: Plaintext = None,
-    name: Name = None,
-    data: Data = None,
-    classes: Classes = None,
-    max_epochs: MaxEpochs = None,
-    max_hours: MaxHours = None,
-    max_rounds: MaxRounds = None,
-    max_examples: MaxExamples = None,
-    report: Report = None,
-    state_dir: StateDir = None,
+    server: options.Server = None,
+    identity: options.Identity = None,
+    certificate: options.Certificate = None,
+    key: options.Key = None,
+    server_ca: options.ServerCa = None,
+    fingerprint: options.Fingerprint = None,
+    plaintext: options.Plaintext = None,
+    name: options.Name = None,
+    data: options.Data = None,
+    classes: options.Classes = None,
+    max_epochs: options.MaxEpochs = None,
+    max_hours: options.MaxHours = None,
+    max_rounds: options.MaxRounds = None,
+    max_examples: options.MaxExamples = None,
+    report: options.Report = None,
+    state_dir: options.StateDir = None,
     task: Annotated[
         str | None, typer.Option(help="The task, where no server is asked; or your own task class.")
     ] = None,
     task_set: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Setting of that task; repeatable.")
     ] = None,
-    config: Config = None,
-    as_json: AsJson = False,
+    config: options.Config = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Show what would leave this machine, and what would not, before anything does.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -47,7 +47,4 @@ Task = Annotated[
     str | None, typer.Option(metavar="MODULE:CLASS", help="Your own task class, where the federation uses one.")
 ]
 Config = Annotated[Path | None, typer.Option(help="TOML file with the settings of `run`; options win over it.")]
-LogLevel = Annotated[
-    Literal["debug", "info", "warning", "error"], typer.Option(case_sensitive=False, help="What is worth a line.")
-]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]

@@ -10,37 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedserver.cli_stored import stored
-from fedserver.cli_words import DEFAULT_STATE, MOST_ROUNDS, LogLevel, State, class_folders, task_settings
+from fedserver.cli_words import DEFAULT_STATE, MOST_ROUNDS, State, class_folders, task_settings
 from fedserver.exit_codes import ExitCode, fail
+from fedstream.command_line import LogLevel, make_app
 
 if TYPE_CHECKING:
     from fedserver.config import ServerConfig
 
-app = typer.Typer(
-    name="fedserver",
-    help="Coordinate a federation: sites train one model together, and no data leaves them.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        from importlib import metadata
-
-        typer.echo(f"fedserver {metadata.version('fedstream')}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    _version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and end.")
-    ] = False,
-) -> None:
-    pass
+app = make_app("fedserver", "Coordinate a federation: sites train one model together, and no data leaves them.")
 
 
 @app.command()

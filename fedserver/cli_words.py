@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -13,9 +13,6 @@ State = Annotated[Path, typer.Option(help="State directory of the server.", show
 MOST_ROUNDS = 1_000_000
 """As `fedserver.config` allows. Numbers far beyond fit neither the database nor the wire."""
 DEFAULT_STATE = Path("runs/server/state")
-LogLevel = Annotated[
-    Literal["debug", "info", "warning", "error"], typer.Option(case_sensitive=False, help="What is worth a line.")
-]
 
 
 def task_settings(words: list[str] | None) -> dict[str, str]:
