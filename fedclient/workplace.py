@@ -117,8 +117,7 @@ class Workplace:
     async def fetch_ahead(self, outcome: RoundOutcome) -> None:
         """Fetch the model that a round has made, and drop those that are of no use any more."""
         await self.shop.global_models.fetch_ahead(outcome)
-        if not self.shop.keepsakes.has_any:  # what it started from must not go before it is saved for people
-            await self._recall()
+        await self._recall()  # what it started from must not go before it is saved for people
         if outcome.global_model is not None:
             in_use = {outcome.global_model.digest, *self.shop.keepsakes.bases}
             in_use |= {self.bench.job.offer.base.digest} if self.bench.job is not None else set()
@@ -130,16 +129,20 @@ class Workplace:
         What is fetched ahead is of no use any more, and a server that has gone would be waited for without end.
         """
         await self.bench.close()
-        if not self.shop.keepsakes.has_any:
-            await self._recall()
+        await self._recall()
         await asyncio.gather(self.errands.cancel(), self.shop.keepsakes.finish())
 
     async def _recall(self) -> None:
-        """Take up what an earlier process has trained: it may have ended before that was saved for people."""
+        """Take up what an earlier process has trained: it may have ended before that was saved for people.
+
+        Not once this process has trained itself, which may happen while the disk is read.
+        """
         shop = self.shop
+        if shop.keepsakes.has_any:
+            return
         finished = await asyncio.to_thread(shop.updates.latest)
         base = shop.models.get(finished.base) if finished is not None else None
-        if finished is not None and base is not None:
+        if finished is not None and base is not None and not shop.keepsakes.has_any:
             await shop.keep(base, finished)
 
     def forget_weights(self) -> None:

@@ -194,7 +194,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             num_examples=part.num_examples,
             weight=part.weight,
             metrics=wire.write_metrics(part.metrics or part.progress.metrics),
-            duration=_span((part.ended_at or clock.monotonic()) - part.offered_at),
+            duration=messages.write_duration((part.ended_at or clock.monotonic()) - part.offered_at),
         )
 
     def _write_client(self, client: Client) -> admin_pb2.Client:
@@ -229,10 +229,6 @@ def _read_token(token: str) -> int:
 def _read_span(duration: Duration) -> timedelta | None:
     """A span; `None` for 0. One beyond all bounds is cut, for it is too long either way."""
     return timedelta(seconds=min(max(duration.seconds, -1), _LONGEST_SECONDS)) or None
-
-
-def _span(seconds: float) -> Duration:
-    return messages.write_duration(seconds)
 
 
 def write_counts(counts: OutcomeCounts) -> admin_pb2.OutcomeCounts:
