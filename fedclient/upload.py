@@ -69,10 +69,14 @@ async def is_admitted(connection: Connection, upload_id: str) -> bool:
     Raises:
         FedstreamError: it does not know it any more, or cannot be asked.
     """
+    status = await _ask_status(connection, upload_id)
+    return bool(status.state == transfer_pb2.UPLOAD_STATE_ADMITTED)
+
+
+async def _ask_status(connection: Connection, upload_id: str) -> transfer_pb2.GetUploadStatusResponse:
     with translated():
         request = requests.get_upload_status(upload_id)
-        status = await connection.transfer.GetUploadStatus(request, timeout=QUICK_CALL_SECONDS)
-    return bool(status.state == transfer_pb2.UPLOAD_STATE_ADMITTED)
+        return await connection.transfer.GetUploadStatus(request, timeout=QUICK_CALL_SECONDS)
 
 
 class Upload:
@@ -140,9 +144,7 @@ class Upload:
 
     async def _can_resume(self, body: BodyReader) -> bool:
         """Ask how far the server is; whether it can go on from there with the body as agreed."""
-        request = requests.get_upload_status(self._parcel.upload_id)
-        with translated():
-            status = await self._connection.transfer.GetUploadStatus(request, timeout=QUICK_CALL_SECONDS)
+        status = await _ask_status(self._connection, self._parcel.upload_id)
         if status.state == transfer_pb2.UPLOAD_STATE_CLOSED:
             raise UpdateUnwanted("the round closed before the update was there")
         if status.state in (transfer_pb2.UPLOAD_STATE_ADMITTED, transfer_pb2.UPLOAD_STATE_QUARANTINED):

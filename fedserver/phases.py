@@ -118,7 +118,7 @@ async def offer(federation: Federation, work: RoundWork) -> None:
 
     async def open_round() -> Round:
         round_ = federation.draw_up(work.number, work.cohort)
-        await federation.state.journal.write(*rounds.opening(round_, federation.now))
+        await federation.state.journal.write(*rounds.keeping(round_, federation.now))
         return round_
 
     work.round = federation.take_up(await federation.durably(open_round))
@@ -153,7 +153,7 @@ async def collect(federation: Federation, work: RoundWork) -> None:
 
 
 async def _keep_round(federation: Federation, round_: Round) -> None:
-    await federation.state.journal.write(*rounds.closing(round_, federation.now))
+    await federation.state.journal.write(*rounds.keeping(round_, federation.now))
 
 
 def _why_closing(federation: Federation, round_: Round) -> str | None:

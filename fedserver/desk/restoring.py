@@ -9,7 +9,7 @@ import structlog
 from fedserver.coordinator.participation import Outcome
 from fedserver.desk.tray import Tray
 from fedserver.store import DamagedFile, UploadState
-from fedserver.store.rounds import opening
+from fedserver.store.rounds import keeping
 from fedserver.store.uploads import StoredUpload, forgetting, resetting
 
 log = structlog.get_logger()
@@ -56,5 +56,5 @@ async def _fold_again(tray: Tray, stored: StoredUpload) -> None:
 async def _ask_again(tray: Tray, stored: StoredUpload) -> None:
     round_, now = tray.round, tray.federation.now
     round_.reopen(stored.upload_id, now)
-    await tray.federation.state.journal.write(forgetting(stored.upload_id), *opening(round_, now))
+    await tray.federation.state.journal.write(forgetting(stored.upload_id), *keeping(round_, now))
     stored.upload.drop()

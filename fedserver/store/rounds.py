@@ -56,8 +56,8 @@ class RoundRow:
     closed_because: str = ""
 
 
-def opening(round_: Round, now: float) -> list[Statement]:
-    """What makes a new round and its offers durable, or a round as it is now.
+def keeping(round_: Round, now: float) -> list[Statement]:
+    """What makes a round durable as it is now, with its offers, how its parts ended, and its close.
 
     Parts whose update is being checked are left out: how they end may be on its way to their rows already, and what
     stands there till then is where a check that a crash ends begins anew.
@@ -67,7 +67,7 @@ def opening(round_: Round, now: float) -> list[Statement]:
 
 
 def participation(round_: Round, part: Participation, now: float) -> Statement:
-    """What makes the state of one client's part durable; of none whose update is being checked, as in `opening`."""
+    """What makes the state of one client's part durable; of none whose update is being checked, as in `keeping`."""
     assert part.stage is not Stage.FINISHING, "its end may be on the way to its row"
     row = ParticipationRow(
         client=part.client,
@@ -89,11 +89,6 @@ def participation(round_: Round, part: Participation, now: float) -> Statement:
     )
     sql = "INSERT OR REPLACE INTO participations VALUES (?, ?, ?, ?)"
     return Statement(sql, (round_.number, part.rank, part.upload_id, _text(ParticipationRow, row)))
-
-
-def closing(round_: Round, now: float) -> list[Statement]:
-    """What makes a round's close durable, with how every part in it ended."""
-    return opening(round_, now)
 
 
 def concluding(record_text: str, number: int, model_sha256: bytes | None) -> list[Statement]:

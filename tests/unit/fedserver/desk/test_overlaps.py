@@ -64,7 +64,7 @@ async def test_update_that_is_admitted_while_another_client_expires_is_in_after_
             finished = asyncio.create_task(bench.desk.finish(upload_id))
             await settling.reached.wait()
             assert bench.part("a").stage is Stage.FINISHING
-            everything = bench.state.journal.write(*rounds.closing(bench.round, bench.federation.now))
+            everything = bench.state.journal.write(*rounds.keeping(bench.round, bench.federation.now))
             of_a = bench.federation.keep(bench.part("a"))
             others = asyncio.gather(everything, of_a)
         await asyncio.gather(finished, others)
