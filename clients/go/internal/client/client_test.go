@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net"
 	"testing"
 	"time"
 
@@ -17,6 +16,7 @@ import (
 	"fedstream/client/internal/fault"
 	"fedstream/client/internal/link"
 	"fedstream/client/internal/pb"
+	"fedstream/client/internal/servertest"
 )
 
 // server refuses everybody.
@@ -35,20 +35,6 @@ func (s *server) DescribeTask(context.Context, *pb.DescribeTaskRequest) (*pb.Des
 	return nil, said.Err()
 }
 
-// serve starts it, and gives its address.
-func (s *server) serve(t *testing.T) string {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	running := grpc.NewServer()
-	pb.RegisterNegotiationServiceServer(running, s)
-	go running.Serve(listener)
-	t.Cleanup(running.Stop)
-	return listener.Addr().String()
-}
-
 func TestClientThatIsRefusedEndsAsTheReasonSays(t *testing.T) {
 	for reason, ends := range map[string]struct {
 		status codes.Code
@@ -59,8 +45,11 @@ func TestClientThatIsRefusedEndsAsTheReasonSays(t *testing.T) {
 		fault.InvalidRequest:   {codes.InvalidArgument, fault.Defect},
 	} {
 		refusing := &server{code: ends.status, reason: reason}
+		address := servertest.Start(t, func(running *grpc.Server) {
+			pb.RegisterNegotiationServiceServer(running, refusing)
+		})
 		config := client.Config{
-			Server: refusing.serve(t), StateDir: t.TempDir(), Trust: &link.Trust{}, GiveUpAfter: time.Millisecond,
+			Server: address, StateDir: t.TempDir(), Trust: &link.Trust{}, GiveUpAfter: time.Millisecond,
 		}
 		_, err := client.New(config, nil, slog.New(slog.DiscardHandler)).Run(t.Context())
 		var stop *fault.Stop

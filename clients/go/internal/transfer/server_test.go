@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"net"
 	"sync"
 	"testing"
 	"time"
@@ -19,6 +18,7 @@ import (
 	"fedstream/client/internal/link"
 	"fedstream/client/internal/model"
 	"fedstream/client/internal/pb"
+	"fedstream/client/internal/servertest"
 	"fedstream/client/internal/wire"
 )
 
@@ -85,15 +85,9 @@ func newServer(published weights) *server {
 // serve starts it, and gives a connection to it.
 func (s *server) serve(t *testing.T) *link.Connection {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	running := grpc.NewServer()
-	pb.RegisterTransferServiceServer(running, s)
-	go running.Serve(listener)
-	connection := link.New(listener.Addr().String(), &link.Trust{})
-	t.Cleanup(func() { connection.Close(); running.Stop() })
+	address := servertest.Start(t, func(running *grpc.Server) { pb.RegisterTransferServiceServer(running, s) })
+	connection := link.New(address, &link.Trust{})
+	t.Cleanup(connection.Close)
 	return connection
 }
 
