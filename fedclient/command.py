@@ -20,6 +20,7 @@ from fedclient.display import Display, LogDisplay, TerminalDisplay
 from fedclient.exit_codes import ExitCode, Stop
 from fedclient.identity import IdentityFolder, default_identity_folder
 from fedclient.join import join, places, read_token
+from fedstream.heap import keep_few_heaps, keep_freed_memory
 from fedstream.logs import configure_logs
 from fedtask.task import TaskError
 
@@ -36,6 +37,8 @@ def run_client(config: ClientConfig, log_json: bool | None, log_level: str) -> s
     """
     # Every wait before a new try is logged where it is decided, with the reason in plain words.
     stamina.instrumentation.set_on_retry_hooks([])
+    keep_few_heaps()
+    keep_freed_memory()
     with _display(log_json) as display:
         configure_logs(log_json, log_level, sys.stderr)
         structlog.contextvars.bind_contextvars(client=config.name)

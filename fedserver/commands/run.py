@@ -17,10 +17,11 @@ from fedserver.enrolment.handshakes import HandshakeWatch, watching_handshakes
 from fedserver.exit_codes import ExitCode
 from fedserver.lifecycle import FederationFailed, Made
 from fedserver.open_files import allow_many_open_files
-from fedserver.runtime import collect_cycles_seldom, keep_few_heaps, take_short_turns
+from fedserver.runtime import collect_cycles_seldom, take_short_turns
 from fedserver.server import Listening, Server
 from fedserver.store import DamagedFile, StateError
 from fedserver.store.disk import trouble_of
+from fedstream.heap import keep_few_heaps
 from fedstream.logs import configure_logs
 from fedstream.tls import is_loopback, split_address
 

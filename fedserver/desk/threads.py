@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import ParamSpec, TypeVar
 
-from fedserver.runtime import give_back_freed_memory
+from fedstream.heap import give_back_freed_memory
 
 P = ParamSpec("P")
 T = TypeVar("T")

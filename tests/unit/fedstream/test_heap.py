@@ -12,7 +12,7 @@ pytestmark = pytest.mark.numpy_task
 
 COUNT_HEAPS = """
 import ctypes, sys, tempfile, threading
-from fedserver.runtime import keep_few_heaps
+from fedstream.heap import keep_few_heaps
 if sys.argv[1] == "few":
     assert keep_few_heaps()
 libc = ctypes.CDLL(None)
@@ -37,7 +37,7 @@ with tempfile.NamedTemporaryFile() as file:
 
 
 FREE_BETWEEN_WHAT_STAYS = """
-from fedserver.runtime import give_back_freed_memory
+from fedstream.heap import give_back_freed_memory
 def resident():
     with open("/proc/self/statm") as statm:
         return int(statm.read().split()[1]) * 4096
@@ -46,6 +46,22 @@ del pieces[::2]
 before = resident()
 give_back_freed_memory()
 print(before - resident())
+"""
+
+
+ALLOCATE_A_CHUNK_TIME_AND_AGAIN = """
+import resource, sys
+from fedstream.heap import keep_few_heaps, keep_freed_memory
+if sys.argv[1] == "kept":
+    assert keep_few_heaps() and keep_freed_memory()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+bytes(1 << 20)
+before = faults()
+for _ in range(100):
+    several = [b"x" * (1 << 20) for _ in range(4)]
+    del several
+print(faults() - before)
 """
 
 
@@ -68,3 +84,12 @@ def test_memory_that_was_freed_between_what_stays_is_given_back() -> None:
     code = [sys.executable, "-c", FREE_BETWEEN_WHAT_STAYS]
     done = subprocess.run(code, check=True, stdout=subprocess.PIPE, timeout=60)
     assert int(done.stdout) > 20 << 20  # of 31 MiB
+
+
+@only_glibc
+def test_a_chunk_is_put_where_the_last_one_was() -> None:
+    def new_pages(how: str) -> int:
+        code = [sys.executable, "-c", ALLOCATE_A_CHUNK_TIME_AND_AGAIN, how]
+        return int(subprocess.run(code, check=True, stdout=subprocess.PIPE, timeout=60).stdout)
+
+    assert new_pages("kept") < 4_000 < new_pages("given back")  # of 102,400 that they have together
