@@ -30,7 +30,7 @@ from benchmarks.tables import Line, Table
 from fedclient.calls import Patience
 from fedclient.config import ClientConfig
 from fedclient.connection import Connection
-from fedclient.requests import Parcel
+from fedclient.requests import CHUNK_BYTES, Parcel
 from fedclient.upload import Terms, Upload
 from fedserver.server import Listening
 from fedstream import limits
@@ -125,7 +125,7 @@ async def _send(listening: Listening, manifest: Manifest, path: Path, server_cpu
         offer = await site.agree()
         file = WeightsFile(path)
         parcel = Parcel(offer.upload_id, manifest, {name: file.span(name) for name in file.names}, 10, {}, 1, 0.0)
-        terms = Terms(limits.DEFAULT_CHUNK_BYTES, limits.WINDOW_BYTES)
+        terms = Terms(CHUNK_BYTES, limits.WINDOW_BYTES)
         committed: list[float] = []
 
         def on_bytes(done: int, total: int) -> None:

@@ -28,6 +28,7 @@ from fedclient.events import (
     Withdrawal,
 )
 from fedclient.reply import Accept, Counter, Decline, Reply, SiteLimits
+from fedclient.requests import CHUNK_BYTES
 from fedstream import limits, wire
 from fedstream.encodings import Encoding
 from fedstream.schema import ModelSchema, TaskMeaning, TensorDifference
@@ -166,9 +167,7 @@ def write_hello(
         client_name=name,
         schema_sha256=schema.digest(),
         meaning=wire.write_meaning(meaning),
-        capabilities=common_pb2.Capabilities(
-            encodings=wire.write_encodings(Encoding), max_chunk_bytes=limits.DEFAULT_CHUNK_BYTES
-        ),
+        capabilities=common_pb2.Capabilities(encodings=wire.write_encodings(Encoding), max_chunk_bytes=CHUNK_BYTES),
         num_examples=num_examples,
         epoch_duration=None if epoch_seconds is None else _duration(epoch_seconds),
         limits=negotiation_pb2.SiteLimits(

@@ -15,7 +15,7 @@ import structlog
 from fedclient.download import Downloader
 from fedclient.events import ModelRef, RoundOutcome
 from fedclient.models import ModelStore
-from fedstream import limits
+from fedclient.requests import CHUNK_BYTES
 from fedstream.errors import FedstreamError
 from fedstream.manifest import Digest
 from fedstream.schema import ModelSchema
@@ -53,7 +53,7 @@ class GlobalModels:
             log.debug("the new global model was not fetched ahead", because=str(error))
 
     async def _fetch(self, model: ModelRef) -> None:
-        await self._downloader.fetch(model.digest, self._schema, limits.DEFAULT_CHUNK_BYTES, lambda _done, _total: None)
+        await self._downloader.fetch(model.digest, self._schema, CHUNK_BYTES, lambda _done, _total: None)
 
     async def keep_only(self, digests: Collection[Digest]) -> None:
         """Drop all models but those and the one that is the best so far."""

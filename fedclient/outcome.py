@@ -11,8 +11,8 @@ import structlog
 from fedclient.download import Downloader
 from fedclient.events import FederationOutcome, ModelRef
 from fedclient.models import LocalModel, ModelStore
+from fedclient.requests import CHUNK_BYTES
 from fedclient.training import Site, Trainer
-from fedstream import limits
 from fedstream.errors import FedstreamError
 from fedtask.registry import model_stem
 
@@ -50,7 +50,7 @@ def find_models(outcome: FederationOutcome, store: ModelStore) -> FinalModels | 
 
 async def _fetch(model: ModelRef, site: Site, downloader: Downloader) -> LocalModel:
     schema = site.description.schema
-    return await downloader.fetch(model.digest, schema, limits.DEFAULT_CHUNK_BYTES, lambda _done, _total: None)
+    return await downloader.fetch(model.digest, schema, CHUNK_BYTES, lambda _done, _total: None)
 
 
 async def save_models(models: FinalModels, task_name: str, trainer: Trainer) -> list[Path]:

@@ -19,7 +19,7 @@ MAX_MODEL_BYTES = 64 << 30
 
 MIN_CHUNK_BYTES = 1
 DEFAULT_CHUNK_BYTES = 1 << 20
-"""1 MiB was the fastest size for Python's gRPC over loopback: 1.2 GB/s against 0.6 at 64 KiB and at 4 MiB."""
+"""What a chunk is where nobody says how large it may be."""
 
 MAX_CHUNK_BYTES = (4 << 20) - (64 << 10)
 """gRPC's default message limit is 4 MiB and is never raised; 64 KiB are left for framing."""

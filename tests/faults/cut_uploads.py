@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from fedclient.calls import Patience
 from fedclient.connection import Connection
+from fedclient.requests import CHUNK_BYTES
 from fedclient.upload import Terms, Upload
 from fedserver.server import Listening
 from fedstream import limits
@@ -106,7 +107,7 @@ async def send(
     counting = CountingTransfer(plain, cutter.before_chunk)
     connection.transfer = counting  # type: ignore[assignment]
     before = proxy.traffic.cuts
-    terms = Terms(limits.DEFAULT_CHUNK_BYTES, limits.WINDOW_BYTES)
+    terms = Terms(CHUNK_BYTES, limits.WINDOW_BYTES)
     try:
         await Upload(connection, trained.parcel(upload_id), terms, _QUICK, cutter.note).run()
     finally:
@@ -118,7 +119,7 @@ async def send(
 
 def plan_cuts(count: int, body_bytes: int, rng: random.Random) -> list[tuple[str, list[Cut]]]:
     """What to cut in each upload: one without, the single ones, the one with many."""
-    chunk = limits.DEFAULT_CHUNK_BYTES
+    chunk = CHUNK_BYTES
     boundaries = list(range(chunk, body_bytes, chunk))
     third = -(-count // 3)
     step = max(1, len(boundaries) // third)
