@@ -196,12 +196,12 @@ def read_entry(message: transfer_pb2.TensorEntry) -> TensorEntry:
 
 def read_encoded_entry(message: transfer_pb2.TensorEntry, allowed: Collection[Encoding]) -> tuple[TensorEntry, Encoded]:
     """One entry of a manifest from the network, checked by itself, and how its values travel."""
-    dtype = _read_dtype(message.spec)
+    spec, sent = message.spec, message.digest  # asked for once: each time, protobuf makes another object for it
+    dtype = _read_dtype(spec)
+    entry = TensorEntry(spec.name, dtype, tuple(spec.shape), Digest(sent.sha256, sent.size_bytes))
     encoding = _ENCODING_FROM_WIRE.get(message.encoding)
     if encoding is None or encoding not in allowed:
-        raise InvalidManifest(f"tensor {message.spec.name}: encoding was not negotiated", tensor=message.spec.name)
-    digest = Digest(message.digest.sha256, message.digest.size_bytes)
-    entry = TensorEntry(message.spec.name, dtype, tuple(message.spec.shape), digest)
+        raise InvalidManifest(f"tensor {entry.name}: encoding was not negotiated", tensor=entry.name)
     check_entry(entry)
     encoded = Encoded(encoding, message.encoded_size_bytes)
     check_encoded(encoded, entry)

@@ -40,6 +40,8 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
         self.federation = federation
         self._desk = desk
         self._shared = SharedChunks()
+        # All clients ask for the same manifest at the same time.
+        self._told_last: tuple[bytes, list[transfer_pb2.GetManifestResponse]] = b"", []
 
     @translates_errors
     async def PutManifest(self, requests: ManifestStream, context: Context) -> transfer_pb2.PutManifestResponse:
@@ -176,10 +178,10 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
     ) -> None:
         """Gives the manifest of a published model."""
         model = self.federation.state.models.get(request.model_sha256)
-        num_tensors = len(model.manifest)
-        for part in wire.manifest_parts(model.manifest):
-            await context.write(transfer_pb2.GetManifestResponse(num_tensors=num_tensors, part=part))
-            num_tensors = 0
+        if request.model_sha256 != self._told_last[0]:
+            self._told_last = request.model_sha256, _told(model.manifest)
+        for message in self._told_last[1]:
+            await context.write(message)
 
     @translates_errors
     async def ReadChunks(
@@ -213,6 +215,13 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
             chunk = await self._shared.get(ChunkKey(request.model_sha256, tensors, offset, chunk_bytes), body)
             yield chunk
             offset += chunk.data_bytes
+
+
+def _told(manifest: Manifest) -> list[transfer_pb2.GetManifestResponse]:
+    """The answer to `GetManifest`; its first message has the number of tensors."""
+    answer = [transfer_pb2.GetManifestResponse(part=part) for part in wire.manifest_parts(manifest)]
+    answer[0].num_tensors = len(manifest)
+    return answer
 
 
 def _training_seconds(header: transfer_pb2.UpdateHeader) -> float:

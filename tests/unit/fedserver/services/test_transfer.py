@@ -13,9 +13,10 @@ import pytest
 from google.protobuf.message import Message
 
 from fedserver.services.transfer import TransferServicer
+from fedstream import wire
 from fedstream.body import Bytes, make_chunk
 from fedstream.chunk_messages import WrittenChunk
-from fedstream.manifest import manifest_of
+from fedstream.manifest import Manifest, manifest_of
 from fedstream.v1 import transfer_pb2
 from tests.support.bench import SCHEMA, Bench
 from tests.support.full_disk import FullDisk
@@ -126,3 +127,17 @@ async def test_manifest_with_a_training_time_that_is_none_is_refused_and_leaves_
             await TransferServicer(bench.federation, bench.desk).PutManifest(sent(), Call())
         assert bench.state.database.query("SELECT * FROM uploads") == []
         running.cancel()
+
+
+async def test_manifest_is_that_of_the_model_that_is_asked_for(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path, "a") as bench:
+        await bench.play(1)
+        servicer = TransferServicer(bench.federation, bench.desk)
+        models = [bench.state.models.of_version(version) for version in (0, 1)]
+        for model in [*models, models[1], models[0]]:
+            call = Call()
+            await servicer.GetManifest(transfer_pb2.GetManifestRequest(model_sha256=model.digest.sha256), call)
+            answer = call.answers.get_nowait()
+            assert (answer.num_tensors, call.answers.empty()) == (len(SCHEMA), True)
+            assert Manifest(tuple(wire.read_part(answer.part))) == model.manifest
+    assert models[0].manifest != models[1].manifest
