@@ -280,7 +280,8 @@ class Session:
             await comes(self._news, wait)
             self._news.clear()
             await self._tell_progress()
-            self._bench.check_health()
+            if self._lease is None:  # what failed while progress was told of is told first, and ends the site then
+                self._bench.check_health()
             await asyncio.sleep(0 if self._lease is None else self._lease.pause)
 
     async def _tell_progress(self) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from fedclient.calls import Patience
+from fedclient import session
+from fedclient.calls import Patience, send
 from fedclient.client import Client
 from fedclient.config import ClientConfig
 from fedclient.display import LogDisplay
@@ -158,6 +159,34 @@ async def test_session_whose_training_fails_tells_no_file_name_and_ends_after_th
 
     assert reasons == ["the site's limit on training time was reached"] * 3
     assert farewells == [stop.message]
+    assert stop.code is ExitCode.TRAINING_FAILED
+
+
+async def test_session_whose_training_fails_while_progress_is_told_tells_that_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+    here: list[Scripted] = []
+
+    async def send_slowly(call: Any, message: Any) -> None:
+        if message.HasField("progress"):
+            await asyncio.sleep(0.5)  # the training has failed when this is told
+        await send(call, message)
+
+    monkeypatch.setattr(session, "send", send_slowly)
+
+    async def script(talk: Talk) -> None:
+        await talk.welcome()
+        for number in (1, 2, 3):
+            await talk.agree(here[0].base, number)
+            heard.append((await talk.hear("failure")).reason)
+        await talk.hear("leave")
+
+    async with scripted(script) as server:
+        here.append(server)
+        stop = await stopped(server.client(tmp_path, max_hours=1e-9))
+
+    assert len(heard) == 3
     assert stop.code is ExitCode.TRAINING_FAILED
 
 
