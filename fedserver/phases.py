@@ -41,6 +41,12 @@ _LAST_SCORE_SECONDS = 60.0
 _KEEPING_SECONDS = 60.0
 """How much of everybody's time a crash may give back: rows say how much is left, and are written as often as this."""
 
+_LOOK_SECONDS = 1.0
+"""How often the driver of a round looks at it at least, whether or not something has changed."""
+
+_STANDSTILL_SECONDS = 3.0
+"""How late such a look is where the whole server stood still. Then what clients have said meanwhile is not read yet."""
+
 
 class Stopped(Exception):
     """The federation is to end before this round has opened. The message says why."""
@@ -130,11 +136,16 @@ async def offer(federation: Federation, work: RoundWork) -> None:
 
 async def collect(federation: Federation, work: RoundWork) -> None:
     """Let the clients work until the round closes."""
-    round_, kept_at = work.opened, federation.now
+    round_, kept_at, began = work.opened, federation.now, federation.now
     while round_.closed is None:
+        if federation.now - began > _LOOK_SECONDS + _STANDSTILL_SECONDS:
+            lost = federation.now - began
+            log.warning("the server stood still; every client has as much more time", seconds=round(lost, 1))
+            round_.resume(lost, federation.now)
         began = federation.now
         if federation.disk.trouble is not None:
             await federation.outlast_disk_trouble()
+            began = federation.now  # the time was given back
         expired = round_.tick(federation.now)
         reason = _why_closing(federation, round_)
         if reason is not None:
@@ -149,7 +160,7 @@ async def collect(federation: Federation, work: RoundWork) -> None:
         federation.stand(FederationState.RUNNING, waiting_for(round_))
         next_event = min(round_.next_event(), kept_at + _KEEPING_SECONDS)
         await asyncio.sleep(min(_REST * (federation.now - began), _LONGEST_REST_SECONDS))
-        await federation.change(next_event - federation.now)
+        await federation.change(min(next_event - federation.now, _LOOK_SECONDS))
 
 
 async def _keep_round(federation: Federation, round_: Round) -> None:

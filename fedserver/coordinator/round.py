@@ -289,6 +289,13 @@ class Round:
                 part.deadline += seconds
                 part.lease_until += seconds
 
+    def resume(self, seconds_lost: float, now: float) -> None:
+        """The server stood still for so long: nobody loses time for it, and each has a whole lease to come back."""
+        self.postpone(seconds_lost)
+        for part in self._participations:
+            if part.is_outstanding:
+                part.lease_until = max(part.lease_until, now + self.rules.lease_seconds)
+
     def tick(self, now: float) -> list[Effect]:
         """Give up on clients whose lease or deadline has passed."""
         effects: list[Effect] = []

@@ -284,6 +284,17 @@ def test_lease_runs_out_at_its_instant_and_not_before() -> None:
     assert round_.tick(OPENED + 10) == []
 
 
+def test_time_in_which_the_server_stood_still_is_given_back_with_a_whole_lease() -> None:
+    round_ = open_round()
+    accept(round_, "a", "b", now=OPENED)
+    complete(round_, "c")
+    round_.resume(95.0, OPENED + 98)
+    assert round_.tick(OPENED + 107.9) == []
+    assert {part.deadline for part in round_.participations if part.is_outstanding} == {OPENED + 195}
+    round_.tick(OPENED + 108)
+    assert ends(round_)["a"] == (Outcome.EXPIRED, "no sign of life for 108 s")
+
+
 def test_deadline_ends_whoever_has_not_agreed_on_more_time() -> None:
     round_ = open_round(lease_seconds=1_000.0)
     round_.counter("a", "offer-a", None, 120.0, "", OPENED)
