@@ -21,7 +21,7 @@ from fedclient import outcome
 from fedclient.calls import Patience, plain_words, until_done
 from fedclient.config import ClientConfig
 from fedclient.connection import Connection
-from fedclient.display import Display
+from fedclient.display import Display, megabytes
 from fedclient.ending import Ending, EndingNote
 from fedclient.events import FederationOutcome, RoundOutcome, TaskOnOffer
 from fedclient.exit_codes import ExitCode, Stop
@@ -255,14 +255,33 @@ class Client:
         """Have on disk, for good, all that the end takes: the server leaves when it is told that this is done."""
         self._heard_at = time.monotonic()
         noted = Ending(self._connection.server, place.task, ending, self._saved(ending))
-        await asyncio.to_thread(self._note.write, noted)
+        is_noted = await self._write_note(noted)
         if noted.saved is not None:
             return
-        self._final = await outcome.fetch_models(ending, place.shop.site, place.shop.downloader)
+        shop = place.shop
         try:
-            await asyncio.to_thread(place.shop.models.make_durable)
+            self._final = await outcome.fetch_models(ending, shop.site, shop.downloader, self._show_fetched)
+        except OSError as error:  # and the server is not told that all is here: it waits for a while
+            hint = "mend that and start this site again while the server is there, or ask the coordinator for it"
+            message = f"{outcome.describe(ending)}\nbut its final model could not be kept ({error}); {hint}"
+            raise Stop(ExitCode.BAD_CONFIGURATION, message) from error
+        if not is_noted:  # the disk has taken the models since
+            await self._write_note(noted)
+        try:
+            await asyncio.to_thread(shop.models.make_durable)
         except OSError as error:
             log.warning("a power cut may undo the final model: the disk refuses to sync it", because=str(error))
+
+    async def _write_note(self, noted: Ending) -> bool:
+        try:
+            await asyncio.to_thread(self._note.write, noted)
+        except OSError as error:
+            log.warning("that the federation is over could not be noted", because=str(error))
+            return False
+        return True
+
+    def _show_fetched(self, done: int, total: int) -> None:
+        self._display.idle(f"fetching the final model: {megabytes(done, total)}")
 
     def _saved(self, ending: FederationOutcome) -> tuple[Path, ...] | None:
         """The files of these final models, if this process or an earlier one has saved them."""
@@ -301,6 +320,6 @@ class Client:
         try:
             for path in paths:
                 make_durable(self._files, path)
+            self._note.write(replace(noted, saved=tuple(path.resolve() for path in paths)))
         except OSError as error:
             log.warning("a power cut may undo what was saved: the disk refuses to sync it", because=str(error))
-        self._note.write(replace(noted, saved=tuple(path.resolve() for path in paths)))

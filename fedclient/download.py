@@ -6,13 +6,15 @@ Bytes go straight to where they stay (`fedclient.partial`), and no cut or restar
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Callable
 from typing import Any
 
 import structlog
 
 from fedclient import requests
-from fedclient.calls import LONG_CALL_SECONDS, Patience, moving, translated, until_done
+from fedclient.calls import LONG_CALL_SECONDS, Patience, Stalled, moving, smaller_chunk, translated, until_done
 from fedclient.connection import Connection
 from fedclient.models import DamagedTensor, LocalModel, ModelStore
 from fedclient.partial import PartialModel
@@ -53,6 +55,8 @@ class Downloader:
         self._patience = patience
         # Guards the partial file: who asks for a model that is on its way already waits for it instead of asking twice.
         self._one_at_a_time = asyncio.Lock()
+        self.moved_at = -math.inf
+        """When a chunk came last, by the steady clock of this process."""
 
     async def fetch(self, digest: Digest, schema: ModelSchema, max_chunk_bytes: int, on_bytes: OnBytes) -> LocalModel:
         """The model of that digest, from disk or from the server.
@@ -124,11 +128,17 @@ class Downloader:
         return await asyncio.to_thread(self._store.adopt, manifest)
 
     async def _receive(self, digest: Digest, partial: PartialModel, max_chunk_bytes: int, on_bytes: OnBytes) -> None:
+        chunk_bytes = max_chunk_bytes
+
         async def once() -> None:
-            request = requests.read_chunks(digest, partial.lacking, partial.kept, max_chunk_bytes)
+            nonlocal chunk_bytes
+            request = requests.read_chunks(digest, partial.lacking, partial.kept, chunk_bytes)
             try:
                 with translated():
                     await self._read_chunks(request, partial, on_bytes)
+            except Stalled:
+                chunk_bytes = smaller_chunk(chunk_bytes)
+                raise
             except WrongOffset as error:
                 raise DamagedTensor(f"more of the model is here than the server has: {error}") from error
             if partial.kept < partial.size_bytes:
@@ -146,6 +156,7 @@ class Downloader:
                     message = await call.read()
                 if not isinstance(message, Chunk):
                     return
+                self.moved_at = time.monotonic()
                 await asyncio.to_thread(partial.take, message)
                 on_bytes(partial.kept, partial.size_bytes)
         finally:

@@ -47,7 +47,7 @@ class Ending:
 class EndingNote:
     """The note, in one small file. All methods block, for as long as such a file takes.
 
-    A disk that refuses costs the note and nothing else: it matters only to a client that is killed.
+    It matters only to a client that is killed.
 
     Args:
         path: of the file.
@@ -69,12 +69,13 @@ class EndingNote:
             log.warning("the note that the federation is over cannot be read and is ignored", damage=str(error))
 
     def write(self, ending: Ending) -> None:
-        """Note it, durably."""
+        """Note it, durably.
+
+        Raises:
+            OSError: the disk refuses. This process knows it all the same.
+        """
         self.ending = ending
-        try:
-            write_durably(self._files, self._path, [seal(_facts(ending))])
-        except OSError as error:
-            log.warning("that the federation is over could not be noted", because=str(error))
+        write_durably(self._files, self._path, [seal(_facts(ending))])
 
     def forget(self) -> None:
         """The federation goes on, or it is another one."""

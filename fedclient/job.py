@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import structlog
 
@@ -24,6 +23,7 @@ from fedclient.connection import Connection
 from fedclient.display import Display, megabytes
 from fedclient.download import Downloader, ForeignModel
 from fedclient.events import Offer, Phase, Progress
+from fedclient.full_disk import when_the_disk_can
 from fedclient.global_models import GlobalModels
 from fedclient.keepsakes import Keepsakes
 from fedclient.memory import SiteMemory
@@ -37,16 +37,13 @@ from fedclient.updates import FinishedUpdate, UpdateStore
 from fedclient.upload import Delivery, Terms, UpdateUnwanted, Upload, is_admitted
 from fedstream.encodings import Encoding
 from fedstream.errors import DigestMismatch, FedstreamError, ProtocolError, UnknownModel
-from fedstream.files import may_pass
 from fedstream.plan import Plan
 from fedtask.messages import LocalUpdate
 from fedtask.task import EpochReport
 
 log = structlog.get_logger()
 
-T = TypeVar("T")
-
-_DISK_RETRY_SECONDS = 2.0
+_WAITING = "what was trained waits for the disk"
 
 
 class JobState(enum.Enum):
@@ -230,7 +227,7 @@ class Job:
         log.info("training", epochs=plan.epochs, batch_size=plan.batch_size, learning_rate=plan.learning_rate)
         update = await self._fine_tune(base, plan, shop.updates.weights_path(offer.offer_id))
         record = partial(shop.updates.record, offer.offer_id, offer.round, base.digest, update)
-        finished = await _when_the_disk_can(record)
+        finished = await when_the_disk_can(lambda: asyncio.to_thread(record), _WAITING)
         log.info("trained", epochs=update.epochs, seconds=round(update.training_seconds, 1), **_shown(update.metrics))
         return finished
 
@@ -253,13 +250,13 @@ class Job:
 
         update = finished.update
         pack = partial(self.workshop.packer.pack, base, finished, terms.encoding, self.offer.upload_id)
-        packed = await _when_the_disk_can(pack)
+        packed = await when_the_disk_can(lambda: asyncio.to_thread(pack), _WAITING)
         parcel = parcel_of(
             self.offer.upload_id, update, packed.manifest, packed.spans, packed.encoded, self.workshop.reporting
         )
         self._show(Progress(Phase.UPLOADING))
         self.workshop.memory.note_sent(self.offer.round)
-        await _when_the_disk_can(self.workshop.memory.save)
+        await when_the_disk_can(lambda: asyncio.to_thread(self.workshop.memory.save), _WAITING)
         upload = Upload(self.workshop.connection, parcel, terms, self.workshop.patience, on_bytes)
         return await upload.run()
 
@@ -281,21 +278,6 @@ class Job:
         self.workshop.display.show(self.offer.round, progress, note)
         if moved_on:
             self.workshop.on_news()
-
-
-async def _when_the_disk_can(write: Callable[[], T]) -> T:
-    """Write what would be lost with a training that is done: where the disk refuses, say so, and try again."""
-    told = ""
-    while True:
-        try:
-            return await asyncio.to_thread(write)
-        except OSError as error:
-            if not may_pass(error):
-                raise
-            if str(error) != told:
-                told = str(error)
-                log.warning("what was trained waits for the disk", because=told)
-        await asyncio.sleep(_DISK_RETRY_SECONDS)
 
 
 def _general_words(error: Exception) -> str:

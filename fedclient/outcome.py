@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
 
-from fedclient.download import Downloader
+from fedclient.download import Downloader, OnBytes
 from fedclient.events import FederationOutcome, ModelRef
+from fedclient.full_disk import when_the_disk_can
 from fedclient.models import LocalModel, ModelStore
 from fedclient.requests import CHUNK_BYTES
 from fedclient.training import Site, Trainer
@@ -18,8 +21,9 @@ from fedtask.registry import model_stem
 
 log = structlog.get_logger()
 
-FETCH_SECONDS = 60.0
-"""How long the server may take to give the final models, after which it is taken to be gone."""
+FETCH_SECONDS = 180.0
+"""For how long nothing of the final models may come, after which the server is taken to be gone. A chunk may take most of
+it. As long a disk that is full is waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +34,19 @@ class FinalModels:
     last: LocalModel
 
 
-async def fetch_models(outcome: FederationOutcome, site: Site, downloader: Downloader) -> FinalModels | None:
-    """Download the final models; `None`, with a line in the log, if the server does not give them any more."""
+async def fetch_models(
+    outcome: FederationOutcome, site: Site, downloader: Downloader, on_bytes: OnBytes
+) -> FinalModels | None:
+    """Download the final models; `None`, with a line in the log, if the server does not give them any more.
+
+    Raises:
+        OSError: this site's disk refuses them, and has for `FETCH_SECONDS` if that may pass.
+    """
     try:
-        async with asyncio.timeout(FETCH_SECONDS):
-            best = await _fetch(outcome.best, site, downloader)
-            last = await _fetch(outcome.last, site, downloader)
-    except (FedstreamError, TimeoutError, OSError) as error:
-        log.warning("the final model could not be had", because=str(error) or "the server does not answer")
+        best = await _fetch(outcome.best, site, downloader, on_bytes)
+        last = await _fetch(outcome.last, site, downloader, on_bytes)
+    except (FedstreamError, TimeoutError) as error:
+        log.warning("the final model could not be had", because=str(error))
         return None
     return FinalModels(best, last)
 
@@ -48,9 +57,19 @@ def find_models(outcome: FederationOutcome, store: ModelStore) -> FinalModels | 
     return None if best is None or last is None else FinalModels(best, last)
 
 
-async def _fetch(model: ModelRef, site: Site, downloader: Downloader) -> LocalModel:
-    schema = site.description.schema
-    return await downloader.fetch(model.digest, schema, CHUNK_BYTES, lambda _done, _total: None)
+async def _fetch(model: ModelRef, site: Site, downloader: Downloader, on_bytes: OnBytes) -> LocalModel:
+    fetch = partial(downloader.fetch, model.digest, site.description.schema, CHUNK_BYTES, on_bytes)
+    fetching = asyncio.create_task(when_the_disk_can(fetch, "the final model waits for the disk", FETCH_SECONDS))
+    since = time.monotonic()
+    try:
+        # Not so long in all: a slow line is none that is dead. What was begun ahead, for a next round, counts as well.
+        while not fetching.done() and (left := max(since, downloader.moved_at) + FETCH_SECONDS - time.monotonic()) > 0:
+            await asyncio.wait({fetching}, timeout=left)
+        if not fetching.done():
+            raise TimeoutError("the server does not answer")
+        return await fetching
+    finally:
+        fetching.cancel()
 
 
 async def save_models(models: FinalModels, task_name: str, trainer: Trainer) -> list[Path]:

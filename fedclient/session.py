@@ -34,6 +34,7 @@ from fedclient.events import (
     FederationOutcome,
     LeaseRenewal,
     Offer,
+    Phase,
     Progress,
     RoundOutcome,
     SchemaQuery,
@@ -63,6 +64,10 @@ _PAUSE_SECONDS = 1.0
 """How long to let news gather before it is told."""
 
 _LAST_WORDS_SECONDS = 3.0
+
+_COLLECTING_SECONDS = 20.0
+_NO_OFFER = "final models"
+"""Stands where an offer's id does in what is told when there are no more."""
 
 
 class EnoughRounds(FedstreamError):
@@ -137,6 +142,8 @@ class Session:
         self._sending = asyncio.Lock()  # guards the stream's sending side: gRPC takes one message at a time
         self._lease: Lease | None = None
         self._outcome: FederationOutcome | None = None
+        self._is_collecting = False
+        self._told_collecting_at = -math.inf
         self._rounds = 0
         self._enough: str | None = None
         self.state = SessionState.GREETING
@@ -226,6 +233,7 @@ class Session:
                 _log_round(event)
                 self._on_round(event)
             case FederationOutcome():
+                self._is_collecting = True
                 await self._collect(event)
                 # By this the server knows that the final model is here, and need not wait for this client to come back:
                 # also if it is killed from here on, it finds all that it needs on its disk.
@@ -279,7 +287,7 @@ class Session:
             wait = _PERIOD_SECONDS if self._lease is None else self._lease.period - self._lease.pause
             await comes(self._news, wait)
             self._news.clear()
-            await self._tell_progress()
+            await (self._tell_collecting() if self._is_collecting else self._tell_progress())
             if self._lease is None:  # what failed while progress was told of is told first, and ends the site then
                 self._bench.check_health()
             await asyncio.sleep(0 if self._lease is None else self._lease.pause)
@@ -296,6 +304,13 @@ class Session:
         else:
             self._lease = None
             await self._tell_end(job)
+
+    async def _tell_collecting(self) -> None:
+        """That the final models are still fetched: a server that hears nothing for a minute leaves."""
+        now = time.monotonic()
+        if now - self._told_collecting_at >= _COLLECTING_SECONDS:
+            self._told_collecting_at = now
+            await self._send(codec.write_progress(_NO_OFFER, Progress(Phase.DOWNLOADING)))
 
     async def _tell_end(self, job: Job) -> None:
         if job.state is JobState.FAILED:

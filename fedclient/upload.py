@@ -15,7 +15,17 @@ from typing import Any
 import structlog
 
 from fedclient import requests
-from fedclient.calls import LONG_CALL_SECONDS, QUICK_CALL_SECONDS, Patience, moving, send, translated, until_done
+from fedclient.calls import (
+    LONG_CALL_SECONDS,
+    QUICK_CALL_SECONDS,
+    Patience,
+    Stalled,
+    moving,
+    send,
+    smaller_chunk,
+    translated,
+    until_done,
+)
 from fedclient.connection import Connection
 from fedclient.download import OnBytes
 from fedclient.requests import Parcel
@@ -100,6 +110,7 @@ class Upload:
         self._on_bytes = on_bytes
         self._body: BodyReader | None = None
         self._window = terms.window_bytes
+        self._chunk_bytes = terms.max_chunk_bytes
         self._committed = 0
         self._highest = 0
         self._restarts = 0
@@ -124,6 +135,9 @@ class Upload:
                 self._body = await self._put_manifest()
             await self._write_body(self._body)
             return await self._finish()
+        except Stalled:
+            self._chunk_bytes = smaller_chunk(self._chunk_bytes)
+            raise
         except (WrongOffset, ChecksumMismatch, BodyIncomplete) as error:
             raise TransportError(error.message) from error  # documented as: resume at `committed_size`
         except (ManifestRequired, DigestMismatch, Superseded) as error:
@@ -190,8 +204,11 @@ class Upload:
 
     async def _send_chunks(self, call: Any, body: BodyReader) -> None:
         # Half the window at most: one half is sent while the other becomes durable, and no end waits for the other.
-        chunk_bytes = max(1, min(self._terms.max_chunk_bytes, self._window // 2))
+        chunk_bytes = max(1, min(self._chunk_bytes, self._window // 2))
         offset = self._committed
+        # An empty one first: the server does not wait for long to hear whose stream it is, and a slow line may take a
+        # minute for what follows.
+        await send(call, requests.write_chunk(self._parcel.upload_id, make_chunk(offset, b"")))
         while offset < body.size_bytes:
             data = await asyncio.to_thread(body.read, offset, chunk_bytes)  # the disk may be slow
             if not data:

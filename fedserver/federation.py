@@ -111,6 +111,8 @@ class Federation:
         self.outcome: TellFederationOutcome | None = None
         self.heard_the_end: set[str] = set()
         """Clients that have closed their side after it, which they do when they have the final model."""
+        self.is_leaving = False
+        """Nobody is let in any more: the server is about to close."""
         self.ready = asyncio.Event()
         self.stop_requested = asyncio.Event()
         self.finish_round_first = False

@@ -19,6 +19,7 @@ from fedserver.desk import Desk
 from fedserver.federation import Federation, FederationState, ref_of
 from fedserver.phases import Stopped, run_round
 from fedserver.records import describe_file, federation_record
+from fedserver.sessions import LONGEST_FAREWELL_SECONDS
 from fedserver.store import StateError
 from fedserver.store.errors import BackupAtWork
 from fedserver.store.models import StoredModel
@@ -35,7 +36,6 @@ from fedtask.worker import WorkerCrashed
 
 log = structlog.get_logger()
 
-_FAREWELL_SECONDS = 65.0
 _COMING_BACK_SECONDS = 40.0
 """Clients wait for at most 30 s and jitter between two tries to reach a server."""
 
@@ -330,12 +330,12 @@ async def say_farewell(federation: Federation, reason: str) -> None:
         TellFederationOutcome(client, reason, outcome.last, outcome.best, outcome.metrics)
         for client in federation.sessions.clients
     )
-    give_up = federation.now + _COMING_BACK_SECONDS
-    while True:
-        await _let_come_back(federation, give_up)
-        await federation.sessions.drained(_FAREWELL_SECONDS)
+    until = federation.now + LONGEST_FAREWELL_SECONDS
+    while federation.now < until:
+        are_back = await _let_come_back(federation)
+        await federation.sessions.drained(until - federation.now)
         # One may be cut off, or killed, between hearing the outcome and having the final model.
-        if not _waits(federation, _cut_off(federation), give_up):
+        if not are_back or not _cut_off(federation):
             return
 
 
@@ -348,21 +348,18 @@ async def keep_working_time(federation: Federation) -> None:
             raise
 
 
-async def _let_come_back(federation: Federation, give_up: float) -> None:
+async def _let_come_back(federation: Federation) -> bool:
     """Give the clients of the last round time to come back, if they were cut off at the very end, or killed.
 
-    Whoever connects now is told at once. At `give_up`, on the federation's clock, nobody is waited for any more.
+    Whoever connects now is told at once. Returns whether all have come.
     """
-    missing = _cut_off(federation)
-    while _waits(federation, missing, give_up):
+    missing, give_up = _cut_off(federation), federation.now + _COMING_BACK_SECONDS
+    while missing and federation.now < give_up and not federation.stop_requested.is_set():
         names = ", ".join(sorted(missing))
         federation.stand(FederationState.FINISHING, f"{names} may not have heard how it ended")
         await federation.change(give_up - federation.now)
         missing -= {client.name for client in federation.population.connected}
-
-
-def _waits(federation: Federation, missing: set[str], give_up: float) -> bool:
-    return bool(missing) and federation.now < give_up and not federation.stop_requested.is_set()
+    return not missing
 
 
 def _cut_off(federation: Federation) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -136,16 +137,16 @@ async def offer(federation: Federation, work: RoundWork) -> None:
 
 async def collect(federation: Federation, work: RoundWork) -> None:
     """Let the clients work until the round closes."""
-    round_, kept_at, began = work.opened, federation.now, federation.now
+    round_, kept_at, looked_at = work.opened, federation.now, time.monotonic()
     while round_.closed is None:
-        if federation.now - began > _LOOK_SECONDS + _STANDSTILL_SECONDS:
-            lost = federation.now - began
+        lost = time.monotonic() - looked_at  # of the process itself, whatever clock the rules go by
+        if lost > _LOOK_SECONDS + _STANDSTILL_SECONDS:
             log.warning("the server stood still; every client has as much more time", seconds=round(lost, 1))
             round_.resume(lost, federation.now)
         began = federation.now
         if federation.disk.trouble is not None:
-            await federation.outlast_disk_trouble()
-            began = federation.now  # the time was given back
+            await federation.outlast_disk_trouble()  # which gives the time back
+        looked_at = time.monotonic()
         expired = round_.tick(federation.now)
         reason = _why_closing(federation, round_)
         if reason is not None:

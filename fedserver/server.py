@@ -265,6 +265,7 @@ class Server:
     async def close(self) -> None:
         """Stop serving and let go of everything. Clients that are still fetching the last model get a while."""
         await self._health.enter_graceful_shutdown()
+        self.federation.is_leaving = True  # or a client that comes just now would be told, and could fetch nothing
         public_seconds = _DOWNLOAD_SECONDS if self.federation.outcome is not None else _LEAVE_SECONDS
         others = (each.stop(_LEAVE_SECONDS) for each in (self._enrolment, self._admin))
         await asyncio.gather(self._public.stop(public_seconds), *others)
@@ -283,6 +284,7 @@ class Server:
         self.federation.stop(finish_round=False)
         loop = asyncio.get_running_loop()
         loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_DFL)  # which asks no code of ours, whatever that is busy with
         log.warning("stopping", signal=number.name, hint="once more to end at once")
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterable
 
 from fedserver.coordinator.effects import Effect
 from fedstream.waiting import comes
+
+LONGEST_FAREWELL_SECONDS = 3600.0
+"""How long a federation that has ended waits at most for a client that fetches its models, however slow its line is."""
 
 _MOST_UNSAID = 100
 """Messages that wait to be said, beyond which a client is not listened to: most of what it says makes one more."""
@@ -18,6 +22,7 @@ class Session:
     def __init__(self, client: str) -> None:
         self.client = client
         self.superseded = asyncio.Event()
+        self.heard_at = -math.inf  # when the client said something last, by the steady clock
         self._outbox: asyncio.Queue[Effect] = asyncio.Queue()
         self._has_room = asyncio.Event()
         self._has_room.set()

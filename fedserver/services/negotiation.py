@@ -15,7 +15,7 @@ from fedserver.handshake import Decline, check_introduction, check_meaning, comp
 from fedserver.services import messages
 from fedserver.services.callers import require_name
 from fedserver.services.calls import Context, end_unheard, give_way, translates_errors
-from fedserver.sessions import Session
+from fedserver.sessions import LONGEST_FAREWELL_SECONDS, Session
 from fedstream import limits, wire
 from fedstream.errors import InvalidRequest, UnexpectedMessage
 from fedstream.schema import ModelSchema, TensorSpec
@@ -24,7 +24,7 @@ from fedstream.v1 import common_pb2, negotiation_pb2, negotiation_pb2_grpc
 log = structlog.get_logger()
 
 _FAREWELL_SECONDS = 60.0
-"""How long a client that has heard the outcome may take to fetch the final models."""
+"""How long a client that has heard the outcome may be silent. It fetches the final models, and then closes its side."""
 
 _CUT_SECONDS = 0.1
 """Of a lost connection gRPC first tells the end of what the client sends, and cancels the call a moment later."""
@@ -92,7 +92,7 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
 
     async def _hello(self, requests: Requests, context: Context) -> negotiation_pb2.Hello:
         first = await in_time(anext(aiter(requests), None), self.federation.config.message_timeout_seconds)
-        if first is None:
+        if first is None or self.federation.is_leaving:
             await end_unheard(context)
         if first.WhichOneof("kind") != "hello":
             raise UnexpectedMessage("the first message must be hello")
@@ -169,13 +169,25 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
             await asyncio.wait({speaking, listening}, return_when=asyncio.FIRST_COMPLETED)
             if speaking.done():
                 speaking.result()
-                # The last word is said. The client fetches the final models before it closes its side.
-                await asyncio.wait({listening}, timeout=_FAREWELL_SECONDS)
+                await self._let_fetch(session, listening)
             return listening.result() if listening.done() else None
         finally:
             for task in (speaking, listening):
                 task.cancel()
             await asyncio.gather(speaking, listening, return_exceptions=True)
+
+    async def _let_fetch(self, session: Session, listening: asyncio.Future[str | None]) -> None:
+        """The last word is said. The client fetches the final models before it closes its side.
+
+        On a slow line that takes long, and what the server has sent may be on its way for minutes: the client says so.
+        """
+        until = self.federation.now + LONGEST_FAREWELL_SECONDS
+        session.heard_at = self.federation.now
+        while not listening.done():
+            left = min(until, session.heard_at + _FAREWELL_SECONDS) - self.federation.now
+            if left <= 0:
+                return
+            await asyncio.wait({listening}, timeout=left)
 
     async def _speak(self, session: Session, context: Context) -> None:
         while True:
@@ -187,6 +199,7 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
     async def _listen(self, session: Session, requests: Requests) -> str | None:
         client = session.client
         async for request in requests:
+            session.heard_at = self.federation.now
             await session.has_room()
             kind = request.WhichOneof("kind")
             self.federation.population.seen(client, self.federation.clock.wall())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.numpy import load_file
 
 from fedserver.exit_codes import ExitCode
 from fedserver.server import Server
+from fedserver.services import negotiation
 from fedstream.schema import ModelSchema
 from fedstream.v1 import negotiation_pb2, transfer_pb2
 from fedtask.report.record import OUTCOMES
@@ -171,3 +173,22 @@ async def test_update_that_is_not_finite_is_kept_aside_and_the_counts_add_up(tmp
     zero = dict.fromkeys(OUTCOMES, 0)
     counts = {**zero, "offered": 3, "completed": 2, "quarantined": 1}
     assert summary_in(tmp_path / "out")["counts"] == {"1": counts}
+
+
+async def test_site_on_a_slow_line_has_the_time_that_the_final_model_takes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(negotiation, "_FAREWELL_SECONDS", 1.0)
+    async with members(tmp_path, ("alpha",), rounds=1) as (server, _, alpha):
+        await bring_base(alpha, server)
+        assert (await alpha.hear()).round_outcome.succeeded
+        farewell = (await alpha.hear()).federation_outcome
+        for _ in range(5):
+            await asyncio.sleep(0.5)
+            await alpha.say(progress=negotiation_pb2.Progress(offer_id="no offer"))
+        body = await alpha.download(farewell.best_model.model_digest.sha256)
+        assert server.federation.model is not None
+        assert len(body) == server.federation.model.manifest.size_bytes
+        await alpha.stream.done_writing()
+        assert await alpha.stream.read() is grpc.aio.EOF
+        assert await alpha.stream.code() is grpc.StatusCode.OK

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Mapping
@@ -25,7 +27,7 @@ from fedstream.manifest import Digest
 from fedstream.v1 import negotiation_pb2
 from tests.support.crashing_files import CrashingFileSystem, PowerCut, Survival
 from tests.support.full_disk import FullDisk
-from tests.support.scripted import SETTINGS, Scripted, Talk, scripted
+from tests.support.scripted import QUICK, SETTINGS, Script, Scripted, Talk, scripted
 from tests.support.sessions import count, last_round, run, stopped, until
 
 pytestmark = pytest.mark.numpy_task
@@ -111,10 +113,9 @@ def test_note_on_a_full_disk_is_known_to_this_process_only(tmp_path: Path) -> No
     disk = FullDisk()
     disk.fill()
     note = EndingNote(tmp_path / "note", disk)
-    with capture_logs() as logs:
+    with pytest.raises(OSError, match="No space left"):
         note.write(ENDING)
     assert (note.ending, noted(tmp_path / "note")) == (ENDING, None)
-    assert count(logs, "that the federation is over could not be noted") == 1
 
 
 def test_ending_is_not_saved_once_its_files_are_gone(tmp_path: Path) -> None:
@@ -248,3 +249,47 @@ async def test_client_whose_server_goes_on_or_has_another_federation_forgets_the
     assert count(logs, "update delivered") == 1
     assert text.startswith("federation finished: all rounds done\n")
     assert note_in(tmp_path).saved == (tmp_path / "out" / "GLOBAL_MODEL.safetensors",)
+
+
+# A disk that is full when the end is heard.
+
+
+def ends_on_a_full_disk(here: list[Scripted], disk: FullDisk, seconds: float) -> Script:
+    """A federation that has no round, and ends while the client's disk is full for so long."""
+
+    async def script(talk: Talk) -> None:
+        await talk.welcome()
+        disk.fill()
+        asyncio.get_running_loop().call_later(seconds, disk.free)
+        await talk.end(here[0].base)
+        with contextlib.suppress(StopAsyncIteration):  # until the client closes its side
+            await talk.hear("nothing")
+
+    return script
+
+
+async def test_client_whose_disk_is_full_at_the_end_waits_for_space_and_has_the_final_model(tmp_path: Path) -> None:
+    disk, here = FullDisk(), list[Scripted]()
+    async with scripted(ends_on_a_full_disk(here, disk, 1.0)) as server:
+        here.append(server)
+        text, logs = await run(Client(server.config(tmp_path), LogDisplay(), QUICK, disk))
+
+    saved = tmp_path / "out" / "GLOBAL_MODEL.safetensors"
+    assert text.endswith(f"saved {saved}")
+    assert count(logs, "the final model waits for the disk") == 1
+    assert note_in(tmp_path).saved == (saved,)
+
+
+async def test_client_whose_disk_stays_full_at_the_end_names_the_disk_and_does_not_say_that_all_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outcome, "FETCH_SECONDS", 3.0)
+    disk, here = FullDisk(), list[Scripted]()
+    async with scripted(ends_on_a_full_disk(here, disk, 60.0)) as server:
+        here.append(server)
+        stop = await stopped(Client(server.config(tmp_path), LogDisplay(), QUICK, disk))
+
+    assert stop.code is ExitCode.BAD_CONFIGURATION
+    first, second = stop.message.splitlines()
+    assert first == "federation finished: all rounds done"
+    assert second.startswith("but its final model could not be kept ([Errno 28] No space left on device")
