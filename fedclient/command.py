@@ -21,7 +21,7 @@ from fedclient.exit_codes import ExitCode, Stop
 from fedclient.identity import IdentityFolder, default_identity_folder
 from fedclient.join import join, places, read_token
 from fedstream.heap import keep_few_heaps, keep_freed_memory
-from fedstream.logs import configure_logs
+from fedstream.logs import configure_logs, go_on_without_output
 from fedtask.task import TaskError
 
 log = structlog.get_logger()
@@ -37,6 +37,7 @@ def run_client(config: ClientConfig, log_json: bool | None, log_level: str) -> s
     """
     # Every wait before a new try is logged where it is decided, with the reason in plain words.
     stamina.instrumentation.set_on_retry_hooks([])
+    go_on_without_output()
     keep_few_heaps()
     keep_freed_memory()
     with _display(log_json) as display:

@@ -22,8 +22,8 @@ from fedtask.registry import model_stem
 log = structlog.get_logger()
 
 FETCH_SECONDS = 180.0
-"""For how long nothing of the final models may come, after which the server is taken to be gone. A chunk may take most of
-it. As long a disk that is full is waited for."""
+"""For how long nothing of the final models may come, after which the server is taken to be gone; most of it may be one
+chunk. As long a disk that is full is waited for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from fedserver.server import Listening, Server
 from fedserver.store import DamagedFile, StateError
 from fedserver.store.disk import trouble_of
 from fedstream.heap import keep_few_heaps
-from fedstream.logs import configure_logs
+from fedstream.logs import configure_logs, go_on_without_output
 from fedstream.tls import is_loopback, split_address
 
 log = structlog.get_logger()
@@ -35,6 +35,7 @@ async def run_server(config: ServerConfig, log_json: bool | None, log_level: str
     take_short_turns()
     allow_many_open_files()
     with watching_handshakes() as handshakes:
+        go_on_without_output()
         configure_logs(as_json=log_json, level=log_level)
         structlog.contextvars.bind_contextvars(task=config.task)
         return await _serve(config, handshakes)

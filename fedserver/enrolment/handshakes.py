@@ -66,22 +66,24 @@ def watching_handshakes() -> Iterator[HandshakeWatch]:
     os.set_blocking(writing, False)
     before = sys.stderr
     before.flush()
-    with os.fdopen(direct, "w", buffering=1, encoding="utf-8", errors="backslashreplace") as own:
-        sys.stderr = own
-        faulthandler.enable(own)
-        os.dup2(writing, 2)
-        os.close(writing)
-        reader = threading.Thread(target=_read, args=(os.fdopen(reading, "rb"), direct, watch), daemon=True)
-        reader.start()
-        try:
-            yield watch
-        finally:
-            faulthandler.disable()
-            with contextlib.suppress(OSError):
-                own.flush()
-            os.dup2(direct, 2)  # and with it, the last writing end is closed
-            reader.join(_LAST_LINES_SECONDS)  # longer only where a process that was started here has kept a writing end
-            sys.stderr = before
+    own = os.fdopen(direct, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+    sys.stderr = own
+    faulthandler.enable(own)
+    os.dup2(writing, 2)
+    os.close(writing)
+    reader = threading.Thread(target=_read, args=(os.fdopen(reading, "rb"), direct, watch), daemon=True)
+    reader.start()
+    try:
+        yield watch
+    finally:
+        faulthandler.disable()
+        with contextlib.suppress(OSError):
+            own.flush()
+        os.dup2(direct, 2)  # and with it, the last writing end is closed
+        reader.join(_LAST_LINES_SECONDS)  # longer only where a process that was started here has kept a writing end
+        sys.stderr = before
+        with contextlib.suppress(OSError):  # what could not be written before
+            own.close()
 
 
 def _read(lines: BinaryIO, direct: int, watch: HandshakeWatch) -> None:
