@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -85,7 +86,11 @@ def describe_task() -> negotiation_pb2.DescribeTaskRequest:
 
 
 def put_manifest(parcel: Parcel) -> Iterator[transfer_pb2.PutManifestRequest]:
-    """Says what an update is: its facts, then its tensors' names, shapes and digests."""
+    """Says what an update is: its facts, then its tensors' names, shapes and digests.
+
+    Raises:
+        ValueError: no message can say these facts. At once, and not in gRPC's hands, which would take it for a cut.
+    """
     header = transfer_pb2.UpdateHeader(
         upload_id=parcel.upload_id,
         num_tensors=len(parcel.manifest),
@@ -95,9 +100,9 @@ def put_manifest(parcel: Parcel) -> Iterator[transfer_pb2.PutManifestRequest]:
         epochs=parcel.epochs,
         training_seconds=parcel.training_seconds,
     )
-    yield transfer_pb2.PutManifestRequest(header=header)
-    for part in wire.manifest_parts(parcel.manifest, parcel.encoded):
-        yield transfer_pb2.PutManifestRequest(part=part)
+    parts = wire.manifest_parts(parcel.manifest, parcel.encoded)
+    messages = (transfer_pb2.PutManifestRequest(part=part) for part in parts)
+    return itertools.chain([transfer_pb2.PutManifestRequest(header=header)], messages)
 
 
 def write_chunk(upload_id: str, chunk: Chunk) -> bytes:

@@ -132,6 +132,7 @@ class TaskWorker:
             return await self._request(method, params, on_report)
 
     async def _spawn(self) -> None:
+        self._last_words.clear()  # those of an earlier process explain nothing of this one
         environment = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "1", "PYTHONUNBUFFERED": "1", **os.environ}
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,

@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,6 +24,7 @@ from fedstream.plan import Plan
 from fedstream.weights_file import WeightsFile, file_parts
 from fedtask.messages import EntryRecord, LocalUpdate, TaskDescription, from_json, to_json
 from fedtask.registry import create_task
+from fedtask.returned import checked_evaluation, checked_report, checked_tuned
 from fedtask.task import Cancelled, EpochReport, Evaluation, SiteOptions, Task, TaskError, Weights
 
 _DISK_RETRY_SECONDS = 2.0
@@ -88,7 +90,8 @@ class Worker:
     def fine_tune(self, request: int, base: str, plan: dict[str, Any], out: str) -> Any:
         started = time.monotonic()
         base_weights = WeightsFile(Path(base)).weights()
-        tuned = self._task.fine_tune(base_weights, from_json(Plan, plan), lambda report: self._report(request, report))
+        report = partial(self._report, request)
+        tuned = checked_tuned(self._task.fine_tune(base_weights, from_json(Plan, plan), report), self._schema)
         changed = self._changed(base_weights, tuned.weights)
         self._write_when_it_can(request, Path(out), Manifest(tuple(changed)), tuned.weights)
         update = LocalUpdate(
@@ -123,12 +126,12 @@ class Worker:
         return [entry_of(self._schema[name], trained[name]) for name in names]
 
     def _report(self, request: int, report: EpochReport) -> None:
-        self._send({"id": request, "report": to_json(report)})
+        self._send({"id": request, "report": to_json(checked_report(report))})
         if request in self._cancelled:
             raise Cancelled
 
     def evaluate(self, _request: int, weights: str) -> Any:
-        return to_json(self._task.evaluate(WeightsFile(Path(weights)).weights()), Evaluation)
+        return to_json(checked_evaluation(self._task.evaluate(WeightsFile(Path(weights)).weights())), Evaluation)
 
     def export(self, _request: int, weights: str, changes: str | None, folder: str, stem: str) -> list[str]:
         Path(folder).mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,76 @@
+"""What tasks return by mistake, and what they are told of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedstream.dtypes import DataType
+from fedstream.schema import ModelSchema, TensorSpec
+from fedtask.returned import checked_evaluation, checked_report, checked_tuned
+from fedtask.task import EpochReport, Evaluation, FineTuned, TaskError
+
+SCHEMA = ModelSchema((TensorSpec("kernel", DataType.FLOAT32, (2, 3)), TensorSpec("bias", DataType.FLOAT32, ())))
+WEIGHTS = {"kernel": np.ones((2, 3), np.float32), "bias": np.float32(1)}
+TUNED = FineTuned(WEIGHTS, 10, {"loss": 0.5}, [{"loss": 0.5}])  # type: ignore[arg-type] # the bias: a scalar is taken
+
+
+def test_numbers_of_numpy_become_pythons_own() -> None:
+    tuned = checked_tuned(
+        replace(
+            TUNED,
+            num_examples=np.int64(7),
+            metrics={"loss": np.float32(0.5), "auc": None},
+            history=[{"loss": np.ones(())}],
+        ),
+        SCHEMA,
+    )
+    assert (tuned.num_examples, tuned.metrics, tuned.history) == (7, {"loss": 0.5, "auc": None}, [{"loss": 1.0}])
+    values = [tuned.num_examples, tuned.metrics["loss"], tuned.history[0]["loss"]]
+    assert [type(value) for value in values] == [int, float, float]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (None, "fine_tune returned None; it must return a FineTuned"),
+        ((WEIGHTS, 10), "fine_tune returned a tuple; it must"),
+        (
+            replace(TUNED, num_examples=-1),
+            "num_examples of what fine_tune returned is -1; it must be a whole number",
+        ),
+        (replace(TUNED, num_examples=0), "num_examples of what fine_tune returned is 0; it must be"),
+        (replace(TUNED, num_examples=1.5), "num_examples of what fine_tune returned is 1.5; it must be"),
+        (replace(TUNED, weights=None), "weights of what fine_tune returned are None; they must be arrays by name"),
+        (replace(TUNED, weights={"kernel": WEIGHTS["kernel"]}), "not those of the schema: .*bias"),
+        (replace(TUNED, weights={**WEIGHTS, "kernel": [1.0]}), "tensor kernel of fine_tune is a list; it must be"),
+        (
+            replace(TUNED, weights={**WEIGHTS, "kernel": np.ones((2, 3))}),
+            r"tensor kernel of fine_tune is float64 \(2, 3\); it must be float32 \(2, 3\)",
+        ),
+        (
+            replace(TUNED, metrics={"note": "good"}),
+            "note in the task's metrics is 'good'; it must be a number",
+        ),
+        (replace(TUNED, metrics={"loss": np.ones(3)}), "loss in the task's metrics is array"),
+        (replace(TUNED, metrics=None), "the task gave None as metrics; it must give numbers by name"),
+        (replace(TUNED, history=None), "history of what fine_tune returned is None; it must be a list of metrics"),
+        (replace(TUNED, history=[0.5]), "the task gave a float as history; it must give numbers by name"),
+    ],
+)
+def test_mistake_in_a_fine_tune_is_told_by_its_name(wrong: Any, words: str) -> None:
+    with pytest.raises(TaskError, match=words):
+        checked_tuned(wrong, SCHEMA)
+
+
+def test_mistakes_in_an_evaluation_and_in_a_report_are_told_by_their_names() -> None:
+    with pytest.raises(TaskError, match="evaluate returned a dict; it must return an Evaluation"):
+        checked_evaluation({"loss": 0.5})
+    with pytest.raises(TaskError, match="loss in the task's metrics is 'low'"):
+        checked_evaluation(Evaluation({"loss": "low"}, 4))  # type: ignore[dict-item]
+    with pytest.raises(TaskError, match="the task reported None; it must report an EpochReport"):
+        checked_report(None)
+    assert checked_report(EpochReport("training", 1, 2, 0.5, {"loss": np.float32(0.5)})).metrics == {"loss": 0.5}
