@@ -56,10 +56,12 @@ class Packer:
         self._updates, self._left_out, self._federation, self._files = updates, left_out, federation, files
 
     def pack(self, base: LocalModel, finished: FinishedUpdate, encoding: Encoding, upload_id: str = "") -> Packed:
-        """The update in an encoding, as it was packed before if it was. By `upload_id` the server knows it."""
-        if encoding is Encoding.RAW:
+        """The update in an encoding, or as it was packed before if it was: the server may know it so already, also one
+        that was started again with another encoding meanwhile. By `upload_id` it knows it.
+        """
+        packed = self._load(base, finished.offer_id)
+        if packed is None and encoding is Encoding.RAW:
             return Packed(finished.manifest(base.manifest), base.spans() | finished.spans(), {})
-        packed = self._load(base, finished.offer_id, encoding)
         return packed or self._make(base, finished, encoding, upload_id)
 
     def discard(self, offer_id: str) -> None:
@@ -98,7 +100,7 @@ class Packer:
 
     # What was packed before.
 
-    def _load(self, base: LocalModel, offer_id: str, encoding: Encoding) -> Packed | None:
+    def _load(self, base: LocalModel, offer_id: str) -> Packed | None:
         path = self._facts(offer_id)
         if not path.exists():
             return None
@@ -115,7 +117,7 @@ class Packer:
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("the update packed before is damaged and is packed again", damage=str(error))
             return None
-        return self._packed(base, offer_id, items) if facts["encoding"] == encoding.value else None
+        return self._packed(base, offer_id, items)
 
     def _packed(self, base: LocalModel, offer_id: str, items: list[_Item]) -> Packed:
         spans, place = dict(base.spans()), 0

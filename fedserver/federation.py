@@ -251,8 +251,15 @@ class Federation:
 
     @property
     def update_encodings(self) -> list[Encoding]:
-        """What updates may travel in, best first."""
+        """What clients are told that updates may travel in, best first."""
         return list(dict.fromkeys((self.config.update_encoding, Encoding.RAW)))
+
+    @property
+    def encodings_taken(self) -> list[Encoding]:
+        """What is taken beside: of a round that an earlier process has opened with other settings, what they said."""
+        if self.round is None:
+            return self.update_encodings
+        return list(dict.fromkeys((*self.update_encodings, self.round.rules.update_encoding)))
 
     def take_up(self, round_: Round) -> Round:
         """Make a round, new or of an earlier process, the one at work.
@@ -325,6 +332,7 @@ class Federation:
             timeout_seconds=config.round_timeout_seconds,
             longest_seconds=config.longest_round_seconds or 2 * config.round_timeout_seconds,
             lease_seconds=config.lease_seconds,
+            update_encoding=config.update_encoding,
         )
 
     def _invite(self, number: int, cohort: list[Client]) -> list[Invitation]:

@@ -21,6 +21,7 @@ from fedserver.coordinator.participation import (
     Stage,
     count_outcomes,
 )
+from fedstream.encodings import Encoding
 from fedstream.errors import RoundClosed, UnknownUpload
 from fedstream.plan import Plan
 
@@ -30,6 +31,7 @@ class RoundRules:
     """When a round closes and succeeds. Spans in seconds.
 
     `longest_seconds` bounds what a counter-offer may ask for; `timeout_seconds` is what a client gets without one.
+    `update_encoding` is what its updates may travel in, beside raw.
     """
 
     min_clients: int
@@ -37,6 +39,7 @@ class RoundRules:
     timeout_seconds: float
     longest_seconds: float
     lease_seconds: float
+    update_encoding: Encoding = Encoding.RAW
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
             if header is None:
                 header = await self._check_header(request)
                 continue
-            entries += wire.read_encoded_part(request.part, self.federation.update_encodings)
+            entries += wire.read_encoded_part(request.part, self.federation.encodings_taken)
             assert self.federation.schema is not None, "an upload id is told only when there is a schema"
             if len(entries) > min(header.num_tensors, len(self.federation.schema)):
                 break  # what is wrong with it shows below, and no more is gathered than the model has
