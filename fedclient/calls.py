@@ -100,7 +100,8 @@ _PLAIN = {
 def plain_words(error: Exception) -> str:
     """What happened, without gRPC's own words where they are known."""
     text = str(error)
-    return _PLAIN.get(text.partition(":")[0], text)
+    code, _, said = text.partition(": ")
+    return said if said.startswith("the server") else _PLAIN.get(code, text)
 
 
 async def send(call: Any, message: Any) -> None:

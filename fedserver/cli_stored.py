@@ -83,7 +83,9 @@ def export(
     ] = None,
     stem: Annotated[str | None, typer.Option(help="File name without its ending. [default: as `run` calls it]")] = None,
     state: State = DEFAULT_STATE,
-    task: Annotated[str, typer.Option(help="Task name or module:Class.")] = "brain_mri",
+    task: Annotated[
+        str | None, typer.Option(help="Task name or module:Class. [default: the federation's, with its settings]")
+    ] = None,
     task_set: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the task; repeatable.")] = None,
 ) -> None:
     """Write a round's global model for use without this project (for brain_mri: .keras and .h5)."""

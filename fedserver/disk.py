@@ -43,6 +43,8 @@ class DiskWatch:
     def note(self, error: BaseException) -> DiskTrouble | None:
         """Take in an error of a durable step; returns the trouble it means, `None` if it is not about the disk."""
         trouble = trouble_of(error)
+        if isinstance(error, FileNotFoundError) and not self._state.folder.is_dir():
+            trouble = DiskTrouble.GONE
         if trouble is DiskTrouble.FAILING and self._free(self._state.folder) < _NEXT_TO_NOTHING_BYTES:
             trouble = DiskTrouble.FULL
         if trouble is not None and trouble is not self.trouble:

@@ -25,7 +25,7 @@ from fedserver.store.errors import BackupAtWork
 from fedserver.store.models import StoredModel
 from fedserver.store.retention import SCRATCH_MODEL
 from fedserver.store.rounds import received_bytes, unfinished
-from fedserver.store.state import KEEP_ROUNDS_FACT, SOURCES_FACT
+from fedserver.store.state import KEEP_ROUNDS_FACT, SOURCES_FACT, TASK_FACT
 from fedstream.errors import FedstreamError, UnknownModel
 from fedstream.manifest import described
 from fedstream.weights_file import WeightsFile
@@ -57,7 +57,9 @@ async def prepare(federation: Federation) -> None:
             log.info("removed what an interrupted step left", file=str(path))
         if state.database.interrupted:
             log.warning("going on from the commit before", because=state.database.interrupted)
-        await asyncio.to_thread(state.remember, KEEP_ROUNDS_FACT, str(federation.config.keep_rounds))
+        config = federation.config
+        await asyncio.to_thread(state.remember, KEEP_ROUNDS_FACT, str(config.keep_rounds))
+        await asyncio.to_thread(state.remember, TASK_FACT, json.dumps([config.task, config.task_settings]))
         federation.description = await federation.evaluator.describe()
         federation.schema = federation.description.schema
         # Before a model is made, which stays: a folder that is missing is mended by its name, and no trace is left.

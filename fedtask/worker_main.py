@@ -134,9 +134,16 @@ class Worker:
         return to_json(checked_evaluation(self._task.evaluate(WeightsFile(Path(weights)).weights())), Evaluation)
 
     def export(self, _request: int, weights: str, changes: str | None, folder: str, stem: str) -> list[str]:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if may_pass(error):
+                raise
+            raise TaskError(f"{folder} cannot be made a folder to write to: {error.strerror}") from error
         changed = WeightsFile(Path(changes)).weights() if changes is not None else {}
         whole = WeightsFile(Path(weights)).weights() | changed  # in the order of the first
+        if whole.keys() != {spec.name for spec in self._schema}:
+            raise TaskError("the model is not this task's: its tensors have other names")
         written = self._task.export(whole, Path(folder), stem)
         return [str(path) for path in written]
 

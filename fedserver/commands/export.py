@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import typer
 
 from fedserver.commands.admin import reading
+from fedserver.config import ServerConfig
 from fedserver.exit_codes import ExitCode, fail
+from fedserver.store.facts import fact
 from fedserver.store.models import StoredModel
+from fedserver.store.state import TASK_FACT
 from fedstream.errors import UnknownModel
 from fedtask.registry import model_stem
 from fedtask.task import TaskError
@@ -18,15 +22,21 @@ from fedtask.worker import TaskWorker, WorkerCrashed
 
 
 def export_model(
-    state: Path, out: Path, number: int | None, stem: str | None, task: str, settings: Mapping[str, str]
+    state: Path, out: Path, number: int | None, stem: str | None, task: str | None, settings: Mapping[str, str]
 ) -> None:
-    """Write a round's global model for use without this project."""
+    """Write a round's global model for use without this project. Without a `task`, it is the federation's."""
+    if stem is not None and (not stem or stem != Path(stem).name):
+        raise fail(f"--stem is a name of a file, and {stem!r} is none; --out says where", ExitCode.BAD_CONFIGURATION)
     model = _find(state, number)
+    if task is None:
+        task, own = _task_of(state)
+        settings = {**own, **settings}
     try:
         for path in asyncio.run(_export(model, out.resolve(), stem or model_stem(task), task, settings)):
             typer.echo(f"wrote {path} (model {model.digest} of round {model.version})")
     except TaskError as error:
-        raise fail(str(error), ExitCode.BAD_CONFIGURATION) from error
+        hint = f" (task {task}; --task and --task-set name another)"
+        raise fail(str(error) + hint, ExitCode.BAD_CONFIGURATION) from error
     except WorkerCrashed as error:
         raise fail(str(error), ExitCode.FAILED) from error
 
@@ -37,6 +47,12 @@ async def _export(model: StoredModel, out: Path, stem: str, task: str, settings:
         return await worker.export(model.path, out, stem)
     finally:
         await worker.close()
+
+
+def _task_of(state: Path) -> tuple[str, Mapping[str, str]]:
+    with reading(state) as reader:
+        known = fact(reader.database, TASK_FACT)
+    return json.loads(known) if known is not None else (ServerConfig.model_fields["task"].default, {})
 
 
 def _find(state: Path, number: int | None) -> StoredModel:

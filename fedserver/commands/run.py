@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sqlite3
+from pathlib import Path
 
 import structlog
 from rich.console import Console
@@ -44,6 +45,7 @@ async def run_server(config: ServerConfig, log_json: bool | None, log_level: str
 async def _serve(config: ServerConfig, handshakes: HandshakeWatch) -> ExitCode:
     server: Server | None = None
     try:
+        _require_folder(config.out)
         server = Server(config)
         handshakes.audit = server.audit
         listening = await server.start()
@@ -58,6 +60,19 @@ async def _serve(config: ServerConfig, handshakes: HandshakeWatch) -> ExitCode:
     finally:
         if server is not None:
             await server.close()
+
+
+def _require_folder(out: Path) -> None:
+    """See that what is made at the end will have a place.
+
+    Raises:
+        ValueError: it cannot.
+        OSError: the disk refuses.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"--out {out} cannot be made a folder: a file is in its way") from error
 
 
 async def _live(server: Server) -> ExitCode:

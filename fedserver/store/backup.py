@@ -94,6 +94,8 @@ def back_up(state: Path, out: Path) -> Contents:
         raise BackupError(f"{out} would be packed, which hardly shrinks weights: give a name in .tar, or of a folder")
     reader = StateReader(state)
     try:
+        if out.resolve().is_relative_to(reader.folder):
+            raise BackupError(f"{out} is in the state directory, and would be lost with it; give a place outside")
         with _no_collection(reader.folder), _sink(out) as sink:
             return _copy(reader, sink, out.parent)
     except (OSError, tarfile.TarError) as error:

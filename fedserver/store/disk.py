@@ -21,6 +21,7 @@ class DiskTrouble(enum.Enum):
     FULL = "is full"
     READ_ONLY = "cannot be written: it is mounted read-only, or the rights are missing"
     FAILING = "reports errors of the medium"
+    GONE = "is not there: the folder was moved or removed, or its disk was unmounted"
 
 
 _BY_ERRNO = {
@@ -44,6 +45,7 @@ WAYS_OUT = {
     DiskTrouble.FULL: "make space",
     DiskTrouble.READ_ONLY: "make it writable again",
     DiskTrouble.FAILING: "look at the system's log, and make a copy with `fedserver backup`",
+    DiskTrouble.GONE: "put it back",
 }
 
 

@@ -41,6 +41,7 @@ COLLECTION_LOCK = "collection.lock"
 """Held while files are collected, and while a backup copies them."""
 
 KEEP_ROUNDS_FACT = "keep_rounds"
+TASK_FACT = "task and its settings"
 SOURCES_FACT = "what the first model was made of"
 
 _LOCK_SECONDS = 1.0

@@ -285,6 +285,14 @@ def test_server_whose_configuration_is_no_toml_says_where(scene: Stage) -> None:
     assert "line 1" in said.err
 
 
+def test_server_whose_output_folder_is_a_file_starts_nothing(scene: Stage) -> None:
+    (scene.folder / "out").touch()
+    said = scene.command("fedserver", "run", "--listen", "127.0.0.1:0", "--state", "state", "--out", "out")
+    assert said.status == ExitCode.BAD_CONFIGURATION
+    assert "--out out cannot be made a folder: a file is in its way" in said.err
+    assert not (scene.folder / "state").exists()
+
+
 def test_server_whose_task_has_no_such_setting_ends_with_the_reason(scene: Stage) -> None:
     listen = ("--listen", "127.0.0.1:0", "--state", "state", "--out", "out")
     said = scene.command("fedserver", "run", "--task", "linear", "--task-set", "colour=3", *listen)

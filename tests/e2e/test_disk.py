@@ -113,6 +113,22 @@ async def test_site_is_told_to_come_back_at_every_call_while_the_disk_is_full_an
         assert (await status_of(listening))[0] == "FEDERATION_STATE_RUNNING"
 
 
+async def test_state_folder_that_is_moved_away_is_told_and_waited_for(tmp_path: Path) -> None:
+    state, away = tmp_path / "state", tmp_path / "away"
+    async with serving(state) as (server, listening), BareSite.dial(listening) as site:
+        await site.join("alpha", server)
+        upload_id = (await site.agree()).upload_id
+        schema, weights = Shapes({}).schema(), random_weights(Shapes({}).schema(), 1)
+        state.rename(away)
+        error = from_rpc_error(await refusal(site.put_manifest(upload_id, manifest_of(schema, weights))))
+        gone = "is not there: the folder was moved or removed, or its disk was unmounted"
+        assert isinstance(error, LimitExceeded)
+        assert error.message == f"the server's disk {gone}; nothing that was committed is lost, come back later"
+        assert server.federation.disk.words() == f"the disk of {state} {gone}"
+        away.rename(state)
+        assert (await site.upload(upload_id, schema, weights)).state == transfer_pb2.UPLOAD_STATE_ADMITTED
+
+
 async def test_site_that_agrees_while_the_disk_is_full_is_told_to_come_back_and_offered_again(tmp_path: Path) -> None:
     disk = FullDisk()
     async with serving(tmp_path / "state", disk) as (server, listening), BareSite.dial(listening) as site:

@@ -67,7 +67,7 @@ def federation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
         assert server.wait() == 0
         for number in (1, 2):
             export = ("export", "--state", str(server.state), "--round", str(number), "--stem", f"round_{number}")
-            said = scene.command("fedserver", *export, "--out", ".", *TASK)
+            said = scene.command("fedserver", *export, "--out", ".")  # the task is the federation's
             assert said.status == 0, said.err
         files = tuple(f"{name}/client_{name}_model.safetensors" for name in SITES)
         base, result = (scene.folder / f"round_{number}.safetensors" for number in (1, 2))
@@ -193,3 +193,21 @@ def test_aggregate_into_a_folder_that_is_not_there_says_so(scene: Stage) -> None
         said = scene.command("fedserver", "aggregate", "--task", "linear", "--strategy", "uniform", "--out", out, good)
         assert (said.status, said.out) == (ExitCode.BAD_CONFIGURATION, "")
         assert said.err.startswith(f"fedserver: {words}")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--stem", "a/b"), "--stem is a name of a file, and 'a/b' is none; --out says where"),
+        (("--out", "/dev/null/x"), "/dev/null/x cannot be made a folder to write to: Not a directory"),
+        (("--task", "linear"), "the model is not this task's: its tensors have other names"),
+    ],
+)
+@pytest.mark.parametrize("federation", ["fedavg"], indirect=True)
+def test_export_that_cannot_be_made_says_which_option_is_wrong(
+    federation: Federation, options: tuple[str, ...], words: str
+) -> None:
+    said = federation.scene.command("fedserver", "export", "--state", str(federation.server.state), *options)
+    assert said.status == ExitCode.BAD_CONFIGURATION
+    assert said.err.startswith(f"fedserver: {words}")
+    assert said.err.count("\n") == 1

@@ -197,6 +197,8 @@ def test_nothing_is_overwritten(folder: Path, tmp_path: Path) -> None:
         restore(tmp_path / "backup", folder)
     with pytest.raises(BackupError, match="hardly shrinks weights"):
         back_up(folder, tmp_path / "backup.tar.gz")
+    with pytest.raises(BackupError, match="is in the state directory, and would be lost with it"):
+        back_up(folder, folder / "backups" / "monday")
     (tmp_path / "empty").mkdir()
     restore(tmp_path / "backup", tmp_path / "empty")
     assert agrees(tmp_path / "empty")
