@@ -1,5 +1,5 @@
 """What a process does with memory that it has freed. glibc is asked for what only it has; with another C library these
-things are left as they are, and each function says so.
+things stay as they are.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import re
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -22,6 +23,8 @@ from tests.support.serving import BareSite, serving
 from tests.support.tasks import random_weights
 
 pytestmark = [pytest.mark.e2e, pytest.mark.numpy_task, pytest.mark.timeout(240)]
+
+ROOT = Path(__file__).resolve().parents[2]
 
 TASK = Linear({"features": "5"})
 COUNTS = dict.fromkeys(
@@ -214,6 +217,15 @@ async def test_server_that_is_stopped_at_once_tells_everyone_and_writes_its_repo
     }
     assert (server.summary["best_round"], server.summary["accuracy"]) == (None, None)
     assert (server.out / "report" / "report.html").exists()
+
+
+def test_second_signal_ends_a_server_whose_task_is_busy(scene: Stage) -> None:
+    server = scene.server("--log-level", "debug", task="tests.support.tasks:Slow", python_path=ROOT)
+    until("the task to be busy", lambda: "making the model" in server.text)
+    server.process.send_signal(signal.SIGINT)
+    until("the first signal to be heard", lambda: "once more to end at once" in server.text)
+    server.process.send_signal(signal.SIGINT)
+    assert server.wait(10.0) == -signal.SIGINT
 
 
 async def test_clients_that_are_stopped_leave_and_count_as_failed(scene: Stage) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -77,6 +78,15 @@ class Quitting(Shapes):
         sys.stderr.write("".join(f"{number} {'y' * 1000}\n" for number in range(10)))
         sys.stderr.flush()
         os._exit(9)
+
+
+class Slow(Shapes):
+    """Takes a minute to make its first model, and hears nothing meanwhile."""
+
+    def initial_weights(self, seed: int, source: str | None) -> Weights:
+        print("making the model", file=sys.stderr, flush=True)
+        time.sleep(60)
+        return super().initial_weights(seed, source)
 
 
 def random_weights(schema: ModelSchema, seed: int) -> dict[str, np.ndarray]:
