@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -11,8 +11,17 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from fedserver.commands.admin import CALL_SECONDS, administration, compact_table, console, seconds_since, show_json
+from fedserver.commands.admin import (
+    CALL_SECONDS,
+    administration,
+    compact_table,
+    console,
+    reading,
+    seconds_since,
+    show_json,
+)
 from fedserver.commands.rounds import participation_table
+from fedserver.store.members import SiteState, kept_sites
 from fedstream.v1 import admin_pb2, admin_pb2_grpc
 
 
@@ -25,31 +34,40 @@ def show_status(state: Path, *, watch: bool, as_json: bool) -> None:
                 stub.ListClients(admin_pb2.ListClientsRequest(), timeout=CALL_SECONDS),
             )
         elif watch:
-            _watch(stub)
+            _watch(stub, state)
         else:
-            console().print(picture(stub))
+            console().print(picture(stub, state))
 
 
-def _watch(stub: admin_pb2_grpc.AdminServiceStub) -> None:
-    with Live(picture(stub), console=console(), refresh_per_second=4) as live:
+def _watch(stub: admin_pb2_grpc.AdminServiceStub, folder: Path) -> None:
+    with Live(picture(stub, folder), console=console(), refresh_per_second=4) as live:
         try:
             while True:
                 time.sleep(1.0)
-                live.update(picture(stub))
+                live.update(picture(stub, folder))
         except KeyboardInterrupt:
             return
 
 
-def picture(stub: admin_pb2_grpc.AdminServiceStub) -> RenderableType:
-    """What the federation does, its clients, and the round at work."""
+def picture(stub: admin_pb2_grpc.AdminServiceStub, folder: Path | None = None) -> RenderableType:
+    """What the federation does, its clients, and the round at work; of a state directory, also who never came."""
     now = time.time()
     state = stub.GetState(admin_pb2.GetStateRequest(), timeout=CALL_SECONDS)
     clients = stub.ListClients(admin_pb2.ListClientsRequest(), timeout=CALL_SECONDS).clients
     parts: list[RenderableType] = [_headline(state, now), _clients_table(clients, now)]
+    if folder is not None and (absent := _never_seen(folder, {client.name for client in clients})):
+        parts.append(Text(f"Not seen yet: {absent}"))
     if state.HasField("round"):
         detail = stub.GetRound(admin_pb2.GetRoundRequest(), timeout=CALL_SECONDS)
         parts.append(participation_table(detail, now))
     return Group(*parts)
+
+
+def _never_seen(folder: Path, seen: Container[str]) -> str:
+    """Sites that were invited, and that the server has not met."""
+    with reading(folder) as reader:
+        sites = [site for site in kept_sites(reader.database) if site.state is not SiteState.REVOKED]
+    return ", ".join(f"{site.name} ({site.state.value})" for site in sites if site.name not in seen)
 
 
 def _headline(state: admin_pb2.GetStateResponse, now: float) -> Text:

@@ -115,6 +115,15 @@ def test_sites_are_listed_with_their_state_and_the_end_of_their_certificates(joi
     assert all(one["last_seen"] for one in listed)
 
 
+def test_status_names_the_sites_that_were_invited_and_never_came(scene: Stage) -> None:
+    server = scene.server("--min-clients", "2")
+    state = ("--state", str(server.state))
+    assert scene.command("fedserver", "invite", "site-a", *state).status == 0
+    assert scene.command("fedserver", "invite", "site-b", *state).status == 0
+    assert scene.command("fedserver", "revoke", "site-b", *state).status == 0
+    assert "Not seen yet: site-a (invited)\n" in scene.command("fedserver", "status", *state).out
+
+
 def test_audit_log_says_who_was_invited_and_who_joined(joined: Joined) -> None:
     lines = [json.loads(line) for line in (joined.state / "audit.jsonl").read_text().splitlines()]
     told = [(line["event"], line.get("site", "")) for line in lines]
