@@ -69,22 +69,14 @@ class Stalled(TransportError):
     """A stream stood still for too long. A chunk that is smaller may get through."""
 
 
-_LEAST_CHUNK_BYTES = 64 << 10
-
-
-def smaller_chunk(num_bytes: int) -> int:
-    """How large chunks are to be after one of `num_bytes` has stalled: few tries lead to what a line carries."""
-    return min(num_bytes, max(num_bytes // 4, _LEAST_CHUNK_BYTES))
-
-
 @contextlib.asynccontextmanager
-async def moving(seconds: float = STALL_SECONDS) -> AsyncIterator[None]:
-    """Take a step of a stream that stands still for `seconds` for a broken connection."""
+async def moving() -> AsyncIterator[None]:
+    """Take a step of a stream that stands still for `STALL_SECONDS` for a broken connection."""
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(STALL_SECONDS):
             yield
     except TimeoutError as error:
-        raise Stalled(f"nothing moved for {seconds:.0f} s") from error
+        raise Stalled(f"nothing moved for {STALL_SECONDS:.0f} s") from error
 
 
 _PLAIN = {

@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from fedclient import requests
-from fedclient.calls import LONG_CALL_SECONDS, Patience, Stalled, moving, smaller_chunk, translated, until_done
+from fedclient.calls import LONG_CALL_SECONDS, Patience, Stalled, moving, translated, until_done
 from fedclient.connection import Connection
 from fedclient.models import DamagedTensor, LocalModel, ModelStore
 from fedclient.partial import PartialModel
@@ -128,16 +128,14 @@ class Downloader:
         return await asyncio.to_thread(self._store.adopt, manifest)
 
     async def _receive(self, digest: Digest, partial: PartialModel, max_chunk_bytes: int, on_bytes: OnBytes) -> None:
-        chunk_bytes = max_chunk_bytes
-
         async def once() -> None:
-            nonlocal chunk_bytes
+            chunk_bytes = min(max_chunk_bytes, self._connection.most_chunk_bytes)
             request = requests.read_chunks(digest, partial.lacking, partial.kept, chunk_bytes)
             try:
                 with translated():
                     await self._read_chunks(request, partial, on_bytes)
             except Stalled:
-                chunk_bytes = smaller_chunk(chunk_bytes)
+                self._connection.note_stall(chunk_bytes)
                 raise
             except WrongOffset as error:
                 raise DamagedTensor(f"more of the model is here than the server has: {error}") from error

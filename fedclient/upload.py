@@ -22,7 +22,6 @@ from fedclient.calls import (
     Stalled,
     moving,
     send,
-    smaller_chunk,
     translated,
     until_done,
 )
@@ -51,6 +50,10 @@ log = structlog.get_logger()
 
 _MAX_RESTARTS = 3
 """How often an upload may begin anew, or be taken over by another stream, before something is wrong for good."""
+
+_QUICK_BYTES = 256 << 10
+"""Before a larger chunk, a stream sends an empty one: the server waits for 30 s to hear whose stream it is, and a slow
+line may take minutes for what follows."""
 
 
 class UpdateUnwanted(FedstreamError):
@@ -110,7 +113,6 @@ class Upload:
         self._on_bytes = on_bytes
         self._body: BodyReader | None = None
         self._window = terms.window_bytes
-        self._chunk_bytes = terms.max_chunk_bytes
         self._committed = 0
         self._highest = 0
         self._restarts = 0
@@ -136,7 +138,7 @@ class Upload:
             await self._write_body(self._body)
             return await self._finish()
         except Stalled:
-            self._chunk_bytes = smaller_chunk(self._chunk_bytes)
+            self._connection.note_stall(self._chunk_bytes())
             raise
         except (WrongOffset, ChecksumMismatch, BodyIncomplete) as error:
             raise TransportError(error.message) from error  # documented as: resume at `committed_size`
@@ -203,12 +205,10 @@ class Upload:
             raise TransportError(f"the server ended the stream at {self._committed} of {body.size_bytes} bytes")
 
     async def _send_chunks(self, call: Any, body: BodyReader) -> None:
-        # Half the window at most: one half is sent while the other becomes durable, and no end waits for the other.
-        chunk_bytes = max(1, min(self._chunk_bytes, self._window // 2))
+        chunk_bytes = self._chunk_bytes()
         offset = self._committed
-        # An empty one first: the server does not wait for long to hear whose stream it is, and a slow line may take a
-        # minute for what follows.
-        await send(call, requests.write_chunk(self._parcel.upload_id, make_chunk(offset, b"")))
+        if min(chunk_bytes, body.size_bytes - offset) > _QUICK_BYTES:
+            await send(call, requests.write_chunk(self._parcel.upload_id, make_chunk(offset, b"")))
         while offset < body.size_bytes:
             data = await asyncio.to_thread(body.read, offset, chunk_bytes)  # the disk may be slow
             if not data:
@@ -220,6 +220,10 @@ class Upload:
                     raise TransportError("the server ended the stream")
             await send(call, requests.write_chunk(self._parcel.upload_id, make_chunk(offset, data)))
             offset += len(data)
+
+    def _chunk_bytes(self) -> int:
+        # Half the window at most: one half is sent while the other becomes durable, and no end waits for the other.
+        return max(1, min(self._terms.max_chunk_bytes, self._window // 2, self._connection.most_chunk_bytes))
 
     async def _hear_commit(self, call: Any, body: BodyReader) -> bool:
         """Take in one `committed_size`; whether there was one before the stream's end."""

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
+from fedclient import calls
+from fedclient.client import Client
+from fedclient.config import ClientConfig
+from fedclient.display import LogDisplay
 from fedclient.exit_codes import ExitCode
 from fedserver.coordinator.participation import Phase
 from fedserver.federation import Federation
@@ -13,6 +19,7 @@ from fedstream import limits
 from tests.support.negotiating import parts_of
 from tests.support.processes import Stage, soon
 from tests.support.proxy import proxied
+from tests.support.scripted import QUICK
 from tests.support.serving import serving
 
 pytestmark = [pytest.mark.e2e, pytest.mark.numpy_task, pytest.mark.timeout(240)]
@@ -61,6 +68,27 @@ async def test_client_cut_off_in_training_and_in_its_upload_comes_back_and_train
         rows = [(row["round"], row["epoch"]) for row in scene.history("alpha")]
         assert rows == [("1", "1"), ("1", "2"), ("1", "3")]
         assert federation.population["alpha"].rounds_completed == 1
+
+
+async def test_client_whose_line_takes_longer_for_a_chunk_than_anybody_waits_takes_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "STALL_SECONDS", 3.0)  # gRPC still sends up to 1 MiB of a call that was given up
+    task = {"tensors": "2", "tensor_kib": "1024"}  # 3.5 s each way in one chunk
+    bounds = {"message_timeout_seconds": 1.5, "plaintext": True}
+    async with (
+        serving(tmp_path / "server", min_clients=1, rounds=1, task_settings=task, **bounds) as (server, listening),
+        proxied(listening, bytes_per_second=600_000) as (_, near),
+    ):
+        facts = {"server": near.address, "plaintext": True, "name": "alpha", "data": "phantom", "pictures": False}
+        config = ClientConfig.model_validate({**facts, "out": tmp_path / "out", "state_dir": tmp_path / "site"})
+        with capture_logs() as logs:
+            text = await Client(config, LogDisplay(), QUICK).run()
+        assert parts_of(server, 1) == {"alpha": ("completed", "")}
+    assert text.endswith(f"saved {tmp_path / 'out' / 'GLOBAL_MODEL.safetensors'}")
+    assert [entry["event"] for entry in logs].count("trained") == 1
+    again = [entry["doing"] for entry in logs if entry["event"] == "trying again"]
+    assert again.count("downloading a model") == 1  # then its chunks are small enough
 
 
 async def test_client_waits_for_a_server_that_is_not_there_yet(scene: Stage) -> None:

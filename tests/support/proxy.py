@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -10,6 +12,7 @@ from dataclasses import replace
 from fedserver.server import Listening
 from fedstream.tls import split_address
 
+_SLOW_BUFFER_BYTES = 1 << 16
 _PIECE_BYTES = 1 << 14  # small beside what tests count, so that a cut comes within so much of the byte asked for
 
 
@@ -20,7 +23,8 @@ class Proxy:
     times that it cut. While it is `refusing`, a connection is ended as soon as it is made, as if nobody were there.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, bytes_per_second: float = math.inf) -> None:
+        self._bytes_per_second = bytes_per_second
         self._target = split_address(target)
         self._writers: set[asyncio.StreamWriter] = set()
         self._cut_at: int | None = None
@@ -49,7 +53,7 @@ class Proxy:
             writer.transport.abort()
             return
         try:
-            far_reader, far_writer = await asyncio.open_connection(*self._target)
+            far_reader, far_writer = await self._dial()
         except OSError:
             writer.transport.abort()
             return
@@ -61,6 +65,25 @@ class Proxy:
             self._writers -= pair
             for end in pair:
                 end.close()
+
+    async def listen(self) -> asyncio.Server:
+        """Take connections at a free port."""
+        near = self._socket()
+        near.bind(("127.0.0.1", 0))
+        return await asyncio.start_server(self.serve, sock=near)
+
+    async def _dial(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        far = self._socket()
+        far.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(far, self._target)
+        return await asyncio.open_connection(sock=far)
+
+    def _socket(self) -> socket.socket:
+        made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        if self._bytes_per_second < math.inf:  # or what was given up would be on it for long
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SLOW_BUFFER_BYTES)
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SLOW_BUFFER_BYTES)
+        return made
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, up: bool) -> None:
         try:
@@ -75,16 +98,17 @@ class Proxy:
                     return
                 writer.write(piece)
                 await writer.drain()
+                await asyncio.sleep(len(piece) / self._bytes_per_second)
             writer.close()
         except OSError:
             return  # cut, from here or from one of the ends
 
 
 @asynccontextmanager
-async def proxied(listening: Listening) -> AsyncIterator[tuple[Proxy, Listening]]:
-    """A proxy before a server, and how clients reach the server through it."""
-    proxy = Proxy(listening.address)
-    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
+async def proxied(listening: Listening, bytes_per_second: float = math.inf) -> AsyncIterator[tuple[Proxy, Listening]]:
+    """A proxy before a server, and how clients reach the server through it; so much goes each way of a connection."""
+    proxy = Proxy(listening.address, bytes_per_second)
+    server = await proxy.listen()
     host, port = server.sockets[0].getsockname()[:2]
     try:
         yield proxy, replace(listening, address=f"{host}:{port}")
