@@ -17,7 +17,7 @@ from fedserver.coordinator.population import ClientState
 from fedserver.coordinator.round import Round
 from fedserver.desk import Desk
 from fedserver.federation import Federation, FederationState, ref_of
-from fedserver.phases import Stopped, run_round
+from fedserver.phases import Stopped, names_of, run_round
 from fedserver.records import describe_file, federation_record
 from fedserver.sessions import LONGEST_FAREWELL_SECONDS
 from fedserver.store import StateError
@@ -335,6 +335,8 @@ async def say_farewell(federation: Federation, reason: str) -> None:
     until = federation.now + LONGEST_FAREWELL_SECONDS
     while federation.now < until:
         are_back = await _let_come_back(federation)
+        if fetching := sorted(federation.sessions.clients):
+            federation.stand(FederationState.FINISHING, f"the final models are fetched by {names_of(fetching)}")
         await federation.sessions.drained(until - federation.now)
         # One may be cut off, or killed, between hearing the outcome and having the final model.
         if not are_back or not _cut_off(federation):
@@ -357,7 +359,7 @@ async def _let_come_back(federation: Federation) -> bool:
     """
     missing, give_up = _cut_off(federation), federation.now + _COMING_BACK_SECONDS
     while missing and federation.now < give_up and not federation.stop_requested.is_set():
-        names = ", ".join(sorted(missing))
+        names = names_of(sorted(missing))
         federation.stand(FederationState.FINISHING, f"{names} may not have heard how it ended")
         await federation.change(give_up - federation.now)
         missing -= {client.name for client in federation.population.connected}

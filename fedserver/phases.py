@@ -177,9 +177,13 @@ def _why_closing(federation: Federation, round_: Round) -> str | None:
 def waiting_for(round_: Round) -> str:
     """What a round waits for, for people."""
     counts = round_.counts
-    names = [part.client for part in round_.participations if part.is_outstanding]
-    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    shown = names_of([part.client for part in round_.participations if part.is_outstanding])
     return f"round {round_.number}: {counts[Outcome.COMPLETED]} of {counts.offered} updates in, waiting for {shown}"
+
+
+def names_of(clients: Sequence[str]) -> str:
+    """The first few of them, and how many more, for people."""
+    return ", ".join(clients[:5]) + (f" and {len(clients) - 5} more" if len(clients) > 5 else "")
 
 
 async def aggregate(federation: Federation, work: RoundWork) -> None:

@@ -120,6 +120,7 @@ def test_federation_that_nobody_joins_ends_with_a_report_of_no_rounds(scene: Sta
 def test_federation_whose_report_and_models_cannot_be_written_names_them_and_ends_as_failed(scene: Stage) -> None:
     out = scene.folder / "server" / "out"
     server = scene.server("--min-clients", "2", "--join-timeout-seconds", "1", "--log-json")
+    out.rmdir()  # which was made at the start
     out.write_text("no folder")  # whoever the user is: nothing can be written below a file
     assert server.wait() == ExitCode.FAILED
     [last] = server.said("finished, but not all was made")
