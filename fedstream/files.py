@@ -21,8 +21,15 @@ _PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errn
 
 
 def may_pass(error: OSError) -> bool:
-    """Whether it is the disk that refuses, full or for another reason that somebody can mend meanwhile."""
-    return error.errno in _PASSING
+    """Whether it is the disk that refuses, full or for another reason that somebody can mend meanwhile.
+
+    So is a folder that is not there any more, as where it was moved, or its disk unmounted.
+    """
+    return error.errno in _PASSING or (error.errno == errno.ENOENT and _lacks_folder(error.filename))
+
+
+def _lacks_folder(filename: object) -> bool:
+    return isinstance(filename, str | os.PathLike) and not Path(filename).parent.is_dir()
 
 
 class FileSystem(Protocol):

@@ -27,6 +27,7 @@ from fedstream.manifest import manifest_of
 from fedstream.status import from_rpc_error
 from fedstream.v1 import admin_pb2, negotiation_pb2, transfer_pb2
 from tests.support.full_disk import FullDisk
+from tests.support.processes import Stage, until
 from tests.support.serving import BareSite, administration, body_of, cut
 from tests.support.tasks import Shapes, random_weights
 
@@ -199,6 +200,18 @@ def test_read_only_disk_is_refused_at_start_by_its_name(tmp_path: Path) -> None:
     ) as caught:
         State(tmp_path, disk)
     assert str(caught.value).endswith("; make it writable again")
+
+
+def test_training_of_a_site_whose_state_folder_is_moved_away_waits_for_it(scene: Stage) -> None:
+    server = scene.server("--rounds", "1", "--min-clients", "1", seconds=1)
+    client = scene.client("alpha", server.listening)
+    until("it to train", lambda: client.said("training"))
+    state, away = scene.folder / "alpha" / "state", scene.folder / "away"
+    state.rename(away)
+    until("what was trained to wait", lambda: client.said("the training process waits"))
+    away.rename(state)
+    assert (client.wait(), server.wait()) == (0, 0)
+    assert len(client.said("trained")) == 1
 
 
 # On a real file system of a few megabytes, where the machine lets a test have one.
