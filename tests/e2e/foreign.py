@@ -42,6 +42,8 @@ WIDTH = 3 << 20
 """Features of which a kernel takes 12 MiB, and in bfloat16 6 MiB: more than the window of an upload."""
 CUT_BYTES = WINDOW_BYTES + MIB
 """More than a client sends before it hears of bytes on the server's disk, so that a cut there leaves some."""
+VALID_SECONDS = 10
+"""How long a certificate lasts that is to end while its site trains."""
 WIDE = {"backbone": "none", "features": str(WIDTH), "epochs": "1", "patience": "0"}
 
 
@@ -122,7 +124,7 @@ def the_member(server: RunningServer) -> Any:
 
 
 class ClientSuite:
-    """A whole federation, kills and cuts, and how a client ends otherwise. 80 s."""
+    """A whole federation, kills and cuts, and how a client ends otherwise. 90 s."""
 
     client: ClassVar[ForeignClient]
 
@@ -313,6 +315,21 @@ class ClientSuite:
         client = self.start(scene, "alpha", server.listening, scene.folder / "none", "--fingerprint", wrong)
         assert client.wait() == ExitCode.UNTRUSTED
         assert server.listening.fingerprint in client.text
+
+    def test_client_that_is_refused_in_its_upload_tells_server_and_operator_and_ends(
+        self, scene: Stage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("SLOW_HEAD_SECONDS", str(VALID_SECONDS))
+        options = ["--min-clients", "1", "--certificate-days", f"{VALID_SECONDS / 86_400:.9f}"]
+        server = scene.server(*options, task=TASK, **SETTINGS)
+        client = self.start(scene, "alpha", server.listening, write_site(scene.folder, seed=1), slow=True)
+        assert client.wait() == ExitCode.UNTRUSTED, client.text
+        why = "this site's certificate has expired; ask the coordinator for a new invitation"
+        assert why in client.text.splitlines()[-1]
+        assert [why in line["because"] for line in client.events if line["level"] == "error"] == [True]
+        server.until("it to have left", lambda look: look.clients["alpha"] == "left")
+        with server.administration() as stub:
+            assert Look(stub).parts["alpha"].outcome == negotiation_pb2.OUTCOME_FAILED
 
     def test_client_stopped_by_its_operator_leaves(self, scene: Stage) -> None:
         server = scene.server("--min-clients", "2", task=TASK, **SETTINGS)

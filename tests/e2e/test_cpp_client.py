@@ -1,4 +1,4 @@
-"""The client in C++, in federations of processes over TLS. 100 s, once built."""
+"""The client in C++, in federations of processes over TLS. 110 s, once built."""
 
 from __future__ import annotations
 

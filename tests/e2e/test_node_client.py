@@ -1,4 +1,4 @@
-"""The client in JavaScript, in federations of processes over TLS. 100 s."""
+"""The client in JavaScript, in federations of processes over TLS. 110 s."""
 
 from __future__ import annotations
 

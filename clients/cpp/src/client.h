@@ -53,6 +53,14 @@ class Session {
     return message;
   }
 
+  /// Say that this client goes for good (R-RND-8).
+  void leave(const std::string& reason) {
+    Request message;
+    message.mutable_leave()->set_reason(reason);
+    say(message);
+    close();
+  }
+
   /// Close our side, and wait some seconds for the server to close its own: then all that was said has come to it.
   void close() {
     stream_->WritesDone();
@@ -101,11 +109,12 @@ class Client {
           }
         }
         if (const auto sign = work_ ? work_->sign_of_life() : std::nullopt) session.say(*sign);
-        if (stop_signal != 0) {  // say good-bye (R-RND-8); all that is to survive the process lies on disk
-          Request message;
-          message.mutable_leave()->set_reason("stopped by its operator");
-          session.say(message);
-          session.close();
+        if (work_ && work_->stop()) {
+          session.leave(work_->stop()->what());
+          throw *work_->stop();
+        }
+        if (stop_signal != 0) {  // all that is to survive the process lies on disk
+          session.leave("stopped by its operator");
           _exit(128 + stop_signal);
         }
       }

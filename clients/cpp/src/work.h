@@ -87,6 +87,9 @@ class Work {
     return request;
   }
 
+  /// Why this client is to end, such as that the server does not let it in any more; to be said after the failure.
+  const std::optional<Stop>& stop() const { return stop_; }
+
  private:
   static constexpr char kFailure[] = "the work failed; the log of the site says why";
   enum State { kOffered, kWorking, kOver, kFailed };
@@ -98,11 +101,10 @@ class Work {
       facts["kept_aside_because"] = result_.get();
       state_ = kOver;
       log_line("info", "update delivered", facts);
-    } catch (const Stop&) {
-      throw;
     } catch (const std::exception& error) {
       const bool is_wanted = dynamic_cast<const Dropped*>(&error) == nullptr;
       state_ = is_wanted ? kFailed : kOver;
+      if (const auto* stop = dynamic_cast<const Stop*>(&error)) stop_ = *stop;
       facts["because"] = error.what();
       log_line(is_wanted ? "error" : "info", "the work on this round ended", facts);
     }
@@ -165,6 +167,7 @@ class Work {
   const Site& site_;
   const v1::Offer offer_;
   State state_ = kOffered;
+  std::optional<Stop> stop_;
   double lease_seconds_ = 0;  // 0 while nothing is to be told
   Clock::time_point told_at_;
   Effort effort_;
