@@ -316,6 +316,15 @@ class ClientSuite:
         assert client.wait() == ExitCode.UNTRUSTED
         assert server.listening.fingerprint in client.text
 
+    @pytest.mark.parametrize("state", ["log", "log/below"])
+    def test_state_folder_that_cannot_be_used_is_told_as_a_wrong_option(self, scene: Stage, state: str) -> None:
+        server = scene.server("--min-clients", "2", task=TASK, **SETTINGS)
+        (scene.folder / "alpha").mkdir()
+        (scene.folder / "alpha" / "log").write_text("a file")
+        client = self.start(scene, "alpha", server.listening, write_site(scene.folder, seed=1), state=state)
+        assert client.wait(20) == ExitCode.BAD_CONFIGURATION, client.text
+        assert "the folder for what must survive a restart cannot be used: " in client.text.splitlines()[-1]
+
     def test_client_that_is_refused_in_its_upload_tells_server_and_operator_and_ends(
         self, scene: Stage, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -104,7 +104,7 @@ inline void write_durably(const fs::path& file, const std::string& data) {
 
 /// Make a folder, and those above it, so that a power cut cannot take it with what is in it.
 inline void make_folder(const fs::path& folder) {
-  if (folder.empty() || fs::exists(folder)) return;
+  if (folder.empty() || fs::is_directory(folder)) return;
   const auto above = folder.parent_path();
   make_folder(above);
   fs::create_directory(folder);

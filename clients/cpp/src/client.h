@@ -82,7 +82,11 @@ class Client {
  public:
   Client(RunConfig config, OpenTask open_task) : config_(std::move(config)), open_task_(std::move(open_task)) {
     log_name = config_.access.name;
-    make_folder(config_.state_dir);
+    try {
+      make_folder(config_.state_dir);
+    } catch (const fs::filesystem_error& error) {
+      wrong(std::string("the folder for what must survive a restart cannot be used: ") + error.what());
+    }
     for (const int number : {SIGINT, SIGTERM, SIGALRM}) std::signal(number, on_signal);
   }
 

@@ -144,7 +144,12 @@ export class Client {
     }
     const training = await this.trainer.open(task.task_settings, this.#config.data);
     const store = new Store(this.#config.stateDir);
-    await store.open();
+    try {
+      await store.open();
+    } catch (error) {
+      const words = `the folder for what must survive a restart cannot be used: ${error.message}`;
+      throw new Stop(EXIT.BAD_CONFIGURATION, words);
+    }
     this.#settings = settings;
     this.#site = {
       connection: this.#connection,
