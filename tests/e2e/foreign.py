@@ -31,8 +31,9 @@ from fedtask.task import SiteOptions, Weights
 from tests.support.brain_mri import ignore
 from tests.support.features import SETTINGS, site_features, write_site, write_wide_site
 from tests.support.foreign import ForeignClient, start
-from tests.support.processes import Look, Running, RunningServer, Said, Stage, soon, stage, until
+from tests.support.processes import Look, Running, RunningServer, Said, Stage, looking, soon, stage, until
 from tests.support.proxy import proxied
+from tests.support.serving import end_certificates, serving
 
 TASK = "brain_mri_head"
 ROUNDS = 3
@@ -42,8 +43,6 @@ WIDTH = 3 << 20
 """Features of which a kernel takes 12 MiB, and in bfloat16 6 MiB: more than the window of an upload."""
 CUT_BYTES = WINDOW_BYTES + MIB
 """More than a client sends before it hears of bytes on the server's disk, so that a cut there leaves some."""
-VALID_SECONDS = 10
-"""How long a certificate lasts that is to end while its site trains."""
 WIDE = {"backbone": "none", "features": str(WIDTH), "epochs": "1", "patience": "0"}
 
 
@@ -325,20 +324,22 @@ class ClientSuite:
         assert client.wait(20) == ExitCode.BAD_CONFIGURATION, client.text
         assert "the folder for what must survive a restart cannot be used: " in client.text.splitlines()[-1]
 
-    def test_client_that_is_refused_in_its_upload_tells_server_and_operator_and_ends(
+    async def test_client_that_is_refused_in_its_upload_tells_server_and_operator_and_ends(
         self, scene: Stage, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setenv("SLOW_HEAD_SECONDS", str(VALID_SECONDS))
-        options = ["--min-clients", "1", "--certificate-days", f"{VALID_SECONDS / 86_400:.9f}"]
-        server = scene.server(*options, task=TASK, **SETTINGS)
-        client = self.start(scene, "alpha", server.listening, write_site(scene.folder, seed=1), slow=True)
-        assert client.wait() == ExitCode.UNTRUSTED, client.text
+        monkeypatch.setenv("SLOW_HEAD_SECONDS", "5")  # as long as it may take to see that it trains, and more
+        data = write_site(scene.folder, seed=1)
+        async with serving(scene.folder, task=TASK, task_settings=SETTINGS, min_clients=1) as (server, listening):
+            client = await asyncio.to_thread(self.start, scene, "alpha", listening, data, slow=True)
+            await asyncio.to_thread(looking, listening, "training", is_training)
+            end_certificates(server, monkeypatch)
+            assert await client.ended() == ExitCode.UNTRUSTED, client.text
+            await asyncio.to_thread(looking, listening, "it to have left", lambda look: look.clients["alpha"] == "left")
+            outcome = await asyncio.to_thread(looking, listening, "its end", lambda look: look.parts["alpha"].outcome)
         why = "this site's certificate has expired; ask the coordinator for a new invitation"
         assert why in client.text.splitlines()[-1]
         assert [why in line["because"] for line in client.events if line["level"] == "error"] == [True]
-        server.until("it to have left", lambda look: look.clients["alpha"] == "left")
-        with server.administration() as stub:
-            assert Look(stub).parts["alpha"].outcome == negotiation_pb2.OUTCOME_FAILED
+        assert outcome == negotiation_pb2.OUTCOME_FAILED
 
     def test_client_stopped_by_its_operator_leaves(self, scene: Stage) -> None:
         server = scene.server("--min-clients", "2", task=TASK, **SETTINGS)

@@ -161,6 +161,16 @@ class Look:
         return sum(one.phase == admin_pb2.ROUND_PHASE_DONE for one in listed)
 
 
+def looking(listening: Listening, what: str, condition: Callable[[Look], T | None]) -> T:
+    """As `until`; the condition is given what the server there says of itself each time.
+
+    It blocks: of a server in the test's own loop it is to be asked in another thread.
+    """
+    with grpc.insecure_channel(listening.admin_address) as channel:
+        look = Look(admin_pb2_grpc.AdminServiceStub(channel))
+        return until(what, lambda: condition(look))
+
+
 @dataclass(frozen=True, slots=True)
 class Said:
     """What a command that has ended has said."""

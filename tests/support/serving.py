@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
+import pytest
 
 from fedserver.config import ServerConfig
 from fedserver.server import Listening, Server
@@ -48,6 +51,15 @@ async def serving(folder: Path, **settings: Any) -> AsyncIterator[tuple[Server, 
         server.federation.stop(finish_round=False)
         await asyncio.wait_for(life, PATIENCE_SECONDS)
         await server.close()
+
+
+def end_certificates(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on a server takes every certificate that it has given for one that has expired.
+
+    Only calls that begin find out: what is open stays, and handshakes go by the machine's own clock.
+    """
+    later = time.time() + timedelta(days=1_000).total_seconds()
+    monkeypatch.setattr(server.federation.clock, "wall", lambda: later)
 
 
 class BareSite:
