@@ -24,7 +24,7 @@ from fedclient.connection import Connection
 from fedclient.display import Display, megabytes
 from fedclient.ending import Ending, EndingNote
 from fedclient.events import FederationOutcome, RoundOutcome, TaskOnOffer
-from fedclient.exit_codes import ExitCode, Stop
+from fedclient.exit_codes import ExitCode, Stop, refused
 from fedclient.identity import IdentityFolder
 from fedclient.introduction import introduce
 from fedclient.renewal import keep_renewed, renew_if_due
@@ -161,7 +161,7 @@ class Client:
         except Superseded as error:
             raise self._judge_rival() from error
         except (Unauthenticated, PermissionDenied, NameMismatch) as error:
-            raise Stop(ExitCode.UNTRUSTED, f"{error.message}: ask the coordinator") from error
+            raise refused(error) from error
         except LimitExceeded:
             raise
         except ProtocolError as error:

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import typer
 
-from fedstream.errors import FedstreamError
+from fedstream.errors import FedstreamError, ProtocolError
 
 
 class ExitCode(enum.IntEnum):
@@ -57,6 +57,11 @@ class Stop(FedstreamError):
     def message(self) -> str:
         """What happened and what to do."""
         return str(self.args[0])
+
+
+def refused(error: ProtocolError) -> Stop:
+    """The end of a client that the server does not take, be that said in a session or while weights travel."""
+    return Stop(ExitCode.UNTRUSTED, f"{error.message}: ask the coordinator")
 
 
 def leave(stop: Stop) -> NoReturn:

@@ -36,7 +36,14 @@ from fedclient.training import Site, Trainer, TrainingFailed
 from fedclient.updates import FinishedUpdate, UpdateStore
 from fedclient.upload import Delivery, Terms, UpdateUnwanted, Upload, is_admitted
 from fedstream.encodings import Encoding
-from fedstream.errors import DigestMismatch, FedstreamError, ProtocolError, UnknownModel
+from fedstream.errors import (
+    DigestMismatch,
+    FedstreamError,
+    PermissionDenied,
+    ProtocolError,
+    Unauthenticated,
+    UnknownModel,
+)
 from fedstream.plan import Plan
 from fedtask.messages import LocalUpdate
 from fedtask.task import EpochReport
@@ -84,13 +91,17 @@ class Workshop:
 
 @dataclass(slots=True)
 class Job:
-    """The work on one offer. `reason` says why it failed or was dropped, in words that may be told to the server."""
+    """The work on one offer. `reason` says why it failed or was dropped, in words that may be told to the server.
+
+    `refusal` is what it failed with where the server does not take this site any more.
+    """
 
     offer: Offer
     workshop: Workshop
     state: JobState = JobState.OFFERED
     reason: str = ""
     training_failed: bool = False
+    refusal: ProtocolError | None = None
     progress: Progress = field(default_factory=lambda: Progress(Phase.DOWNLOADING))
     _pace: Pace = field(default_factory=Pace, repr=False)
     _task: asyncio.Task[None] | None = field(default=None, repr=False)
@@ -155,6 +166,8 @@ class Job:
             self._end(JobState.FAILED, str(error))
         except (FedstreamError, OSError) as error:
             log.error("the work on this round failed", because=str(error))
+            if isinstance(error, Unauthenticated | PermissionDenied):
+                self.refusal = error
             self._end(JobState.FAILED, _general_words(error))
         else:
             if delivery.quarantined:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import structlog
 
 from fedclient.events import Confirmation, Offer, Welcome
-from fedclient.exit_codes import ExitCode, Stop
+from fedclient.exit_codes import ExitCode, Stop, refused
 from fedclient.job import Job, JobState, Workshop
 from fedclient.reply import Accept, Counter, Decline, Reply, SiteLimits, answer
 from fedclient.upload import Terms
@@ -107,11 +107,14 @@ class Workbench:
         """Call after a job has ended.
 
         Raises:
-            Stop: with `TRAINING_FAILED`, too many fine-tunes in a row have failed.
+            Stop: with `UNTRUSTED`, the server does not take this site any more; with `TRAINING_FAILED`, too many
+                fine-tunes in a row have failed.
         """
         job = self.job
         if job is None or job.state not in (JobState.DELIVERED, JobState.FAILED):
             return
+        if job.refusal is not None:
+            raise refused(job.refusal)
         if not job.training_failed:
             self._failures = 0
             return

@@ -14,8 +14,10 @@ from typing import Any
 import grpc
 import pytest
 
+from fedclient.client import Client
 from fedclient.config import ClientConfig
 from fedclient.connection import Connection
+from fedclient.display import LogDisplay
 from fedclient.exit_codes import ExitCode, Stop
 from fedclient.identity import IdentityFolder
 from fedclient.join import join
@@ -47,8 +49,17 @@ from fedstream.v1 import (
 from tests.support.handshakes import described, identity_of, shake_hands
 from tests.support.joining import QUICK, invited, joined
 from tests.support.negotiating import members, over, parts_of
+from tests.support.processes import Look, looking
 from tests.support.self_signed import make_self_signed
-from tests.support.serving import BareSite, administration, body_of, cut, manifest_messages, serving
+from tests.support.serving import (
+    BareSite,
+    administration,
+    body_of,
+    cut,
+    end_certificates,
+    manifest_messages,
+    serving,
+)
 from tests.support.stepping import SteppingFileSystem
 from tests.support.tasks import random_weights
 
@@ -187,6 +198,31 @@ async def test_site_revoked_in_mid_upload_is_cut_off_at_once_and_the_round_goes_
         ("alpha", "Negotiate", "PERMISSION_DENIED"),
         ("alpha", "WriteChunks", "PERMISSION_DENIED"),
     ]
+
+
+def is_training(look: Look) -> bool:
+    return [part.phase for part in look.parts.values()] == [negotiation_pb2.PHASE_TRAINING]
+
+
+async def test_site_whose_certificate_ends_while_it_trains_says_failure_leaves_and_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"task_settings": {"seconds": "2"}}
+    async with serving(tmp_path, min_clients=1, **settings) as (server, listening):
+        assert listening.enrolment_address is not None
+        identity = await joined(listening.admin_address, listening.enrolment_address, "alpha")
+        given = {"identity": identity.folder, "name": "alpha", "server": listening.address, "data": "phantom"}
+        folders = {"out": tmp_path / "site", "state_dir": tmp_path / "site" / "state", "pictures": False}
+        client = asyncio.create_task(Client(ClientConfig.model_validate({**given, **folders}), LogDisplay()).run())
+        await asyncio.to_thread(looking, listening, "training", is_training)
+        end_certificates(server, monkeypatch)
+        with pytest.raises(Stop, match="this site's certificate has expired; ask the coordinator") as caught:
+            await asyncio.wait_for(client, 30.0)
+        assert caught.value.code is ExitCode.UNTRUSTED
+        await over(server, 1)
+        assert parts_of(server, 1) == {"alpha": ("failed", "the server refused a call: UNAUTHENTICATED")}
+        assert "alpha" not in {client.name for client in server.federation.idle}
+    assert {(name, reason) for name, _, reason in refusals_in(tmp_path)} == {("alpha", "UNAUTHENTICATED")}
 
 
 async def call_to_end(call: Any) -> None:

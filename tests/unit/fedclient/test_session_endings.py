@@ -16,7 +16,7 @@ from fedclient.config import ClientConfig
 from fedclient.display import LogDisplay
 from fedclient.exit_codes import ExitCode
 from fedstream import wire
-from fedstream.errors import InvalidRequest, PermissionDenied, Superseded
+from fedstream.errors import InvalidRequest, PermissionDenied, ProtocolError, Superseded, Unauthenticated
 from fedstream.v1 import common_pb2, negotiation_pb2
 from tests.support.scripted import Scripted, Talk, scripted, seconds
 from tests.support.sessions import count, deliver, run, stopped, until
@@ -110,6 +110,39 @@ async def test_session_refused_by_a_rule_is_not_tried_again(tmp_path: Path, erro
         assert server.negotiation.scripts == []
     assert stop.code is code
     assert error.message in stop.message
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        ("GetManifest", Unauthenticated("expired")),
+        ("ReadChunks", PermissionDenied("revoked")),
+        ("PutManifest", Unauthenticated("expired")),
+        ("WriteChunks", PermissionDenied("revoked")),
+        ("FinishUpload", PermissionDenied("revoked")),
+    ],
+)
+async def test_session_of_a_client_that_is_refused_in_a_transfer_says_failure_and_leave_and_ends(
+    tmp_path: Path, call: str, error: ProtocolError
+) -> None:
+    heard: list[str] = []
+    here: list[Scripted] = []
+
+    async def script(talk: Talk) -> None:
+        await talk.welcome()
+        await talk.agree(here[0].base)
+        heard.append((await talk.hear("failure")).reason)
+        heard.append((await talk.hear("leave")).reason)
+
+    async with scripted(script) as server:
+        here.append(server)
+        server.transfer.refusals[call] = [error]
+        stop = await stopped(server.client(tmp_path))
+
+        assert server.transfer.calls[-1] == call
+    assert stop.code is ExitCode.UNTRUSTED
+    assert error.message in stop.message
+    assert heard == [f"the server refused a call: {error.reason}", stop.message]
 
 
 async def test_session_with_server_s_own_class_needs_the_operator_s_word(tmp_path: Path) -> None:
