@@ -19,9 +19,11 @@ from safetensors.numpy import load_file
 
 from fedclient.exit_codes import ExitCode
 from fedserver.server import Listening
+from fedserver.services import transfer
 from fedserver.store.ledger import Entry, ledger
 from fedserver.store.reading import StateReader
 from fedserver.store.uploads import finished_uploads
+from fedstream.body import Bytes, Chunk, admit_chunk
 from fedstream.limits import WINDOW_BYTES
 from fedstream.plan import Plan
 from fedstream.v1 import admin_pb2, negotiation_pb2
@@ -348,6 +350,22 @@ class ClientSuite:
         client.process.send_signal(signal.SIGTERM)
         assert client.wait() == ExitCode.TERMINATED
         server.until("it to have left", lambda look: look.clients["alpha"] == "left")
+
+    async def test_upload_begins_with_an_empty_chunk(self, scene: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+        sizes: list[int] = []
+
+        def admit(chunk: Chunk, *place: int) -> Bytes:
+            sizes.append(len(chunk.data))
+            return admit_chunk(chunk, *place)
+
+        monkeypatch.setattr(transfer, "admit_chunk", admit)
+        settings: dict[str, Any] = {"task": TASK, "task_settings": SETTINGS, "rounds": 1, "min_clients": 1}
+        async with serving(scene.folder, **settings) as (_, listening):
+            data = write_site(scene.folder, seed=1)
+            client = await asyncio.to_thread(self.start, scene, "alpha", listening, data)
+            assert await client.ended() == 0, client.text
+        assert (sizes[0], [size > 0 for size in sizes[1:]]) == (0, [True] * (len(sizes) - 1))
+        assert len(sizes) > 1
 
     def test_own_tests_of_the_client_pass(self) -> None:
         self.client.build()

@@ -135,12 +135,17 @@ class Transfer {
     const auto stream = stub_->WriteChunks(effort_.call(kChunksSeconds));
     // Smaller after each damage, since CHUNK_TOO_LARGE asks for that.
     const std::uint64_t chunk_bytes = std::max(1U, terms_.max_chunk_bytes() >> effort_.repairs());
-    bool is_open = true;
-    for (auto at = committed; is_open && at < window.size(); at += chunk_bytes) {
+    const auto write = [&](std::uint64_t at, std::string_view data) {
       v1::WriteChunksRequest request;
       request.set_upload_id(upload_id);
-      *request.mutable_chunk() = make_chunk(at, window.substr(at, chunk_bytes));
-      is_open = stream->Write(request);
+      *request.mutable_chunk() = make_chunk(at, data);
+      return stream->Write(request);
+    };
+    // An empty one first: the server does not wait for long to hear whose stream it is, and a slow line may take a
+    // minute for what follows.
+    bool is_open = write(committed, {});
+    for (auto at = committed; is_open && at < window.size(); at += chunk_bytes) {
+      is_open = write(at, window.substr(at, chunk_bytes));
     }
     if (is_open) stream->WritesDone();
     v1::WriteChunksResponse answer;

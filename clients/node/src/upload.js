@@ -179,13 +179,18 @@ export class Upload {
   async #sendChunks(stream, size) {
     const windowBytes = this.#windowBytes;
     const most = this.#chunkBytes;
+    const write = (offset, data) => (
+      stream.write({ upload_id: this.#offer.upload_id, chunk: writeChunk(offset, data) }));
+    // An empty one first: the server does not wait for long to hear whose stream it is, and a slow line may take a
+    // minute for what follows.
+    await write(this.#committed, Buffer.alloc(0));
     for (let offset = this.#committed; offset < size;) {
       this.#signal.throwIfAborted();
       const data = await this.#read(offset, most);
       while (offset + data.length > this.#committed + windowBytes) {
         if (!(await this.#hearCommit(stream))) throw new Trouble('the server ended the stream');
       }
-      await stream.write({ upload_id: this.#offer.upload_id, chunk: writeChunk(offset, data) });
+      await write(offset, data);
       offset += data.length;
       for (const message of stream.arrived()) this.#commit(message.committed_size);
     }

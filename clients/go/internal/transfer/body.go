@@ -103,6 +103,12 @@ func listen(stream *writing, answers chan<- heard, left <-chan struct{}) {
 
 func (u *Upload) sendChunks(stream *writing, answers <-chan heard) error {
 	window, most := uint64(u.windowBytes()), u.chunkBytes()
+	// An empty one first: the server does not wait for long to hear whose stream it is, and a slow line may take a minute
+	// for what follows.
+	first := &pb.WriteChunksRequest{UploadId: u.UploadID, Chunk: wire.WriteChunk(u.committed, nil)}
+	if err := stream.Send(first); err != nil {
+		return u.whyEnded(err, answers)
+	}
 	for offset := u.committed; offset < u.body.size; {
 		data, err := u.body.read(offset, most)
 		if err != nil {
