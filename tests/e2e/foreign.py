@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from fedclient.exit_codes import ExitCode
 from fedserver.server import Listening
 from fedserver.services import transfer
+from fedserver.services.negotiation import NegotiationServicer
 from fedserver.store.ledger import Entry, ledger
 from fedserver.store.reading import StateReader
 from fedserver.store.uploads import finished_uploads
@@ -366,6 +367,27 @@ class ClientSuite:
             assert await client.ended() == 0, client.text
         assert (sizes[0], [size > 0 for size in sizes[1:]]) == (0, [True] * (len(sizes) - 1))
         assert len(sizes) > 1
+
+    async def test_fetching_the_final_model_is_told_to_the_server_which_waits_for_it(
+        self, scene: Stage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        heard: list[negotiation_pb2.NegotiateRequest] = []
+        hear = NegotiationServicer._hear
+
+        async def noted(servicer: Any, client: str, kind: str | None, request: Any) -> None:
+            heard.append(request)
+            await hear(servicer, client, kind, request)
+
+        monkeypatch.setattr(NegotiationServicer, "_hear", noted)
+        settings: dict[str, Any] = {"task": TASK, "task_settings": SETTINGS, "rounds": 1, "min_clients": 1}
+        async with serving(scene.folder, **settings) as (_, listening):
+            data = write_site(scene.folder, seed=1)
+            client = await asyncio.to_thread(self.start, scene, "alpha", listening, data)
+            assert await client.ended() == 0, client.text
+        (accepted,) = [one.accept.offer_id for one in heard if one.WhichOneof("kind") == "accept"]
+        last = heard[-1].progress
+        assert last.phase == negotiation_pb2.PHASE_DOWNLOADING
+        assert last.offer_id not in ("", accepted)
 
     def test_own_tests_of_the_client_pass(self) -> None:
         self.client.build()

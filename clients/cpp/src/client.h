@@ -107,9 +107,14 @@ class Client {
         if (const auto message = session.next(0.05)) {
           if (const auto reply = take(*message)) session.say(*reply);
           if (message->has_federation_outcome()) {
-            const auto ending = collect(message->federation_outcome());
+            auto ending = std::async(std::launch::async, [&] { return collect(message->federation_outcome()); });
+            // A slow line may take long for it, and the server leaves after a minute without a message (R-RND-9).
+            do {
+              session.say(collecting());
+            } while (ending.wait_for(Seconds(20)) != std::future_status::ready);
+            auto said = ending.get();
             session.close();
-            return ending;
+            return said;
           }
         }
         if (const auto sign = work_ ? work_->sign_of_life() : std::nullopt) session.say(*sign);
@@ -218,12 +223,21 @@ class Client {
            json_of(declined.client_meaning()).dump();
   }
 
-  /// Fetch the best model while the server is still there, a minute (R-RND-9), and write it for people.
+  /// That the final model is still fetched; there is no offer any more that it could be said of.
+  static Request collecting() {
+    Request request;
+    request.mutable_progress()->set_offer_id("final model");
+    request.mutable_progress()->set_phase(v1::PHASE_DOWNLOADING);
+    return request;
+  }
+
+  /// Fetch the best model while the server is still there (R-RND-9), and write it for people. It is given up once
+  /// nothing has come for three minutes, most of which may be one chunk.
   std::string collect(const v1::FederationOutcome& outcome) {
     work_.reset();
     const auto ending = "federation finished: " + outcome.reason() + '\n';
     try {
-      Effort effort(60);
+      Effort effort(180);
       Transfer transfer(*site_, peer_, effort);
       const auto model = effort.until_done(
           "fetching the final model", [&] { return transfer.download(outcome.best_model().model_digest().sha256()); });

@@ -19,8 +19,8 @@ import { readMetrics, writeDuration, writeMeaning } from './wire.js';
 export const SOFTWARE = 'fedstream-node 0.1.0';
 /** A third of 90 days is 30 days, so a look each hour leaves hundreds of tries to a server that is away. */
 const RENEWAL_MS = 3_600_000;
-/** How long a server stays after the federation's end, for those who fetch its models. */
-const FAREWELL_MS = 60_000;
+/** How long nothing of the final model may come, after which the server is taken to be gone; most of it may be one chunk. */
+const FETCH_MS = 180_000;
 /** Being superseded twice within this time means that another process uses the name. */
 const RIVAL_MS = 300_000;
 
@@ -205,13 +205,17 @@ export class Client {
 
   /** The manifest of a final model, or null, since nobody comes back for it once the federation is over. */
   async #fetch(digest) {
-    const hooks = { signal: AbortSignal.timeout(FAREWELL_MS) };
+    const over = new AbortController();
+    const limit = setTimeout(() => over.abort(new Trouble('the server does not answer')), FETCH_MS);
+    const hooks = { signal: over.signal, onBytes: () => limit.refresh() };
     try {
       if (!digest) throw new Trouble('the server names none');
       return await fetchModel(this.#site, digest, this.#bench.terms.maxChunkBytes, hooks);
     } catch (error) {
       this.#log('warning', 'the final model could not be had', { because: error.message });
       return null;
+    } finally {
+      clearTimeout(limit);
     }
   }
 }

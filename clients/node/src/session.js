@@ -17,6 +17,10 @@ const LEASE_SHARE = 1 / 3;
 /** Least time between two signs of progress that is news, where the lease is not much shorter. */
 const PAUSE_SECONDS = 1;
 const LAST_WORDS_MS = 3_000;
+/** How often the server is told that the final model is still fetched: it leaves after a minute without a message. */
+const COLLECTING_MS = 20_000;
+/** Stands where an offer's id does in what is told when there are no more. */
+const NO_OFFER = 'final model';
 /** Of a server that names none. */
 const DEFAULT_LEASE_SECONDS = 60;
 
@@ -140,7 +144,16 @@ export class Session {
   /** Work that is still under way ends first: its transfers use the store that the final model is fetched into. */
   async #farewell(outcome) {
     await this.#bench.close();
-    await this.#collect(outcome);
+    const tell = () => (
+      this.#stream.write({ progress: { offer_id: NO_OFFER, phase: 'PHASE_DOWNLOADING' } })
+        .catch(() => {})); // the server is gone: the fetching finds out by itself
+    const teller = setInterval(tell, COLLECTING_MS);
+    try {
+      tell();
+      await this.#collect(outcome);
+    } finally {
+      clearInterval(teller);
+    }
   }
 
   async #keepLease() {

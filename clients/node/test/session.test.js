@@ -103,7 +103,7 @@ async function scene(t, { fineTune = async () => tuned(), collect = () => {} } =
   const bench = new Bench(site, { maxEpochs: 0, maxSeconds: null });
   let collected = null;
   const begin = (stream) => {
-    const session = new Session(stream, site, bench, async (outcome) => { collected = outcome; collect(); });
+    const session = new Session(stream, site, bench, async (outcome) => { collected = outcome; await collect(); });
     return session.run({ client_name: 'a' }, () => {});
   };
   const run = begin(talk);
@@ -329,6 +329,22 @@ test('final model is fetched when nothing uses the store any more', async (t) =>
   talk.say(THE_END);
   await run;
   assert.deepEqual(working, ['training', 'ended', 'fetched']);
+});
+
+test('fetching of the final model is told again and again, and not once it is over', async (t) => {
+  t.mock.timers.enable({ apis: ['setInterval'] });
+  let fetched;
+  const { talk, run } = await scene(t, { collect: () => new Promise((resolve) => { fetched = resolve; }) });
+  talk.say(WELCOME, THE_END);
+  for (let count = 0; count < 3; count += 1) {
+    await talk.hear(({ progress }) => progress?.phase === 'PHASE_DOWNLOADING');
+    t.mock.timers.tick(20_000);
+  }
+  talk.wrote.length = 0;
+  fetched();
+  await run;
+  t.mock.timers.tick(60_000);
+  assert.deepEqual(talk.wrote, []);
 });
 
 test('work goes on while there is no session, and the next one takes it up', async (t) => {

@@ -20,8 +20,8 @@ import (
 	"fedstream/client/internal/wire"
 )
 
-// How long the server may take to give the final model, after which it is taken to be gone.
-const fetchTime = 60 * time.Second
+// How long nothing of the final model may come, after which the server is taken to be gone; most of it may be one chunk.
+const fetchTime = 3 * time.Minute
 
 // hello is what a session begins with.
 func (c *Client) hello() *pb.Hello {
@@ -59,8 +59,10 @@ func (c *Client) collect(ctx context.Context, outcome *pb.FederationOutcome) err
 			"federation finished: %s\nbut the server names no final model: ask the coordinator for "+
 				"it", outcome.GetReason())
 	}
-	ctx, cancel := context.WithTimeout(ctx, fetchTime)
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	limit := time.AfterFunc(fetchTime, func() { cancel(errors.New("the server does not answer")) })
+	defer limit.Stop()
 	download := transfer.Download{
 		Connection: c.connection,
 		Store:      c.store,
@@ -68,10 +70,13 @@ func (c *Client) collect(ctx context.Context, outcome *pb.FederationOutcome) err
 		Patience:   backoff.Usual,
 		Log:        c.log,
 		ChunkBytes: func() int { return c.place.bench.Terms().MaxChunkBytes },
-		OnBytes:    func(done, total uint64) {},
+		OnBytes:    func(done, total uint64) { limit.Reset(fetchTime) },
 	}
 	entries, err := download.Fetch(ctx, named.SHA256)
 	if err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
 		return fault.Stopf(fault.Unreachable,
 			"federation finished: %s\nbut its final model could not be fetched (%v): ask the coordinator "+
 				"for it", outcome.GetReason(), err)

@@ -28,6 +28,13 @@ import (
 // How long the server may take to end the stream once this client has said its last words.
 const lastWords = 3 * time.Second
 
+const (
+	// How often the server is told that the final model is still fetched: it leaves after a minute without a message.
+	collectingPeriod = 20 * time.Second
+	// Stands where an offer's id does in what is told when there are no more.
+	noOffer = "final model"
+)
+
 // Stream is the negotiation's.
 type Stream = link.Stream[pb.NegotiateRequest, pb.NegotiateResponse]
 
@@ -186,10 +193,36 @@ func (s *Session) confirm(confirmation *pb.Confirmation) error {
 // farewell drops what is under way, fetches the final model, and closes this side.
 func (s *Session) farewell(outcome *pb.FederationOutcome) error {
 	s.Bench.Close("the federation is over")
-	err := s.Collect(outcome)
+	err := s.collect(outcome)
 	s.Stream.CloseSend()
 	s.awaitEnd()
 	return err
+}
+
+func (s *Session) collect(outcome *pb.FederationOutcome) error {
+	collected, told := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(told)
+		s.tellCollecting(collected)
+	}()
+	err := s.Collect(outcome)
+	close(collected)
+	<-told // nothing may be sent once this side is closed
+	return err
+}
+
+// tellCollecting says that the final model is still fetched, as a slow line may take long for it, until that is done.
+func (s *Session) tellCollecting(collected <-chan struct{}) {
+	ticker := time.NewTicker(collectingPeriod)
+	defer ticker.Stop()
+	progress := &pb.Progress{OfferId: noOffer, Phase: pb.Phase_PHASE_DOWNLOADING}
+	for s.send(&pb.NegotiateRequest{Kind: &pb.NegotiateRequest_Progress{Progress: progress}}) == nil {
+		select {
+		case <-collected:
+			return
+		case <-ticker.C:
+		}
+	}
 }
 
 // Leave says good-bye, and waits for the server to end the stream, for a few seconds at most.
