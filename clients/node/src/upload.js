@@ -86,7 +86,6 @@ export class Upload {
   async #react(error) {
     // Documented as: resume at `committed_size`.
     if (isRefusal(error, 'WRONG_OFFSET', 'CHECKSUM_MISMATCH', 'BODY_INCOMPLETE')) return new Trouble(error.message);
-    if (isRefusal(error, 'CHUNK_TOO_LARGE')) return this.#sendSmaller(error);
     if (isRefusal(error, 'SUPERSEDED')) return this.#countRestart(error);
     if (isRefusal(error, 'MANIFEST_REQUIRED')) return this.#beginAnew(error);
     if (!isRefusal(error, 'DIGEST_MISMATCH')) return error;
@@ -170,6 +169,8 @@ export class Upload {
       await this.#sendChunks(stream, size);
       stream.end();
       while (await this.#hearCommit(stream));
+    } catch (error) {
+      throw isRefusal(error, 'CHUNK_TOO_LARGE') ? this.#sendSmaller(error) : error;
     } finally {
       stream.cancel();
     }

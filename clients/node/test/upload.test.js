@@ -165,6 +165,15 @@ for (const maxChunkBytes of [1, 2]) {
   });
 }
 
+test('calls without chunks are not tried again for chunks that are too large', async (t) => {
+  for (const call of ['manifest', 'status', 'finish']) {
+    const refusals = Array.from({ length: 9 }, () => new Refusal('CHUNK_TOO_LARGE', 'no'));
+    const server = new Server({ refuse: { [call]: refusals } });
+    await assert.rejects(send(t, server, { isBegun: call === 'status' }), { reason: 'CHUNK_TOO_LARGE' });
+    assert.equal(server.calls.filter((name) => name === call).length, 1);
+  }
+});
+
 for (const reason of ['WRONG_OFFSET', 'CHECKSUM_MISMATCH', 'BODY_INCOMPLETE', 'SUPERSEDED']) {
   test(`after ${reason} the status is asked and the upload goes on`, async (t) => {
     const server = new Server({ refuse: { finish: [new Refusal(reason, 'so')] } });

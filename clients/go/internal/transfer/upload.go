@@ -86,10 +86,20 @@ func (u *Upload) once(ctx context.Context) (string, error) {
 	}
 	if u.body != nil && u.committed < u.body.size {
 		if err := u.writeBody(ctx); err != nil {
-			return "", err
+			return "", u.sendSmaller(err)
 		}
 	}
 	return u.finish(ctx)
+}
+
+// sendSmaller gives what a refusal of chunks means: that they are too large is mended by smaller ones, while there are any.
+func (u *Upload) sendSmaller(err error) error {
+	refusal := fault.Refused(err, fault.ChunkTooLarge)
+	if refusal == nil || u.chunkBytes() <= 1 {
+		return err
+	}
+	u.halvings++
+	return &fault.Trouble{Message: refusal.Message}
 }
 
 // judge says which errors are to be tried again, and from where.
@@ -101,9 +111,6 @@ func (u *Upload) judge(err error) error {
 	case refusal == nil:
 	case fault.Refused(err, fault.WrongOffset, fault.ChecksumMismatch, fault.BodyIncomplete) != nil:
 		return &fault.Trouble{Message: refusal.Message} // documented as: resume at `committed_size`
-	case fault.Refused(err, fault.ChunkTooLarge) != nil && u.chunkBytes() > 1:
-		u.halvings++
-		return &fault.Trouble{Message: refusal.Message}
 	case fault.Refused(err, fault.ManifestRequired, fault.DigestMismatch, fault.Superseded) != nil:
 		return u.beginAnew(refusal)
 	}

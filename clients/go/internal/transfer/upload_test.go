@@ -130,6 +130,17 @@ func TestSmallerChunksAreSentToWhoeverTakesNoOthers(t *testing.T) {
 	}
 }
 
+func TestCallsWithoutChunksAreNotTriedAgainForChunksThatAreTooLarge(t *testing.T) {
+	for _, call := range []string{"PutManifest", "GetUploadStatus", "FinishUpload"} {
+		server := newServer(published)
+		server.failures[call] = slices.Repeat([]string{fault.ChunkTooLarge}, 9)
+		_, err := upload(t, server, call == "GetUploadStatus")
+		if fault.Refused(err, fault.ChunkTooLarge) == nil || len(server.failures[call]) != 8 {
+			t.Errorf("%v, and %d more would have come from %s", err, len(server.failures[call]), call)
+		}
+	}
+}
+
 func TestUpdateThatAnEarlierProcessSentWholeIsNotSentAgain(t *testing.T) {
 	server := newServer(published)
 	server.hasPut, server.finished = true, true
