@@ -21,10 +21,12 @@ from fedclient.exit_codes import ExitCode
 from fedserver.server import Listening
 from fedserver.services import transfer
 from fedserver.services.negotiation import NegotiationServicer
+from fedserver.services.transfer import TransferServicer
 from fedserver.store.ledger import Entry, ledger
 from fedserver.store.reading import StateReader
 from fedserver.store.uploads import finished_uploads
 from fedstream.body import Bytes, Chunk, admit_chunk
+from fedstream.errors import Superseded
 from fedstream.limits import WINDOW_BYTES
 from fedstream.plan import Plan
 from fedstream.v1 import admin_pb2, negotiation_pb2
@@ -343,6 +345,26 @@ class ClientSuite:
         assert why in client.text.splitlines()[-1]
         assert [why in line["because"] for line in client.events if line["level"] == "error"] == [True]
         assert outcome == negotiation_pb2.OUTCOME_FAILED
+
+    async def test_upload_that_is_taken_over_again_and_again_is_given_up(
+        self, scene: Stage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        begun: list[str] = []
+
+        async def give_way(_servicer: TransferServicer, upload_id: str, *_: object) -> None:
+            begun.append(upload_id)
+            raise Superseded("a newer stream of this upload took over")
+
+        monkeypatch.setattr(TransferServicer, "_write", give_way)
+        async with serving(scene.folder, task=TASK, task_settings=SETTINGS, min_clients=1) as (_, listening):
+            data = write_site(scene.folder, seed=1)
+            client = await asyncio.to_thread(self.start, scene, "alpha", listening, data)
+            failed = negotiation_pb2.OUTCOME_FAILED
+            await asyncio.to_thread(
+                looking, listening, "failure", lambda look: [part.outcome for part in look.parts.values()] == [failed]
+            )
+            client.end()
+        assert 1 < len(begun) <= 4
 
     def test_client_stopped_by_its_operator_leaves(self, scene: Stage) -> None:
         server = scene.server("--min-clients", "2", task=TASK, **SETTINGS)

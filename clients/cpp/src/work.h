@@ -129,6 +129,7 @@ class Work {
       log_line("info", "this round is trained already; sending what was kept", {{"round", offer_.round()}});
     }
     v1::Progress progress;
+    int takeovers = 0;
     const auto enter = [&](v1::Phase phase) { progress.set_phase(phase), show(progress); };
     return effort_.until_done("working on the offer", [&] {
       if (!update) {
@@ -138,7 +139,12 @@ class Work {
         update = train(base, plan);
       }
       enter(v1::PHASE_UPLOADING);
-      return transfer.upload(*update);
+      try {
+        return transfer.upload(*update);
+      } catch (const Superseded& error) {  // at times by a stream of our own that came late
+        if (++takeovers > 3) throw Refusal(error.what());
+        throw;
+      }
     });
   }
 
