@@ -60,8 +60,12 @@ class Stop(FedstreamError):
 
 
 def refused(error: ProtocolError) -> Stop:
-    """The end of a client that the server does not take, be that said in a session or while weights travel."""
-    return Stop(ExitCode.UNTRUSTED, f"{error.message}: ask the coordinator")
+    """The end of a client that the server does not take, be that said in a session or while weights travel.
+
+    The server's words often say already what to do.
+    """
+    advice = "ask the coordinator"
+    return Stop(ExitCode.UNTRUSTED, error.message if advice in error.message else f"{error.message}: {advice}")
 
 
 def leave(stop: Stop) -> NoReturn:

@@ -218,7 +218,7 @@ async def test_site_whose_certificate_ends_while_it_trains_says_failure_leaves_a
         end_certificates(server, monkeypatch)
         with pytest.raises(Stop, match="this site's certificate has expired; ask the coordinator") as caught:
             await asyncio.wait_for(client, 30.0)
-        assert caught.value.code is ExitCode.UNTRUSTED
+        assert (caught.value.code, caught.value.message.count("ask the coordinator")) == (ExitCode.UNTRUSTED, 1)
         await over(server, 1)
         assert parts_of(server, 1) == {"alpha": ("failed", "the server refused a call: UNAUTHENTICATED")}
         assert "alpha" not in {client.name for client in server.federation.idle}

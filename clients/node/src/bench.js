@@ -1,5 +1,5 @@
 /** The one offer a client works on at a time, and the decisions about it. It outlives the negotiation's streams. */
-import { EXIT, isRefusal, Stop } from './errors.js';
+import { EXIT, isRefusal, notLetIn, Stop } from './errors.js';
 import { Job } from './job.js';
 import { planTrouble, reply } from './reply.js';
 import { seconds, writeDuration } from './wire.js';
@@ -85,9 +85,7 @@ export class Bench {
     const { job } = this;
     if (job === this.#counted || !['delivered', 'failed'].includes(job?.state)) return;
     this.#counted = job;
-    if (isRefusal(job.failure, 'UNAUTHENTICATED', 'PERMISSION_DENIED')) {
-      throw new Stop(EXIT.UNTRUSTED, `${job.failure.message}: ask the coordinator`);
-    }
+    if (isRefusal(job.failure, 'UNAUTHENTICATED', 'PERMISSION_DENIED')) throw notLetIn(job.failure);
     this.#failures = job.trainingFailed ? this.#failures + 1 : 0;
     if (this.#failures < MOST_FAILURES) return;
     throw new Stop(EXIT.TRAINING_FAILED, `training failed ${MOST_FAILURES} times in a row; the log says why`);

@@ -6,7 +6,7 @@ import { Bench } from './bench.js';
 import { Connection } from './connection.js';
 import { fetchModel } from './download.js';
 import { writeDurably } from './durable.js';
-import { EXIT, isRefusal, Refusal, Stop, Trouble } from './errors.js';
+import { EXIT, isRefusal, notLetIn, Refusal, Stop, Trouble } from './errors.js';
 import * as limits from './limits.js';
 import { canonicalSchema, sha256 } from './model.js';
 import { asSafetensors } from './safetensors.js';
@@ -118,9 +118,7 @@ export class Client {
   #judge(error) {
     if (!(error instanceof Refusal) || error.reason === 'LIMIT_EXCEEDED') return error;
     if (error.reason === 'SUPERSEDED') return this.#judgeRival();
-    if (isRefusal(error, 'UNAUTHENTICATED', 'PERMISSION_DENIED', 'NAME_MISMATCH')) {
-      return new Stop(EXIT.UNTRUSTED, `${error.message}: ask the coordinator`);
-    }
+    if (isRefusal(error, 'UNAUTHENTICATED', 'PERMISSION_DENIED', 'NAME_MISMATCH')) return notLetIn(error);
     return new Stop(EXIT.DEFECT, `the server refused this client's message (${error.reason}): ${error.message}`);
   }
 

@@ -47,6 +47,16 @@ export const EXIT = Object.freeze({
 });
 
 /**
+ * How a client ends that the server does not take, be that said in a session or while weights travel. The server's words
+ * often say already what to do.
+ * @param {Refusal} refusal
+ */
+export function notLetIn({ message }) {
+  const advice = 'ask the coordinator';
+  return new Stop(EXIT.UNTRUSTED, message.includes(advice) ? message : `${message}: ${advice}`);
+}
+
+/**
  * Whether the error is the server's decision for one of these reasons.
  * @param {unknown} error
  * @param {...string} reasons

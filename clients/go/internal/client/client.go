@@ -181,7 +181,7 @@ func (c *Client) judge(err error) error {
 	case fault.Superseded:
 		return c.judgeRival()
 	case fault.Unauthenticated, fault.PermissionDenied, fault.NameMismatch:
-		return fault.Stopf(fault.Untrusted, "%s: ask the coordinator", refusal.Message)
+		return fault.NotLetIn(refusal)
 	}
 	return fault.Stopf(fault.Defect,
 		"the server refused this client's message (%s): %s. This is a defect; please report it with the "+

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -92,6 +93,16 @@ func (s *Stop) Error() string { return s.Message }
 // Stopf makes a Stop.
 func Stopf(code int, format string, values ...any) error {
 	return &Stop{code, fmt.Sprintf(format, values...)}
+}
+
+// NotLetIn ends a client that the server does not take, be that said in a session or while weights travel. The server's
+// words often say already what to do.
+func NotLetIn(refusal *Refusal) error {
+	const advice = "ask the coordinator"
+	if strings.Contains(refusal.Message, advice) {
+		return Stopf(Untrusted, "%s", refusal.Message)
+	}
+	return Stopf(Untrusted, "%s: %s", refusal.Message, advice)
 }
 
 // Refused gives the Refusal that err is, if it is one for any of these reasons, or for any reason where none is named.

@@ -148,7 +148,7 @@ func (b *Bench) CheckHealth() error {
 	case b.job.state == Failed:
 		b.counted, b.failures = b.job, 0
 		if refusal.Reason == fault.Unauthenticated || refusal.Reason == fault.PermissionDenied {
-			return fault.Stopf(fault.Untrusted, "%s: ask the coordinator", refusal.Message)
+			return fault.NotLetIn(refusal)
 		}
 	}
 	if b.failures < mostFailures {
