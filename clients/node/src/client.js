@@ -19,7 +19,9 @@ import { readMetrics, writeDuration, writeMeaning } from './wire.js';
 export const SOFTWARE = 'fedstream-node 0.1.0';
 /** A third of 90 days is 30 days, so a look each hour leaves hundreds of tries to a server that is away. */
 const RENEWAL_MS = 3_600_000;
-/** How long nothing of the final model may come, after which the server is taken to be gone; most of it may be one chunk. */
+/**
+ * How long nothing of the final model may come, after which the server is taken to be gone; most of it may be one chunk.
+ */
 const FETCH_MS = 180_000;
 /** Being superseded twice within this time means that another process uses the name. */
 const RIVAL_MS = 300_000;
