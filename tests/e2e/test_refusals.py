@@ -217,7 +217,8 @@ async def test_site_whose_certificate_ends_while_it_trains_says_failure_leaves_a
         await asyncio.to_thread(looking, listening, "training", is_training)
         end_certificates(server, monkeypatch)
         with pytest.raises(Stop, match="this site's certificate has expired; ask the coordinator") as caught:
-            await asyncio.wait_for(client, 30.0)
+            async with asyncio.timeout(30.0):
+                await client
         assert (caught.value.code, caught.value.message.count("ask the coordinator")) == (ExitCode.UNTRUSTED, 1)
         await over(server, 1)
         assert parts_of(server, 1) == {"alpha": ("failed", "the server refused a call: UNAUTHENTICATED")}

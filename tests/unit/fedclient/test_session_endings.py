@@ -136,8 +136,8 @@ async def test_session_of_a_client_that_is_refused_in_a_transfer_says_failure_an
 
     async with scripted(script) as server:
         here.append(server)
-        # As a server does, it refuses what follows too: where a client is writing, gRPC may tell it of its own failure to
-        # send in place of the reason, and the client comes back and asks how far things are.
+        # As a server does, it refuses what follows too: a client that is writing may hear of gRPC's own failure to send
+        # in place of the reason, and then comes back and asks how far things are.
         server.transfer.refusals |= {call: [error] * 9, "GetUploadStatus": [error] * 9}
         stop = await stopped(server.client(tmp_path))
 
