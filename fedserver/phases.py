@@ -145,8 +145,7 @@ async def collect(federation: Federation, work: RoundWork) -> None:
             round_.resume(lost, federation.now)
         began = federation.now
         if federation.disk.trouble is not None:
-            await federation.outlast_disk_trouble()  # which gives the time back
-        looked_at = time.monotonic()
+            await federation.outlast_disk_trouble()
         expired = round_.tick(federation.now)
         reason = _why_closing(federation, round_)
         if reason is not None:
@@ -160,6 +159,7 @@ async def collect(federation: Federation, work: RoundWork) -> None:
         federation.sessions.say(expired)
         federation.stand(FederationState.RUNNING, waiting_for(round_))
         next_event = min(round_.next_event(), kept_at + _KEEPING_SECONDS)
+        looked_at = time.monotonic()  # not before: of what the disk takes, nobody loses anything
         await asyncio.sleep(min(_REST * (federation.now - began), _LONGEST_REST_SECONDS))
         await federation.change(min(next_event - federation.now, _LOOK_SECONDS))
 

@@ -375,6 +375,14 @@ class ClientSuite:
         assert client.wait() == ExitCode.TERMINATED
         server.until("it to have left", lambda look: look.clients["alpha"] == "left")
 
+    async def play_one_round(self, scene: Stage) -> None:
+        """A whole federation, of a server in this process and one client."""
+        settings: dict[str, Any] = {"task": TASK, "task_settings": SETTINGS, "rounds": 1, "min_clients": 1}
+        async with serving(scene.folder, **settings) as (_, listening):
+            data = write_site(scene.folder, seed=1)
+            client = await asyncio.to_thread(self.start, scene, "alpha", listening, data)
+            assert await client.ended() == 0, client.text
+
     async def test_upload_begins_with_an_empty_chunk(self, scene: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
         sizes: list[int] = []
 
@@ -383,11 +391,7 @@ class ClientSuite:
             return admit_chunk(chunk, *place)
 
         monkeypatch.setattr(transfer, "admit_chunk", admit)
-        settings: dict[str, Any] = {"task": TASK, "task_settings": SETTINGS, "rounds": 1, "min_clients": 1}
-        async with serving(scene.folder, **settings) as (_, listening):
-            data = write_site(scene.folder, seed=1)
-            client = await asyncio.to_thread(self.start, scene, "alpha", listening, data)
-            assert await client.ended() == 0, client.text
+        await self.play_one_round(scene)
         assert (sizes[0], [size > 0 for size in sizes[1:]]) == (0, [True] * (len(sizes) - 1))
         assert len(sizes) > 1
 
@@ -402,11 +406,7 @@ class ClientSuite:
             await hear(servicer, client, kind, request)
 
         monkeypatch.setattr(NegotiationServicer, "_hear", noted)
-        settings: dict[str, Any] = {"task": TASK, "task_settings": SETTINGS, "rounds": 1, "min_clients": 1}
-        async with serving(scene.folder, **settings) as (_, listening):
-            data = write_site(scene.folder, seed=1)
-            client = await asyncio.to_thread(self.start, scene, "alpha", listening, data)
-            assert await client.ended() == 0, client.text
+        await self.play_one_round(scene)
         (accepted,) = [one.accept.offer_id for one in heard if one.WhichOneof("kind") == "accept"]
         last = heard[-1].progress
         assert last.phase == negotiation_pb2.PHASE_DOWNLOADING
