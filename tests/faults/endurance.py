@@ -13,11 +13,12 @@ number of rounds.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,18 +69,27 @@ class Meter:
         """Take one reading."""
         now, process = time.monotonic(), Path(f"/proc/{self.pid}")
         status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
-        weights = [path.stat().st_size for path in self.state.glob("*/*.safetensors")]
+        weights = sizes_of(self.state.glob("*/*.safetensors"))
         reading = Reading(
             seconds=now - self.last,
             rss_bytes=int(status["VmRSS"].split()[0]) << 10,
             open_files=len(list((process / "fd").iterdir())),
             threads=int(status["Threads"]),
-            database_bytes=sum(path.stat().st_size for path in self.state.glob("state.db*")),
+            database_bytes=sum(sizes_of(self.state.glob("state.db*"))),
             weights_bytes=sum(weights),
             weights_files=len(weights),
         )
         self.readings.append(reading)
         self.last = now
+
+
+def sizes_of(paths: Iterable[Path]) -> list[int]:
+    """Of those that are still there: the server removes files while they are listed."""
+    found = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            found.append(path.stat().st_size)
+    return found
 
 
 async def take_part(listening: Listening, index: int, rounds: int, on_over: Callable[[int], None]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import crash_points
+from tests.faults.endurance import sizes_of
 from tests.faults.forgetful import ForgetfulFileSystem, Power, PowerCut, Survival
 from tests.faults.phases import ClientPhase, ClientTracker, Phase, PhaseTracker
 from tests.faults.proxy import FaultProxy, Weather
@@ -83,6 +84,11 @@ async def test_crash_points_on_a_disk_that_lies_about_syncing_find_the_loss(
     monkeypatch.setattr(ForgetfulFileSystem, "sync", no_sync)
     found = await crash_points.run(Order(count=12, seed=1, folder=tmp_path))
     assert any("lost or torn" in problem or "torn model" in problem for problem in found.problems)
+
+
+def test_meter_leaves_out_files_that_are_removed_while_it_lists_them(tmp_path: Path) -> None:
+    (tmp_path / "kept").write_bytes(b"four")
+    assert sizes_of(tmp_path / name for name in ("removed", "kept")) == [4]
 
 
 def write_and_crash(folder: Path, *, sync: bool, sync_folder: bool, survival: Survival) -> dict[str, bytes]:
