@@ -21,7 +21,7 @@ from fedclient import outcome
 from fedclient.calls import Patience, plain_words, until_done
 from fedclient.config import ClientConfig
 from fedclient.connection import Connection
-from fedclient.display import Display, megabytes
+from fedclient.display import Display
 from fedclient.ending import Ending, EndingNote
 from fedclient.events import FederationOutcome, RoundOutcome, TaskOnOffer
 from fedclient.exit_codes import ExitCode, Stop, refused
@@ -40,6 +40,7 @@ from fedstream.errors import (
     Unauthenticated,
 )
 from fedstream.files import FileSystem, RealFileSystem, make_durable
+from fedstream.sizes import part_of
 from fedtask.task import TaskError
 from fedtask.worker import WorkerCrashed
 
@@ -281,7 +282,7 @@ class Client:
         return True
 
     def _show_fetched(self, done: int, total: int) -> None:
-        self._display.idle(f"fetching the final model: {megabytes(done, total)}")
+        self._display.idle(f"fetching the final model: {part_of(done, total)}")
 
     def _saved(self, ending: FederationOutcome) -> tuple[Path, ...] | None:
         """The files of these final models, if this process or an earlier one has saved them."""

@@ -91,8 +91,3 @@ class TerminalDisplay:
 
     def close(self) -> None:
         self._bar.stop()
-
-
-def megabytes(done: int, total: int) -> str:
-    """`3.1 of 9.0 MB`."""
-    return f"{done / 1e6:.1f} of {total / 1e6:.1f} MB"

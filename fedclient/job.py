@@ -20,7 +20,7 @@ import structlog
 
 from fedclient.calls import Patience
 from fedclient.connection import Connection
-from fedclient.display import Display, megabytes
+from fedclient.display import Display
 from fedclient.download import Downloader, ForeignModel
 from fedclient.events import Offer, Phase, Progress
 from fedclient.full_disk import when_the_disk_can
@@ -45,6 +45,7 @@ from fedstream.errors import (
     UnknownModel,
 )
 from fedstream.plan import Plan
+from fedstream.sizes import part_of
 from fedtask.messages import LocalUpdate
 from fedtask.task import EpochReport
 
@@ -214,7 +215,7 @@ class Job:
     async def _fetch_base(self, terms: Terms) -> LocalModel:
         def on_bytes(done: int, total: int) -> None:
             fraction = done / total if total else 1.0
-            self._show(Progress(Phase.DOWNLOADING, fraction=fraction), megabytes(done, total))
+            self._show(Progress(Phase.DOWNLOADING, fraction=fraction), part_of(done, total))
 
         shop, digest = self.workshop, self.offer.base.digest
         self._show(Progress(Phase.DOWNLOADING))
@@ -259,7 +260,7 @@ class Job:
     async def _upload(self, base: LocalModel, finished: FinishedUpdate, terms: Terms) -> Delivery:
         def on_bytes(done: int, total: int) -> None:
             fraction = done / total if total else 1.0
-            self._show(Progress(Phase.UPLOADING, fraction=fraction), megabytes(done, total))
+            self._show(Progress(Phase.UPLOADING, fraction=fraction), part_of(done, total))
 
         update = finished.update
         pack = partial(self.workshop.packer.pack, base, finished, terms.encoding, self.offer.upload_id)

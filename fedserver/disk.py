@@ -12,6 +12,7 @@ from fedserver.store import State
 from fedserver.store.disk import WAYS_OUT, DiskTrouble, FreeBytes, free_bytes, trouble_of
 from fedstream import limits
 from fedstream.errors import FedstreamError, LimitExceeded
+from fedstream.sizes import size
 
 log = structlog.get_logger()
 
@@ -98,10 +99,6 @@ class DiskWatch:
         if free >= needed:
             return ""
         return (
-            f"for disk space: {_megabytes(free)} are free where {self._state.folder} is, a round with {cohort_size} "
-            f"sites may need {_megabytes(needed)} (min_free_bytes included)"
+            f"for disk space: {size(free)} are free where {self._state.folder} is, a round with {cohort_size} "
+            f"sites may need {size(needed)} (min_free_bytes included)"
         )
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.0f} MB"

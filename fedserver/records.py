@@ -14,6 +14,7 @@ from fedserver.coordinator.round import Round
 from fedserver.federation import Federation, FederationState
 from fedserver.traffic import Traffic
 from fedstream.manifest import Digest
+from fedstream.sizes import size
 from fedtask.report import (
     ClientRecord,
     Contribution,
@@ -127,7 +128,7 @@ def _model_words(federation: Federation) -> str:
     schema = federation.schema
     trainable = sum(spec.num_elements for spec in schema if spec.trainable)
     values = sum(spec.num_elements for spec in schema)
-    return f"{len(schema)} tensors, {values:,} values, {trainable:,} of them trained, {schema.size_bytes / 1e6:.1f} MB"
+    return f"{len(schema)} tensors, {values:,} values, {trainable:,} of them trained, {size(schema.size_bytes)}"
 
 
 def _last_success(rounds: Sequence[RoundRecord]) -> int | None:

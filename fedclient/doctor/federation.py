@@ -9,6 +9,7 @@ from fedclient.exit_codes import Stop
 from fedclient.training import choose_task
 from fedstream.checkup.runner import Result, failed, ok, warning
 from fedstream.schema import TaskMeaning
+from fedstream.sizes import size
 from fedtask.registry import create_task
 from fedtask.task import TaskError
 from fedtask.worker import TaskWorker, WorkerCrashed
@@ -61,6 +62,6 @@ async def model(scene: Scene) -> Result:
     finally:
         await asyncio.shield(worker.close())
     if schema.digest() == federation.schema_sha256:
-        return ok(f"{len(schema)} tensors, {schema.size_bytes / 1e6:.1f} MB, as in the federation")
+        return ok(f"{len(schema)} tensors, {size(schema.size_bytes)}, as in the federation")
     advice = "Install the versions of fedstream and keras that the server has; `fedclient run` names the tensors"
     return failed("the model built here has other tensors than the federation's", advice)

@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 
 from fedclient.preview.contract import Kind, content, fields_of, kinds
 from fedclient.preview.messages import Facts, reply_to_default_plan, travelling
+from fedstream.sizes import size
 
 NEVER = (
     "images, or what the network makes of any one of them",
@@ -61,7 +62,7 @@ def _tensors(facts: Facts) -> Iterator[str]:
     schema = facts.site.description.schema
     moving = travelling(schema)
     total = sum(spec.size_bytes for spec in moving)
-    yield f"Tensors whose values an update brings: {len(moving)} of {len(schema)}, {total / 1e6:.1f} MB unencoded."
+    yield f"Tensors whose values an update brings: {len(moving)} of {len(schema)}, {size(total)} unencoded."
     yield from (f"  {spec.describe()}, {spec.size_bytes} bytes" for spec in moving)
 
 

@@ -10,6 +10,7 @@ from fedserver.exit_codes import ExitCode, fail
 from fedserver.store import DamagedFile, StateError
 from fedserver.store.backup import BackupError, Contents, back_up
 from fedserver.store.restore import restore
+from fedstream.sizes import size
 
 _KEY_NOTE = (
     "It holds the private keys of the server and of its authority: whoever has them can pass for this server "
@@ -25,7 +26,7 @@ def make_backup(state: Path, out: Path) -> None:
         raise fail(str(error), ExitCode.BAD_STATE) from error
     except BackupError as error:
         raise fail(str(error), ExitCode.FAILED) from error
-    typer.echo(f"backed up {_size(contents)} to {out}")
+    typer.echo(f"backed up {_contents(contents)} to {out}")
     if contents.has_key:
         typer.echo(_KEY_NOTE)
 
@@ -36,10 +37,11 @@ def restore_backup(backup: Path, state: Path) -> None:
         contents = restore(backup, state)
     except BackupError as error:
         raise fail(str(error), ExitCode.FAILED) from error
-    typer.echo(f"restored {_size(contents)} to {state}, every byte checked; go on with `fedserver run --state {state}`")
+    go_on = f"go on with `fedserver run --state {state}`"
+    typer.echo(f"restored {_contents(contents)} to {state}, every byte checked; {go_on}")
     if contents.has_key:
         typer.echo("The private keys are among them: sites know this server again, and their certificates go on.")
 
 
-def _size(contents: Contents) -> str:
-    return f"{len(contents.files)} files ({contents.size_bytes / 1e6:,.1f} MB)"
+def _contents(contents: Contents) -> str:
+    return f"{len(contents.files)} files ({size(contents.size_bytes)})"

@@ -23,6 +23,7 @@ from fedserver.commands.admin import CALL_SECONDS
 from fedserver.commands.status import picture
 from fedserver.exit_codes import ExitCode, fail
 from fedserver.store.state import read_contact
+from fedstream.sizes import size
 from fedstream.v1 import admin_pb2, admin_pb2_grpc
 from fedtask.brain_mri.settings import DEMO, Preset
 
@@ -280,6 +281,6 @@ def _show_result(plan: DemoPlan, console: Console) -> None:
     if accuracy is not None and loss is not None:
         scores = f"holdout accuracy {accuracy:.4f}, loss {loss:.4f}{kind}"
         console.print(f"\nBest global model: round {summary['best_round']}, {scores}.")
-    seconds, moved = summary["duration_seconds"], summary["bytes_moved"] / 1e6
-    console.print(f"{summary['rounds']} rounds in {seconds:.0f} s, {moved:.1f} MB moved.")
+    seconds, moved = summary["duration_seconds"], size(summary["bytes_moved"])
+    console.print(f"{summary['rounds']} rounds in {seconds:.0f} s, {moved} moved.")
     console.print(f"Report: {plan.out / 'report' / 'report.html'}   Models: {plan.out / 'models'}{os.sep}")

@@ -22,6 +22,7 @@ from fedserver.commands.admin import (
 from fedserver.exit_codes import ExitCode, fail
 from fedserver.services.round_messages import write_detail, write_records
 from fedserver.store.rounds import records
+from fedstream.sizes import part_of, size
 from fedstream.v1 import admin_pb2, negotiation_pb2
 
 _OUTCOMES = ("completed", "quarantined", "declined", "withdrawn", "failed", "expired", "cancelled")
@@ -79,8 +80,8 @@ def _round_row(one: admin_pb2.Round) -> Sequence[str]:
         _counts(one.counts),
         _decimal(metrics.get("accuracy")),
         _decimal(metrics.get("loss")),
-        _megabytes(one.bytes_received),
-        _megabytes(one.bytes_sent),
+        size(one.bytes_received),
+        size(one.bytes_sent),
         one.reason,
     )
 
@@ -107,7 +108,7 @@ def _part_row(part: admin_pb2.Participation, now: float) -> Sequence[str]:
         part.client_name,
         "at work" if at_work else outcome,
         _doing(part) if at_work else "",
-        f"{part.committed_size / 1e6:.2f}/{_megabytes(part.body_size_bytes)}" if part.body_size_bytes else "",
+        part_of(part.committed_size, part.body_size_bytes) if part.body_size_bytes else "",
         str(part.num_examples or ""),
         f"{part.weight:.3f}" if part.weight else "",
         span(part.duration.ToTimedelta().total_seconds()),
@@ -125,7 +126,3 @@ def _doing(part: admin_pb2.Participation) -> str:
 
 def _decimal(value: float | None) -> str:
     return f"{value:.4f}" if value is not None else ""
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.2f} MB"

@@ -6,11 +6,11 @@ import resource
 
 from fedserver.config import ServerConfig
 from fedserver.open_files import MOST
-from fedstream.checkup.machine import GIB, available_memory, judge_memory
+from fedstream.checkup.machine import GB, available_memory, judge_memory
 from fedstream.checkup.runner import Result, ok, warning
 
-_WORKING_BYTES = 2 * GIB
-"""The server with a model of some 10 MB takes 0.2 GiB, and its worker with tensorflow, which scores models, 1.5 GiB."""
+_WORKING_BYTES = 2 * GB
+"""The server with a model of some 10 MB takes 0.2 GB, and its worker with tensorflow, which scores models, 1.6 GB."""
 
 _FEW_FILES = 1_024
 _FILES_PER_SITE = 2

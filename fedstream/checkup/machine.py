@@ -10,8 +10,9 @@ import tempfile
 from pathlib import Path
 
 from fedstream.checkup.runner import Result, failed, ok, warning
+from fedstream.sizes import size
 
-GIB, MIB = 2**30, 2**20
+GB, MB = 10**9, 10**6
 
 
 def judge_memory(wanted_bytes: int, purpose: str, available_bytes: int | None) -> Result:
@@ -64,8 +65,3 @@ def _try_to_write(folder: Path) -> None:
         file.write(bytes(4096))
         file.flush()
         os.fsync(file.fileno())
-
-
-def size(count: int) -> str:
-    """Bytes for people: `3.2 GiB`, `512 MiB`."""
-    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / MIB:.0f} MiB"

@@ -32,16 +32,6 @@ def number(value: float | None, digits: int = 4) -> str:
     return NOTHING if value is None else f"{value:.{digits}f}"
 
 
-def size(num_bytes: int) -> str:
-    """`12.3 MiB`."""
-    value = float(num_bytes)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
-
-
 def duration(seconds: float | None) -> str:
     """`2 h 03 min`, `3 min 20 s`, `4.2 s`."""
     if seconds is None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jinja2
 
+from fedstream.sizes import size
 from fedtask.report import tables, tensorboard, words
 from fedtask.report.record import FederationRecord, headline_evaluation, record_from_json, record_to_json
 from fedtask.task import Evaluation
@@ -76,6 +77,7 @@ def page(record: FederationRecord, embedded: dict[str, dict[str, str]]) -> str:
     shown = _shown_evaluations(record)
     return environment.get_template("report.html.j2").render(
         record=record,
+        size=size,
         words=words,
         evaluation=evaluation,
         measured_on=measured_on,

@@ -245,7 +245,7 @@ async def test_small_disk_that_fills_up_delays_a_federation_and_loses_nothing(sm
         ballast = fill(small_disk, 1_000_000)
         await site.join("alpha", server)
         state, reason = await status_of(listening)
-        assert (state, reason.startswith("for disk space: 1 MB are free where ")) == ("FEDERATION_STATE_WAITING", True)
+        assert (state, " are free where " in reason) == ("FEDERATION_STATE_WAITING", True)
         ballast.unlink()
         upload_id = (await site.agree()).upload_id
         weights = random_weights(schema, 1)

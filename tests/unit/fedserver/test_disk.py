@@ -18,6 +18,7 @@ from fedserver.store import StateReader, UpdateFacts, retention
 from fedserver.store.disk import DiskTrouble, trouble_of
 from fedserver.verification import verify
 from fedstream.manifest import described, manifest_of
+from fedstream.sizes import size as shown
 from tests.support.bench import SCHEMA, Bench
 from tests.support.full_disk import FullDisk
 from tests.support.tasks import random_weights
@@ -156,8 +157,8 @@ async def test_round_is_not_offered_before_there_is_space_for_it(tmp_path: Path)
         assert bench.federation.round is None
         standing = bench.federation.standing
         assert standing.state is FederationState.WAITING
-        assert standing.reason.startswith("for disk space: 0 MB are free where ")
-        assert "a round with 2 sites may need 0 MB" in standing.reason
+        assert standing.reason.startswith(f"for disk space: {shown(space.free)} are free where ")
+        assert f"a round with 2 sites may need {shown(3 * size + 1000)}" in standing.reason
         space.free += 1
         assert (await asyncio.wait_for(running, 20)).model is not None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedstream.checkup.machine import GIB, MIB, available_memory, existing_part, judge_folder, judge_memory
+from fedstream.checkup.machine import GB, MB, available_memory, existing_part, judge_folder, judge_memory
 from fedstream.checkup.runner import Verdict
 
 pytestmark = pytest.mark.numpy_task
@@ -23,18 +23,18 @@ def machine(folder: Path, free_kib: int, limit: str | None, used: int = 0) -> in
 
 def test_available_memory_is_the_systems_or_the_containers_whichever_is_less(tmp_path: Path) -> None:
     assert available_memory(tmp_path, tmp_path) is None
-    assert machine(tmp_path, 4 * 1024, None) == 4 * MIB
-    assert machine(tmp_path, 4 * 1024, "max") == 4 * MIB
-    assert machine(tmp_path, 4 * 1024, str(3 * MIB), MIB) == 2 * MIB
+    assert machine(tmp_path, 4000, None) == 4_096_000
+    assert machine(tmp_path, 4000, "max") == 4_096_000
+    assert machine(tmp_path, 4000, str(3 * MB), MB) == 2 * MB
 
 
 def test_memory_that_is_short_is_a_warning_with_both_figures() -> None:
-    result = judge_memory(2 * GIB, "training", 512 * MIB)
+    result = judge_memory(2 * GB, "training", 512 * MB)
 
-    assert (result.verdict, result.found) == (Verdict.WARNING, "512 MiB available")
-    assert result.advice.startswith("training takes about 2.0 GiB: ")
-    assert judge_memory(2 * GIB, "training", 2 * GIB).verdict is Verdict.OK
-    assert judge_memory(2 * GIB, "training", None).verdict is Verdict.OK
+    assert (result.verdict, result.found) == (Verdict.WARNING, "512.0 MB available")
+    assert result.advice.startswith("training takes about 2.0 GB: ")
+    assert judge_memory(2 * GB, "training", 2 * GB).verdict is Verdict.OK
+    assert judge_memory(2 * GB, "training", None).verdict is Verdict.OK
 
 
 def test_folder_that_is_there_or_can_be_made_is_fine_and_stays_as_it_was(tmp_path: Path) -> None:

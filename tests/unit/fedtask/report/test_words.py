@@ -21,14 +21,6 @@ def test_percent_says_100_only_of_a_perfect_share(value: float | None, text: str
 
 
 @pytest.mark.parametrize(
-    ("num_bytes", "text"),
-    [(0, "0 bytes"), (1023, "1023 bytes"), (1024, "1.0 KiB"), (9_400_000, "9.0 MiB"), (2 << 40, "2.0 TiB")],
-)
-def test_size_uses_the_largest_unit_that_fits(num_bytes: int, text: str) -> None:
-    assert words.size(num_bytes) == text
-
-
-@pytest.mark.parametrize(
     ("seconds", "text"),
     [(None, "–"), (4.24, "4.2 s"), (59.96, "1 min 00 s"), (200, "3 min 20 s"), (7380, "2 h 03 min")],
 )

@@ -149,7 +149,7 @@ def test_page_says_the_result_its_interval_and_its_limits(make_record: MakeRecor
         "97.5% on the holdout, round 2",
         "mean 87.5%: north 75.0%, south 100%",
         "1 min 34 s",
-        "19.9 KiB: 5.3 KiB from clients, 14.6 KiB to clients",
+        "20.4 kB: 5.4 kB from clients, 15.0 kB to clients",
         "declined at the handshake : its model differs: head/kernel",
         "no sign of life for 60 s",
         "best model (round 2), holdout",
