@@ -245,15 +245,18 @@ async def collect_garbage(federation: Federation) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What there is of a federation that is over: the folders of report and models, `None` of what was not made."""
+    """What there is of a federation that is over: the folders of report and models, `None` of what was not made, and
+    whether the score on the test set is there, if one was asked for."""
 
     report: Path | None = None
     models: Path | None = None
+    test: bool = False
 
     @property
     def missing(self) -> list[str]:
         """What was not made, or not whole."""
-        return [name for name, folder in (("report", self.report), ("models", self.models)) if folder is None]
+        made = {"report": self.report, "models": self.models, "score on the test set": self.test or None}
+        return [name for name, there in made.items() if there is None]
 
 
 async def finish(federation: Federation, reason: str) -> Made:
@@ -266,7 +269,8 @@ async def finish(federation: Federation, reason: str) -> Made:
     folder = federation.config.out / "models"
     files, whole = await _export(federation, best, last, folder)
     record = federation_record(federation, reason, test, federation.evaluator.test_summary, files)
-    return Made(await _report(federation, record), folder if whole else None)
+    report = await _report(federation, record)
+    return Made(report, folder if whole else None, test=test is not None or federation.config.test is None)
 
 
 async def _report(federation: Federation, record: FederationRecord) -> Path | None:

@@ -91,7 +91,7 @@ def _ended(reason: str, made: Made) -> ExitCode:
         log.info("finished", reason=reason, report=str(made.report))
         return ExitCode.FINISHED
     there = {"report": str(made.report)} if made.report is not None else {}
-    hint = "see the errors before; `fedserver export` writes models from the state directory"
+    hint = "see the errors before; `fedserver export` writes models from the state directory, `evaluate` scores one"
     log.error("finished, but not all was made", reason=reason, missing=" and ".join(made.missing), hint=hint, **there)
     return ExitCode.FAILED
 

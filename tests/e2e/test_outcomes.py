@@ -128,6 +128,18 @@ def test_federation_whose_report_and_models_cannot_be_written_names_them_and_end
     assert "report" not in last
 
 
+def test_federation_whose_test_set_cannot_be_read_makes_the_rest_and_ends_as_failed(scene: Stage) -> None:
+    (scene.folder / "unseen").mkdir()
+    (scene.folder / "unseen" / "holdout.npz").write_bytes(b"no archive")
+    few = ("--min-clients", "2", "--join-timeout-seconds", "1", "--log-json")
+    server = scene.server(*few, "--test", str(scene.folder / "unseen"))
+    assert server.wait() == ExitCode.FAILED
+    [last] = server.said("finished, but not all was made")
+    assert last["missing"] == "score on the test set"
+    assert server.summary["test_evaluation"] is None
+    assert (server.out / "models" / "GLOBAL_MODEL.safetensors").exists()
+
+
 async def test_round_that_everybody_declines_fails_and_the_next_one_goes_on_from_the_same_model(tmp_path: Path) -> None:
     async with members(tmp_path, ("alpha", "beta"), min_clients=2, holdout="phantom") as (server, _, alpha, beta):
         first = [(await site.hear()).offer for site in (alpha, beta)]
