@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Protocol
 
 import structlog
@@ -12,6 +13,9 @@ from fedclient.events import Phase, Progress
 log = structlog.get_logger()
 
 _SECONDS_BETWEEN_LINES = 5.0
+
+_BESIDES_TEXT = len(" ━━━━━━━━━━ 0:00:00 ")
+"""Of a terminal's line: a bar that still shows how far it is, the time, and what separates the columns."""
 
 
 class Display(Protocol):
@@ -74,17 +78,21 @@ class TerminalDisplay:
         self._bar.start()
 
     def show(self, round_number: int, progress: Progress, note: str = "") -> None:
-        words = [f"round {round_number}", progress.phase.value]
-        if progress.epoch:
-            words.append(f"epoch {progress.epoch}/{progress.epochs}")
-        figures = [f"{name} {value:.4f}" for name, value in progress.metrics.items() if value is not None][:4]
-        self._bar.update(
-            self._task,
-            description=" · ".join(words),
-            total=1.0,
-            completed=progress.fraction,
-            note=note or ", ".join(figures),
-        )
+        doing = f"epoch {progress.epoch}/{progress.epochs}" if progress.epoch else progress.phase.value
+        words = f"round {round_number} · {doing}"
+        note = note or self._as_many_as_fit(progress.metrics, self._bar.console.width - _BESIDES_TEXT - len(words))
+        self._bar.update(self._task, description=words, total=1.0, completed=progress.fraction, note=note)
+
+    @staticmethod
+    def _as_many_as_fit(metrics: Mapping[str, float | None], room: int) -> str:
+        """The first metrics, in so many columns: of a line that is too long, rich would cut the words before them."""
+        note = ""
+        for figure in (f"{name} {value:.4f}" for name, value in metrics.items() if value is not None):
+            longer = f"{note}, {figure}" if note else figure
+            if len(longer) > room:
+                break
+            note = longer
+        return note
 
     def idle(self, text: str) -> None:
         self._bar.update(self._task, description=text, total=None, note="")
