@@ -124,7 +124,9 @@ RESTORE = "restore a backup (`fedserver restore`), or give another --state to be
 
 
 class Database:
-    """One connection, shared by threads.
+    """One connection that writes, and one that reads beside it: both are shared by threads.
+
+    A commit waits for the medium, and whoever reads is not to wait with it: that is the event loop.
 
     Args:
         path: of the file; made if need be, unless it is only read.
@@ -137,14 +139,17 @@ class Database:
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
-        self._lock = threading.RLock()  # guards the connection; nothing else is called under it
+        # Each guards its connection; nothing else is called under it.
+        self._lock = self._reading_lock = threading.RLock()
         self.interrupted = ""
         """Where the log's last commit is spoilt, by a power cut before it was acknowledged, or by the disk."""
         try:
             self._check_log(path.with_name(f"{path.name}-wal"))
-            self._connection = _connect_reading(path) if read_only else _connect_writing(path)
+            self._connection = self._reading = _connect_reading(path) if read_only else _connect_writing(path)
             try:
                 self._prepare(read_only=read_only)
+                if not read_only:
+                    self._reading, self._reading_lock = _connect_beside(path), threading.RLock()
             except BaseException:
                 self._connection.close()  # also lets go of a conversion that broke off
                 raise
@@ -210,19 +215,19 @@ class Database:
             raise sqlite3.DatabaseError(f"not what was written there: {named}")
 
     def query(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-        """All rows of a statement that only reads."""
-        with self._lock:
-            return self._connection.execute(sql, values).fetchall()
+        """All rows of a statement that only reads. Of a transaction that is under way it sees nothing."""
+        with self._reading_lock:
+            return self._reading.execute(sql, values).fetchall()
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """What is queried inside the block is of one instant, whatever a server writes meanwhile."""
-        with self._lock:
-            self._connection.execute("BEGIN")
+        with self._reading_lock:
+            self._reading.execute("BEGIN")
             try:
                 yield
             finally:
-                self._connection.execute("COMMIT")
+                self._reading.execute("COMMIT")
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Cursor]:
@@ -255,7 +260,9 @@ class Database:
             target.close()
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close both connections."""
+        with self._reading_lock:
+            self._reading.close()
         with self._lock:
             self._connection.close()
 
@@ -284,6 +291,12 @@ def _connect_writing(path: Path) -> sqlite3.Connection:
     path.chmod(0o600)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
+    return connection
+
+
+def _connect_beside(path: Path) -> sqlite3.Connection:
+    connection = _connected(str(path))
+    connection.execute("PRAGMA query_only = ON")
     return connection
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -114,13 +115,46 @@ def test_database_that_is_gone_though_models_are_there_is_not_begun_anew(tmp_pat
 
 def test_refused_transaction_does_not_hold_up_the_next_one(tmp_path: Path) -> None:
     database = Database(tmp_path / "some.db")
-    database.query("PRAGMA max_page_count = 30")
+    database.execute("PRAGMA max_page_count = 30")
     with pytest.raises(sqlite3.OperationalError, match="full") as caught:
         database.execute("INSERT INTO facts VALUES ('a', ?)", "x" * 1_000_000)
     assert caught.value.sqlite_errorcode == sqlite3.SQLITE_FULL
-    database.query("PRAGMA max_page_count = 3000")
+    database.execute("PRAGMA max_page_count = 3000")
     database.execute("INSERT INTO facts VALUES ('a', ?)", "x" * 1_000_000)
     assert database.query("SELECT length(value) FROM facts") == [(1_000_000,)]
+    database.close()
+
+
+def test_query_does_not_wait_for_a_commit_and_sees_nothing_of_it_before(tmp_path: Path) -> None:
+    database = Database(tmp_path / "some.db")
+    begun, go = threading.Event(), threading.Event()
+
+    def slow_commit() -> None:
+        with database.transaction() as cursor:
+            cursor.execute("INSERT INTO facts VALUES ('a', '1')")
+            begun.set()
+            assert go.wait(20.0)  # as a medium that takes its time
+
+    writing = threading.Thread(target=slow_commit)
+    writing.start()
+    try:
+        assert begun.wait(20.0)
+        reading = threading.Thread(target=lambda: seen.append(database.query("SELECT count(*) FROM facts")))
+        seen: list[list[tuple[int]]] = []
+        reading.start()
+        reading.join(10.0)
+        assert seen == [[(0,)]]
+    finally:
+        go.set()
+        writing.join()
+    assert database.query("SELECT count(*) FROM facts") == [(1,)]
+    database.close()
+
+
+def test_query_changes_nothing(tmp_path: Path) -> None:
+    database = Database(tmp_path / "some.db")
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        database.query("INSERT INTO facts VALUES ('a', '1')")
     database.close()
 
 

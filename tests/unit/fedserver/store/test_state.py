@@ -207,7 +207,7 @@ def test_transaction_that_fails_changes_nothing_and_the_next_one_works(database:
 
 
 def test_transaction_refused_at_its_commit_changes_nothing_and_the_next_one_works(database: Database) -> None:
-    database.query("PRAGMA foreign_keys = ON")
+    database._connection.execute("PRAGMA foreign_keys = ON")
     database.execute("CREATE TABLE child (fact TEXT REFERENCES facts (key) DEFERRABLE INITIALLY DEFERRED)")
     with pytest.raises(sqlite3.IntegrityError):
         database.execute("INSERT INTO child VALUES ('nobody')")
@@ -217,8 +217,9 @@ def test_transaction_refused_at_its_commit_changes_nothing_and_the_next_one_work
 
 
 def test_database_writes_ahead_and_waits_for_the_medium(database: Database, tmp_path: Path) -> None:
-    assert database.query("PRAGMA journal_mode") == [("wal",)]
-    assert database.query("PRAGMA synchronous") == [(2,)]
+    with database.transaction() as cursor:
+        assert cursor.execute("PRAGMA journal_mode").fetchall() == [("wal",)]
+        assert cursor.execute("PRAGMA synchronous").fetchall() == [(2,)]
     database.close()
 
 
