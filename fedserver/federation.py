@@ -176,6 +176,10 @@ class Federation:
         await comes(self._changed, timeout_seconds)
         self._changed.clear()
 
+    async def rest(self, seconds: float) -> None:
+        """Return when the time is up, whatever changes meanwhile, or at once when the federation is to stop."""
+        await comes(self.stop_requested, seconds)
+
     def apply(self, effects: list[Effect]) -> None:
         """Say what a state machine wants said, and wake the driver."""
         self.sessions.say(effects)
@@ -312,7 +316,7 @@ class Federation:
             whatever_it_says = False
             words = f"{self.disk.words()}; {self.disk.ways_out()}, and the server goes on by itself"
             self.stand(FederationState.WAITING, f"for the disk: {words}")
-            await self.change(self.disk.retry_seconds)
+            await self.rest(self.disk.retry_seconds)
         if self.round is not None:
             self.round.postpone(self.now - since)
         self.register.catch_up()
@@ -353,7 +357,7 @@ class Federation:
 
 
 def plan_seed(seed: int, round_number: int, rank: int) -> int:
-    """The seed of one client's fine-tune: repeatable, and different for every client and round."""
+    """The seed of one client's fine-tune: repeatable, and different for every client of a round."""
     return seed * 1_000_003 + round_number * 1_009 + rank
 
 

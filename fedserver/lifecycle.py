@@ -188,7 +188,7 @@ async def run_rounds(federation: Federation, desk: Desk) -> str:
         if stopping is not None:
             return stopping
         if work.model is None:
-            await federation.change(federation.config.retry_delay_seconds)
+            await federation.rest(federation.config.retry_delay_seconds)
         number += 1
     return f"all {federation.config.rounds} rounds done"
 
@@ -206,6 +206,8 @@ async def revive(federation: Federation, desk: Desk) -> Round | None:
     Raises:
         StateError: it started from another model than the last one there is.
     """
+    if federation.history:
+        desk.remember(federation.history[-1].number)
     left = unfinished(federation.state.database)
     if left is None or federation.model is None:
         desk.open()
@@ -330,6 +332,7 @@ async def say_farewell(federation: Federation, reason: str) -> None:
     if best is None or last is None:
         return
     log.debug("phase", name="farewell")
+    was_stopped = federation.stop_requested.is_set()
     outcome = TellFederationOutcome("", reason, ref_of(last), ref_of(best), federation.metrics_of_best())
     federation.outcome = outcome
     federation.sessions.say(
@@ -341,10 +344,28 @@ async def say_farewell(federation: Federation, reason: str) -> None:
         are_back = await _let_come_back(federation)
         if fetching := sorted(federation.sessions.clients):
             federation.stand(FederationState.FINISHING, f"the final models are fetched by {names_of(fetching)}")
-        await federation.sessions.drained(until - federation.now)
+        if await _stopped_before_drained(federation, until, heeds=not was_stopped):
+            log.warning("ending before these sites have the final models", sites=names_of(fetching))
+            return
         # One may be cut off, or killed, between hearing the outcome and having the final model.
         if not are_back or not _cut_off(federation):
             return
+
+
+async def _stopped_before_drained(federation: Federation, until: float, *, heeds: bool) -> bool:
+    """Wait until all sessions have ended, or the time is up; whether a stop came before.
+
+    Not that stop by which the federation came to its end, which is no reason to leave its sites without a model.
+    """
+    drained = asyncio.create_task(federation.sessions.drained(until - federation.now))
+    stopped = asyncio.create_task(federation.stop_requested.wait() if heeds else asyncio.Event().wait())
+    try:
+        await asyncio.wait({drained, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        return not drained.done()
+    finally:
+        for task in (drained, stopped):
+            task.cancel()
+        await asyncio.gather(drained, stopped, return_exceptions=True)
 
 
 async def keep_working_time(federation: Federation) -> None:

@@ -201,6 +201,10 @@ class Desk:
         """Return once the desk is open."""
         await self._restored.wait()
 
+    def remember(self, number: int) -> None:
+        """Say again how uploads of a round ended that an earlier process has brought to its end."""
+        self._tray.remember(number)
+
     async def restore(self) -> None:
         """Take up the uploads of a round that an earlier process left, and fold again what was in.
 

@@ -14,7 +14,7 @@ from fedserver.coordinator.participation import Outcome, Participation
 from fedserver.desk.tray import OpenUpload, Tray, UploadStatus
 from fedserver.federation import Federation
 from fedserver.store import Upload, UploadState
-from fedserver.store.rounds import ParticipationRow, being_late, part_of_upload
+from fedserver.store.rounds import ParticipationRow, being_late, late_updates, part_of_upload
 from fedserver.store.uploads import settled
 from fedstream.errors import DigestMismatch, RoundClosed
 
@@ -69,11 +69,11 @@ async def note_late(tray: Tray, upload_id: str) -> None:
         return
     number, part = known
     is_over = part.outcome not in (None, Outcome.COMPLETED, Outcome.QUARANTINED)
-    if is_over and upload_id not in tray.noted_late and tray.finished(upload_id) is None:
+    # What was said of it first stays, be it by an earlier process: the whole update may be kept aside.
+    if is_over and part.rank not in late_updates(federation.state.database, number):
         reason = f"{_reason(number, part)}; nothing of it was taken"
         log.warning("update came too late", client=part.client, reason=reason)
         await federation.state.journal.write(being_late(number, part.rank, reason))
-        tray.noted_late.add(upload_id)
     if federation.round is None or number != federation.round.number:
         raise RoundClosed(f"round {number} is over", round=number)
 

@@ -10,7 +10,11 @@ from fedserver.desk.inspection import Inspection
 from fedserver.desk.threads import ByteThreads
 from fedserver.federation import Federation
 from fedserver.store import Upload, UploadState
+from fedserver.store.uploads import ended_uploads
 from fedstream.errors import LimitExceeded, UnknownUpload
+
+_FREE_BEGINNINGS = 3
+"""So many times an update may come whole, as after a digest that did not match, before its bytes count as resent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,14 @@ class UploadStatus:
 
 
 @dataclass(slots=True)
+class Received:
+    """How many bytes of an update came, new or not, and how often it was begun: anew where a digest did not match."""
+
+    num_bytes: int = 0
+    beginnings: int = 0
+
+
+@dataclass(slots=True)
 class OpenUpload:
     """An upload at work. A newer stream of it sets `superseded` of the older one and waits for `writer`."""
 
@@ -32,7 +44,7 @@ class OpenUpload:
     superseded: asyncio.Event = field(default_factory=asyncio.Event)
     writer: asyncio.Lock = field(default_factory=asyncio.Lock)
     finishing: asyncio.Task[UploadStatus] | None = None
-    received_bytes: int = 0
+    received: Received = field(default_factory=Received)
 
     def count(self, num_bytes: int, max_resent_bytes: int) -> None:
         """Take note of bytes that came, new or not; it begins anew when the server does.
@@ -40,8 +52,9 @@ class OpenUpload:
         Raises:
             LimitExceeded: more of them than may be came before.
         """
-        self.received_bytes += num_bytes
-        if self.received_bytes > self.upload.size_bytes + max_resent_bytes:
+        self.received.num_bytes += num_bytes
+        beginnings = min(self.received.beginnings, _FREE_BEGINNINGS)
+        if self.received.num_bytes > beginnings * self.upload.size_bytes + max_resent_bytes:
             message = f"over {max_resent_bytes} bytes of this update came more than once; the round goes on without it"
             raise LimitExceeded(message, limit="max_resent_bytes")
 
@@ -63,7 +76,7 @@ class Tray:
     def __init__(self, federation: Federation, threads: ByteThreads) -> None:
         self.federation, self.threads = federation, threads
         self.open: dict[str, OpenUpload] = {}
-        self.noted_late: set[str] = set()
+        self._received: dict[str, Received] = {}
         self._finished: dict[str, UploadStatus] = {}
         self._finished_before: dict[str, UploadStatus] = {}
 
@@ -83,7 +96,9 @@ class Tray:
         assert self.federation.intake is not None, "a round has its intake from the start"
         intake = self.federation.intake
         inspection = Inspection(upload, intake.base, intake.survey(), self.threads)
-        self.open[upload_id] = OpenUpload(upload, inspection)
+        received = self._received.setdefault(upload_id, Received())
+        received.beginnings += 1
+        self.open[upload_id] = OpenUpload(upload, inspection, received=received)
         self.note_progress(upload_id, upload)
         return self.open[upload_id]
 
@@ -119,7 +134,13 @@ class Tray:
         """What became of an upload of this round or of the one before; `None` if it has not finished."""
         return self._finished.get(upload_id) or self._finished_before.get(upload_id)
 
+    def remember(self, number: int) -> None:
+        """Know again what became of the uploads of a round that an earlier process has brought to its end."""
+        self._finished_before = {
+            upload_id: UploadStatus(size, size, state, reason)
+            for upload_id, size, state, reason in ended_uploads(self.federation.state.database, number)
+        }
+
     def clear(self) -> None:
         """The round is over. What became of its uploads can still be asked until the next round is over."""
-        self._finished_before, self._finished, self.open = self._finished, {}, {}
-        self.noted_late.clear()
+        self._finished_before, self._finished, self.open, self._received = self._finished, {}, {}, {}

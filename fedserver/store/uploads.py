@@ -147,6 +147,13 @@ def finished_uploads(database: Database, folder: Path, number: int) -> list[Fini
     ]
 
 
+def ended_uploads(database: Database, number: int) -> list[tuple[str, int, UploadState, str]]:
+    """Of each upload of a round that was finished: id, size in bytes, how it ended, and why."""
+    sql = "SELECT upload_id, committed_size, state, reason FROM uploads WHERE round = ? AND state IN (?, ?)"
+    rows = database.query(sql, number, UploadState.ADMITTED.value, UploadState.QUARANTINED.value)
+    return [(upload_id, size, UploadState(state), reason) for upload_id, size, state, reason in rows]
+
+
 @dataclass(frozen=True, slots=True)
 class Said:
     """What the rows of a finished upload say of it, for the ledger: nothing of single tensors."""

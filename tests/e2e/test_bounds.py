@@ -19,7 +19,7 @@ import pytest
 from fedserver import server as module
 from fedserver.server import Listening, Server
 from fedstream import limits, wire
-from fedstream.errors import InvalidRequest, LimitExceeded
+from fedstream.errors import DigestMismatch, InvalidRequest, LimitExceeded, ProtocolError
 from fedstream.manifest import manifest_of
 from fedstream.status import from_rpc_error
 from fedstream.tls import CHANNEL_OPTIONS, channel_credentials, fetch_certificate, split_address
@@ -175,6 +175,31 @@ async def test_update_that_comes_again_and_again_is_refused_beyond_the_bound(tmp
         assert isinstance(error, LimitExceeded)
         assert error.metadata["limit"] == "max_resent_bytes"
         assert (await site.finish(upload_id)).state == transfer_pb2.UPLOAD_STATE_ADMITTED
+
+
+async def test_update_whose_digests_never_match_is_refused_after_it_came_whole_three_times(tmp_path: Path) -> None:
+    settings = {"min_clients": 1, "max_resent_bytes": 100_000, "task": "tests.support.tasks:Shapes"}
+    settings |= {"task_settings": {"large_mib": "1"}}
+    async with serving(tmp_path, **settings) as (server, listening), BareSite.dial(listening) as site:
+        await site.join("alpha", server)
+        upload_id = (await site.agree()).upload_id
+        schema = server.federation.schema
+        assert schema is not None
+        weights = random_weights(schema, 1)
+        manifest = manifest_of(schema, weights)
+
+        async def come_whole() -> ProtocolError:
+            missing = (await site.put_manifest(upload_id, manifest)).missing_tensors
+            body = bytearray(body_of(manifest, weights, missing))
+            body[0] ^= 1
+            try:
+                await site.write(upload_id, cut(bytes(body), 1 << 20))
+                await site.finish(upload_id)
+            except grpc.RpcError as error:
+                return from_rpc_error(error)
+            raise AssertionError("an update that is not what its digests say was taken")
+
+        assert [type(await come_whole()) for _ in range(4)] == [DigestMismatch] * 3 + [LimitExceeded]
 
 
 async def test_schema_that_does_not_come_to_its_end_is_ended(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from structlog.testing import capture_logs
 
 from fedserver import lifecycle, phases
 from fedserver.coordinator.effects import TellFederationOutcome
+from fedserver.coordinator.participation import Stage
 from fedserver.coordinator.population import ClientState, Introduction
 from fedserver.lifecycle import Made
 from fedtask.messages import TaskDescription
@@ -107,6 +109,54 @@ async def test_farewell_waits_for_whoever_is_killed_between_the_outcome_and_the_
         sessions.close(again)
         federation.gone("b", ClientState.DISCONNECTED, "closed its side")
         await asyncio.wait_for(farewell, 5.0)
+
+
+async def test_farewell_ends_with_a_stop_that_comes_in_it_and_names_who_is_still_fetching(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path, "a") as bench:
+        await bench.play(1)
+        with capture_logs() as logs:
+            farewell = asyncio.create_task(lifecycle.say_farewell(bench.federation, "all rounds done"))
+            await asyncio.sleep(0.05)
+            assert not farewell.done()
+            bench.federation.stop(finish_round=False)
+            await asyncio.wait_for(farewell, 5.0)
+        assert [line["sites"] for line in logs if "sites" in line] == ["a"]
+
+
+async def test_farewell_of_a_federation_that_was_stopped_lets_its_sites_fetch(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path, "a") as bench:
+        await bench.play(1)
+        bench.federation.stop(finish_round=False)
+        session = bench.federation.sessions.open("a")
+        farewell = asyncio.create_task(lifecycle.say_farewell(bench.federation, "stopped"))
+        await asyncio.sleep(0.1)
+        assert not farewell.done()
+        bench.federation.sessions.close(session)
+        await asyncio.wait_for(farewell, 5.0)
+
+
+async def test_failed_round_is_followed_by_its_delay_whatever_changes_meanwhile(tmp_path: Path) -> None:
+    settings = {"min_clients": 2, "rounds": 3, "retry_delay_seconds": 0.5}
+    async with Bench.running(tmp_path, "ab", **settings) as bench:
+        rounds, begun = asyncio.create_task(lifecycle.run_rounds(bench.federation, bench.desk)), time.monotonic()
+        while not rounds.done():
+            for part in bench.federation.round.participations if bench.federation.round is not None else []:
+                if part.stage is Stage.OFFERED:
+                    bench.federation.apply(
+                        bench.round.decline(part.client, part.offer_id, "busy", bench.federation.now)
+                    )
+            bench.federation.touch()
+            await asyncio.sleep(0.01)
+        assert await rounds == "all 3 rounds done"
+        assert time.monotonic() - begun >= 3 * 0.5
+
+
+async def test_delay_after_a_failed_round_ends_with_a_stop(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path) as bench:
+        resting = asyncio.create_task(bench.federation.rest(60.0))
+        await asyncio.sleep(0)
+        bench.federation.stop(finish_round=False)
+        await asyncio.wait_for(resting, 5.0)
 
 
 async def test_farewell_waits_for_nobody_who_left_or_gave_nothing(tmp_path: Path) -> None:
@@ -261,7 +311,7 @@ async def finished(folder: Path, maker: Any, rounds_done: int = 1, **settings: A
 async def test_federation_of_which_all_is_made_misses_nothing(tmp_path: Path) -> None:
     maker = Maker()
     made = await finished(tmp_path, maker)
-    assert (made, made.missing) == (Made(tmp_path / "out" / "report", tmp_path / "out" / "models"), [])
+    assert (made, made.missing) == (Made(tmp_path / "out" / "report", tmp_path / "out" / "models", test=True), [])
     assert (maker.rendered, maker.models) == ([True], ["GLOBAL_MODEL.bin", "GLOBAL_MODEL_last.bin"])
 
 

@@ -12,7 +12,8 @@ import pytest
 from fedserver import lifecycle
 from fedserver.desk.window import BUDGET_BYTES, MIN_WINDOW_BYTES
 from fedserver.store import UpdateFacts
-from fedstream.errors import UnknownUpload
+from fedserver.store.rounds import late_updates
+from fedstream.errors import RoundClosed, UnknownUpload
 from fedstream.manifest import manifest_of
 from tests.support.bench import SCHEMA, Bench
 from tests.support.tasks import random_weights
@@ -52,6 +53,39 @@ async def test_calls_about_an_upload_that_come_while_it_is_restored_wait_for_it(
             await finished
     finally:
         bench.state.close()
+
+
+async def test_how_an_upload_ended_can_be_asked_of_the_next_process_too(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path, "a") as bench:
+        running = await bench.open_round()
+        admitted = await bench.send("a", WEIGHTS)
+        upload_id = bench.part("a").upload_id
+        await bench.end_round(running)
+    async with Bench.running(tmp_path, "a") as bench:
+        assert bench.desk.status(upload_id) == admitted
+        assert await bench.desk.finish(upload_id) == admitted
+        await bench.play(2)
+        with pytest.raises((RoundClosed, UnknownUpload)):  # as said: until the next round is over
+            await bench.desk.finish(upload_id)
+
+
+async def test_late_update_that_was_kept_aside_is_not_said_to_be_gone_by_the_next_process(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path, "ab", reporting_goal=1) as bench:
+        running = await bench.open_round()
+        upload_id = await bench.begin("b", WEIGHTS)
+        await bench.write(upload_id, WEIGHTS)
+        bench.federation.apply(bench.round.leave("b", "going home", bench.federation.now))
+        await bench.desk.finish(upload_id)
+        await bench.send("a", WEIGHTS)
+        await bench.end_round(running)
+        kept = late_updates(bench.state.database, 1)
+        assert kept[1].endswith("it was kept aside") or kept[0].endswith("it was kept aside")
+    async with Bench.running(tmp_path, "ab", reporting_goal=1) as bench:
+        await bench.play(2)
+        await bench.play(3)
+        with pytest.raises(RoundClosed):
+            await bench.desk.finish(upload_id)
+        assert late_updates(bench.state.database, 1) == kept
 
 
 async def test_window_is_an_upload_s_share_in_the_cohort_also_after_a_restart(tmp_path: Path) -> None:
