@@ -32,7 +32,7 @@ LONG_CALL_SECONDS = 600.0
 """Deadline of a call in which the server digests a model of up to 64 GiB; sha256 runs at over 1 GB/s."""
 
 STALL_SECONDS = 120.0
-"""How long a stream of chunks may stand still. Longer than a stall of a slow link, shorter than a lease of an hour."""
+"""How long a stream of chunks may stand still: longer than a stall of a slow link. Other messages keep the lease."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,14 @@ async def send(call: Any, message: Any) -> None:
 
 
 class _Moved(Exception):
-    """A try failed, but not before it had got further."""
+    """A try failed, but not before it had got further.
+
+    `retry_after` is what the server said of coming back, if it did.
+    """
+
+    def __init__(self, error: TransportError | LimitExceeded) -> None:
+        super().__init__(str(error))
+        self.retry_after = error.retry_after if isinstance(error, LimitExceeded) else None
 
 
 async def until_done(once: Callable[[], Awaitable[T]], how_far: Callable[[], int], patience: Patience, doing: str) -> T:
@@ -130,8 +137,8 @@ async def until_done(once: Callable[[], Awaitable[T]], how_far: Callable[[], int
         try:
             return await once()
         except (TransportError, LimitExceeded) as error:
-            if how_far() > mark and isinstance(error, TransportError):
-                raise _Moved(str(error)) from error
+            if how_far() > mark:
+                raise _Moved(error) from error
             _log_again("trying again", doing, error)
             raise
 
@@ -141,7 +148,8 @@ async def until_done(once: Callable[[], Awaitable[T]], how_far: Callable[[], int
         except _Moved as moved:
             _log_again("resuming", doing, moved)
             # Whoever was cut off together should not come back together.
-            await asyncio.sleep(patience.first_seconds * random.uniform(0.5, 1.5))  # noqa: S311 - spreads load only
+            soon = patience.first_seconds * random.uniform(0.5, 1.5)  # noqa: S311 - spreads load only
+            await asyncio.sleep(soon if moved.retry_after is None else soon + moved.retry_after.total_seconds())
 
 
 def _log_again(event: str, doing: str, error: Exception) -> None:

@@ -128,6 +128,9 @@ class Client:
         except TransportError as error:
             message = f"no contact to {self._config.server} for {self._config.give_up_after} s: {plain_words(error)}"
             raise Stop(ExitCode.UNREACHABLE, message) from error
+        except LimitExceeded as error:
+            message = f"{self._config.server} took no client for {self._config.give_up_after} s: {error.message}"
+            raise Stop(ExitCode.UNREACHABLE, message) from error
 
     async def _until_over(self) -> FederationOutcome:
         """One session; or the end that was heard before, if the server cannot be asked again."""
@@ -260,6 +263,7 @@ class Client:
         if noted.saved is not None:
             return
         shop = place.shop
+        shop.global_models.keep_final(ending)
         try:
             self._final = await outcome.fetch_models(ending, shop.site, shop.downloader, self._show_fetched)
         except OSError as error:  # and the server is not told that all is here: it waits for a while

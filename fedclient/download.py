@@ -6,9 +6,10 @@ Bytes go straight to where they stay (`fedclient.partial`), and no cut or restar
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import structlog
@@ -55,6 +56,9 @@ class Downloader:
         self._patience = patience
         # Guards the partial file: who asks for a model that is on its way already waits for it instead of asking twice.
         self._one_at_a_time = asyncio.Lock()
+        # Nothing is dropped from the store while a model is looked for or copied from.
+        self._at_the_store = asyncio.Lock()
+        self._ahead: tuple[Digest, asyncio.Task[LocalModel]] | None = None
         self.moved_at = -math.inf
         """When a chunk came last, by the steady clock of this process."""
 
@@ -66,12 +70,40 @@ class Downloader:
             ForeignModel: it is of another schema than the one that was agreed on.
             DamagedTensor: what arrives does not match its digests, several times over.
         """
+        self._give_up_ahead(but=digest)
         async with self._one_at_a_time:
             return await self._fetch(digest, schema, max_chunk_bytes, on_bytes)
 
+    async def fetch_ahead(self, digest: Digest, schema: ModelSchema, max_chunk_bytes: int) -> None:
+        """Fetch a model that nobody waits for yet. It is given up as soon as another one is wanted.
+
+        So a line on which a model takes longer than a round has no models to carry but the newest, and the one that is
+        worked on. Raises what `fetch` raises.
+        """
+        self._give_up_ahead(but=digest)
+        fetching = asyncio.create_task(self.fetch(digest, schema, max_chunk_bytes, lambda _done, _total: None))
+        self._ahead = digest, fetching
+        try:
+            await asyncio.wait({fetching})
+        finally:
+            fetching.cancel()
+            await asyncio.gather(fetching, return_exceptions=True)
+        if not fetching.cancelled():
+            fetching.result()
+
+    def _give_up_ahead(self, but: Digest) -> None:
+        if self._ahead is not None and self._ahead[0] != but:
+            self._ahead[1].cancel()
+
+    async def keep_only(self, wanted: Callable[[], Collection[Digest]]) -> None:
+        """Drop all other models from the store. What is wanted is asked once nobody is about to take one."""
+        async with self._at_the_store:
+            await asyncio.to_thread(self._store.keep_only, wanted())
+
     async def _fetch(self, digest: Digest, schema: ModelSchema, max_chunk_bytes: int, on_bytes: OnBytes) -> LocalModel:
         for repairs_left in reversed(range(_MAX_REPAIRS)):
-            local = self._store.get(digest)
+            async with self._at_the_store:
+                local = self._store.get(digest)
             if local is not None:
                 return local
             manifest = await self._manifest(digest, schema)
@@ -115,16 +147,16 @@ class Downloader:
         digest = manifest.model_digest()
         # Of models that were begun, only the newest is worth its place on the disk.
         await asyncio.to_thread(self._store.drop_partials, digest)
-        known = await asyncio.to_thread(self._store.tensors)
-        partial = PartialModel(manifest, self._store.partial_path(digest), self._files, known)
-        try:
-            await asyncio.to_thread(partial.open)
+        async with contextlib.AsyncExitStack() as opened:
+            async with self._at_the_store:
+                known = await asyncio.to_thread(self._store.tensors)
+                partial = PartialModel(manifest, self._store.partial_path(digest), self._files, known)
+                opened.push_async_callback(asyncio.to_thread, partial.close)  # waits for a thread left in a call
+                await asyncio.to_thread(partial.open)
             facts = {"bytes": partial.size_bytes, "kept": partial.kept}
             log.info("downloading a model", **facts, tensors=len(partial.lacking), of=len(manifest))
             if partial.kept < partial.size_bytes:
                 await self._receive(digest, partial, max_chunk_bytes, on_bytes)
-        finally:
-            await asyncio.to_thread(partial.close)  # which waits for a thread that was left in a call
         return await asyncio.to_thread(self._store.adopt, manifest)
 
     async def _receive(self, digest: Digest, partial: PartialModel, max_chunk_bytes: int, on_bytes: OnBytes) -> None:

@@ -6,15 +6,13 @@ asked for makes rounds shorter, and a server that goes as soon as the federation
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import structlog
 
 from fedclient.download import Downloader
-from fedclient.events import ModelRef, RoundOutcome
-from fedclient.models import ModelStore
+from fedclient.events import FederationOutcome, RoundOutcome
 from fedclient.requests import CHUNK_BYTES
 from fedstream.errors import FedstreamError
 from fedstream.manifest import Digest
@@ -27,38 +25,41 @@ class GlobalModels:
     """What this client has of them.
 
     Args:
-        downloader: fetches them.
-        store: holds them.
+        downloader: fetches and keeps them.
         schema: theirs.
     """
 
-    def __init__(self, downloader: Downloader, store: ModelStore, schema: ModelSchema) -> None:
+    def __init__(self, downloader: Downloader, schema: ModelSchema) -> None:
         self._downloader = downloader
-        self._store = store
         self._schema = schema
+        self._newest: Digest | None = None
+        self._final: frozenset[Digest] = frozenset()
         self._best: Digest | None = None
         self._best_score = (-math.inf, -math.inf)
 
     async def fetch_ahead(self, outcome: RoundOutcome) -> None:
         """Fetch the model that a round has made. Failing to costs nothing: it is asked for again when it is needed."""
         model = outcome.global_model
-        if not outcome.succeeded or model is None:
+        if model is None:
+            return
+        self._newest = model.digest
+        if not outcome.succeeded:
             return
         score = _score(outcome.metrics)
         if score > self._best_score:
             self._best, self._best_score = model.digest, score
         try:
-            await self._fetch(model)
+            await self._downloader.fetch_ahead(model.digest, self._schema, CHUNK_BYTES)
         except FedstreamError as error:
             log.debug("the new global model was not fetched ahead", because=str(error))
 
-    async def _fetch(self, model: ModelRef) -> None:
-        await self._downloader.fetch(model.digest, self._schema, CHUNK_BYTES, lambda _done, _total: None)
+    def keep_final(self, outcome: FederationOutcome) -> None:
+        """Drop these models no more, be they fetched already or not."""
+        self._final = frozenset({outcome.best.digest, outcome.last.digest})
 
-    async def keep_only(self, digests: Collection[Digest]) -> None:
-        """Drop all models but those and the one that is the best so far."""
-        kept = set(digests) if self._best is None else {*digests, self._best}
-        await asyncio.to_thread(self._store.keep_only, kept)
+    async def keep_only(self, in_use: Callable[[], Collection[Digest]]) -> None:
+        """Drop all models but those, the newest, the one that is the best so far, and the final ones."""
+        await self._downloader.keep_only(lambda: {*in_use(), *self._final, *filter(None, (self._newest, self._best))})
 
 
 def _score(metrics: Mapping[str, float | None]) -> tuple[float, float]:

@@ -220,7 +220,7 @@ class Job:
         shop, digest = self.workshop, self.offer.base.digest
         self._show(Progress(Phase.DOWNLOADING))
         base = await shop.downloader.fetch(digest, shop.site.description.schema, terms.max_chunk_bytes, on_bytes)
-        await shop.global_models.keep_only({digest, *shop.keepsakes.bases})
+        await shop.global_models.keep_only(lambda: {digest, *shop.keepsakes.bases})
         return base
 
     async def _train(self, base: LocalModel, plan: Plan) -> FinishedUpdate:

@@ -85,7 +85,7 @@ class ModelStore:
     def tensors(self) -> dict[Digest, FileSpan]:
         """Every tensor of every model here, by digest."""
         found: dict[Digest, FileSpan] = {}
-        for model in self._models.values():
+        for model in list(self._models.values()):
             spans = model.spans()
             found |= {entry.digest: spans[entry.name] for entry in model.manifest}
         return found
@@ -125,5 +125,5 @@ class ModelStore:
     def keep_only(self, digests: Collection[Digest]) -> None:
         """Remove all other models."""
         kept = {digest.sha256 for digest in digests}
-        for sha256 in self._models.keys() - kept:
-            self._files.remove(self._models.pop(sha256).path)
+        for model in [self._models.pop(sha256) for sha256 in self._models.keys() - kept]:
+            self._files.remove(model.path)

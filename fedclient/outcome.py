@@ -43,8 +43,9 @@ async def fetch_models(
         OSError: this site's disk refuses them, and has for `FETCH_SECONDS` if that may pass.
     """
     try:
-        best = await _fetch(outcome.best, site, downloader, on_bytes)
+        # The last first: it may be on its way already, for a next round, and would be given up for the other.
         last = await _fetch(outcome.last, site, downloader, on_bytes)
+        best = await _fetch(outcome.best, site, downloader, on_bytes)
     except (FedstreamError, TimeoutError) as error:
         log.warning("the final model could not be had", because=str(error))
         return None

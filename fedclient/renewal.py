@@ -11,6 +11,7 @@ import structlog
 from fedclient import requests
 from fedclient.calls import QUICK_CALL_SECONDS, plain_words, translated
 from fedclient.connection import Connection
+from fedclient.exit_codes import Stop
 from fedclient.identity import IdentityFolder, check_answer
 from fedstream.certificates import facts_of, to_pem
 from fedstream.errors import FedstreamError, ProtocolError
@@ -57,5 +58,8 @@ async def keep_renewed(
     """
     while True:
         await asyncio.sleep(look_seconds)
-        if await renew_if_due(folder, connection):
-            await renewed()
+        try:
+            if await renew_if_due(folder, connection):
+                await renewed()
+        except Stop as stop:  # a look that failed, as at a file that is being copied, is no reason never to look again
+            log.warning("the certificate could not be looked at", because=stop.message)

@@ -25,6 +25,7 @@ from fedclient.training import Trainer
 from fedclient.updates import UpdateStore
 from fedclient.workbench import Workbench
 from fedstream.files import FileSystem
+from fedstream.manifest import Digest
 
 log = structlog.get_logger()
 
@@ -97,7 +98,7 @@ class Workplace:
                 trainer=trainer,
                 models=models,
                 downloader=downloader,
-                global_models=GlobalModels(downloader, models, site.description.schema),
+                global_models=GlobalModels(downloader, site.description.schema),
                 updates=updates,
                 packer=Packer(updates, state / "left_out.safetensors", task.federation_name, files),
                 memory=SiteMemory(state / "memory.json", task.federation_name, files),
@@ -119,9 +120,11 @@ class Workplace:
         await self.shop.global_models.fetch_ahead(outcome)
         await self._recall()  # what it started from must not go before it is saved for people
         if outcome.global_model is not None:
-            in_use = {outcome.global_model.digest, *self.shop.keepsakes.bases}
-            in_use |= {self.bench.job.offer.base.digest} if self.bench.job is not None else set()
-            await self.shop.global_models.keep_only(in_use)
+            await self.shop.global_models.keep_only(self._in_use)
+
+    def _in_use(self) -> set[Digest]:
+        job = self.bench.job
+        return {*self.shop.keepsakes.bases, *([job.offer.base.digest] if job is not None else [])}
 
     async def settle(self) -> None:
         """End what is still being done for a round, and bring up to date what is kept for people.

@@ -95,8 +95,9 @@ async def refuse(context: Any, error: ProtocolError) -> None:
 class Transfer(transfer_pb2_grpc.TransferServiceServicer):
     """Moves weights. `cuts` ends streams after so many more bytes each, `refusals` answers calls of a name with errors.
 
-    `largest_flight` is the most that was ever sent beyond what had been told to be committed; `bytes_in` and
-    `bytes_out` count all data, also what came twice.
+    The bodies of models in `held` are not given, as over a line that is far slower than rounds are, and `reached` is
+    set by whoever asks for one. `largest_flight` is the most that was ever sent beyond what had been told to be
+    committed; `bytes_in` and `bytes_out` count all data, also what came twice.
     """
 
     models: dict[bytes, Model] = field(default_factory=dict)
@@ -105,6 +106,8 @@ class Transfer(transfer_pb2_grpc.TransferServiceServicer):
     refusals: dict[str, list[ProtocolError]] = field(default_factory=dict)
     commit_bytes: int = 1
     window_bytes: int = 0
+    held: set[bytes] = field(default_factory=set)
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
     calls: list[str] = field(default_factory=list)
     largest_flight: int = 0
     bytes_in: int = 0
@@ -216,6 +219,9 @@ class Transfer(transfer_pb2_grpc.TransferServiceServicer):
 
     async def ReadChunks(self, request: Any, context: Any) -> None:
         await self._begin("ReadChunks", context)
+        if request.model_sha256 in self.held:
+            self.reached.set()
+            await asyncio.Event().wait()
         model = self.models[request.model_sha256]
         body = model.body(request.tensors or range(len(model.values)))
         for offset in range(request.read_offset, len(body), request.max_chunk_bytes):

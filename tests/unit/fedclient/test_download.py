@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 
 from fedclient.download import Downloader, ForeignModel
+from fedclient.events import FederationOutcome, ModelRef, RoundOutcome
+from fedclient.global_models import GlobalModels
 from fedclient.models import ModelStore
 from fedstream.errors import UnknownModel
 from fedstream.files import RealFileSystem
@@ -121,6 +124,59 @@ def model_of_values(server: Scripted, values: list[bytes]) -> Model:
         for spec, data in zip(server.schema, values, strict=True)
     }
     return Model.of(server.schema, arrays)
+
+
+def other_models(server: Scripted, count: int) -> list[Digest]:
+    return [server.transfer.publish(linear_model(SETTINGS, seed=5 + index)[1]) for index in range(count)]
+
+
+async def test_model_that_is_wanted_does_not_wait_for_one_that_is_fetched_ahead(tmp_path: Path) -> None:
+    async with scripted() as server:
+        slow, slower = other_models(server, 2)
+        server.transfer.held.add(slow.sha256)
+        async with downloading(server, tmp_path) as (downloader, store), asyncio.timeout(20):
+            first = asyncio.create_task(downloader.fetch_ahead(slow, server.schema, CHUNK))
+            await server.transfer.reached.wait()
+            second = asyncio.create_task(downloader.fetch_ahead(slower, server.schema, CHUNK))
+            await asyncio.gather(first, second)  # the newest wins
+            assert (store.get(slow), store.get(slower) is not None) == (None, True)
+            await downloader.fetch(server.base, server.schema, CHUNK, ignore)
+
+
+async def test_model_that_is_wanted_waits_for_its_own_fetch_ahead(tmp_path: Path) -> None:
+    async with scripted() as server, downloading(server, tmp_path) as (downloader, _):
+        ahead = asyncio.create_task(downloader.fetch_ahead(server.base, server.schema, CHUNK))
+        await asyncio.sleep(0)
+        await downloader.fetch(server.base, server.schema, CHUNK, ignore)
+        await ahead
+        assert server.transfer.bytes_out == server.model.manifest.size_bytes
+
+
+async def test_final_models_stay_whatever_is_dropped_while_they_are_fetched(tmp_path: Path) -> None:
+    async with scripted() as server, downloading(server, tmp_path) as (downloader, store):
+        best, last = other_models(server, 2)
+        models = GlobalModels(downloader, server.schema)
+        await downloader.fetch(best, server.schema, CHUNK, ignore)
+        # A process that was started again after round 3 knows of the last round's model alone.
+        over = RoundOutcome(9, True, "", "", "", ModelRef(9, last), {"accuracy": 0.7})
+        await models.fetch_ahead(over)
+        models.keep_final(FederationOutcome("", ModelRef(9, last), ModelRef(3, best), {}))
+        await downloader.fetch(server.base, server.schema, CHUNK, ignore)
+        await models.keep_only(set)
+        assert [store.get(digest) is not None for digest in (best, last, server.base)] == [True, True, False]
+
+
+async def test_models_can_be_dropped_while_tensors_are_listed(tmp_path: Path) -> None:
+    async with scripted() as server, downloading(server, tmp_path) as (downloader, store):
+        dropped = other_models(server, 3)
+        for digest in dropped:
+            await downloader.fetch(digest, server.schema, CHUNK, ignore)
+        await asyncio.gather(
+            downloader.fetch(server.base, server.schema, CHUNK, ignore),
+            *(downloader.keep_only(lambda: {server.base}) for _ in range(3)),
+        )
+        assert store.get(server.base) is not None
+        assert [store.get(digest) for digest in dropped] == [None] * 3
 
 
 async def test_download_that_was_kept_damaged_is_fetched_again(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
 from fedclient.connection import Connection
 from fedclient.identity import IdentityFolder, Membership
@@ -25,6 +26,7 @@ from fedstream.certificates import (
     to_der,
 )
 from fedstream.v1 import enrolment_pb2
+from tests.support.sessions import until
 
 pytestmark = pytest.mark.numpy_task
 
@@ -98,6 +100,26 @@ async def test_renewal_that_fails_changes_nothing_and_is_tried_again(tmp_path: P
     assert folder.credentials().facts == before
     assert await renew_if_due(folder, server.connection)
     assert folder.credentials().facts == facts_of(following)
+
+
+async def test_look_that_fails_is_no_reason_never_to_look_again(tmp_path: Path) -> None:
+    folder = site(tmp_path, SHORT)
+    server = Server([to_der(certificate_for(folder.key(), LONG))])
+    certificate = tmp_path / "site.crt"
+    away = certificate.rename(tmp_path / "away")  # as on a share that is gone for a moment
+    renewed = asyncio.Event()
+
+    async def reopen() -> None:
+        renewed.set()
+
+    with capture_logs() as logs:
+        task = asyncio.create_task(keep_renewed(folder, server.connection, reopen, look_seconds=0.01))
+        await until(lambda: bool(logs))
+    away.rename(certificate)
+    await asyncio.wait_for(renewed.wait(), 10)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert logs[0]["event"] == "the certificate could not be looked at"
 
 
 async def test_connection_is_made_anew_once_with_the_next_certificate(tmp_path: Path) -> None:

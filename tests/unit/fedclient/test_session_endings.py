@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from fedclient.config import ClientConfig
 from fedclient.display import LogDisplay
 from fedclient.exit_codes import ExitCode
 from fedstream import wire
-from fedstream.errors import InvalidRequest, PermissionDenied, ProtocolError, Superseded, Unauthenticated
+from fedstream.errors import InvalidRequest, LimitExceeded, PermissionDenied, ProtocolError, Superseded, Unauthenticated
 from fedstream.v1 import common_pb2, negotiation_pb2
-from tests.support.scripted import Scripted, Talk, scripted, seconds
+from tests.support.scripted import Scripted, Talk, refuse, scripted, seconds
 from tests.support.sessions import count, deliver, run, stopped, until
 
 pytestmark = pytest.mark.numpy_task
@@ -261,6 +262,18 @@ async def test_session_of_second_client_in_same_state_folder_is_refused(tmp_path
             await asyncio.gather(first, return_exceptions=True)
 
     assert stop.code is ExitCode.BAD_CONFIGURATION
+
+
+async def test_session_that_is_put_off_again_and_again_gives_up_when_it_was_told_to(tmp_path: Path) -> None:
+    async def put_off(talk: Talk) -> None:
+        await refuse(talk._context, LimitExceeded("the disk is full", timedelta(seconds=0.1)))
+
+    async with scripted(*[put_off] * 20) as server:
+        config = server.config(tmp_path, give_up_after=0.5)
+        stop = await stopped(Client(config, LogDisplay(), Patience(0.05, 0.1, give_up_after_seconds=0.5)))
+
+    assert stop.code is ExitCode.UNREACHABLE
+    assert stop.message == f"{server.address} took no client for 0.5 s: the disk is full"
 
 
 async def test_session_with_no_server_gives_up_when_it_was_told_to(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,8 +28,8 @@ async def test_base_of_what_an_earlier_process_trained_stays_until_it_is_saved_f
     async def fetch_ahead(_outcome: RoundOutcome) -> None:
         return
 
-    async def keep_only(digests: set[Digest]) -> None:
-        kept.append(set(digests))
+    async def keep_only(in_use: Callable[[], set[Digest]]) -> None:
+        kept.append(in_use())
 
     shop: Any = SimpleNamespace(
         global_models=SimpleNamespace(fetch_ahead=fetch_ahead, keep_only=keep_only),
@@ -49,4 +50,4 @@ async def test_base_of_what_an_earlier_process_trained_stays_until_it_is_saved_f
         metrics={},
     )
     await Workplace(task, shop, bench, Errands()).fetch_ahead(outcome)
-    assert kept == [{OLD, NEW}]
+    assert kept == [{OLD}]
