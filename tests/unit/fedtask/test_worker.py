@@ -84,6 +84,8 @@ async def test_worker_killed_in_the_middle_of_its_answer_has_crashed(worker: Tas
     task = await begun(worker, tmp_path)
     assert worker._process is not None
     assert worker._process.stdout is not None
+    os.kill(pid(worker), signal.SIGSTOP)
+    await asyncio.sleep(0.2)  # what it had said before is read by now, and does not end up behind this
     worker._process.stdout.feed_data(b'{"id": 3, "rep')
     os.kill(pid(worker), signal.SIGKILL)
     with pytest.raises(WorkerCrashed, match="status -9"):
