@@ -88,4 +88,6 @@ def describe(outcome: FederationOutcome) -> str:
     text = f"federation finished: {outcome.reason}"
     if figures:
         text += f"\nbest global model (round {outcome.best.version}): {', '.join(figures)}"
+    if outcome.last.version == 0:
+        text += "\nno round has made a model: this one is the initial model, which nobody has trained"
     return text

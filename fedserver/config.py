@@ -125,11 +125,22 @@ class ServerConfig(BaseModel):
             )
         if self.plaintext and self.open_enrolment:
             raise ValueError("plaintext asks for no certificates anyhow: leave open_enrolment off")
+        if self.test is not None and _is_same_data(self.test, self.holdout):
+            raise ValueError(
+                "test names the holdout: its score would be of examples by which the best round was chosen. Keep some "
+                "apart that nothing else looks at, or leave test off"
+            )
         if self.cohort_size and self.cohort_size < self.min_clients:
             raise ValueError("cohort_size is below min_clients, so that no round could succeed")
         if self.reporting_goal and self.reporting_goal < self.min_clients:
             raise ValueError("reporting_goal is below min_clients, so that no round could succeed")
         return self
+
+
+def _is_same_data(one: str, other: str | None) -> bool:
+    if one == GENERATED or other in (None, GENERATED):
+        return one == other
+    return Path(one).resolve() == Path(other).resolve()
 
 
 def _as_text(value: Any) -> str:

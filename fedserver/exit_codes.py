@@ -14,7 +14,7 @@ class ExitCode(enum.IntEnum):
     """Done: the federation finished, or the command did its work."""
 
     FAILED = 1
-    """The federation could not go on, or is over without all of its report, models and scores; the message says why."""
+    """The federation could not go on, made no model, or is over without all of its files; the message says why."""
 
     BAD_CONFIGURATION = 2
     """A setting, an argument or a file given is wrong; nothing was started."""

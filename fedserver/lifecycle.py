@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -17,6 +17,7 @@ from fedserver.coordinator.population import ClientState
 from fedserver.coordinator.round import Round
 from fedserver.desk import Desk
 from fedserver.federation import Federation, FederationState, ref_of
+from fedserver.overlap import overlap
 from fedserver.phases import Stopped, names_of, run_round
 from fedserver.records import describe_file, federation_record
 from fedserver.sessions import LONGEST_FAREWELL_SECONDS
@@ -65,6 +66,8 @@ async def prepare(federation: Federation) -> None:
         # Before a model is made, which stays: a folder that is missing is mended by its name, and no trace is left.
         await federation.evaluator.open()
         _require_test_set(federation.config.test)
+        if shared := await asyncio.to_thread(overlap, federation.config):
+            log.warning("test set", warning=shared)
         federation.model = await _model_to_go_on_from(federation)
         await federation.evaluator.rest()
         # Last, so that a first try which failed for want of a folder is not the federation's first start.
@@ -247,18 +250,27 @@ async def collect_garbage(federation: Federation) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What there is of a federation that is over: the folders of report and models, `None` of what was not made, and
-    whether the score on the test set is there, if one was asked for."""
+    """What there is of a federation that is over.
+
+    The folders of report and models, `None` of what was not made; whether the score on the test set is there, if one
+    was asked for; and whether any round has made a model, unless the coordinator stopped it before.
+    """
 
     report: Path | None = None
     models: Path | None = None
     test: bool = False
+    rounds: bool = False
 
     @property
     def missing(self) -> list[str]:
         """What was not made, or not whole."""
-        made = {"report": self.report, "models": self.models, "score on the test set": self.test or None}
-        return [name for name, there in made.items() if there is None]
+        made = {
+            "report": self.report is not None,
+            "models": self.models is not None,
+            "score on the test set": self.test,
+            "a model of any round": self.rounds,
+        }
+        return [name for name, there in made.items() if not there]
 
 
 async def finish(federation: Federation, reason: str) -> Made:
@@ -268,11 +280,19 @@ async def finish(federation: Federation, reason: str) -> Made:
     assert last is not None, "a federation is finished after it was prepared"
     assert best is not None, "the initial model is the best there is before any round"
     test = await _test(federation, best)
+    test_summary = federation.evaluator.test_summary
+    if test_summary is not None and (shared := await asyncio.to_thread(overlap, federation.config)):
+        test_summary = replace(test_summary, weaknesses=[*test_summary.weaknesses, shared])
     folder = federation.config.out / "models"
     files, whole = await _export(federation, best, last, folder)
-    record = federation_record(federation, reason, test, federation.evaluator.test_summary, files)
+    record = federation_record(federation, reason, test, test_summary, files)
     report = await _report(federation, record)
-    return Made(report, folder if whole else None, test=test is not None or federation.config.test is None)
+    return Made(
+        report,
+        folder if whole else None,
+        test=test is not None or federation.config.test is None,
+        rounds=last.version > 0 or federation.stop_requested.is_set(),
+    )
 
 
 async def _report(federation: Federation, record: FederationRecord) -> Path | None:

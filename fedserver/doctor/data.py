@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from fedserver.config import GENERATED, ServerConfig, folder_of
+from fedserver.overlap import overlap
 from fedserver.store import StateError
 from fedserver.store.state import is_in_use
-from fedstream.checkup.runner import Result, failed, ok, warning
+from fedstream.checkup.runner import Result, Verdict, failed, ok, warning
 from fedtask.registry import create_task
 from fedtask.task import TaskError
 
@@ -40,7 +41,10 @@ def test(config: ServerConfig) -> Result:
     """The final model can be scored on images that nothing was chosen by."""
     if config.test is None:
         return ok("none: best round and final score come from the same holdout")
-    return _folder(config, config.test, "--test")
+    found = _folder(config, config.test, "--test")
+    if found.verdict is Verdict.FAILED or not (shared := overlap(config)):
+        return found
+    return warning(f"{found.found}; {shared}", "Keep examples apart that nothing else looks at")
 
 
 def _folder(config: ServerConfig, setting: str, option: str) -> Result:

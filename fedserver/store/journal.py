@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,8 @@ class Journal:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        # Its own: a commit that waited for a thread behind copying and digesting would keep every answer waiting.
+        self._thread = ThreadPoolExecutor(1, "journal")
         self._waiting: list[tuple[Sequence[Statement], asyncio.Future[None]]] = []
         self._writer: asyncio.Task[None] | None = None
 
@@ -50,7 +53,7 @@ class Journal:
         while self._waiting:
             batch, self._waiting = self._waiting, []
             try:
-                await asyncio.to_thread(self._commit, [statement for group, _ in batch for statement in group])
+                await self._in_thread([statement for group, _ in batch for statement in group])
             except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to those who wait
                 await self._one_by_one(batch, error)
             else:
@@ -67,11 +70,18 @@ class Journal:
                 done.set_exception(error)
                 continue
             try:
-                await asyncio.to_thread(self._commit, group)
+                await self._in_thread(group)
             except Exception as own:  # noqa: BLE001 - as above
                 done.set_exception(own)
             else:
                 done.set_result(None)
+
+    async def _in_thread(self, statements: Sequence[Statement]) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._commit, statements)
+
+    def close(self) -> None:
+        """Let the thread end, once it has done what it is at."""
+        self._thread.shutdown()
 
     def _commit(self, statements: Sequence[Statement]) -> None:
         with self._database.transaction() as cursor:

@@ -197,6 +197,7 @@ class State:
 
     def close(self) -> None:
         """Close the database and let another server in."""
+        self.journal.close()
         self.database.close()
         self._lock.release()
 

@@ -108,8 +108,10 @@ def test_server_whose_test_set_is_not_there_says_so_before_the_first_round(scene
 
 
 def test_federation_that_nobody_joins_ends_with_a_report_of_no_rounds(scene: Stage) -> None:
-    server = scene.server("--min-clients", "2", "--join-timeout-seconds", "1", "--holdout", "phantom")
-    assert server.wait() == ExitCode.FINISHED
+    server = scene.server("--min-clients", "2", "--join-timeout-seconds", "1", "--holdout", "phantom", "--log-json")
+    assert server.wait() == ExitCode.FAILED
+    [last] = server.said("finished, but not all was made")
+    assert (last["missing"], last["reason"]) == ("a model of any round", "2 clients did not join within 1 s")
     summary = server.summary
     assert (summary["rounds"], summary["best_round"], summary["accuracy"], summary["counts"]) == (0, None, None, {})
     assert summary["details"]["outcome_reason"] == "2 clients did not join within 1 s"
@@ -124,7 +126,10 @@ def test_federation_whose_report_and_models_cannot_be_written_names_them_and_end
     out.write_text("no folder")  # whoever the user is: nothing can be written below a file
     assert server.wait() == ExitCode.FAILED
     [last] = server.said("finished, but not all was made")
-    assert (last["missing"], last["reason"]) == ("report and models", "2 clients did not join within 1 s")
+    assert (last["missing"], last["reason"]) == (
+        "report and models and a model of any round",
+        "2 clients did not join within 1 s",
+    )
     assert "report" not in last
 
 
@@ -135,7 +140,7 @@ def test_federation_whose_test_set_cannot_be_read_makes_the_rest_and_ends_as_fai
     server = scene.server(*few, "--test", str(scene.folder / "unseen"))
     assert server.wait() == ExitCode.FAILED
     [last] = server.said("finished, but not all was made")
-    assert last["missing"] == "score on the test set"
+    assert last["missing"] == "score on the test set and a model of any round"
     assert server.summary["test_evaluation"] is None
     assert (server.out / "models" / "GLOBAL_MODEL.safetensors").exists()
 

@@ -123,6 +123,16 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "settings: cohort_size is below min_clients, so that no round could succeed",
     ),
     (
+        {"holdout": "a/b", "test": "a/../a/b"},
+        "settings: test names the holdout: its score would be of examples by which the best round was chosen. "
+        "Keep some apart that nothing else looks at, or leave test off",
+    ),
+    (
+        {"holdout": "phantom", "test": "phantom"},
+        "settings: test names the holdout: its score would be of examples by which the best round was chosen. "
+        "Keep some apart that nothing else looks at, or leave test off",
+    ),
+    (
         {"reporting_goal": 1, "min_clients": 2},
         "settings: reporting_goal is below min_clients, so that no round could succeed",
     ),

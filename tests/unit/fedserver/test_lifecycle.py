@@ -311,7 +311,10 @@ async def finished(folder: Path, maker: Any, rounds_done: int = 1, **settings: A
 async def test_federation_of_which_all_is_made_misses_nothing(tmp_path: Path) -> None:
     maker = Maker()
     made = await finished(tmp_path, maker)
-    assert (made, made.missing) == (Made(tmp_path / "out" / "report", tmp_path / "out" / "models", test=True), [])
+    assert (made, made.missing) == (
+        Made(tmp_path / "out" / "report", tmp_path / "out" / "models", test=True, rounds=True),
+        [],
+    )
     assert (maker.rendered, maker.models) == ([True], ["GLOBAL_MODEL.bin", "GLOBAL_MODEL_last.bin"])
 
 

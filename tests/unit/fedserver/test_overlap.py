@@ -1,0 +1,32 @@
+"""What a holdout and a test set have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedserver.config import ServerConfig
+from fedserver.overlap import overlap, shared_files
+
+
+def write(folder: Path, **files: bytes) -> Path:
+    for name, contents in files.items():
+        path = folder / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(contents)
+    return folder
+
+
+def test_files_with_the_same_bytes_are_shared_whatever_they_are_called(tmp_path: Path) -> None:
+    holdout = write(tmp_path / "holdout", no__a=b"scan", no__b=b"other", yes__c=b"")
+    unseen = write(tmp_path / "unseen", yes__x=b"scan", no__y=b"scan", no__z=b"fresh", yes__empty=b"")
+    (unseen / ".DS_Store").write_bytes(b"scan")
+    assert shared_files(unseen, holdout) == (2, 3)
+
+
+def test_overlap_is_told_in_words_and_none_is_silent(tmp_path: Path) -> None:
+    holdout, unseen = write(tmp_path / "holdout", no__a=b"scan"), write(tmp_path / "unseen", no__b=b"fresh")
+    config = ServerConfig(holdout=str(holdout), test=str(unseen))
+    assert overlap(config) == ""
+    write(unseen, no__copy=b"scan")
+    assert overlap(config) == "1 of the test set's 2 files is in the holdout too, so not unseen"
+    assert overlap(ServerConfig(holdout="phantom", test=str(unseen))) == ""
