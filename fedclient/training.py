@@ -36,7 +36,10 @@ def choose_task(offered: str, own: str | None) -> str:
         Stop: the server names a class of its own, or the operator's task is another one.
     """
     if own is not None and own != offered:
-        message = f"this federation learns {offered}, not {own}: leave --task out, or join another federation"
+        instead = (
+            f"give --task {offered}, if you have that class and trust it," if ":" in offered else "leave --task out"
+        )
+        message = f"this federation learns {offered}, not {own}: {instead} or join another federation"
         raise Stop(ExitCode.DECLINED, message)
     if ":" in offered and own is None:
         message = (

@@ -29,6 +29,9 @@ Arrays = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 """Inputs `[n, ...]`, numbers of any kind, and labels `[n]`, integers from 0 below the number of classes."""
 
 VAL_FRACTION = 0.15
+_SLACK = 1e-3
+"""By which probabilities may miss 0, 1 and a sum of 1: as far as half precision rounds."""
+
 RANDOM = "random"
 
 
@@ -139,6 +142,7 @@ class KerasTask:
 
         if self._train is None or self._val is None:
             raise TaskError("open_site comes before fine_tune")
+        self._require_fitting(self._train)
         assign_weights(self._model, base)
         progress = Progress(report, plan.epochs)
         return fine_tune(self._trainer, self._model, base, self._train, self._val, plan, None, progress)
@@ -148,8 +152,9 @@ class KerasTask:
 
         if self._holdout is None:
             raise TaskError("open_holdout comes before evaluate")
+        self._require_fitting(self._holdout)
         assign_weights(self._model, weights)
-        outputs = self._trainer.predict(self._holdout)
+        outputs = _probabilities(self._trainer.predict(self._holdout))
         if len(self.class_names) > 2:
             return _evaluation(self._holdout.labels, outputs, tuple(self.class_names))
         of_last = outputs[:, -1]
@@ -179,6 +184,9 @@ class KerasTask:
 
         prepare_devices()
         model = build_repeatably(self.build_model, seed=0)
+        if not getattr(model, "outputs", None):
+            message = "build_model gave a model whose inputs and outputs are not known before it is called"
+            raise TaskError(f"{message}: build it with keras.Sequential and keras.Input, or as a functional model")
         num_outputs = model.outputs[0].shape[-1]
         if num_outputs != len(self.class_names) and (num_outputs, len(self.class_names)) != (1, 2):
             raise TaskError(f"the model has {num_outputs} outputs for {len(self.class_names)} classes")
@@ -193,6 +201,15 @@ class KerasTask:
         one_output = self._model.outputs[0].shape[-1] == 1
         kind = keras.losses.BinaryCrossentropy if one_output else keras.losses.SparseCategoricalCrossentropy
         return Trainer(self._model, kind(reduction=None), self.make_optimizer)
+
+    def _require_fitting(self, examples: _ArrayExamples) -> None:
+        """Say in the task's words what tensorflow would say in its own."""
+        wanted, given = self._model.input_shape, examples.inputs.shape
+        if not isinstance(wanted, tuple):
+            return  # a model of several inputs
+        if len(wanted) != len(given) or any(w not in (None, g) for w, g in zip(wanted[1:], given[1:], strict=True)):
+            shape = ", ".join("any" if size is None else str(size) for size in wanted[1:])
+            raise TaskError(f"the model takes inputs [n, {shape}]; load gave {['n', *given[1:]]}".replace("'", ""))
 
     def _checked(self, arrays: Arrays, what: str) -> _ArrayExamples:
         inputs, labels = np.asarray(arrays[0]), np.asarray(arrays[1])
@@ -232,6 +249,14 @@ def _split(examples: _ArrayExamples) -> tuple[_ArrayExamples, _ArrayExamples]:
         members = np.random.default_rng(int(label)).permutation(np.flatnonzero(examples.labels == label))
         in_val[members[: int(len(members) * VAL_FRACTION)]] = True
     return examples.take(np.flatnonzero(~in_val)), examples.take(np.flatnonzero(in_val))
+
+
+def _probabilities(outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Outputs, if they can be probabilities; NaN is let pass, and is seen in the loss."""
+    sums = outputs.sum(axis=1) if outputs.shape[1] > 1 else np.ones(len(outputs))
+    if (outputs < -_SLACK).any() or (outputs > 1 + _SLACK).any() or (abs(sums - 1) > _SLACK).any():
+        raise TaskError("the model's outputs are no probabilities: let its last layer end in a sigmoid or a softmax")
+    return outputs
 
 
 def _evaluation(

@@ -12,8 +12,10 @@ never reaches this module: it cannot make a site import code.
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Mapping
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import cast
 
 from fedtask.task import Task, TaskError
@@ -56,11 +58,14 @@ def _task_class(reference: str) -> type[Task]:
         known = ", ".join(sorted(task_references()))
         raise TaskError(f"there is no task {reference!r}; known are {known}, and module:Class for a class of your own")
     module_name, _, class_name = target.partition(":")
+    if ":" in reference and (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)  # as `python` itself would; last, so that a file there stands in for nothing else
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
         # A module can fail in any way while it is imported; each is the same news to the person who named it.
-        raise TaskError(f"task {reference!r}: importing {module_name} failed: {_said(error)}") from error
+        hint = "; start in the folder where its file is, or install it" if _is_absent(error, module_name) else ""
+        raise TaskError(f"task {reference!r}: importing {module_name} failed: {_said(error)}{hint}") from error
     task_class = getattr(module, class_name, None)
     if not isinstance(task_class, type):
         raise TaskError(f"task {reference!r}: module {module_name} has no class {class_name!r}")
@@ -72,6 +77,11 @@ def _task_class(reference: str) -> type[Task]:
 
 def _members() -> list[str]:
     return [name for name, member in vars(Task).items() if callable(member) and not name.startswith("_")]
+
+
+def _is_absent(error: Exception, module_name: str) -> bool:
+    """Whether it is this module that there is not, and not another one that it imports."""
+    return isinstance(error, ModuleNotFoundError) and error.name == module_name.partition(".")[0]
 
 
 def _said(error: Exception) -> str:

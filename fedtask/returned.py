@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numbers
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, SupportsFloat
 
 import numpy as np
@@ -12,7 +14,7 @@ import numpy as np
 from fedstream.errors import SchemaMismatch
 from fedstream.manifest import require_names
 from fedstream.schema import ModelSchema
-from fedtask.task import EpochReport, Evaluation, FineTuned, Metrics, TaskError
+from fedtask.task import EpochReport, Evaluation, FineTuned, Metrics, SiteSummary, TaskError
 
 
 def checked_tuned(tuned: Any, schema: ModelSchema) -> FineTuned:
@@ -42,7 +44,49 @@ def checked_evaluation(evaluation: Any) -> Evaluation:
     """
     if not isinstance(evaluation, Evaluation):
         raise TaskError(f"evaluate returned {_kind(evaluation)}; it must return an Evaluation")
-    return replace(evaluation, metrics=_metrics(evaluation.metrics, "metrics"))
+    metrics = _metrics(evaluation.metrics, "metrics")
+    if not metrics.keys() & {"loss", "accuracy"}:
+        given = ", ".join(sorted(metrics)) or "no metrics"
+        raise TaskError(
+            f"evaluate gave {given}, but neither loss nor accuracy, by which the best round is chosen: give `loss` as "
+            "well, which is to be small, or `accuracy`, which is to be large"
+        )
+    return replace(evaluation, metrics=metrics)
+
+
+def checked_summary(summary: Any, call: str) -> SiteSummary:
+    """What `Task.open_site` or `Task.open_holdout` has returned, its counts as Python's own numbers.
+
+    Raises:
+        TaskError: it is none.
+    """
+    if not isinstance(summary, SiteSummary):
+        raise TaskError(f"{call} returned {_kind(summary)}; it must return a SiteSummary")
+    if not isinstance(summary.counts, Mapping):
+        raise TaskError(f"counts of what {call} returned are {_kind(summary.counts)}; they must be numbers by split")
+    return replace(
+        summary,
+        num_examples=_count(summary.num_examples, "num_examples", call),
+        counts={str(split): _counts(counts, call) for split, counts in summary.counts.items()},
+        skipped=_counts(summary.skipped, call),
+        warnings=_sentences(summary.warnings, "warnings", call),
+        weaknesses=_sentences(summary.weaknesses, "weaknesses", call),
+        synthetic=bool(summary.synthetic),
+    )
+
+
+def checked_files(files: Any) -> list[str]:
+    """What `Task.export` has returned.
+
+    Raises:
+        TaskError: it is no list of files that are there.
+    """
+    if isinstance(files, str) or not isinstance(files, Sequence):
+        raise TaskError(f"export returned {_kind(files)}; it must return a list of the files that it has written")
+    for file in files:
+        if not isinstance(file, str | os.PathLike) or not Path(file).is_file():
+            raise TaskError(f"export returned {file!r} among its files; there is no such file")
+    return [os.fspath(file) for file in files]
 
 
 def checked_report(report: Any) -> EpochReport:
@@ -70,6 +114,24 @@ def _check_weights(weights: Any, schema: ModelSchema) -> None:
             raise TaskError(f"tensor {spec.name} of fine_tune is {_kind(values)}; it must be a numpy array, {wanted}")
         if values.shape != spec.shape or values.dtype != spec.dtype.numpy:
             raise TaskError(f"tensor {spec.name} of fine_tune is {values.dtype} {values.shape}; it must be {wanted}")
+
+
+def _counts(counts: Any, call: str) -> dict[str, int]:
+    if not isinstance(counts, Mapping):
+        raise TaskError(f"{call} returned {_kind(counts)} as counts; they must be numbers by name")
+    return {str(name): _count(count, f"the count of {name}", call) for name, count in counts.items()}
+
+
+def _count(count: Any, what: str, call: str) -> int:
+    if not isinstance(count, numbers.Integral) or count < 0:
+        raise TaskError(f"{what} of what {call} returned is {count!r}; it must be a whole number, 0 or more")
+    return int(count)
+
+
+def _sentences(texts: Any, what: str, call: str) -> tuple[str, ...]:
+    if isinstance(texts, str) or not isinstance(texts, Sequence):
+        raise TaskError(f"{what} of what {call} returned are {_kind(texts)}; they must be a list of sentences")
+    return tuple(map(str, texts))
 
 
 def _metrics(metrics: Any, where: str) -> Metrics:

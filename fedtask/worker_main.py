@@ -24,7 +24,7 @@ from fedstream.plan import Plan
 from fedstream.weights_file import WeightsFile, file_parts
 from fedtask.messages import EntryRecord, LocalUpdate, TaskDescription, from_json, to_json
 from fedtask.registry import create_task
-from fedtask.returned import checked_evaluation, checked_report, checked_tuned
+from fedtask.returned import checked_evaluation, checked_files, checked_report, checked_summary, checked_tuned
 from fedtask.task import Cancelled, EpochReport, Evaluation, SiteOptions, Task, TaskError, Weights
 
 _DISK_RETRY_SECONDS = 2.0
@@ -82,10 +82,11 @@ class Worker:
         self._write(self._task.initial_weights(seed, source), Path(out))
 
     def open_site(self, _request: int, options: dict[str, Any]) -> Any:
-        return to_json(self._task.open_site(from_json(SiteOptions, options)))
+        return to_json(checked_summary(self._task.open_site(from_json(SiteOptions, options)), "open_site"))
 
     def open_holdout(self, _request: int, folder: str | None, classes: dict[str, str]) -> Any:
-        return to_json(self._task.open_holdout(Path(folder) if folder is not None else None, classes))
+        summary = self._task.open_holdout(Path(folder) if folder is not None else None, classes)
+        return to_json(checked_summary(summary, "open_holdout"))
 
     def fine_tune(self, request: int, base: str, plan: dict[str, Any], out: str) -> Any:
         started = time.monotonic()
@@ -144,8 +145,7 @@ class Worker:
         whole = WeightsFile(Path(weights)).weights() | changed  # in the order of the first
         if whole.keys() != {spec.name for spec in self._schema}:
             raise TaskError("the model is not this task's: its tensors have other names")
-        written = self._task.export(whole, Path(folder), stem)
-        return [str(path) for path in written]
+        return checked_files(self._task.export(whole, Path(folder), stem))
 
     def read_model(self, _request: int, path: str, out: str) -> None:
         self._write(self._task.read_model(Path(path)), Path(out))

@@ -76,6 +76,11 @@ def test_file_is_utf8_whatever_the_machine_speaks(tmp_path: Path, monkeypatch: p
     assert load_config(written(tmp_path, 'name = "größe"'), {}).name == "größe"
 
 
+TEST_IS_HOLDOUT = (
+    "settings: test names the holdout: its score would be of examples by which the best round was chosen. "
+    "Keep some apart that nothing else looks at, or leave test off"
+)
+
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"round": 3}, "round is not a setting (see `fedserver run --help`)"),
     ({"plan": {"epoch": 3}}, "plan.epoch is not a setting (see `fedserver run --help`)"),
@@ -124,13 +129,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"holdout": "a/b", "test": "a/../a/b"},
-        "settings: test names the holdout: its score would be of examples by which the best round was chosen. "
-        "Keep some apart that nothing else looks at, or leave test off",
+        TEST_IS_HOLDOUT,
     ),
     (
         {"holdout": "phantom", "test": "phantom"},
-        "settings: test names the holdout: its score would be of examples by which the best round was chosen. "
-        "Keep some apart that nothing else looks at, or leave test off",
+        TEST_IS_HOLDOUT,
     ),
     (
         {"reporting_goal": 1, "min_clients": 2},

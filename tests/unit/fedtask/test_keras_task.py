@@ -118,6 +118,45 @@ def test_model_with_the_wrong_number_of_outputs_is_refused():
         Wrong({}).schema()
 
 
+def test_model_whose_last_layer_gives_no_probabilities_is_refused_when_it_is_scored():
+    class Linear(Three):
+        def build_model(self):
+            inputs = keras.Input((4,))
+            return keras.Model(inputs, keras.layers.Dense(3, name="out")(inputs))
+
+    task = Linear({})
+    task.open_holdout(None, {})
+    with pytest.raises(
+        TaskError, match="outputs are no probabilities: let its last layer end in a sigmoid"
+    ):
+        task.evaluate(task.initial_weights(0, None))
+
+
+def test_examples_of_another_shape_than_the_models_inputs_are_told_with_both():
+    class Wide(Three):
+        def generate(self, purpose):
+            x, y = super().generate(purpose)
+            return x[:, :3], y
+
+    task = Wide({})
+    task.open_site(SiteOptions(None))
+    with pytest.raises(TaskError, match=r"the model takes inputs \[n, 4\]; load gave \[n, 3\]"):
+        task.fine_tune(task.initial_weights(0, None), Plan(1, 16, 0.01, 0, 0), ignore)
+
+
+def test_model_that_is_not_known_before_it_is_called_is_refused():
+    class Written(keras.Model):
+        def call(self, inputs):
+            return inputs
+
+    class Unknown(Three):
+        def build_model(self):
+            return Written()
+
+    with pytest.raises(TaskError, match="whose inputs and outputs are not known before it is called"):
+        Unknown({}).schema()
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [(np.array([0, 1, 7]), "a label is none of 0 to 2"), (np.array([0, 1]), r"inputs \[3, 4\] and labels \[2\]")],

@@ -44,6 +44,15 @@ def test_reference_that_leads_to_no_task_says_why(reference, message):
         create_task(reference, {})
 
 
+def test_class_in_the_current_folder_is_found_without_installing_it(tmp_path, monkeypatch):
+    (tmp_path / "task_of_here.py").write_text("from fedtask.linear import Linear\n", "utf-8")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(TaskError, match="start in the folder where its file is, or install it"):
+        create_task("task_of_here:Linear", {})
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(create_task("task_of_here:Linear", {}), Linear)
+
+
 def test_module_that_fails_while_it_is_imported_says_how(tmp_path, monkeypatch):
     (tmp_path / "broken_task.py").write_text("1 / 0\n", "utf-8")
     monkeypatch.syspath_prepend(tmp_path)

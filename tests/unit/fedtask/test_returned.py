@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,8 @@ import pytest
 
 from fedstream.dtypes import DataType
 from fedstream.schema import ModelSchema, TensorSpec
-from fedtask.returned import checked_evaluation, checked_report, checked_tuned
-from fedtask.task import EpochReport, Evaluation, FineTuned, TaskError
+from fedtask.returned import checked_evaluation, checked_files, checked_report, checked_summary, checked_tuned
+from fedtask.task import EpochReport, Evaluation, FineTuned, SiteSummary, TaskError
 
 SCHEMA = ModelSchema((TensorSpec("kernel", DataType.FLOAT32, (2, 3)), TensorSpec("bias", DataType.FLOAT32, ())))
 WEIGHTS = {"kernel": np.ones((2, 3), np.float32), "bias": np.float32(1)}
@@ -71,6 +72,45 @@ def test_mistakes_in_an_evaluation_and_in_a_report_are_told_by_their_names() -> 
         checked_evaluation({"loss": 0.5})
     with pytest.raises(TaskError, match="loss in the task's metrics is 'low'"):
         checked_evaluation(Evaluation({"loss": "low"}, 4))  # type: ignore[dict-item]
+    with pytest.raises(
+        TaskError, match="evaluate gave mae, mse, but neither loss nor accuracy, by which the best round"
+    ):
+        checked_evaluation(Evaluation({"mse": 0.5, "mae": 0.1}, 4))
+    assert checked_evaluation(Evaluation({"loss": None}, 4)).metrics == {"loss": None}
     with pytest.raises(TaskError, match="the task reported None; it must report an EpochReport"):
         checked_report(None)
     assert checked_report(EpochReport("training", 1, 2, 0.5, {"loss": np.float32(0.5)})).metrics == {"loss": 0.5}
+
+
+def test_summary_of_a_site_with_numbers_of_numpy_becomes_one_that_can_be_told() -> None:
+    counts: Any = {"train": {"no": np.int64(3)}}
+    summary = checked_summary(SiteSummary(np.int64(3), counts, warnings=["one"]), "open_site")  # type: ignore[arg-type]
+    assert summary == SiteSummary(3, {"train": {"no": 3}}, warnings=("one",))
+    assert type(summary.counts["train"]["no"]) is int
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (None, "open_site returned None; it must return a SiteSummary"),
+        (SiteSummary(3, None), "counts of what open_site returned are None; they must be"),  # type: ignore[arg-type]
+        (SiteSummary(3, {"train": 3}), "open_site returned a int as counts; they must be"),  # type: ignore[dict-item]
+        (SiteSummary(-1, {}), "num_examples of what open_site returned is -1; it must be a whole number, 0 or more"),
+        (SiteSummary(3, {"train": {"no": 1.5}}), "the count of no of what open_site returned is 1.5"),  # type: ignore[dict-item]
+        (SiteSummary(3, {}, warnings="bad"), "warnings of what open_site returned are a str; they must be a list"),
+    ],
+)
+def test_mistake_in_a_summary_is_told_by_its_name(wrong: Any, words: str) -> None:
+    with pytest.raises(TaskError, match=words):
+        checked_summary(wrong, "open_site")
+
+
+def test_mistake_in_the_files_of_an_export_is_told(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match="export returned a str; it must return a list of the files"):
+        checked_files(str(tmp_path))
+    with pytest.raises(TaskError, match="export returned None; it must"):
+        checked_files(None)
+    with pytest.raises(TaskError, match="there is no such file"):
+        checked_files([tmp_path / "absent"])
+    (tmp_path / "model").write_bytes(b"weights")
+    assert checked_files([tmp_path / "model"]) == [str(tmp_path / "model")]
