@@ -96,12 +96,13 @@ def _are_renamed(server: Sequence[str], client: Sequence[str]) -> bool:
 def compare_schemas(server: ModelSchema, client: ModelSchema) -> Decline:
     """Name the tensors on which two schemas with different digests disagree."""
     differences = server.differences(client)
+    if not differences:
+        message = "the client's schema_sha256 is not the digest of the schema that it sent, which is the federation's"
+        return Decline(DeclineReason.SCHEMA, f"{message}: see R-SCH-2 of docs/protocol.md for the text to digest")
     shown = differences[: limits.MAX_SHOWN_DIFFERENCES]
-    first = shown[0] if shown else None
-    example = f" The first: {_describe(first)}." if first else ""
     message = (
-        f"the client's model differs from the federation's in {len(differences)} tensors.{example} "
-        "Use the same task, version and settings on both sides"
+        f"the client's model differs from the federation's in {len(differences)} tensors. The first: "
+        f"{_describe(shown[0])}. Use the same task, version and settings on both sides"
     )
     return Decline(DeclineReason.SCHEMA, message, shown, len(differences) - len(shown))
 

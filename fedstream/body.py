@@ -56,17 +56,17 @@ def admit_chunk(chunk: Chunk, committed_size: int, size_bytes: int, max_chunk_by
         chunk: as received.
         committed_size: bytes the receiver has.
         size_bytes: of the whole body.
-        max_chunk_bytes: as negotiated.
+        max_chunk_bytes: what the receiver takes.
 
     Raises:
-        ChunkTooLarge: `data` is larger than was negotiated.
+        ChunkTooLarge: `data` is larger than that.
         ChecksumMismatch: the bytes do not match their crc32c.
         WrongOffset: the chunk starts after `committed_size`.
         BodyTooLong: the chunk reaches past the end of the body.
     """
     length = len(chunk.data)
     if length > max_chunk_bytes:
-        message = f"a chunk of {length} bytes is over the negotiated {max_chunk_bytes}; send smaller ones"
+        message = f"a chunk of {length} bytes is over the {max_chunk_bytes} that are taken; send smaller ones"
         raise ChunkTooLarge(message, max_chunk_bytes=max_chunk_bytes)
     if _checksum(chunk.data) != chunk.crc32c:
         message = f"the chunk at offset {chunk.write_offset} does not match its crc32c; send it again"

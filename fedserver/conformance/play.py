@@ -16,7 +16,7 @@ from fedserver.conformance.findings import Findings, SkippedError, UnmetError
 from fedserver.conformance.material import Material
 from fedserver.conformance.office import Certificates, Office
 from fedserver.conformance.subject import GIVEN, Subject, filled
-from fedserver.conformance.talk import PATIENCE_SECONDS, Talk, upload_id
+from fedserver.conformance.talk import PATIENCE_SECONDS, Talk, offer_id, upload_id
 from fedserver.conformance.transfer import Transfer
 from fedstream import limits, wire
 from fedstream.tls import Identity, server_credentials
@@ -66,7 +66,7 @@ class Negotiation(negotiation_pb2_grpc.NegotiationServiceServicer):
 
     async def Negotiate(self, requests: Any, context: Any) -> None:  # type: ignore[override]
         play = self._play
-        talk = Talk(context, play.material, play.transfer, play.findings, play.note)
+        talk = Talk(context, play.material, play.transfer, play.findings, play.note, play.given_up)
         play.note("client -> Negotiate")
         play.opened.append(asyncio.get_running_loop().time())
         play.talks.put_nowait(talk)
@@ -81,6 +81,8 @@ class Play:
         self.findings = Findings()
         self.opened: list[float] = []
         """When each Negotiate stream began."""
+        self.given_up: dict[str, str] = {}
+        """What the client said, by offer, where it ended its work with `failure`."""
         self.described = 0
         """How often DescribeTask was called."""
         self.talks: asyncio.Queue[Talk] = asyncio.Queue()
@@ -246,11 +248,19 @@ class Play:
         self.findings.check(rule, True, "")
 
     async def delivered(self, number: int = 1, rule: str = "R-UP-14", within: float = PATIENCE_SECONDS) -> None:
-        """Wait until the update of a round is finished."""
-        uploads, name = self.transfer.uploads, upload_id(number)
-        await self.until(
-            lambda: name in uploads and uploads[name].finished, rule, "the update was not finished", within
-        )
+        """Wait until the update of a round is finished.
+
+        Raises:
+            UnmetError: it was not in time, or the client said that it would not be.
+        """
+        uploads, name, offer = self.transfer.uploads, upload_id(number), offer_id(number)
+
+        def is_settled() -> bool:
+            return (name in uploads and uploads[name].finished) or offer in self.given_up
+
+        await self.until(is_settled, rule, "the update was not finished", within)
+        if offer in self.given_up:
+            raise UnmetError(rule, f"the client gave the update up, with failure: {self.given_up[offer]}")
 
     async def rests(self, seconds: float) -> None:
         """Let some time pass in which the client is to do nothing wrong."""

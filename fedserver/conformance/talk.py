@@ -32,7 +32,13 @@ class Talk:
     """One session. What comes is looked at and handed to the scene when it asks; leases are renewed by themselves."""
 
     def __init__(
-        self, context: Any, material: Material, transfer: Transfer, findings: Findings, note: Callable[[str], None]
+        self,
+        context: Any,
+        material: Material,
+        transfer: Transfer,
+        findings: Findings,
+        note: Callable[[str], None],
+        given_up: dict[str, str],
     ) -> None:
         self.hello = negotiation_pb2.Hello()
         self.heard: list[tuple[float, str, Any]] = []
@@ -46,6 +52,7 @@ class Talk:
         self._transfer = transfer
         self._findings = findings
         self._note = note
+        self._given_up = given_up
         self._inbox: asyncio.Queue[tuple[str, Any] | None] = asyncio.Queue()
         self._writing = asyncio.Lock()
         self._ending: asyncio.Future[Refused | None] = asyncio.get_running_loop().create_future()
@@ -87,6 +94,8 @@ class Talk:
             renewal = negotiation_pb2.LeaseRenewal(offer_id=content.offer_id, lease=_span(self.lease_seconds))
             await self.say(lease_renewal=renewal)
             return
+        if kind == "failure":
+            self._given_up[content.offer_id] = content.reason
         self._inbox.put_nowait((kind, content))
 
     # What a scene does

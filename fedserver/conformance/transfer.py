@@ -343,7 +343,8 @@ class _Intake:
         transfer.signs.append(asyncio.get_running_loop().time())
         self._inspect(chunk)
         upload.body += admit_chunk(chunk, len(upload.body), upload.size_bytes, transfer.terms.chunk_bytes)
-        self._expected = chunk.write_offset + len(chunk.data)
+        if chunk.data:  # an empty one says nothing of where the next begins
+            self._expected = chunk.write_offset + len(chunk.data)
         self._came += len(chunk.data)
         self._wake.set()
         if self._fault is not None and self._came >= self._fault.after_bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import singledispatch
@@ -187,13 +188,19 @@ def read_introduction(hello: negotiation_pb2.Hello) -> Introduction:
     )
 
 
+_LONGEST_SECONDS = 315_576_000_000
+"""That `google.protobuf.Duration` allows: some 10,000 years."""
+
+
 def _seconds(message: Any, field: str) -> float | None:
     if not message.HasField(field):
         return None
     try:
         seconds: float = getattr(message, field).ToTimedelta().total_seconds()
-    except (OverflowError, ValueError) as error:
-        raise InvalidRequest(f"{field} is longer than a span can be", field=field) from error
+    except (OverflowError, ValueError):
+        seconds = math.inf
+    if abs(seconds) > _LONGEST_SECONDS:
+        raise InvalidRequest(f"{field} is longer than a span can be", field=field)
     return seconds
 
 

@@ -71,6 +71,8 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
             if header is None:
                 header = await self._check_header(request)
                 continue
+            if request.WhichOneof("kind") == "header":
+                raise InvalidRequest("the header comes once", field="header")
             entries += wire.read_encoded_part(request.part, self.federation.encodings_taken)
             assert self.federation.schema is not None, "an upload id is told only when there is a schema"
             if len(entries) > min(header.num_tensors, len(self.federation.schema)):

@@ -26,7 +26,7 @@ class _DataType:
 class _DataTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DataType.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DATA_TYPE_UNSPECIFIED: _DataType.ValueType  # 0
-    """Not a type; a receiver refuses it with INVALID_MANIFEST or SCHEMA_MISMATCH."""
+    """Not a type; a receiver refuses it with INVALID_MANIFEST."""
     DATA_TYPE_BOOL: _DataType.ValueType  # 1
     """One byte, 0 or 1. Canonical name BOOL."""
     DATA_TYPE_INT8: _DataType.ValueType  # 2
@@ -58,7 +58,7 @@ class DataType(_DataType, metaclass=_DataTypeEnumTypeWrapper):
     """Element type of a tensor. Elements are little-endian; a boolean is one byte, 0 or 1."""
 
 DATA_TYPE_UNSPECIFIED: DataType.ValueType  # 0
-"""Not a type; a receiver refuses it with INVALID_MANIFEST or SCHEMA_MISMATCH."""
+"""Not a type; a receiver refuses it with INVALID_MANIFEST."""
 DATA_TYPE_BOOL: DataType.ValueType  # 1
 """One byte, 0 or 1. Canonical name BOOL."""
 DATA_TYPE_INT8: DataType.ValueType  # 2

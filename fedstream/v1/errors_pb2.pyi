@@ -46,8 +46,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_MANIFEST_REQUIRED: _ErrorReason.ValueType  # 8
     """FAILED_PRECONDITION. Chunks or a finish came before the manifest. Send the manifest, then resume."""
     ERROR_REASON_MANIFEST_CONFLICT: _ErrorReason.ValueType  # 9
-    """ALREADY_EXISTS. A different manifest was already given for this upload. Send the same one, or wait for the next
-    offer.
+    """ALREADY_EXISTS. A different manifest was already given for this upload. Send the first one, or say that the
+    offer's work has failed.
     """
     ERROR_REASON_WRONG_OFFSET: _ErrorReason.ValueType  # 10
     """OUT_OF_RANGE. A chunk starts after `committed_size`, or a read starts after the end; metadata `committed_size`, for a
@@ -132,8 +132,8 @@ stream.
 ERROR_REASON_MANIFEST_REQUIRED: ErrorReason.ValueType  # 8
 """FAILED_PRECONDITION. Chunks or a finish came before the manifest. Send the manifest, then resume."""
 ERROR_REASON_MANIFEST_CONFLICT: ErrorReason.ValueType  # 9
-"""ALREADY_EXISTS. A different manifest was already given for this upload. Send the same one, or wait for the next
-offer.
+"""ALREADY_EXISTS. A different manifest was already given for this upload. Send the first one, or say that the
+offer's work has failed.
 """
 ERROR_REASON_WRONG_OFFSET: ErrorReason.ValueType  # 10
 """OUT_OF_RANGE. A chunk starts after `committed_size`, or a read starts after the end; metadata `committed_size`, for a

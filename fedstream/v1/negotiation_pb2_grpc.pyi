@@ -51,8 +51,8 @@ class NegotiationServiceStub:
       `counter_offer` are answered by `confirm` or `withdraw`. A confirmed client downloads the base model, trains,
       sends `progress` as it goes and at least once per lease, uploads with the TransferService, and hears
       `round_outcome` when the round is over. `federation_outcome` is the last message: the client then fetches the final
-      models if it wants them and closes its side, and the server, which stays for that up to 60 s, ends the stream with
-      OK. Being declined, withdrawn or cancelled is a normal message, never an error status.
+      models if it wants them and closes its side, and the server, which stays for that until it has heard nothing
+      for 60 s, ends the stream with OK. Being declined, withdrawn or cancelled is a normal message, never an error status.
     Retry: open a new stream and say hello again, with exponential back-off and jitter. The newer of two streams of one
       client takes over; the older ends with ABORTED/SUPERSEDED.
     Resume: after a reconnect the server repeats the outstanding offer with the same `offer_id` and `upload_id`; a client
@@ -87,8 +87,8 @@ class NegotiationServiceAsyncStub(NegotiationServiceStub):
       `counter_offer` are answered by `confirm` or `withdraw`. A confirmed client downloads the base model, trains,
       sends `progress` as it goes and at least once per lease, uploads with the TransferService, and hears
       `round_outcome` when the round is over. `federation_outcome` is the last message: the client then fetches the final
-      models if it wants them and closes its side, and the server, which stays for that up to 60 s, ends the stream with
-      OK. Being declined, withdrawn or cancelled is a normal message, never an error status.
+      models if it wants them and closes its side, and the server, which stays for that until it has heard nothing
+      for 60 s, ends the stream with OK. Being declined, withdrawn or cancelled is a normal message, never an error status.
     Retry: open a new stream and say hello again, with exponential back-off and jitter. The newer of two streams of one
       client takes over; the older ends with ABORTED/SUPERSEDED.
     Resume: after a reconnect the server repeats the outstanding offer with the same `offer_id` and `upload_id`; a client
@@ -132,8 +132,8 @@ class NegotiationServiceServicer(metaclass=_abc_1.ABCMeta):
           `counter_offer` are answered by `confirm` or `withdraw`. A confirmed client downloads the base model, trains,
           sends `progress` as it goes and at least once per lease, uploads with the TransferService, and hears
           `round_outcome` when the round is over. `federation_outcome` is the last message: the client then fetches the final
-          models if it wants them and closes its side, and the server, which stays for that up to 60 s, ends the stream with
-          OK. Being declined, withdrawn or cancelled is a normal message, never an error status.
+          models if it wants them and closes its side, and the server, which stays for that until it has heard nothing
+          for 60 s, ends the stream with OK. Being declined, withdrawn or cancelled is a normal message, never an error status.
         Retry: open a new stream and say hello again, with exponential back-off and jitter. The newer of two streams of one
           client takes over; the older ends with ABORTED/SUPERSEDED.
         Resume: after a reconnect the server repeats the outstanding offer with the same `offer_id` and `upload_id`; a client

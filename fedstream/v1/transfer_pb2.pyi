@@ -27,7 +27,7 @@ class _UploadState:
 class _UploadStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UploadState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     UPLOAD_STATE_UNSPECIFIED: _UploadState.ValueType  # 0
-    """Unknown; ask again after an upgrade."""
+    """Unknown, and no state to go on from: put the manifest, and do as that is answered."""
     UPLOAD_STATE_AWAITING_MANIFEST: _UploadState.ValueType  # 1
     """No manifest yet."""
     UPLOAD_STATE_OPEN: _UploadState.ValueType  # 2
@@ -43,7 +43,7 @@ class UploadState(_UploadState, metaclass=_UploadStateEnumTypeWrapper):
     """Where an upload stands."""
 
 UPLOAD_STATE_UNSPECIFIED: UploadState.ValueType  # 0
-"""Unknown; ask again after an upgrade."""
+"""Unknown, and no state to go on from: put the manifest, and do as that is answered."""
 UPLOAD_STATE_AWAITING_MANIFEST: UploadState.ValueType  # 1
 """No manifest yet."""
 UPLOAD_STATE_OPEN: UploadState.ValueType  # 2

@@ -102,8 +102,8 @@ class TransferServiceServicer:
         older ends with ABORTED/SUPERSEDED.
         Resume: ask GetUploadStatus for `committed_size` and go on from there.
         Errors: OUT_OF_RANGE/WRONG_OFFSET: resume at `committed_size`. DATA_LOSS/CHECKSUM_MISMATCH: resume at
-        `committed_size`. OUT_OF_RANGE/BODY_TOO_LONG, INVALID_ARGUMENT/CHUNK_TOO_LARGE, INVALID_ARGUMENT/INVALID_REQUEST
-        (a stream carries one upload): a defect of the client, do not retry. FAILED_PRECONDITION/MANIFEST_REQUIRED: put the
+        `committed_size`. INVALID_ARGUMENT/CHUNK_TOO_LARGE: send smaller chunks. OUT_OF_RANGE/BODY_TOO_LONG,
+        INVALID_ARGUMENT/INVALID_REQUEST (a stream carries one upload): a defect of the client, do not retry. FAILED_PRECONDITION/MANIFEST_REQUIRED: put the
         manifest first. NOT_FOUND/UNKNOWN_UPLOAD, FAILED_PRECONDITION/ROUND_CLOSED: drop the update. ABORTED/SUPERSEDED:
         another stream took over. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
         """

@@ -265,6 +265,7 @@ async def test_manifest_messages_out_of_order_get_their_documented_errors(tmp_pa
         wrong_digest.header.model_digest.sha256 = bytes(32)
         for messages, reason in (
             (parts, "INVALID_REQUEST"),
+            ([header, header, *parts], "INVALID_REQUEST"),
             ([header], "INVALID_MANIFEST"),
             ([too_few, *parts], "INVALID_MANIFEST"),
             ([header, unknown_encoding], "INVALID_MANIFEST"),

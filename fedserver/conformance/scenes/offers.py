@@ -69,6 +69,7 @@ async def _confirmed_twice(play: Play) -> None:
     await play.rests(0.5)
     finishes = play.transfer.count("PutManifest", upload_id(1))
     play.findings.check("R-RND-3", finishes == 1, f"confirmed twice, it put {finishes} manifests")
+    play.findings.check("R-RND-1", not talk.unheard(), "it answered a confirm, which is no question, with a message")
     await say_farewell(play, talk)
 
 

@@ -191,6 +191,19 @@ class _FromTheStart(Work):
         return 0
 
 
+class _FromTheStartBehindAnEmptyChunk(_FromTheStart):
+    def chunks(self, body: bytes, start: int) -> Iterator[transfer_pb2.WriteChunksRequest]:
+        empty = transfer_pb2.Chunk(write_offset=start)
+        yield transfer_pb2.WriteChunksRequest(upload_id=self.offer.upload_id, chunk=empty)
+        yield from super().chunks(body, start)
+
+
+class _AnswersConfirm(Client):
+    def on_confirm(self, confirm: Any) -> None:
+        super().on_confirm(confirm)
+        self.say(accept=negotiation_pb2.Acceptance(offer_id=confirm.offer_id))
+
+
 class _NoWindow(Work):
     def fits(self, end: int, window: int) -> bool:
         return True
@@ -319,6 +332,10 @@ WRONG = {
     "takes the manifest of another model": Wrong("R-DL-1", "the manifest of another model", _TrustsManifests),
     "computes no crc32c": Wrong("R-CH-2", "three rounds", _with_work(_NoCrc)),
     "begins at 0 after a cut": Wrong("R-UP-9", "cut after one chunk", _with_work(_FromTheStart)),
+    "begins at 0 after a cut, behind an empty chunk": Wrong(
+        "R-UP-9", "cut after one chunk", _with_work(_FromTheStartBehindAnEmptyChunk)
+    ),
+    "answers a confirm": Wrong("R-RND-1", "confirmed twice", _AnswersConfirm),
     "sends without regard to the window": Wrong("R-UP-9", "three rounds", _with_work(_NoWindow)),
     "goes by the session's window where the upload has a smaller one": Wrong(
         "R-UP-9", "three rounds", _with_work(_SessionWindow)

@@ -113,6 +113,12 @@ def test_schemas_that_differ_in_one_tensor_are_told_with_both_sides_of_it() -> N
     )
 
 
+def test_client_whose_digest_is_not_that_of_its_own_schema_is_told_so() -> None:
+    decline = compare_schemas(tensors(3), tensors(3))
+    assert decline.message.startswith("the client's schema_sha256 is not the digest of the schema that it sent")
+    assert "R-SCH-2" in decline.message
+
+
 @pytest.mark.parametrize(("lacking", "shown", "more"), [(20, 20, 0), (21, 20, 1), (300, 20, 280)])
 def test_schemas_that_differ_in_many_tensors_are_told_twenty_and_the_count_of_the_rest(
     lacking: int, shown: int, more: int

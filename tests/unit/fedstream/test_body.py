@@ -89,7 +89,7 @@ def test_chunk_over_the_negotiated_size_is_refused_before_its_checksum_is_made()
     assert admit(8, BODY[8:18])
     with pytest.raises(ChunkTooLarge) as caught:
         admit(8, BODY[8:19], crc32c=0)
-    assert caught.value.message == "a chunk of 11 bytes is over the negotiated 10; send smaller ones"
+    assert caught.value.message == "a chunk of 11 bytes is over the 10 that are taken; send smaller ones"
     assert caught.value.metadata == {"max_chunk_bytes": "10"}
 
 

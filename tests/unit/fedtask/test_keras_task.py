@@ -126,9 +126,7 @@ def test_model_whose_last_layer_gives_no_probabilities_is_refused_when_it_is_sco
 
     task = Linear({})
     task.open_holdout(None, {})
-    with pytest.raises(
-        TaskError, match="outputs are no probabilities: let its last layer end in a sigmoid"
-    ):
+    with pytest.raises(TaskError, match="outputs are no probabilities: let its last layer end in a sigmoid"):
         task.evaluate(task.initial_weights(0, None))
 
 
