@@ -126,6 +126,8 @@ class Keepsakes:
         if unsaved is None:
             return
         # Not verified again: both files were when they came to be here, which is all that global models get as well.
-        await self._trainer.save_model(unsaved.base.path, unsaved.finished.path)
+        # What is said of it is about its own round, and not about that in which it was asked for.
+        with structlog.contextvars.bound_contextvars(round=unsaved.finished.round):
+            await self._trainer.save_model(unsaved.base.path, unsaved.finished.path)
         if self._unsaved is unsaved:
             self._unsaved = None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
 from fedclient import keepsakes
@@ -31,6 +32,7 @@ class FakeTrainer:
     tables: list[int] = field(default_factory=list)
     pictures: list[tuple[int, bool]] = field(default_factory=list)
     models: list[tuple[str, str]] = field(default_factory=list)
+    said_of: list[object] = field(default_factory=list)
     full: bool = False
     stuck: bool = False
 
@@ -46,6 +48,7 @@ class FakeTrainer:
         if self.stuck:
             await asyncio.sleep(NEVER)
         self.models.append((base.name, changes.name))
+        self.said_of.append(structlog.contextvars.get_contextvars().get("round"))
 
     async def close(self) -> None:
         self.stuck = False
@@ -73,6 +76,18 @@ async def deliver(kept: Keepsakes) -> None:
 async def settle() -> None:
     for _ in range(10):
         await asyncio.sleep(0)
+
+
+async def test_log_of_a_saved_model_names_the_round_in_which_it_was_trained() -> None:
+    trainer = FakeTrainer()
+    kept = Keepsakes(cast(Trainer, trainer), NEVER, 0.1)  # so that the second is saved by the first one's errand
+    for number in (1, 2):
+        with structlog.contextvars.bound_contextvars(round=number):
+            await train(kept, number)
+            await deliver(kept)
+    await asyncio.sleep(0.2)
+    await kept.close()
+    assert trainer.said_of == [1, 2]
 
 
 async def test_model_is_saved_after_delivery_and_not_before() -> None:
