@@ -19,6 +19,7 @@ from fedstream.v1 import common_pb2, negotiation_pb2, transfer_pb2
 
 _MAX_SOFTWARE_BYTES = 128
 _MAX_METRIC_NAME_BYTES = 64
+_SHOWN_CHARACTERS = 200
 
 
 def inspect_hello(hello: negotiation_pb2.Hello, material: Material, findings: Findings) -> bool:
@@ -31,7 +32,10 @@ def inspect_hello(hello: negotiation_pb2.Hello, material: Material, findings: Fi
     short = limits.is_plain_text(software, _MAX_SOFTWARE_BYTES)
     findings.check("R-HEL-5", short, f"software is {software[:60]!r}")
     expected = material.schema.digest().hex()
-    schema = f"schema_sha256 is {hello.schema_sha256.hex()[:12]}, and that of {material.task} {expected[:12]}"
+    schema = (
+        f"schema_sha256 is {hello.schema_sha256.hex()[:12]}, and that of {material.task} {expected[:12]}, of the text "
+        f"{material.schema.canonical_bytes().decode()[:_SHOWN_CHARACTERS]!r}"
+    )
     fits = findings.check("R-SCH-2", hello.schema_sha256.hex() == expected, schema)
     return _inspect_meaning(hello.meaning, material, findings) and fits
 

@@ -372,7 +372,8 @@ class _Intake:
         upload, half = self._upload, self._transfer.terms.upload_window_bytes / 2
         while True:
             if not await comes(self._wake, _STALL_SECONDS):
-                words = f"it waited for an answer at {len(upload.body)} bytes, of which {upload.told} were committed"
+                here = f"it waited for an answer at {len(upload.body)} bytes, of which {upload.told} were committed"
+                words = f"{here}; half the upload's window is {half:g}"
                 self._findings.check("R-UP-11", False, words)
                 await self._wake.wait()
             self._wake.clear()
