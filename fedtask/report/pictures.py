@@ -34,11 +34,11 @@ def global_progress(rounds: Sequence[RoundRecord], best_round: int | None, path:
         accuracy, loss = _score(rounds, "accuracy"), _score(rounds, "loss")
         _global_line(left, rounds, accuracy, best_round)
         _global_line(right, rounds, loss, best_round)
-        _interval_band(left, rounds)
+        band = _interval_band(left, rounds)
         local = _client_lines(left, rounds)
         left.set_ylabel("accuracy")
         right.set_ylabel("loss (cross-entropy)")
-        drawing.share_limits(left, [*accuracy, *local])
+        drawing.share_limits(left, [*accuracy, *local, *band])
         drawing.loss_limits(right, loss)
         handles, labels = drawing.legend_entries(left)
         legend = drawn.legend(handles, labels, loc="outside lower center", ncols=4)
@@ -64,8 +64,8 @@ def _global_line(axes: Axes, rounds: Sequence[RoundRecord], values: Sequence[flo
     drawing.whole_numbers(axes)
 
 
-def _interval_band(axes: Axes, rounds: Sequence[RoundRecord]) -> None:
-    """The 95% interval of each accuracy; a gap where a round has none."""
+def _interval_band(axes: Axes, rounds: Sequence[RoundRecord]) -> list[float]:
+    """The 95% interval of each accuracy, a gap where a round has none; the ends of all, for which there must be room."""
     found = [one.evaluation.intervals.get("accuracy") if one.evaluation else None for one in rounds]
     low = drawing.numbers(interval.low if interval else None for interval in found)
     high = drawing.numbers(interval.high if interval else None for interval in found)
@@ -75,6 +75,7 @@ def _interval_band(axes: Axes, rounds: Sequence[RoundRecord]) -> None:
         axes.vlines(numbers, low, high, color=BLUE, alpha=0.25, linewidth=10, label=label)
     elif any(found):
         axes.fill_between(numbers, low, high, color=BLUE, alpha=0.14, linewidth=0, label=label)
+    return [*low, *high]
 
 
 def _client_lines(axes: Axes, rounds: Sequence[RoundRecord]) -> list[float]:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from fedtask import drawing
 from fedtask.report import Contribution, FederationRecord, RoundRecord, pictures
+from fedtask.task import Evaluation, Interval
 
 MakeRecord = Callable[..., FederationRecord]
 
@@ -57,6 +58,23 @@ def test_global_progress_is_content_with_one_round_and_with_missing_scores(
 
     assert [len(one.axes[0].get_lines()) for one in figures] == [4, 4, 3]
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("one.png", "gap.png", "none.png"))
+
+
+def unsure(number: int, low: float) -> RoundRecord:
+    """A round whose model is right in 9 of 10 cases, with an interval that begins at `low`."""
+    scored = Evaluation({"loss": 0.3, "accuracy": 0.9}, 10, intervals={"accuracy": Interval(low, 0.98)})
+    return RoundRecord(number, True, "", 1.0, evaluation=scored)
+
+
+@pytest.mark.parametrize(
+    "rounds", [[unsure(1, 0.566)], [unsure(1, 0.8), unsure(2, 0.566)]], ids=["one round", "two rounds"]
+)
+def test_global_progress_has_room_for_the_whole_interval(
+    rounds: list[RoundRecord], figures: list[Figure], tmp_path: Path
+) -> None:
+    pictures.global_progress(rounds, 1, tmp_path / "progress.png")
+
+    assert figures[0].axes[0].get_ylim()[0] == 0.5
 
 
 def test_contributions_stack_the_completed_updates_only(
