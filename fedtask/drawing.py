@@ -15,6 +15,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -81,9 +82,9 @@ def shown(text: str, longest: int = 28) -> str:
     return line if len(line) <= longest else line[: longest - 1] + "…"
 
 
-def whole_numbers(axes: Axes) -> None:
-    """Ticks of the x axis at whole numbers only: there is no round 1.5."""
-    axes.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+def whole_numbers(axis: Axis) -> None:
+    """Ticks at whole numbers only: there is no round 1.5, and no half of an example."""
+    axis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
 
 
 def numbers(values: Iterable[float | None]) -> list[float]:

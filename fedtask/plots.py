@@ -78,7 +78,7 @@ def _mark_rounds(axes: Axes, rows: Sequence[HistoryRow], bounds: Sequence[int]) 
     if not few:
         axes.annotate("round", (0.5, 1), xytext=(-4, 3), ha="right", **above)
     axes.set_xlim(0.5, max(len(rows), 1) + 0.5)
-    drawing.whole_numbers(axes)
+    drawing.whole_numbers(axes.xaxis)
 
 
 _SQUARE = (4.4, 4.6)

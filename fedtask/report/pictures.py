@@ -61,7 +61,7 @@ def _global_line(axes: Axes, rounds: Sequence[RoundRecord], values: Sequence[flo
             axes.plot([number], [value], "*", color=VERMILION, label="best model", **star)
     axes.set_xlabel("round")
     axes.set_xlim(min(numbers, default=1) - 0.6, max(numbers, default=1) + 0.6)
-    drawing.whole_numbers(axes)
+    drawing.whole_numbers(axes.xaxis)
 
 
 def _interval_band(axes: Axes, rounds: Sequence[RoundRecord]) -> list[float]:
@@ -112,6 +112,7 @@ def contributions(rounds: Sequence[RoundRecord], path: Path) -> None:
         _stack(left, rounds, groups, lambda one: one.num_examples)
         _stack(right, rounds, groups, lambda one: one.weight)
         left.set_ylabel("training examples")
+        drawing.whole_numbers(left.yaxis)
         right.set_ylabel("weight, all together 1")
         right.set_ylim(0, 1.001)
         handles, labels = left.get_legend_handles_labels()
@@ -143,6 +144,8 @@ def _stack(
     """Bars of `size`, one per round, a part per group."""
     numbers = [each.number for each in rounds]
     bottom = np.zeros(len(rounds))
+    # One round alone is a narrow bar, not one with room beside it, where rounds would stand that there never were.
+    width = 0.8 if len(rounds) > 1 else 0.32
     for (label, members), colour in zip(groups.items(), _STACK_COLOURS, strict=False):
         within = set(members)
         height = np.array(
@@ -157,10 +160,9 @@ def _stack(
         )
         look: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.6 if len(rounds) <= 40 else 0.0}
         fill = LIGHT_GREY if len(within) > 1 else colour
-        axes.bar(numbers, height, 0.8, bottom, color=fill, label=shown(label), **look)
+        axes.bar(numbers, height, width, bottom, color=fill, label=shown(label), **look)
         bottom += height
-    room = 0.6 if len(rounds) > 1 else 1.5
-    axes.set_xlim(min(numbers, default=1) - room, max(numbers, default=1) + room)
+    axes.set_xlim(min(numbers, default=1) - 0.6, max(numbers, default=1) + 0.6)
     axes.set_xlabel("round")
     axes.grid(visible=False, axis="x")
-    drawing.whole_numbers(axes)
+    drawing.whole_numbers(axes.xaxis)

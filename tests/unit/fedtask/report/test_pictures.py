@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 from fedtask import drawing
@@ -98,3 +99,25 @@ def test_contributions_of_many_clients_name_the_largest_and_add_up(figures: list
     assert names == ["43 others", *(f"site-{i}" for i in range(49, 42, -1))]
     assert sum(bar.get_height() for bar in left.patches) == 50 * 51 / 2
     assert sum(bar.get_height() for bar in right.patches) == pytest.approx(1.0)
+
+
+def ticks(axis: Axis) -> list[float]:
+    """Those that are seen."""
+    low, high = sorted(axis.get_view_interval())
+    return [float(place) for place in axis.get_majorticklocs() if low <= place <= high]
+
+
+@pytest.mark.parametrize("number_of_rounds", [1, 2, 3])
+@pytest.mark.parametrize("examples", [0, 1, 2, 300])
+def test_contributions_have_ticks_at_rounds_that_exist_and_at_whole_examples(
+    figures: list[Figure], tmp_path: Path, number_of_rounds: int, examples: int
+) -> None:
+    offers = (Contribution("north", 0, "completed", num_examples=examples, weight=1.0),)
+    rounds = [RoundRecord(number, True, "", 1.0, contributions=offers) for number in range(1, number_of_rounds + 1)]
+
+    pictures.contributions(rounds, tmp_path / "contributions.png")
+
+    left, right = figures[0].axes
+    assert ticks(left.xaxis) == ticks(right.xaxis) == [one.number for one in rounds]
+    assert ticks(left.yaxis)
+    assert all(place.is_integer() for place in ticks(left.yaxis))
