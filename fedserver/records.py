@@ -79,6 +79,8 @@ def federation_record(
     config, best = federation.config, federation.progress.best
     best_round = best.version if best is not None and best.version else None
     rounds = tuple(federation.history)
+    assert federation.description is not None, "reported before the federation was ready"
+    words = federation.description.report_words
     return FederationRecord(
         federation_name=config.name,
         task_name=config.task,
@@ -93,9 +95,11 @@ def federation_record(
         rounds_planned=config.rounds,
         rounds=rounds,
         best_round=best_round if best_round is not None else _last_success(rounds),
-        best_chosen_by="accuracy on the holdout, then loss" if best_round is not None else "being the last",
+        best_chosen_by=federation.progress.criterion if best_round is not None else "being the last",
         early_stop_reason=federation.progress.why_stopping(),
         positive_class=federation.meaning.positive_class,
+        unit=words.example,
+        loss_name=words.loss,
         holdout=_describe_data(federation.evaluator.summary, config.holdout),
         test=_describe_data(test_summary, config.test),
         test_evaluation=test_evaluation,

@@ -92,17 +92,32 @@ def numbers(values: Iterable[float | None]) -> list[float]:
     return [math.nan if value is None or not math.isfinite(value) else float(value) for value in values]
 
 
-def legend_entries(axes: Axes) -> tuple[list[Artist], list[str]]:
-    """Handles and labels of what is drawn in `axes`, each label once."""
-    handles, labels = axes.get_legend_handles_labels()
-    by_label = dict(zip(labels, handles, strict=True))
+def legend_entries(*panels: Axes) -> tuple[list[Artist], list[str]]:
+    """Handles and labels of what is drawn in `panels`, each label once."""
+    by_label: dict[str, Artist] = {}
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        by_label |= dict(zip(labels, handles, strict=True))
     return list(by_label.values()), list(by_label)
 
 
+def rows_of(count: int) -> int:
+    """Rows that `panels` needs."""
+    return -(-count // 2)
+
+
+def panels(made: Figure, count: int) -> list[Axes]:
+    """Axes for `count` panels, 1 or more: two a row, one alone over the whole width."""
+    grid = list(made.subplots(rows_of(count), min(count, 2), squeeze=False).flat)
+    for unused in grid[count:]:
+        unused.remove()
+    return grid[:count]
+
+
 def loss_limits(axes: Axes, values: Sequence[float]) -> None:
-    """A y axis for losses: from 0 to the highest of `values` and a little more."""
-    highest = max((value for value in values if not math.isnan(value)), default=0.0)
-    axes.set_ylim(0, highest * 1.08 or 1.0)
+    """A y axis for losses: from 0, or a little below the lowest of `values`, to a little above the highest."""
+    there = [0.0, *(value for value in values if not math.isnan(value))]
+    axes.set_ylim(min(there) * 1.08, max(there) * 1.08 if any(there) else 1.0)
 
 
 def share_limits(axes: Axes, values: Sequence[float]) -> None:
@@ -110,3 +125,11 @@ def share_limits(axes: Axes, values: Sequence[float]) -> None:
     low = min((value for value in values if not math.isnan(value)), default=0.0)
     bottom = int(max(0.0, min(0.8, low)) * 10) / 10  # clamped first: 10 times the largest number has no whole one
     axes.set_ylim(bottom, 1.0 + 0.03 * (1.0 - bottom))
+
+
+def score_limits(axes: Axes, name: str, values: Sequence[float]) -> None:
+    """The y axis for `values` of the metric `name`; of one that is not known here, as matplotlib chooses."""
+    if name == "accuracy":
+        share_limits(axes, values)
+    elif name == "loss":
+        loss_limits(axes, values)

@@ -20,7 +20,7 @@ from fedtask.division import divide, limited
 from fedtask.metrics import EPSILON, binary_evaluation
 from fedtask.progress import Progress
 from fedtask.settings import option, read_settings
-from fedtask.task import Evaluation, FineTuned, Report, SiteOptions, SiteSummary, TaskError, Weights
+from fedtask.task import Evaluation, FineTuned, Report, ReportWords, SiteOptions, SiteSummary, TaskError, Weights
 
 if TYPE_CHECKING:
     from fedtask.keras_training import Trainer
@@ -52,13 +52,14 @@ class KerasTask:
 
     To be set: `class_names`, in label order. To be written: `build_model` and `load`. The rest may be left as it is:
     `positive_class` (the last class), `preprocessing` (what the inputs are, in words: sites whose words differ are not
-    let in), `settings_type`, `generate`, `make_optimizer`.
+    let in), `settings_type`, `report_words`, `generate`, `make_optimizer`.
     """
 
     class_names: ClassVar[Sequence[str]]
     positive_class: ClassVar[str | None] = None
     preprocessing: ClassVar[str] = "inputs as they are"
     settings_type: ClassVar[type[KerasSettings]] = KerasSettings
+    report_words: ClassVar[ReportWords] = ReportWords(loss="cross-entropy")
 
     def build_model(self) -> Any:
         """A new Keras model: outputs `[n, 1]` with a sigmoid, for two classes, or `[n, num_classes]` with a softmax.

@@ -28,6 +28,7 @@ from fedtask.task import (
     FineTuned,
     Metrics,
     Report,
+    ReportWords,
     SiteOptions,
     SiteSummary,
     TaskError,
@@ -82,6 +83,8 @@ class Linear:
     A folder, where one is given, holds `train.npz` and perhaps `val.npz` (a holdout: `holdout.npz`) with arrays `x`
     `[n, features]` and `y` `[n]`.
     """
+
+    report_words = ReportWords(loss="cross-entropy")
 
     def __init__(self, settings: Mapping[str, str]) -> None:
         self._settings = read_settings(LinearSettings, settings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fedstream.dtypes import DataType
@@ -10,7 +10,7 @@ from fedstream.manifest import Digest, TensorEntry
 from fedstream.plan import Plan
 from fedstream.schema import ModelSchema, TaskMeaning, TensorSpec
 from fedtask.adapters import adapter
-from fedtask.task import Metrics
+from fedtask.task import Metrics, ReportWords
 
 T = TypeVar("T")
 
@@ -22,6 +22,7 @@ class TaskDescription:
     meaning: TaskMeaning
     tensors: tuple[TensorSpec, ...]
     default_plan: Plan
+    report_words: ReportWords = field(default_factory=ReportWords)
 
     @property
     def schema(self) -> ModelSchema:

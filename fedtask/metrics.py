@@ -10,7 +10,7 @@ A metric that has no value here (sensitivity without a positive example, say) is
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -230,6 +230,20 @@ def _confusion(positive: np.ndarray, predicted: np.ndarray, positive_label: int)
     )
     counts = np.bincount(true_label * 2 + predicted_label, minlength=4)
     return (int(counts[0]), int(counts[1])), (int(counts[2]), int(counts[3]))
+
+
+MOST_LEADING = 6
+"""As many pictures as fit on one sheet, and columns into a table; all the others stand in the table of scores."""
+
+
+def leading(names: Iterable[str]) -> list[str]:
+    """Which of a task's metrics are shown over time: accuracy and loss or, of a task without accuracy, all, loss first.
+
+    `MOST_LEADING` at most. Without any, an empty list.
+    """
+    found = list(dict.fromkeys(names))
+    chosen = ("accuracy", "loss") if "accuracy" in found else dict.fromkeys(["loss", *found])
+    return [name for name in chosen if name in found][:MOST_LEADING]
 
 
 def evaluation_to_json(evaluation: Evaluation) -> dict[str, Any]:

@@ -19,29 +19,41 @@ from matplotlib.axes import Axes
 from fedtask import drawing, intervals
 from fedtask.drawing import BLUE, GREY, INK, LIGHT_GREY, ORANGE, figure, shown
 from fedtask.history import HistoryRow
-from fedtask.metrics import CALIBRATION_BINS
+from fedtask.metrics import CALIBRATION_BINS, leading
 from fedtask.task import Evaluation
 
 
 def training_history(rows: Sequence[HistoryRow], path: Path, title: str) -> None:
     """Accuracy and loss per epoch of one client, training and validation, over all its rounds so far.
 
-    Lines break where a round begins, since every round starts from a new global model.
+    Of a task without accuracy, every metric that it gives has a panel; see `fedtask.metrics.leading`. Lines break where
+    a round begins, since every round starts from a new global model.
     """
     bounds = [i for i, row in enumerate(rows) if i == 0 or row["round"] != rows[i - 1]["round"]]
-    with figure(path, 10, 4.2) as drawn:
+    names = _measured(rows) or ["loss"]
+    with figure(path, 10, 4.2 * drawing.rows_of(len(names))) as drawn:
         drawn.suptitle(shown(title, 90), x=0.01, ha="left")
-        left, right = drawn.subplots(1, 2)
-        for axes, name in ((left, "accuracy"), (right, "loss")):
-            _epoch_lines(axes, bounds, _column(rows, name), label="training", color=ORANGE, marker="s")
-            _epoch_lines(axes, bounds, _column(rows, f"val_{name}"), label="validation", color=BLUE, marker="o")
+        panels = drawing.panels(drawn, len(names))
+        for axes, name in zip(panels, names, strict=True):
+            training, validation = _column(rows, name), _column(rows, f"{_VALIDATION}{name}")
+            _epoch_lines(axes, bounds, training, label="training", color=ORANGE, marker="s")
+            _epoch_lines(axes, bounds, validation, label="validation", color=BLUE, marker="o")
             _mark_rounds(axes, rows, bounds)
             axes.set_xlabel("epoch, all rounds in a row")
-            axes.set_ylabel("accuracy" if name == "accuracy" else "loss (cross-entropy)")
-        drawing.share_limits(left, [*_column(rows, "accuracy"), *_column(rows, "val_accuracy")])
-        drawing.loss_limits(right, [*_column(rows, "loss"), *_column(rows, "val_loss")])
-        handles, labels = drawing.legend_entries(left)
+            axes.set_ylabel(shown(name))
+            drawing.score_limits(axes, name, [*training, *validation])
+        handles, labels = drawing.legend_entries(*panels)
         drawn.legend(handles, labels, loc="outside upper right", ncols=2)
+
+
+_VALIDATION = "val_"
+
+
+def _measured(rows: Sequence[HistoryRow]) -> list[str]:
+    """The metrics to show, of those that have a number in any row, training or validation."""
+    columns = dict.fromkeys(itertools.chain.from_iterable(rows))
+    there = [name for name in columns if not np.isnan(_column(rows, name)).all()]
+    return leading(name.removeprefix(_VALIDATION) for name in there if name not in ("round", "epoch"))
 
 
 def _column(rows: Sequence[HistoryRow], name: str) -> list[float]:

@@ -127,12 +127,21 @@ class Evaluation:
     curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class ReportWords:
+    """What the report calls things of a task: one example, in the singular, and what its loss is, such as
+    `cross-entropy`, empty for a loss that has no further name."""
+
+    example: str = "example"
+    loss: str = ""
+
+
 class Task(Protocol):
     """What a federation learns.
 
     One object of it lives in one worker process, for one model and one site (or one holdout). Methods are called one at
     a time; `open_site` comes before `fine_tune`, `open_holdout`
-    before `evaluate`.
+    before `evaluate`. A task may have one member more: `report_words`, a `ReportWords`.
     """
 
     def __init__(self, settings: Mapping[str, str]) -> None:

@@ -25,7 +25,7 @@ from fedstream.weights_file import WeightsFile, file_parts
 from fedtask.messages import EntryRecord, LocalUpdate, TaskDescription, from_json, to_json
 from fedtask.registry import create_task
 from fedtask.returned import checked_evaluation, checked_files, checked_report, checked_summary, checked_tuned
-from fedtask.task import Cancelled, EpochReport, Evaluation, SiteOptions, Task, TaskError, Weights
+from fedtask.task import Cancelled, EpochReport, Evaluation, ReportWords, SiteOptions, Task, TaskError, Weights
 
 _DISK_RETRY_SECONDS = 2.0
 _SHOWN_PLACES = 3
@@ -75,7 +75,8 @@ class Worker:
             self._send({"id": request, "result": result})
 
     def describe(self, _request: int) -> Any:
-        description = TaskDescription(self._task.meaning(), self._schema.tensors, self._task.default_plan())
+        words = getattr(self._task, "report_words", ReportWords())
+        description = TaskDescription(self._task.meaning(), self._schema.tensors, self._task.default_plan(), words)
         return to_json(description)
 
     def initial_weights(self, _request: int, seed: int, source: str | None, out: str) -> None:

@@ -32,6 +32,15 @@ class Progress:
         else:
             self.rounds_without_better += 1
 
+    @property
+    def criterion(self) -> str:
+        """What the best model is the best by, in words."""
+        accuracy, loss = score_of(self.best_metrics or {})
+        if accuracy > -math.inf:
+            return "accuracy on the holdout, then loss"
+        # Any model with an accuracy would have been better than one without: no model has one.
+        return "the lowest loss on the holdout" if loss > -math.inf else "being the first, since none has a score"
+
     def why_stopping(self) -> str | None:
         """Why no further round is worth opening, or `None`."""
         if not self.patience or self.best is None or self.rounds_without_better < self.patience:

@@ -24,7 +24,7 @@ from fedtask.brain_mri.settings import BrainMriSettings, read_brain_mri_settings
 from fedtask.images.image_set import ImageSet
 from fedtask.images.site import Site, open_holdout, open_site
 from fedtask.metrics import binary_evaluation
-from fedtask.task import Evaluation, FineTuned, Report, SiteOptions, SiteSummary, TaskError, Weights
+from fedtask.task import Evaluation, FineTuned, Report, ReportWords, SiteOptions, SiteSummary, TaskError, Weights
 
 if TYPE_CHECKING:
     from fedtask.brain_mri.training import Training
@@ -35,6 +35,8 @@ _PHANTOM_HOLDOUT_SHARE = 1 / 3
 
 class BrainMri:
     """Fine-tunes MobileNetV2 on slices in folders named by class. Settings: `fedtask.brain_mri.settings`."""
+
+    report_words = ReportWords(example="image", loss="cross-entropy")
 
     def __init__(self, settings: Mapping[str, str]) -> None:
         self._settings = read_brain_mri_settings(settings)

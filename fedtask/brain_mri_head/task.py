@@ -25,7 +25,7 @@ from fedtask.checkpoints import in_schema_order
 from fedtask.division import divide, limited
 from fedtask.metrics import binary_evaluation
 from fedtask.progress import Progress
-from fedtask.task import Evaluation, FineTuned, Report, SiteOptions, SiteSummary, TaskError, Weights
+from fedtask.task import Evaluation, FineTuned, Report, ReportWords, SiteOptions, SiteSummary, TaskError, Weights
 
 KERNEL, BIAS = "head/kernel", "head/bias"
 """As in `brain_mri`, whose last layer it is."""
@@ -37,6 +37,8 @@ _VAL_EVERY = 7
 
 class BrainMriHead:
     """Logistic regression on features; see `fedtask.task.Task` for the members."""
+
+    report_words = ReportWords(example="image", loss="cross-entropy")
 
     def __init__(self, settings: Mapping[str, str]) -> None:
         self._settings = read_head_settings(settings)

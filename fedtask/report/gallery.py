@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from fedtask import plots
-from fedtask.report import pictures, words
+from fedtask.report import pictures, tables, words
 from fedtask.report.record import FederationRecord, headline_evaluation
 from fedtask.task import Evaluation
 
@@ -25,12 +25,13 @@ class Picture:
 def pictures_of(record: FederationRecord) -> list[Picture]:
     """Those that there is something to show in, in the order of the page."""
     found: list[Picture] = []
-    if any(one.evaluation for one in record.succeeded):
+    scores = tables.scores_of(record.succeeded)
+    if scores:
         found.append(
             Picture(
                 "global_progress",
-                "Accuracy and loss of the global model on the holdout, per round",
-                lambda path: pictures.global_progress(record.succeeded, record.best_round, path),
+                f"{words.listed([tables.title(scores[0]), *scores[1:]])} of the global model on the holdout, per round",
+                lambda path: pictures.global_progress(record.succeeded, record.best_round, path, record.loss_name),
             )
         )
     if record.succeeded:

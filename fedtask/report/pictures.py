@@ -16,34 +16,42 @@ from matplotlib.axes import Axes
 
 from fedtask import drawing
 from fedtask.drawing import BLUE, GREY, LIGHT_GREY, PALETTE, VERMILION, figure, shown
+from fedtask.report import tables
 from fedtask.report.record import Contribution, RoundRecord
 
 _STACK_COLOURS = (*PALETTE[:7], GREY)
 """One client each; with more clients than these, the smallest share a light grey."""
 
 
-def global_progress(rounds: Sequence[RoundRecord], best_round: int | None, path: Path) -> None:
-    """Accuracy and loss of every global model on the holdout, the best round marked, clients as thin lines.
+def global_progress(rounds: Sequence[RoundRecord], best_round: int | None, path: Path, loss_name: str = "") -> None:
+    """Scores of every global model on the holdout, a panel each, the best round marked, clients as thin lines.
 
-    `rounds` are those with a global model, by number.
+    `rounds` are those with a global model, by number; `tables.scores_of` says which scores. `loss_name` is what the
+    loss is, empty where nobody knows.
     """
-    with figure(path, 10, 4.4) as drawn:
-        left, right = drawn.subplots(1, 2)
-        left.set_title("Accuracy per round")
-        right.set_title("Loss per round")
-        accuracy, loss = _score(rounds, "accuracy"), _score(rounds, "loss")
-        _global_line(left, rounds, accuracy, best_round)
-        _global_line(right, rounds, loss, best_round)
-        band = _interval_band(left, rounds)
-        local = _client_lines(left, rounds)
-        left.set_ylabel("accuracy")
-        right.set_ylabel("loss (cross-entropy)")
-        drawing.share_limits(left, [*accuracy, *local, *band])
-        drawing.loss_limits(right, loss)
-        handles, labels = drawing.legend_entries(left)
+    names = tables.scores_of(rounds) or ["loss"]
+    with figure(path, 10, 4.4 * drawing.rows_of(len(names))) as drawn:
+        panels = drawing.panels(drawn, len(names))
+        for axes, name in zip(panels, names, strict=True):
+            axes.set_title(f"{tables.title(shown(name))} per round")
+            axes.set_ylabel(f"loss ({loss_name})" if name == "loss" and loss_name else shown(name))
+            _draw_score(axes, rounds, best_round, name)
+        handles, labels = drawing.legend_entries(*panels)
         legend = drawn.legend(handles, labels, loc="outside lower center", ncols=4)
-        for line in legend.get_lines():
-            line.set_alpha(1)  # many clients are drawn so faintly that their line in the legend could not be seen
+        for line, text in zip(legend.legend_handles, labels, strict=True):
+            if line is not None and text == _CLIENTS:
+                line.set_alpha(1)  # many clients are drawn so faintly that their line here could not be seen
+
+
+_CLIENTS = "each client after training, on its own data"
+
+
+def _draw_score(axes: Axes, rounds: Sequence[RoundRecord], best_round: int | None, name: str) -> None:
+    values = _score(rounds, name)
+    _global_line(axes, rounds, values, best_round)
+    band = _interval_band(axes, rounds, name)
+    local = _client_lines(axes, rounds) if name == "accuracy" else []
+    drawing.score_limits(axes, name, [*values, *local, *band])
 
 
 def _score(rounds: Sequence[RoundRecord], name: str) -> list[float]:
@@ -64,9 +72,9 @@ def _global_line(axes: Axes, rounds: Sequence[RoundRecord], values: Sequence[flo
     drawing.whole_numbers(axes.xaxis)
 
 
-def _interval_band(axes: Axes, rounds: Sequence[RoundRecord]) -> list[float]:
-    """The 95% interval of each accuracy, a gap where a round has none; the ends of all, for which there must be room."""
-    found = [one.evaluation.intervals.get("accuracy") if one.evaluation else None for one in rounds]
+def _interval_band(axes: Axes, rounds: Sequence[RoundRecord], name: str) -> list[float]:
+    """The 95% interval of each score `name`, a gap where a round has none; all its ends, which need room too."""
+    found = [one.evaluation.intervals.get(name) if one.evaluation else None for one in rounds]
     low = drawing.numbers(interval.low if interval else None for interval in found)
     high = drawing.numbers(interval.high if interval else None for interval in found)
     numbers = [one.number for one in rounds]
@@ -96,7 +104,7 @@ def _client_lines(axes: Axes, rounds: Sequence[RoundRecord]) -> list[float]:
             alpha=faint,
             marker="." if len(names) <= 12 else None,
             markersize=4,
-            label="each client after training, on its own data",
+            label=_CLIENTS,
         )
         drawn += values
     return drawn

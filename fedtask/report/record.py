@@ -192,7 +192,8 @@ class FederationRecord:
     `best_round` is the successful round whose model was kept as best, chosen as `best_chosen_by` says; `None` if there
     is none. `early_stop_reason` is set if it ended before `rounds_planned` because it no longer got better.
     `test_evaluation` is the best model's, on a set that was looked at once, at the end. `seeds` and `versions` are by
-    name. `positive_class` is empty for a task that has none; `unit` is what one example is, in the singular.
+    name. `positive_class` is empty for a task that has none; `unit` is what one example is, in the singular, and
+    `loss_name` what the loss is, empty where nothing is known of it.
     `training_data_weaknesses` and `training_data_synthetic` are about the clients' data. `notes` are further sentences
     for the reader.
     """
@@ -213,7 +214,8 @@ class FederationRecord:
     best_chosen_by: str = "accuracy on the holdout"
     early_stop_reason: str | None = None
     positive_class: str = ""
-    unit: str = "image"
+    unit: str = "example"
+    loss_name: str = ""
     holdout: DataDescription | None = None
     test: DataDescription | None = None
     test_evaluation: _Evaluation | None = None

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
+from fedtask.metrics import leading
 from fedtask.report import words
 from fedtask.report.record import Contribution, FederationRecord, RoundRecord
 from fedtask.task import Evaluation
+
+CROSS_ENTROPY = "cross-entropy"
 
 _MEANINGS = {
     "loss": "how far the predicted probabilities are from the truth (cross-entropy); 0 is perfect",
@@ -23,7 +27,11 @@ _MEANINGS = {
     "expected_calibration_error": "mean distance between promised probability and truth; 0 is perfect",
 }
 _TITLES = {"f1": "F1", "auc": "AUC", "brier_score": "Brier score"}
-_SHARES = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "precision")
+
+
+def title(name: str) -> str:
+    """What the metric `name` is called at the head of a row or a picture: one of a task's own as the task calls it."""
+    return _TITLES.get(name, name.replace("_", " ").capitalize() if name in _MEANINGS else name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,24 +52,40 @@ class ScoreRow:
     scores: tuple[Score, ...]
 
 
-def score_rows(evaluations: Sequence[Evaluation]) -> list[ScoreRow]:
-    """Every metric that any of `evaluations` has, in their order."""
+def scores_of(rounds: Sequence[RoundRecord]) -> list[str]:
+    """The scores of global models that are shown over time, of those that have a number in any round."""
+    scores = [one.evaluation.metrics for one in rounds if one.evaluation]
+    return leading(name for each in scores for name, value in each.items() if is_number(value))
+
+
+def is_number(value: float | None) -> TypeGuard[float]:
+    """Whether there is a value, and a finite one."""
+    return value is not None and math.isfinite(value)
+
+
+def score_rows(evaluations: Sequence[Evaluation], loss_name: str = "") -> list[ScoreRow]:
+    """Every metric that any of `evaluations` has, in their order. `loss_name` is what the loss is, if that is known."""
+    meanings = _MEANINGS if loss_name == CROSS_ENTROPY else _MEANINGS | {"loss": _unknown_loss(loss_name)}
     names = dict.fromkeys(name for evaluation in evaluations for name in evaluation.metrics)
     return [
         ScoreRow(
-            _TITLES.get(name, name.replace("_", " ").capitalize()),
-            _MEANINGS.get(name, ""),
+            title(name),
+            meanings.get(name, ""),
             tuple(_score(evaluation, name) for evaluation in evaluations),
         )
         for name in names
     ]
 
 
+def _unknown_loss(loss_name: str) -> str:
+    return f"{loss_name}; the lower the better" if loss_name else "what training makes smaller; the lower the better"
+
+
 def _score(evaluation: Evaluation, name: str) -> Score:
     value, interval = evaluation.metrics.get(name), evaluation.intervals.get(name)
-    show = words.percent if name in _SHARES else words.number
-    between = f"{show(interval.low)} to {show(interval.high)}" if interval else ""
-    return Score(show(value), between, "" if value is not None else evaluation.undefined.get(name, "not measured"))
+    between = words.interval_of(name, interval) if interval else ""
+    reason = "" if value is not None else evaluation.undefined.get(name, "not measured")
+    return Score(words.score(name, value), between, reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +129,7 @@ def site_rows(record: FederationRecord) -> list[SiteRow]:
 
 def mean(values: Iterable[float | None]) -> float | None:
     """The plain mean of those that are there; `None` without any."""
-    there = [value for value in values if value is not None and math.isfinite(value)]
+    there = [value for value in values if is_number(value)]
     return math.fsum(there) / len(there) if there else None
 
 

@@ -75,6 +75,7 @@ def page(record: FederationRecord, embedded: dict[str, dict[str, str]]) -> str:
     )
     evaluation, measured_on = headline_evaluation(record)
     shown = _shown_evaluations(record)
+    scored = [evaluation for _, evaluation in shown]
     return environment.get_template("report.html.j2").render(
         record=record,
         size=size,
@@ -83,7 +84,12 @@ def page(record: FederationRecord, embedded: dict[str, dict[str, str]]) -> str:
         measured_on=measured_on,
         picture=embedded,
         evaluations=[title for title, _ in shown],
-        scores=tables.score_rows([scored for _, scored in shown]),
+        scores=tables.score_rows(scored, record.loss_name),
+        about_scores=[
+            words.about_intervals(scored, record.unit),
+            words.about_answers(scored, record.positive_class),
+        ],
+        columns={name: tables.title(name) for name in tables.scores_of(record.rounds)},
         sites=tables.site_rows(record),
         mean=tables.mean,
         clients=tables.client_rows(record),

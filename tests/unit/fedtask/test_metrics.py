@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedtask.metrics import METRIC_NAMES, binary_evaluation, evaluation_from_json, evaluation_to_json
+from fedtask.metrics import METRIC_NAMES, binary_evaluation, evaluation_from_json, evaluation_to_json, leading
 from fedtask.task import Evaluation, Interval
 
 CLASSES = ("no", "yes")
@@ -225,3 +226,21 @@ def test_evaluation_to_json_of_values_that_are_not_finite_leaves_them_out_and_sa
         "curves": {"calibration_count": [2]},
     }
     json.dumps(got, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (METRIC_NAMES, ["accuracy", "loss"]),
+        (["accuracy"], ["accuracy"]),
+        (["mse", "loss", "r2"], ["loss", "mse", "r2"]),
+        (["mse"], ["mse"]),
+        (list("abcdefgh"), list("abcdef")),
+        ([], []),
+    ],
+    ids=["two classes", "accuracy alone", "regression", "no loss", "many", "none"],
+)
+def test_leading_metrics_are_accuracy_and_loss_or_all_of_a_task_without_accuracy(
+    names: Sequence[str], expected: list[str]
+) -> None:
+    assert leading(names) == expected

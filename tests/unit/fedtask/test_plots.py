@@ -210,3 +210,36 @@ def test_share_limits_hold_any_number(values: list[float], bottom: float) -> Non
     drawing.share_limits(axes, values)
 
     assert axes.get_ylim() == (bottom, 1.0 + 0.03 * (1.0 - bottom))
+
+
+def test_training_history_without_accuracy_has_a_panel_for_each_metric_that_there_is(
+    figures: list[Figure], tmp_path: Path
+) -> None:
+    rows: list[HistoryRow] = [
+        {"round": 1, "epoch": 1, "accuracy": None, "mse": 4.0, "loss": 5.0, "val_mse": 6.0, "val_r2": -1.0},
+        {"round": 1, "epoch": 2, "accuracy": None, "mse": 2.0, "loss": 3.0, "val_mse": 4.0, "val_r2": 0.5},
+    ]
+
+    plots.training_history(rows, tmp_path / "history.png", "client north")
+
+    drawn = {axes.get_ylabel(): [list(line.get_ydata()) for line in axes.get_lines()] for axes in figures[0].axes}
+    assert drawn == {"loss": [[5.0, 3.0]], "mse": [[4.0, 2.0], [6.0, 4.0]], "r2": [[-1.0, 0.5]]}
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["training", "validation"]
+
+
+def test_training_history_calls_the_loss_by_no_name_that_it_cannot_know(figures: list[Figure], tmp_path: Path) -> None:
+    plots.training_history([row(1, 1, 0.5, 0.5)], tmp_path / "history.png", "client north")
+
+    assert [axes.get_ylabel() for axes in figures[0].axes] == ["accuracy", "loss"]
+
+
+@pytest.mark.parametrize(
+    ("values", "low", "high"),
+    [([], 0.0, 1.0), ([0.0], 0.0, 1.0), ([0.5, math.nan], 0.0, 0.54), ([-1.0, 2.0], -1.08, 2.16), ([-1.0], -1.08, 0.0)],
+)
+def test_loss_limits_hold_zero_and_every_loss(values: list[float], low: float, high: float) -> None:
+    axes = Figure().subplots()
+
+    drawing.loss_limits(axes, values)
+
+    assert axes.get_ylim() == pytest.approx((low, high))

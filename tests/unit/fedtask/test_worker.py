@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from fedstream.plan import Plan
 from fedstream.weights_file import WeightsFile
-from fedtask.task import EpochReport, SiteOptions
+from fedtask.task import EpochReport, ReportWords, SiteOptions
 from fedtask.worker import TaskWorker, WorkerCrashed
 
 pytestmark = pytest.mark.numpy_task
@@ -143,3 +143,19 @@ async def test_worker_that_ends_without_an_error_gives_few_and_short_last_words(
     first, *words = str(raised.value).splitlines()
     assert first == "the worker process ended with status 9; its last words:"
     assert words == [f"{number} {'y' * 198}" for number in range(5, 10)]
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ("linear", ReportWords("example", "cross-entropy")),
+        ("brain_mri_head", ReportWords("image", "cross-entropy")),
+        ("tests.support.tasks:Shapes", ReportWords("example", "")),
+    ],
+)
+async def test_worker_tells_how_a_report_speaks_of_its_task(task: str, words: ReportWords) -> None:
+    worker = TaskWorker(task, {})
+    try:
+        assert (await worker.describe()).report_words == words
+    finally:
+        await worker.close()

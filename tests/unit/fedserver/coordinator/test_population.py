@@ -230,6 +230,21 @@ def course(patience: int, *scores: tuple[float | None, float | None]) -> Progres
     return progress
 
 
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [
+        ([(None, 0.1), (0.5, 0.7)], "accuracy on the holdout, then loss"),
+        ([(None, 0.7), (None, 0.6)], "the lowest loss on the holdout"),
+        ([(None, None), (None, None)], "being the first, since none has a score"),
+    ],
+    ids=["accuracy", "loss alone", "neither"],
+)
+def test_progress_says_by_what_the_best_model_is_the_best(
+    scores: list[tuple[float | None, float | None]], words: str
+) -> None:
+    assert course(0, *scores).criterion == words
+
+
 def test_progress_before_any_score_has_no_best_and_goes_on() -> None:
     progress = Progress(1)
     assert (progress.best, progress.best_metrics, progress.why_stopping()) == (None, None, None)

@@ -69,6 +69,23 @@ def three_rounds() -> tuple[RoundRecord, ...]:
     )
 
 
+def regression_rounds(loss: bool = True) -> tuple[RoundRecord, ...]:
+    """Three rounds of a task that foretells numbers: the third is best, and nobody gives an accuracy."""
+    site = Contribution("north", 0, "completed", num_examples=25, weight=1.0, metrics={"val_mse": 2.0}, epochs=3)
+    scores = [{"mse": 4.0 / number, "r2": 1 - 1.5 / number} for number in (1, 2, 3)]
+    return tuple(
+        RoundRecord(
+            number=number,
+            succeeded=True,
+            reason="reporting goal met",
+            duration_seconds=30.0,
+            evaluation=Evaluation({"loss": each["mse"], **each} if loss else each, 50),
+            contributions=(site,),
+        )
+        for number, each in enumerate(scores, start=1)
+    )
+
+
 @pytest.fixture(name="make_record")
 def _make_record() -> Callable[..., FederationRecord]:
     """Builds the federation above; keyword arguments replace fields."""
@@ -89,6 +106,8 @@ def _make_record() -> Callable[..., FederationRecord]:
             "rounds": three_rounds(),
             "best_round": 2,
             "positive_class": "yes",
+            "unit": "image",
+            "loss_name": "cross-entropy",
             "holdout": DataDescription({"no": 20, "yes": 20}, ("Slices of one patient may fall on both sides.",)),
             "clients": (
                 ClientRecord("north", "idle", "", 25, "fedclient 0.1.0"),

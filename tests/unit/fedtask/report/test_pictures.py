@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from fedtask import drawing
 from fedtask.report import Contribution, FederationRecord, RoundRecord, pictures
 from fedtask.task import Evaluation, Interval
+from tests.unit.fedtask.report.conftest import regression_rounds
 
 MakeRecord = Callable[..., FederationRecord]
 
@@ -57,7 +58,7 @@ def test_global_progress_is_content_with_one_round_and_with_missing_scores(
     pictures.global_progress((rounds[0], replace(rounds[1], evaluation=None), rounds[2]), 1, tmp_path / "gap.png")
     pictures.global_progress((replace(rounds[0], evaluation=None),), None, tmp_path / "none.png")
 
-    assert [len(one.axes[0].get_lines()) for one in figures] == [4, 4, 3]
+    assert [len(one.axes[0].get_lines()) for one in figures] == [4, 4, 1]
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("one.png", "gap.png", "none.png"))
 
 
@@ -121,3 +122,34 @@ def test_contributions_have_ticks_at_rounds_that_exist_and_at_whole_examples(
     assert ticks(left.xaxis) == ticks(right.xaxis) == [one.number for one in rounds]
     assert ticks(left.yaxis)
     assert all(place.is_integer() for place in ticks(left.yaxis))
+
+
+def test_global_progress_without_accuracy_has_a_panel_for_each_score_that_there_is(
+    figures: list[Figure], tmp_path: Path
+) -> None:
+    pictures.global_progress(regression_rounds(), 3, tmp_path / "all.png")
+    pictures.global_progress(regression_rounds(loss=False), 3, tmp_path / "without loss.png")
+
+    assert [[axes.get_ylabel() for axes in one.axes] for one in figures] == [["loss", "mse", "r2"], ["mse", "r2"]]
+    assert [[axes.get_title(loc="left") for axes in one.axes] for one in figures] == [
+        ["Loss per round", "mse per round", "r2 per round"],
+        ["mse per round", "r2 per round"],
+    ]
+    assert figures[0].axes[2].get_lines()[0].get_xydata().tolist() == [[1, -0.5], [2, 0.25], [3, 0.5]]
+
+
+def test_global_progress_names_the_loss_where_it_is_known(
+    make_record: MakeRecord, figures: list[Figure], tmp_path: Path
+) -> None:
+    pictures.global_progress(make_record().rounds, 2, tmp_path / "named.png", "cross-entropy")
+    pictures.global_progress(make_record().rounds, 2, tmp_path / "unknown.png")
+
+    assert [one.axes[1].get_ylabel() for one in figures] == ["loss (cross-entropy)", "loss"]
+
+
+def test_global_progress_has_six_panels_at_most(figures: list[Figure], tmp_path: Path) -> None:
+    scored = Evaluation({f"metric {number}": float(number) for number in range(40)}, 10)
+
+    pictures.global_progress([RoundRecord(1, True, "", 1.0, evaluation=scored)], 1, tmp_path / "progress.png")
+
+    assert [axes.get_ylabel() for axes in figures[0].axes] == [f"metric {number}" for number in range(6)]

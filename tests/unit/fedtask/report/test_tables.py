@@ -3,6 +3,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import pytest
+
 from fedtask.report import FederationRecord, RoundRecord, tables
 from fedtask.report.tables import ClientRow, Incident, Score, SiteRow
 from fedtask.task import Evaluation, Interval
@@ -69,3 +71,17 @@ def test_score_rows_line_up_the_metrics_of_all_evaluations() -> None:
 def test_mean_leaves_out_what_is_missing() -> None:
     assert tables.mean([0.5, None, math.nan, 1.0]) == 0.75
     assert tables.mean([None]) is None
+
+
+@pytest.mark.parametrize(
+    ("loss_name", "meaning"),
+    [
+        ("cross-entropy", "how far the predicted probabilities are from the truth (cross-entropy); 0 is perfect"),
+        ("squared error", "squared error; the lower the better"),
+        ("", "what training makes smaller; the lower the better"),
+    ],
+)
+def test_score_rows_say_of_the_loss_what_is_known_of_it(loss_name: str, meaning: str) -> None:
+    rows = tables.score_rows([Evaluation({"loss": 0.25, "mse": 0.5}, 4)], loss_name)
+
+    assert [(row.title, row.meaning) for row in rows] == [("Loss", meaning), ("mse", "")]

@@ -7,6 +7,7 @@ import pytest
 
 from fedtask.metrics import binary_evaluation
 from fedtask.report import DataDescription, FederationRecord, words
+from fedtask.task import Evaluation
 
 MakeRecord = Callable[..., FederationRecord]
 
@@ -102,3 +103,20 @@ def test_ending_without_a_successful_round_says_that_there_is_no_model(make_reco
     assert words.ending(record) == (
         "Rounds run: 0 of 3 planned, and none succeeded: there is no new global model. Nobody came within 1 h."
     )
+
+
+@pytest.mark.parametrize(
+    ("metrics", "main", "text"),
+    [
+        ({"loss": 0.5, "accuracy": 0.75, "auc": 0.8}, "accuracy", "accuracy 75.0%, loss 0.5000"),
+        ({"mse": 2.0, "loss": 0.5, "accuracy": None}, "loss", "loss 0.5000"),
+        ({"mse": 2.0, "loss": None}, "mse", "mse 2.0000, loss –"),
+        ({"mse": None}, "loss", "–"),
+    ],
+)
+def test_main_score_is_accuracy_else_loss_else_the_first_that_there_is(
+    metrics: dict[str, float | None], main: str, text: str
+) -> None:
+    scored = Evaluation(metrics, 4)
+
+    assert (words.main_score(scored), words.in_short(scored)) == (main, text)

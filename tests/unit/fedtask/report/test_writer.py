@@ -24,6 +24,7 @@ from fedtask.report import (
     render,
 )
 from fedtask.task import Evaluation
+from tests.unit.fedtask.report.conftest import regression_rounds
 
 MakeRecord = Callable[..., FederationRecord]
 HOSTILE = "<script>alert('$\\frac{x}$')</script>\"\x1b[31m"
@@ -352,3 +353,41 @@ def test_column_of_the_best_model_is_there_if_a_client_met_it_again(
     text = read(tmp_path).text
     assert ("of the best global model" in text, "the last column as reported" in text) == (met_again, met_again)
     assert "of the model it trained" in text
+
+
+def regression(make_record: MakeRecord, **fields: object) -> FederationRecord:
+    chosen = {"best_round": 3, "best_chosen_by": "the lowest loss on the holdout"}
+    bare = {"positive_class": "", "unit": "example", "loss_name": "", "holdout": DataDescription({"values": 50})}
+    return make_record(**({"rounds": regression_rounds()} | chosen | bare | fields))
+
+
+def test_page_of_a_task_without_accuracy_speaks_of_what_it_gives(make_record: MakeRecord, tmp_path: Path) -> None:
+    render(regression(make_record), tmp_path)
+
+    page = read(tmp_path)
+    for part in (
+        "1.3333 loss",
+        "scored on 50 examples of the holdout. The task gives no accuracy.",
+        "Best global loss, its round 1.3333 on the holdout, round 3 (chosen by the lowest loss on the holdout)",
+        "Round Result Loss mse r2 Offered",
+        "★ succeeded 1.3333 1.3333 0.5000",
+        "Training examples",
+    ):
+        assert part in page.text
+    for wrong in ("image", "ccuracy of", "lient accuracy", "cross-entropy", "positive", "nterval", "Wilson"):
+        assert wrong not in page.text
+    shown = [value for name, value in page.attributes if name == "alt"]
+    assert shown[0] == "Loss, mse and r2 of the global model on the holdout, per round"
+
+
+def test_page_of_a_task_without_accuracy_and_loss_leads_with_its_first_score(
+    make_record: MakeRecord, tmp_path: Path
+) -> None:
+    tested = Evaluation({"mse": 1.5, "r2": 0.25}, 20)
+
+    render(regression(make_record, rounds=regression_rounds(loss=False), test_evaluation=tested), tmp_path)
+
+    text = read(tmp_path).text
+    assert "1.5000 mse" in text
+    assert "Best global mse, its round 1.3333 on the holdout" in text
+    assert "Best model on the test set mse 1.5000, looked at once" in text
