@@ -163,7 +163,10 @@ def about_intervals(evaluations: Sequence[Evaluation], unit: str) -> str:
 
 def about_answers(evaluations: Sequence[Evaluation], positive_class: str) -> str:
     """When the model gives which answer; empty where no class is answered."""
-    if positive_class and evaluations:
+    most = max((len(evaluation.class_names) for evaluation in evaluations), default=0)
+    if most > 2:
+        return "The answer is the class with the highest probability."
+    if most == 2 and positive_class:
         return f"The positive class is “{positive_class}”; an answer is positive above a probability of 0.5."
     return ""
 

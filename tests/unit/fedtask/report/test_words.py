@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 import pytest
 
 from fedtask.metrics import binary_evaluation
 from fedtask.report import DataDescription, FederationRecord, words
-from fedtask.task import Evaluation
+from fedtask.task import Evaluation, Interval
 
 MakeRecord = Callable[..., FederationRecord]
 
@@ -120,3 +121,10 @@ def test_main_score_is_accuracy_else_loss_else_the_first_that_there_is(
     scored = Evaluation(metrics, 4)
 
     assert (words.main_score(scored), words.in_short(scored)) == (main, text)
+
+
+def test_intervals_of_a_task_that_makes_them_itself_are_announced_without_a_method() -> None:
+    own = Evaluation({"loss": 0.5, "accuracy": 0.75}, 4, intervals={"accuracy": Interval(0.5, 0.9)})
+
+    assert words.about_intervals([own], "example") == "In brackets: 95% intervals, per example."
+    assert words.about_intervals([replace(own, intervals={})], "example") == ""

@@ -391,3 +391,34 @@ def test_page_of_a_task_without_accuracy_and_loss_leads_with_its_first_score(
     assert "1.5000 mse" in text
     assert "Best global mse, its round 1.3333 on the holdout" in text
     assert "Best model on the test set mse 1.5000, looked at once" in text
+
+
+THREE = Evaluation(
+    {"loss": 0.5, "accuracy": 0.75}, 12, class_names=("a", "b", "c"), confusion=((3, 1, 0), (1, 3, 0), (1, 0, 3))
+)
+
+
+def test_page_of_several_classes_speaks_of_the_highest_probability_and_of_no_intervals(
+    make_record: MakeRecord, tmp_path: Path
+) -> None:
+    rounds = (replace(make_record().rounds[0], evaluation=THREE),)
+
+    render(make_record(rounds=rounds, best_round=1, positive_class="c"), tmp_path, pictures=False)
+
+    text = read(tmp_path).text
+    assert "It gave the right answer for 9 of 12 images." in text
+    assert "The answer is the class with the highest probability." in text
+    for wrong in ("positive class", "0.5.", "nterval", "Wilson", "Brier"):
+        assert wrong not in text
+
+
+def test_page_of_two_classes_says_which_is_the_positive_one_and_how_intervals_were_made(
+    make_record: MakeRecord, tmp_path: Path
+) -> None:
+    render(make_record(), tmp_path, pictures=False)
+
+    assert (
+        "In brackets: 95% intervals, per image. Wilson's for proportions, Newcombe's method 5 for the AUC, a seeded "
+        "bootstrap for loss and Brier score. The positive class is “yes”; an answer is positive above a probability "
+        "of 0.5."
+    ) in read(tmp_path).text
