@@ -161,7 +161,10 @@ class RoundRecord:
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, slots=True)
 class ClientRecord:
-    """A client as the server last knew it. `state` is `declined` for one turned away at the handshake, for `reason`."""
+    """A client as the server knew it when the federation had ended, before clients were told so.
+
+    `state` is `declined` for one turned away at the handshake, for `reason`.
+    """
 
     name: str
     state: str
@@ -193,9 +196,9 @@ class FederationRecord:
     is none. `early_stop_reason` is set if it ended before `rounds_planned` because it no longer got better.
     `test_evaluation` is the best model's, on a set that was looked at once, at the end. `seeds` and `versions` are by
     name. `positive_class` is empty for a task that has none; `unit` is what one example is, in the singular, and
-    `loss_name` what the loss is, empty where nothing is known of it.
-    `training_data_weaknesses` and `training_data_synthetic` are about the clients' data. `notes` are further sentences
-    for the reader.
+    `loss_name` what the loss is, empty where nothing is known of it. `settings` are those of the task that were given;
+    all others have its defaults. `training_data_weaknesses` and `training_data_synthetic` are about the clients' data.
+    `notes` are further sentences for the reader.
     """
 
     federation_name: str

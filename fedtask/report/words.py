@@ -113,6 +113,21 @@ def in_short(evaluation: Evaluation) -> str:
     return ", ".join(f"{name} {score(name, value)}" for name, value in there.items()) or NOTHING
 
 
+_STATES = {
+    "connected": "connected to the end",
+    "disconnected": "had lost its connection",
+    "left": "had left",
+    "declined": "declined at the handshake",
+}
+"""States as `fedserver` keeps them. The report is made before clients are told of the end: none has left because of it.
+"""
+
+
+def client_state(state: str) -> str:
+    """How a client stood as the federation ended."""
+    return _STATES.get(state, state or NOTHING)
+
+
 def headline(evaluation: Evaluation, unit: str) -> str:
     """How many the model got right, as one sentence."""
     total = evaluation.num_examples

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
+from fedserver.coordinator.population import ClientState
 from fedtask.metrics import binary_evaluation
 from fedtask.report import DataDescription, FederationRecord, words
 from fedtask.task import Evaluation, Interval
@@ -128,3 +129,18 @@ def test_intervals_of_a_task_that_makes_them_itself_are_announced_without_a_meth
 
     assert words.about_intervals([own], "example") == "In brackets: 95% intervals, per example."
     assert words.about_intervals([replace(own, intervals={})], "example") == ""
+
+
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        (ClientState.CONNECTED.value, "connected to the end"),
+        (ClientState.DISCONNECTED.value, "had lost its connection"),
+        (ClientState.LEFT.value, "had left"),
+        (ClientState.DECLINED.value, "declined at the handshake"),
+        ("", "–"),
+        ("elsewhere", "elsewhere"),
+    ],
+)
+def test_client_state_is_how_a_client_stood_as_the_federation_ended(state: str, text: str) -> None:
+    assert words.client_state(state) == text

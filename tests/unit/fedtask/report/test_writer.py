@@ -425,3 +425,37 @@ def test_page_of_two_classes_says_which_is_the_positive_one_and_how_intervals_we
         "bootstrap for loss and Brier score. The positive class is “yes”; an answer is positive above a probability "
         "of 0.5."
     ) in read(tmp_path).text
+
+
+def test_page_says_of_clients_how_they_stood_as_the_federation_ended(make_record: MakeRecord, tmp_path: Path) -> None:
+    clients = (
+        ClientRecord("north", "connected", "", 25),
+        ClientRecord("south", "left", "the operator stopped it", 75),
+        ClientRecord("west", "disconnected", "no sign of life for 60 s", 75),
+    )
+
+    render(make_record(clients=clients), tmp_path, pictures=False)
+
+    text = read(tmp_path).text
+    for part in (
+        "Client As the federation ended",
+        "north connected to the end 3 of 3",
+        "south had left : the operator stopped it",
+        "west had lost its connection : no sign of life for 60 s",
+    ):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({}, "Settings of the task None was given: all are at the task's defaults."),
+        ({"noise": "0.1"}, "Settings of the task noise 0.1 All others are at the task's defaults."),
+    ],
+)
+def test_page_says_which_settings_are_defaults(
+    make_record: MakeRecord, tmp_path: Path, settings: dict[str, str], text: str
+) -> None:
+    render(make_record(settings=settings), tmp_path, pictures=False)
+
+    assert text in read(tmp_path).text
