@@ -121,9 +121,13 @@ def loss_limits(axes: Axes, values: Sequence[float]) -> None:
 
 
 def share_limits(axes: Axes, values: Sequence[float]) -> None:
-    """A y axis for shares of 1: up to 1, and down to the tenth below the lowest of `values`, 0.2 at least in all."""
+    """A y axis for shares of 1: up to 1, and down to a tenth below the lowest of `values`, 0.2 at least in all.
+
+    It never begins at the lowest itself, above 0: half of a mark there would be cut off.
+    """
     low = min((value for value in values if not math.isnan(value)), default=0.0)
-    bottom = int(max(0.0, min(0.8, low)) * 10) / 10  # clamped first: 10 times the largest number has no whole one
+    tenths = math.ceil(max(0.0, min(1.0, low)) * 10)  # clamped first: 10 times the largest number has no whole one
+    bottom = max(0, min(8, tenths - 1)) / 10
     axes.set_ylim(bottom, 1.0 + 0.03 * (1.0 - bottom))
 
 

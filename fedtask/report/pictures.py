@@ -75,13 +75,15 @@ def _global_line(axes: Axes, rounds: Sequence[RoundRecord], values: Sequence[flo
 def _interval_band(axes: Axes, rounds: Sequence[RoundRecord], name: str) -> list[float]:
     """The 95% interval of each score `name`, a gap where a round has none; all its ends, which need room too."""
     found = [one.evaluation.intervals.get(name) if one.evaluation else None for one in rounds]
+    if not any(found):
+        return []
     low = drawing.numbers(interval.low if interval else None for interval in found)
     high = drawing.numbers(interval.high if interval else None for interval in found)
     numbers = [one.number for one in rounds]
     label = "its 95% interval"
     if len(rounds) == 1:
         axes.vlines(numbers, low, high, color=BLUE, alpha=0.25, linewidth=10, label=label)
-    elif any(found):
+    else:
         axes.fill_between(numbers, low, high, color=BLUE, alpha=0.14, linewidth=0, label=label)
     return [*low, *high]
 

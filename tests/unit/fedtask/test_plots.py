@@ -202,7 +202,17 @@ def test_shown_makes_one_short_line(given: str, expected: str) -> None:
 
 @pytest.mark.parametrize(
     ("values", "bottom"),
-    [([0.57, 0.9], 0.5), ([0.99], 0.8), ([0.8], 0.8), ([-1e308], 0.0), ([1.7e308], 0.8), ([], 0.0), ([math.nan], 0.0)],
+    [
+        ([0.57, 0.9], 0.5),
+        ([0.99], 0.8),
+        ([0.8], 0.7),
+        ([0.7, 0.9], 0.6),
+        ([0.0], 0.0),
+        ([-1e308], 0.0),
+        ([1.7e308], 0.8),
+        ([], 0.0),
+        ([math.nan], 0.0),
+    ],
 )
 def test_share_limits_hold_any_number(values: list[float], bottom: float) -> None:
     axes = Figure().subplots()

@@ -153,3 +153,16 @@ def test_global_progress_has_six_panels_at_most(figures: list[Figure], tmp_path:
     pictures.global_progress([RoundRecord(1, True, "", 1.0, evaluation=scored)], 1, tmp_path / "progress.png")
 
     assert [axes.get_ylabel() for axes in figures[0].axes] == [f"metric {number}" for number in range(6)]
+
+
+@pytest.mark.parametrize("number_of_rounds", [1, 2])
+def test_global_progress_tells_of_intervals_only_where_there_are_any(
+    figures: list[Figure], tmp_path: Path, number_of_rounds: int
+) -> None:
+    bare = Evaluation({"loss": 0.3, "accuracy": 0.9}, 10)
+    rounds = [RoundRecord(number, True, "", 1.0, evaluation=bare) for number in range(1, number_of_rounds + 1)]
+
+    pictures.global_progress(rounds, 1, tmp_path / "progress.png")
+
+    told = [text.get_text() for text in figures[0].legends[0].get_texts()]
+    assert told == ["global model on the holdout", "best model"]
