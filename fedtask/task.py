@@ -204,3 +204,11 @@ class Task(Protocol):
 
 class TaskError(Exception):
     """The task cannot do what it was asked, for a reason a person can act on. The message is for that person."""
+
+
+def reads_class_folders(task: Task) -> bool:
+    """Whether the task reads one folder of files per class, as `SiteOptions.folder` is laid out.
+
+    A task that does says so by a true attribute of this name; what any other makes of its folder is its own affair.
+    """
+    return bool(getattr(task, "reads_class_folders", False))

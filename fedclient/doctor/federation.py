@@ -40,8 +40,14 @@ def meaning(scene: Scene) -> Result:
     if theirs is None:
         return warning("the server is still preparing its model and cannot say", "Ask again in a minute")
     if mine == theirs:
-        return ok(f"classes {', '.join(mine.class_names)}; {mine.positive_class} is positive")
+        return ok(_classes(mine))
     return failed(f"{_words(mine)} here, {_words(theirs)} there", "Install the fedstream version of the server")
+
+
+def _classes(meaning: TaskMeaning) -> str:
+    if not meaning.class_names:
+        return f"no classes; {meaning.preprocessing}"
+    return f"classes {', '.join(meaning.class_names)}; {meaning.positive_class} is positive"
 
 
 def _words(meaning: TaskMeaning) -> str:

@@ -12,7 +12,7 @@ from fedclient.training import site_options
 from fedstream.checkup.machine import GB, MB, available_memory, judge_folder, judge_memory
 from fedstream.checkup.runner import Result, failed, ok, warning
 from fedtask.images.folders import list_folder
-from fedtask.task import SiteSummary, TaskError
+from fedtask.task import SiteSummary, TaskError, reads_class_folders
 
 _LEAST_BYTES = 100 * MB
 """The small models of brain_mri with three copies under way; below it, the first round fails."""
@@ -55,16 +55,16 @@ def memory(_scene: Scene) -> Result:
 
 
 def class_folders(scene: Scene) -> Result:
-    """Every class has its folder."""
+    """Every class has its folder, where the task reads folders by class."""
     assert scene.task is not None
     folder = scene.config.data
     if folder is None:
         return ok("generated data has all classes")
-    if not folder.is_dir():
+    if not folder.exists():
         return failed(f"there is no folder {folder}", "Give the one that holds train/ as --data")
-    train = folder / "train"
-    if not any(entry.is_dir() for entry in (train.iterdir() if train.is_dir() else ())) and not scene.config.classes:
+    if not reads_class_folders(scene.task):
         return ok("none: what is there is for the task to read")
+    train = folder / "train"
     try:
         listing = list_folder(train, scene.task.meaning().class_names, scene.config.classes)
     except TaskError as error:

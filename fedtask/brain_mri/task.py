@@ -37,6 +37,7 @@ class BrainMri:
     """Fine-tunes MobileNetV2 on slices in folders named by class. Settings: `fedtask.brain_mri.settings`."""
 
     report_words = ReportWords(example="image", loss="cross-entropy")
+    reads_class_folders = True
 
     def __init__(self, settings: Mapping[str, str]) -> None:
         self._settings = read_brain_mri_settings(settings)
