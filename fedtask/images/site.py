@@ -76,6 +76,7 @@ def open_site(
         if not len(val):
             message = _no_images(val_listing, val_skipped, class_names)
             raise TaskError(f"{message}. Or remove that folder: images for validation are then split off from train/")
+    warnings += _contradictions(class_names, train, val)
     train = train.subset(limited(train.labels, options.max_examples, options.division_seed))
     warnings += [*_class_warnings("train", train, class_names), *_class_warnings("val", val, class_names)]
     counts = {"train": _counts(train, class_names), "val": _counts(val, class_names)}
@@ -100,7 +101,8 @@ def open_holdout(
     images, skipped = examine(listing, size, PixelCache(cache_bytes), progress)
     if not len(images):
         raise TaskError(_no_images(listing, skipped, class_names))
-    warnings = [*listing.warnings, *_class_warnings("the holdout", images, class_names)]
+    warnings = [*listing.warnings, *_contradictions(class_names, images)]
+    warnings += _class_warnings("the holdout", images, class_names)
     counts = {"holdout": _counts(images, class_names)}
     return images, _summary(folder, counts, len(images), skipped, warnings)
 
@@ -157,6 +159,24 @@ def _twin_warnings(train: ImageSet, val: ImageSet) -> list[str]:
     names = [f"{val.paths[pairs[at, 0]]} ~ {train.paths[pairs[at, 1]]}" for at in first]
     count = f"{len(twins)} of {len(val)} images in val/ have a near-duplicate in train/"
     return [f"{count}, which flatters the site's own validation: {shown(names)}"]
+
+
+def _contradictions(class_names: Sequence[str], *sets: ImageSet) -> list[str]:
+    """Whether the very same picture stands under two classes; of a near-duplicate both may be right."""
+    first: dict[str, tuple[Path, int]] = {}
+    pairs: dict[str, str] = {}
+    for images in sets:
+        for image_id, path, label in zip(images.ids, images.paths, images.labels.tolist(), strict=True):
+            seen_path, seen_label = first.setdefault(image_id, (path, label))
+            if label != seen_label:
+                pairs.setdefault(
+                    image_id, f"{seen_path} is {class_names[seen_label]!r} and {path} is {class_names[label]!r}"
+                )
+    if not pairs:
+        return []
+    count = "1 image is" if len(pairs) == 1 else f"{len(pairs)} images are"
+    example = next(iter(pairs.values()))
+    return [f"{count} in folders of two classes, of which one must be wrong: {example}. Keep only the right one"]
 
 
 def _class_warnings(where: str, images: ImageSet, class_names: Sequence[str]) -> list[str]:

@@ -69,6 +69,40 @@ def test_site_near_duplicates_between_train_and_val_are_reported_by_name(make_si
     )
 
 
+def test_site_with_one_image_under_two_classes_says_how_many_and_names_a_pair(make_site: MakeSite) -> None:
+    folder = make_site({"train/no": 4, "train/yes": 4})
+    shutil.copy(folder / "train/no/0001.png", folder / "train/yes/copy.png")
+    (one,) = open_small(folder).summary.warnings
+    picture(2).save(folder / "train/yes/other.bmp")
+    picture(2).save(folder / "train/yes/again.bmp")
+    (two,) = open_small(folder).summary.warnings
+
+    assert one == (
+        f"1 image is in folders of two classes, of which one must be wrong: {folder / 'train/no/0001.png'} is 'no' and "
+        f"{folder / 'train/yes/copy.png'} is 'yes'. Keep only the right one"
+    )
+    assert two.startswith("2 images are in folders of two classes, of which one must be wrong: ")
+
+
+def test_site_with_one_image_under_two_classes_in_train_and_val_says_so(make_site: MakeSite) -> None:
+    folder = make_site({"train/no": 2, "train/yes": 2, "val/no": 1, "val/yes": 1})
+    shutil.copy(folder / "train/no/0001.png", folder / "val/yes/copy.png")
+    near_duplicate, contradiction = open_small(folder).summary.warnings
+
+    assert "have a near-duplicate in train/" in near_duplicate
+    assert f"{folder / 'val/yes/copy.png'} is 'yes'" in contradiction
+
+
+def test_holdout_with_one_image_under_two_classes_says_so(make_site: MakeSite) -> None:
+    folder = make_site({"no": 2, "yes": 2})
+    shutil.copy(folder / "no/0001.png", folder / "yes/copy.png")
+    _, summary = open_holdout(folder, {}, CLASSES, 16)
+
+    assert [warning.split(":")[0] for warning in summary.warnings] == [
+        "1 image is in folders of two classes, of which one must be wrong"
+    ]
+
+
 def test_site_counts_and_names_skipped_files_of_train_and_val(make_site: MakeSite) -> None:
     folder = make_site({"train/no": 3, "train/yes": 3, "val/no": 1, "val/yes": 1})
     (folder / "train/no/empty.jpg").write_bytes(b"")
