@@ -2,7 +2,8 @@
 
 What happens to an image, in order: EXIF orientation is applied; grey values of more than 8 bits are scaled to 8 (see
 `_to_8_bit`); transparent parts become black, as a scan's background is; palette, grey and CMYK become RGB; bilinear
-resize to a square, without keeping the aspect ratio, as Keras does. Of a file with several frames the first is taken.
+resize to a square, without keeping the aspect ratio, as Keras does. Of a file with several frames the first is taken;
+of a TIFF, whose pages may be the slices of a volume, `decode_file` tells that there are more.
 
 A file's format is told by its first bytes. A file whose extension says otherwise is refused, even though it could be
 read: at a hospital that is a sign of an export gone wrong, and a person should look at it.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import enum
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -74,8 +76,25 @@ _SIGNATURES = (
 _SIGNATURE_BYTES = 132
 
 
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """One file: `uint8 [size, size, 3]` of its first page, and whether it is a TIFF with more pages."""
+
+    pixels: Pixels
+    has_more_pages: bool
+
+
 def decode_image(path: Path, size: int) -> Pixels:
     """Pixels of one file, `uint8 [size, size, 3]`.
+
+    Raises:
+        UnusableImage: as `decode_file`.
+    """
+    return decode_file(path, size).pixels
+
+
+def decode_file(path: Path, size: int) -> Decoded:
+    """Pixels of one file, and what else is in it.
 
     Raises:
         UnusableImage: for every way in which a file can be wrong; nothing else is raised for a file's content.
@@ -87,9 +106,10 @@ def decode_image(path: Path, size: int) -> Pixels:
                 raise _too_large(f"{image.width} x {image.height} pixels")
             if content == "PNG":
                 _check_png(path)
+            has_more_pages = content == "TIFF" and bool(getattr(image, "is_animated", False))
             image.load()
             rgb = _to_rgb(_upright(image))
-        return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR))
+        return Decoded(np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR)), has_more_pages)
     except UnusableImage:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fedtask.images.decode import SkipReason, UnusableImage, decode_image
+from fedtask.images.decode import SkipReason, UnusableImage, decode_file
 from fedtask.images.image_set import ImageSet, PixelCache, num_decoding_threads, pixel_id
 from fedtask.images.near_duplicates import NUM_WORDS, Fingerprints, fingerprint
 from fedtask.task import TaskError
@@ -54,6 +54,15 @@ class SkippedFile:
     detail: str
 
 
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What became of the files of a listing. `many_paged` are those of `images` whose first page alone is used."""
+
+    images: ImageSet
+    skipped: tuple[SkippedFile, ...]
+    many_paged: tuple[Path, ...]
+
+
 def list_folder(folder: Path, class_names: Sequence[str], classes: Mapping[str, str]) -> Listing:
     """List the files of each class in `folder`.
 
@@ -79,23 +88,20 @@ def list_folder(folder: Path, class_names: Sequence[str], classes: Mapping[str, 
     return Listing(folder, tuple(paths), np.array(labels, np.int64), tuple(warnings))
 
 
-def examine(
-    listing: Listing, size: int, cache: PixelCache, progress: Progress | None = None
-) -> tuple[ImageSet, list[SkippedFile]]:
+def examine(listing: Listing, size: int, cache: PixelCache, progress: Progress | None = None) -> Examined:
     """Decode every listed file once; what is usable becomes an `ImageSet` in the listing's order."""
     usable: list[int] = []
-    ids: list[str] = []
-    fingerprints: list[Fingerprints] = []
+    found: list[_Found] = []
     skipped: list[SkippedFile] = []
 
-    def examine_one(path: Path) -> tuple[str, Fingerprints] | SkippedFile:
+    def examine_one(path: Path) -> _Found | SkippedFile:
         try:
-            pixels = decode_image(path, size)
+            decoded = decode_file(path, size)
         except UnusableImage as error:
             return SkippedFile(path, error.reason, error.detail)
-        image_id = pixel_id(pixels)
-        cache.offer(image_id, pixels)
-        return image_id, fingerprint(pixels)
+        image_id = pixel_id(decoded.pixels)
+        cache.offer(image_id, decoded.pixels)
+        return _Found(path, image_id, fingerprint(decoded.pixels), decoded.has_more_pages)
 
     with ThreadPoolExecutor(num_decoding_threads()) as pool:
         for index, outcome in enumerate(pool.map(examine_one, listing.paths)):
@@ -103,13 +109,23 @@ def examine(
                 skipped.append(outcome)
             else:
                 usable.append(index)
-                ids.append(outcome[0])
-                fingerprints.append(outcome[1])
+                found.append(outcome)
             if progress is not None:
                 progress(index + 1, len(listing.paths))
-    prints = np.array(fingerprints, np.uint64).reshape(-1, NUM_WORDS)
-    paths = [listing.paths[index] for index in usable]
-    return ImageSet(paths, listing.labels[usable], ids, prints, size, cache), skipped
+    prints = np.array([file.fingerprint for file in found], np.uint64).reshape(-1, NUM_WORDS)
+    paths, ids = [file.path for file in found], [file.image_id for file in found]
+    images = ImageSet(paths, listing.labels[usable], ids, prints, size, cache)
+    return Examined(images, tuple(skipped), tuple(file.path for file in found if file.has_more_pages))
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A usable file."""
+
+    path: Path
+    image_id: str
+    fingerprint: Fingerprints
+    has_more_pages: bool
 
 
 def count_by_reason(skipped: Sequence[SkippedFile]) -> dict[str, int]:
@@ -127,6 +143,15 @@ def skipped_warnings(skipped: Sequence[SkippedFile]) -> list[str]:
             named = shown([f"{file.path} ({file.detail})" for file in files])
             sentences.append(f"{len(files)} {_plural(len(files), 'file')} skipped, {reason.value}: {named}")
     return sentences
+
+
+def page_warnings(files: Sequence[Path]) -> list[str]:
+    """Of TIFF files with several pages, how many there are, the first of them, and what to do."""
+    if not files:
+        return []
+    count = "1 TIFF file has" if len(files) == 1 else f"{len(files)} TIFF files have"
+    told = f"{count} several pages, of which only the first is used: {shown([str(path) for path in files])}"
+    return [f"{told}. If the others are slices to learn from, save each page as a file of its own"]
 
 
 def shown(names: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from fedtask.division import divide, limited
 from fedtask.images.folders import (
+    Examined,
     Listing,
     Progress,
     SkippedFile,
@@ -17,6 +18,7 @@ from fedtask.images.folders import (
     examine,
     list_folder,
     mending_option,
+    page_warnings,
     shown,
     skipped_warnings,
 )
@@ -62,25 +64,27 @@ def open_site(
     listing = _train_listing(folder, class_names, options)
     val_listing = _val_listing(folder, class_names, options)
     num_files = len(listing.paths) + (0 if val_listing is None else len(val_listing.paths))
-    train, skipped = examine(listing, size, cache, _part(progress, 0, num_files))
+    examined = [examine(listing, size, cache, _part(progress, 0, num_files))]
+    train = examined[0].images
     if not len(train):
-        raise TaskError(_no_images(listing, skipped, class_names))
+        raise TaskError(_no_images(listing, examined[0].skipped, class_names))
     warnings = [*listing.warnings]
     if val_listing is None:
         kept, held_out = stratified_split(train.labels, train.fingerprints, seed, val_fraction)
         train, val = train.subset(kept), train.subset(held_out)
     else:
-        val, val_skipped = examine(val_listing, size, cache, _part(progress, len(listing.paths), num_files))
-        skipped += val_skipped
+        examined.append(examine(val_listing, size, cache, _part(progress, len(listing.paths), num_files)))
+        val = examined[1].images
         warnings += [*val_listing.warnings, *_twin_warnings(train, val)]
         if not len(val):
-            message = _no_images(val_listing, val_skipped, class_names)
+            message = _no_images(val_listing, examined[1].skipped, class_names)
             raise TaskError(f"{message}. Or remove that folder: images for validation are then split off from train/")
     warnings += _contradictions(class_names, train, val)
     train = train.subset(limited(train.labels, options.max_examples, options.division_seed))
     warnings += [*_class_warnings("train", train, class_names), *_class_warnings("val", val, class_names)]
     counts = {"train": _counts(train, class_names), "val": _counts(val, class_names)}
-    return Site(train, val, _summary(folder, counts, len(train), skipped, warnings), tuple(skipped))
+    summary = _summary(folder, counts, len(train), examined, warnings)
+    return Site(train, val, summary, tuple(file for part in examined for file in part.skipped))
 
 
 def open_holdout(
@@ -98,13 +102,14 @@ def open_holdout(
         TaskError: as `open_site`.
     """
     listing = list_folder(folder, class_names, classes)
-    images, skipped = examine(listing, size, PixelCache(cache_bytes), progress)
+    examined = examine(listing, size, PixelCache(cache_bytes), progress)
+    images = examined.images
     if not len(images):
-        raise TaskError(_no_images(listing, skipped, class_names))
+        raise TaskError(_no_images(listing, examined.skipped, class_names))
     warnings = [*listing.warnings, *_contradictions(class_names, images)]
     warnings += _class_warnings("the holdout", images, class_names)
     counts = {"holdout": _counts(images, class_names)}
-    return images, _summary(folder, counts, len(images), skipped, warnings)
+    return images, _summary(folder, counts, len(images), [examined], warnings)
 
 
 def _part(progress: Progress | None, before: int, num_files: int) -> Progress | None:
@@ -195,14 +200,16 @@ def _summary(
     folder: Path,
     counts: Mapping[str, Mapping[str, int]],
     num_examples: int,
-    skipped: Sequence[SkippedFile],
+    examined: Sequence[Examined],
     warnings: Sequence[str],
 ) -> SiteSummary:
+    skipped = [file for part in examined for file in part.skipped]
+    many_paged = [path for part in examined for path in part.many_paged]
     return SiteSummary(
         num_examples=num_examples,
         counts=counts,
         skipped=count_by_reason(skipped),
-        warnings=(*warnings, *skipped_warnings(skipped)),
+        warnings=(*warnings, *page_warnings(many_paged), *skipped_warnings(skipped)),
         weaknesses=weaknesses(folder),
         synthetic=is_phantom(folder),
     )

@@ -85,8 +85,9 @@ def test_examine_counts_names_and_skips_what_is_unusable(tmp_path: Path, write_p
     (tmp_path / "no" / "0000c.png").write_bytes(good[0].read_bytes()[:200])
     (tmp_path / "no" / "notes.txt").write_text("patient was moving")
     (tmp_path / "no" / "list.csv").write_text("a,b")
-    images, skipped = examine(list_folder(tmp_path, CLASSES, {}), 16, PixelCache())
-    assert images.paths == tuple(good)
+    examined = examine(list_folder(tmp_path, CLASSES, {}), 16, PixelCache())
+    skipped = examined.skipped
+    assert examined.images.paths == tuple(good)
     assert [(file.path.name, file.reason) for file in skipped] == [
         ("0000a.jpg", SkipReason.EMPTY),
         ("0000b.jpg", SkipReason.MISLABELLED),
@@ -104,8 +105,7 @@ def test_skipped_warning_of_many_files_names_ten_and_counts_the_rest(tmp_path: P
     (tmp_path / "no").mkdir()
     for number in range(13):
         (tmp_path / "no" / f"{number:02}.jpg").write_bytes(b"")
-    _, skipped = examine(list_folder(tmp_path, CLASSES, {}), 16, PixelCache())
-    (sentence,) = skipped_warnings(skipped)
+    (sentence,) = skipped_warnings(examine(list_folder(tmp_path, CLASSES, {}), 16, PixelCache()).skipped)
     assert sentence.startswith("13 files skipped, empty: ")
     assert sentence.endswith("09.jpg (0 bytes) and 3 more")
 

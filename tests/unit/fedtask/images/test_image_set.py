@@ -25,9 +25,9 @@ def open_set(tmp_path: Path, write_pictures: Callable[[Path, int, int], list[Pat
 
     def open_with_room_for(num_images: int) -> ImageSet:
         listing = list_folder(tmp_path, ("no", "yes"), {})
-        images, skipped = examine(listing, 16, PixelCache(num_images * IMAGE_BYTES))
-        assert skipped == []
-        return images
+        examined = examine(listing, 16, PixelCache(num_images * IMAGE_BYTES))
+        assert examined.skipped == ()
+        return examined.images
 
     return open_with_room_for
 
@@ -105,7 +105,7 @@ def test_ids_are_the_digest_of_pixels_and_not_of_files(tmp_path: Path) -> None:
     for name in ("a.png", "b.bmp"):
         image.save(tmp_path / "no" / name)
     image.rotate(90).save(tmp_path / "no" / "c.png")
-    images, _ = examine(list_folder(tmp_path, ("no",), {}), 16, PixelCache())
+    images = examine(list_folder(tmp_path, ("no",), {}), 16, PixelCache()).images
     assert images.ids[0] == images.ids[1] == pixel_id(images.load([0])[0])
     assert images.ids[0] != images.ids[2]
     assert len(images.ids[0]) == 64

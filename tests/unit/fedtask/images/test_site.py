@@ -103,6 +103,21 @@ def test_holdout_with_one_image_under_two_classes_says_so(make_site: MakeSite) -
     ]
 
 
+def test_site_with_tiff_files_of_several_pages_says_that_only_the_first_is_used(make_site: MakeSite) -> None:
+    folder = make_site({"train/no": 3, "train/yes": 3, "val/no": 1, "val/yes": 1})
+    picture(90).save(folder / "train/no/one_page.tif")
+    picture(91).save(folder / "train/no/volume.tif", save_all=True, append_images=[picture(92), picture(93)])
+    (one,) = open_small(folder).summary.warnings
+    picture(94).save(folder / "val/yes/volume.tif", save_all=True, append_images=[picture(95)])
+    (two,) = open_small(folder).summary.warnings
+
+    assert one == (
+        f"1 TIFF file has several pages, of which only the first is used: {folder / 'train/no/volume.tif'}. If the "
+        "others are slices to learn from, save each page as a file of its own"
+    )
+    assert two.startswith("2 TIFF files have several pages, of which only the first is used: ")
+
+
 def test_site_counts_and_names_skipped_files_of_train_and_val(make_site: MakeSite) -> None:
     folder = make_site({"train/no": 3, "train/yes": 3, "val/no": 1, "val/yes": 1})
     (folder / "train/no/empty.jpg").write_bytes(b"")
