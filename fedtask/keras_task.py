@@ -212,7 +212,10 @@ class KerasTask:
             shape = ", ".join("any" if size is None else str(size) for size in wanted[1:])
             raise TaskError(f"the model takes inputs [n, {shape}]; load gave {['n', *given[1:]]}".replace("'", ""))
 
-    def _checked(self, arrays: Arrays, what: str) -> _ArrayExamples:
+    def _checked(self, arrays: Any, what: str) -> _ArrayExamples:
+        if not isinstance(arrays, tuple | list) or len(arrays) != 2:
+            gave = "None" if arrays is None else f"a {type(arrays).__name__}"
+            raise TaskError(f"{what}: load gave {gave}; wanted inputs [n, ...] and labels [n], two arrays")
         inputs, labels = np.asarray(arrays[0]), np.asarray(arrays[1])
         if not len(labels) or labels.shape != inputs.shape[:1]:
             shapes = f"inputs {list(inputs.shape)} and labels {list(labels.shape)}"

@@ -37,6 +37,11 @@ def task_references() -> dict[str, str]:
     return {**registered, **_BUILT_IN}  # a built-in name cannot be taken over by a package that happens to be installed
 
 
+def is_built_in(task: Task) -> bool:
+    """Whether it is of a class that comes with this package, and not somebody's own."""
+    return f"{type(task).__module__}:{type(task).__name__}" in _BUILT_IN.values()
+
+
 def model_stem(reference: str) -> str:
     """What the files of a task's global model are called, without their ending: where users know a name, by that."""
     return _STEMS.get(reference, "GLOBAL_MODEL")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from fedclient.config import ClientConfig
 from fedclient.doctor.scene import Scene
 from fedclient.training import site_options
 from fedstream.checkup.machine import GB, MB, available_memory, judge_folder, judge_memory
 from fedstream.checkup.runner import Result, failed, ok, warning
-from fedtask.images.folders import list_folder
-from fedtask.task import SiteSummary, TaskError, reads_class_folders
+from fedtask.images.folders import list_folder, told_if_unreadable
+from fedtask.registry import is_built_in
+from fedtask.returned import checked_summary
+from fedtask.task import SiteSummary, Task, TaskError, reads_class_folders
 
 _LEAST_BYTES = 100 * MB
 """The small models of brain_mri with three copies under way; below it, the first round fails."""
@@ -22,6 +26,9 @@ _COMFORTABLE_BYTES = 1 * GB
 
 _TRAINING_BYTES = 2 * GB
 """Tensorflow with MobileNetV2 in training takes 1.1 to 1.6 GB, and decoded images up to 1.1 GB."""
+
+_MEND_FOLDER = "Mend that, or name another folder with --data"
+_MEND_TASK = "Mend it in your task; where the data is to blame, let it raise a fedtask.task.TaskError that says so"
 
 
 def state_folder(scene: Scene) -> Result:
@@ -57,18 +64,22 @@ def memory(_scene: Scene) -> Result:
 def class_folders(scene: Scene) -> Result:
     """Every class has its folder, where the task reads folders by class."""
     assert scene.task is not None
-    folder = scene.config.data
-    if folder is None:
+    if scene.config.data is None:
         return ok("generated data has all classes")
+    try:
+        with told_if_unreadable():
+            return _look_at_folders(scene.task, scene.config, scene.config.data)
+    except TaskError as error:
+        return failed(str(error).rstrip("."), _MEND_FOLDER)
+
+
+def _look_at_folders(task: Task, config: ClientConfig, folder: Path) -> Result:
     if not folder.exists():
         return failed(f"there is no folder {folder}", "Give the one that holds train/ as --data")
-    if not reads_class_folders(scene.task):
+    if not reads_class_folders(task):
         return ok("none: what is there is for the task to read")
     train = folder / "train"
-    try:
-        listing = list_folder(train, scene.task.meaning().class_names, scene.config.classes)
-    except TaskError as error:
-        return failed(str(error).rstrip("."), "Name the folders with --classes")
+    listing = list_folder(train, task.meaning().class_names, config.classes)
     if listing.warnings:
         return warning("; ".join(listing.warnings), "If images are missed, name their folders with --classes")
     return ok(f"{len(listing.paths)} files in {train}")
@@ -79,15 +90,27 @@ async def data(scene: Scene) -> Result:
     assert scene.task is not None
     if scene.config.data is None:
         return warning("generated examples, not patients", "To train on your own, name their folder with --data")
+    options = site_options(scene.config, cache_folder=None)
     try:
-        summary = await asyncio.to_thread(scene.task.open_site, site_options(scene.config, cache_folder=None))
+        summary = checked_summary(await asyncio.to_thread(scene.task.open_site, options), "open_site")
     except TaskError as error:
-        return failed(str(error).rstrip("."), "Put examples there, or name another folder with --data")
+        return failed(str(error).rstrip("."), _MEND_FOLDER)
+    except Exception as error:
+        if is_built_in(scene.task):
+            raise  # a defect of ours
+        return failed(_words_of(error), _MEND_TASK)
     found = _counts(summary)
     if summary.skipped:
         advice = f"They are left out. {'; '.join(summary.warnings)}"
         return warning(found, advice)
     return warning(found, "; ".join(summary.warnings)) if summary.warnings else ok(found)
+
+
+def _words_of(error: Exception) -> str:
+    """What a task of one's own raised, and where."""
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    first, *_ = str(error).splitlines() or [""]
+    return f"the task raised {type(error).__name__}: {first} ({at.filename}:{at.lineno} in {at.name})"
 
 
 def _counts(summary: SiteSummary) -> str:

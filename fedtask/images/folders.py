@@ -8,8 +8,9 @@ they are passed over without a word. Every other file that is not used is counte
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,19 @@ class Examined:
     many_paged: tuple[Path, ...]
 
 
+@contextlib.contextmanager
+def told_if_unreadable() -> Iterator[None]:
+    """Make a `TaskError` of what the system refuses to show: whoever runs this can do something about it."""
+    try:
+        yield
+    except OSError as error:
+        raise TaskError(
+            f"{error.filename or 'a folder'} cannot be read ({error.strerror or error}); give the user that runs "
+            "this the right to read it and to enter its folders"
+        ) from error
+
+
+@told_if_unreadable()
 def list_folder(folder: Path, class_names: Sequence[str], classes: Mapping[str, str]) -> Listing:
     """List the files of each class in `folder`.
 
@@ -195,16 +209,10 @@ def _sub_folders(folder: Path, class_names: Sequence[str]) -> list[str]:
         raise TaskError(
             f"there is no folder {folder}; looked there for {_as_folders(class_names)}, one folder of images per class"
         ) from None
-    except OSError as error:
-        raise TaskError(f"the folder {folder} cannot be read: {error.strerror}") from error
 
 
 def _files(folder: Path) -> list[Path]:
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        raise TaskError(f"the folder {folder} cannot be read: {error.strerror}") from error
-    return [path for path in entries if not _is_litter(path.name) and not path.is_dir()]
+    return [path for path in sorted(folder.iterdir()) if not _is_litter(path.name) and not path.is_dir()]
 
 
 def _is_litter(name: str) -> bool:

@@ -21,6 +21,7 @@ from fedtask.images.folders import (
     page_warnings,
     shown,
     skipped_warnings,
+    told_if_unreadable,
 )
 from fedtask.images.image_set import DEFAULT_CACHE_BYTES, ImageSet, PixelCache
 from fedtask.images.near_duplicates import near_pairs
@@ -39,6 +40,7 @@ class Site:
     skipped: tuple[SkippedFile, ...]
 
 
+@told_if_unreadable()
 def open_site(
     options: SiteOptions,
     class_names: Sequence[str],
@@ -87,6 +89,7 @@ def open_site(
     return Site(train, val, summary, tuple(file for part in examined for file in part.skipped))
 
 
+@told_if_unreadable()
 def open_holdout(
     folder: Path,
     classes: Mapping[str, str],

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pytest
+from PIL import Image
 
 from fedclient.config import ClientConfig
 from fedclient.connection import Connection
@@ -17,6 +19,7 @@ from fedstream.schema import TaskMeaning
 from fedtask.brain_mri.task import BrainMri
 from fedtask.keras_task import KerasTask
 from fedtask.task import SiteOptions, SiteSummary, Task
+from tests.support.rights import closed, open_folder
 from tests.support.tasks import Shapes
 
 
@@ -28,6 +31,27 @@ class Spots(KerasTask):
     def load(self, folder: Path) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
         with np.load(folder / "pictures.npz") as file:
             return file["x"], file["y"]
+
+
+class Loses(Spots):
+    """Its author forgot to return what was loaded."""
+
+    def load(self, folder: Path) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        return None  # type: ignore[return-value]
+
+
+class Forgets(Shapes):
+    """Its author forgot to return the summary."""
+
+    def open_site(self, options: SiteOptions) -> SiteSummary:
+        return None  # type: ignore[return-value]
+
+
+class Breaks(Shapes):
+    """Its author looks for what is not there."""
+
+    def open_site(self, options: SiteOptions) -> SiteSummary:
+        return {}["split"]
 
 
 class Ages(Shapes):
@@ -66,3 +90,43 @@ def test_missing_folder_is_named_whatever_the_task_reads(tmp_path: Path) -> None
     for task in (Spots({}), BrainMri({})):
         result = class_folders(scene_of(task, tmp_path / "gone"))
         assert (result.verdict, result.found) == (Verdict.FAILED, f"there is no folder {tmp_path / 'gone'}")
+
+
+@pytest.mark.parametrize(
+    ("place", "mode"),
+    [("", 0), ("site", 0), ("site/train", 0), ("site/train", 0o744), ("site/train/no", 0)],
+)
+async def test_folder_without_the_right_to_read_it_is_named_with_what_to_do(place: str, mode: int) -> None:
+    with open_folder() as folder:
+        for name in ("no", "yes"):
+            (folder / "site" / "train" / name).mkdir(parents=True)
+            Image.new("L", (8, 8), 90).save(folder / "site" / "train" / name / "scan.png")
+        scene = scene_of(BrainMri({}), folder / "site")
+        with closed(folder / place, mode):
+            results = [class_folders(scene), await data(scene)]
+
+    for result in results:
+        assert result.verdict is Verdict.FAILED
+        assert result.found.startswith(str(folder / place))
+        assert "cannot be read (Permission denied); give the user that runs this the right" in result.found
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        (Loses({}), "train: load gave None; wanted inputs [n, ...] and labels [n], two arrays"),
+        (Forgets({}), "open_site returned None; it must return a SiteSummary"),
+        (Breaks({}), "the task raised KeyError: 'split' ("),
+        (Spots({}), "the task raised FileNotFoundError: [Errno 2] No such file or directory: "),
+    ],
+)
+async def test_mistake_in_a_task_of_ones_own_is_told_as_its_own_and_not_as_a_defect_of_the_check(
+    tmp_path: Path, task: Task, words: str
+) -> None:
+    (tmp_path / "train").mkdir()
+    result = await data(scene_of(task, tmp_path))
+
+    assert result.verdict is Verdict.FAILED
+    assert result.found.startswith(words)
+    if "raised" in words:
+        assert result.advice.startswith("Mend it in your task; ")
