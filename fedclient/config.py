@@ -18,6 +18,7 @@ from fedclient.reply import SiteLimits
 from fedclient.reporting import Reporting
 from fedstream import limits
 from fedstream.tls import is_loopback, split_address
+from fedtask.class_folders import split_pairs
 
 GENERATED_DATA_WORDS = ("phantom", "synthetic")
 """What to give as `data` for the task's generated examples. A folder of that name is given as `./phantom`."""
@@ -35,9 +36,11 @@ def parse_classes(value: object) -> object:
     """`no=healthy,yes=tumour` as the mapping from the task's class name to the folder's name here."""
     if not isinstance(value, str):
         return value
-    pairs = [pair.strip().partition("=") for pair in value.split(",") if pair.strip()]
+    pairs = [pair.strip().partition("=") for pair in split_pairs(value) if pair.strip()]
     if any(not (name and equals and folder) for name, equals, folder in pairs):
-        raise ValueError("write CLASS=FOLDER pairs with commas between them, such as no=healthy,yes=tumour")
+        raise ValueError(
+            "write CLASS=FOLDER pairs with commas between, such as no=healthy,yes=tumour (\\, within a name)"
+        )
     return {name.strip(): folder.strip() for name, _, folder in pairs}
 
 

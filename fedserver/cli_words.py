@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fedserver.exit_codes import ExitCode, fail
+from fedtask.class_folders import split_pairs
 
 State = Annotated[Path, typer.Option(help="State directory of the server.", show_default=True)]
 MOST_ROUNDS = 1_000_000
@@ -28,7 +29,7 @@ def task_settings(words: list[str] | None) -> dict[str, str]:
 def class_folders(words: list[str] | None) -> dict[str, str]:
     """What `--classes` was given, CLASS=FOLDER; several may stand in one word, separated by commas."""
     found: dict[str, str] = {}
-    for word in ",".join(words).split(",") if words else ():
+    for word in split_pairs(",".join(words)) if words else ():
         name, separator, folder = word.partition("=")
         if not separator or not name:
             raise fail(f"--classes takes CLASS=FOLDER, not {word!r}", ExitCode.BAD_CONFIGURATION)

@@ -1,14 +1,17 @@
 """Which files of a folder laid out as `<class>/*` are examples, and which are left out, and why.
 
 Two steps: `list_folder` looks at names only, so that a folder of any size can be divided before anything is decoded;
-`examine` then decodes every file once and tells the usable ones from the others. Sub-folders of a class folder are not
-read. Hidden files (`.DS_Store`, `._slice.jpg`), `Thumbs.db` and `desktop.ini` are what file managers leave behind:
-they are passed over without a word. Every other file that is not used is counted by reason and named.
+`examine` then decodes every file once and tells the usable ones from the others. What is in sub-folders of a class
+folder, such as one per patient, is of that class. Links to folders in it are not followed: they may lead to another
+class, or round in a circle. Hidden files (`.DS_Store`, `._slice.jpg`), `Thumbs.db` and `desktop.ini` are what file
+managers leave behind: they are passed over without a word. Every other file that is not used is counted by reason and
+named.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from fedtask.class_folders import split_folders
 from fedtask.images.decode import SkipReason, UnusableImage, decode_file
 from fedtask.images.image_set import ImageSet, PixelCache, num_decoding_threads, pixel_id
 from fedtask.images.near_duplicates import NUM_WORDS, Fingerprints, fingerprint
@@ -94,12 +98,52 @@ def list_folder(folder: Path, class_names: Sequence[str], classes: Mapping[str, 
         raise TaskError(_nothing_known(folder, wanted, found, class_names))
     paths: list[Path] = []
     labels: list[int] = []
-    for label, name in enumerate(class_names):
-        files = [path for local in known[name] for path in _files(folder / local)]
-        paths += files
-        labels += [label] * len(files)
     warnings = _listing_warnings(folder, wanted, found)
+    for label, name in enumerate(class_names):
+        for local in known[name]:
+            tree = files_below(folder / local)
+            paths += tree.files
+            labels += [label] * len(tree.files)
+            warnings += _tree_warnings(folder / local, name, tree)
     return Listing(folder, tuple(paths), np.array(labels, np.int64), tuple(warnings))
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A folder with all that is in it: files by path, and how many of them are in how many sub-folders.
+
+    `links` are links to folders, which are not followed.
+    """
+
+    files: tuple[Path, ...]
+    num_nested: int
+    num_sub_folders: int
+    links: tuple[Path, ...]
+
+
+def files_below(folder: Path) -> Tree:
+    """Every file in a folder and in its sub-folders, in the order of their paths, but for what file managers leave.
+
+    Raises:
+        OSError: it, or a folder in it, cannot be read.
+    """
+    files: list[Path] = []
+    links: list[Path] = []
+    num_nested = num_sub_folders = 0
+    for place, folders, names in os.walk(folder, onerror=_raise):  # does not follow links by itself
+        folders[:] = [name for name in folders if not _is_litter(name)]
+        here = Path(place)
+        kept = [here / name for name in names if not _is_litter(name)]
+        links += [here / name for name in folders if (here / name).is_symlink()]
+        files += kept
+        if kept and here != folder:
+            num_nested += len(kept)
+            num_sub_folders += 1
+    return Tree(tuple(sorted(files)), num_nested, num_sub_folders, tuple(sorted(links)))
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def examine(listing: Listing, size: int, cache: PixelCache, progress: Progress | None = None) -> Examined:
@@ -155,7 +199,7 @@ def skipped_warnings(skipped: Sequence[SkippedFile]) -> list[str]:
         files = [file for file in skipped if file.reason is reason]
         if files:
             named = shown([f"{file.path} ({file.detail})" for file in files])
-            sentences.append(f"{len(files)} {_plural(len(files), 'file')} skipped, {reason.value}: {named}")
+            sentences.append(f"{counted(len(files), 'file')} skipped, {reason.value}: {named}")
     return sentences
 
 
@@ -179,8 +223,9 @@ def mending_option(class_names: Sequence[str]) -> str:
     return "--classes " + ",".join(f"{name}=FOLDER" for name in class_names)
 
 
-def _plural(count: int, noun: str) -> str:
-    return noun if count == 1 else f"{noun}s"
+def counted(count: int, noun: str) -> str:
+    """`1 file`, `2 files`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _check_classes(class_names: Sequence[str], classes: Mapping[str, str]) -> None:
@@ -195,11 +240,14 @@ def _check_classes(class_names: Sequence[str], classes: Mapping[str, str]) -> No
         if times > 1:
             raise TaskError(f"the folder {local!r} would hold {times} classes; give each its own in --classes")
         if not local or Path(local).name != local:
-            raise TaskError(f"{local!r} in --classes is not the plain name of a folder")
+            raise TaskError(
+                f"{local!r} in --classes is not the plain name of a folder beside those of the other classes; folders "
+                "within one are read with it"
+            )
 
 
 def _folders_of(name: str, classes: Mapping[str, str]) -> list[str]:
-    return classes[name].split("+") if name in classes else [name]
+    return split_folders(classes[name]) if name in classes else [name]
 
 
 def _sub_folders(folder: Path, class_names: Sequence[str]) -> list[str]:
@@ -209,10 +257,6 @@ def _sub_folders(folder: Path, class_names: Sequence[str]) -> list[str]:
         raise TaskError(
             f"there is no folder {folder}; looked there for {_as_folders(class_names)}, one folder of images per class"
         ) from None
-
-
-def _files(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if not _is_litter(path.name) and not path.is_dir()]
 
 
 def _is_litter(name: str) -> bool:
@@ -230,11 +274,22 @@ def _listing_warnings(folder: Path, wanted: Mapping[str, list[str]], found: Sequ
         warnings.append(
             f"{folder} also holds {_as_folders(unknown)}, which no class of the task is mapped to and which is not "
             f"read; map it with {mending_option(list(wanted))} (several folders of one class are joined by +)"
+            f"{_writing_marks(unknown)}"
         )
-    for local in sorted(known & set(found)):
-        nested = sum(entry.is_dir() and not _is_litter(entry.name) for entry in (folder / local).iterdir())
-        if nested:
-            warnings.append(f"{folder / local} holds {nested} {_plural(nested, 'sub-folder')}; they are not read")
+    return warnings
+
+
+def _tree_warnings(folder: Path, class_name: str, tree: Tree) -> list[str]:
+    """What a person may not have meant: a folder in a class folder may have been put aside there."""
+    warnings = []
+    if tree.num_nested:
+        files = counted(tree.num_nested, "file")
+        places = counted(tree.num_sub_folders, "sub-folder")
+        warnings.append(f"{folder} holds {files} in {places}, which count as {class_name!r} like the others")
+    if tree.links:
+        links = counted(len(tree.links), "link")
+        named = shown([str(path) for path in tree.links])
+        warnings.append(f"{folder} holds {links} to folders, which are not followed: {named}")
     return warnings
 
 
@@ -244,7 +299,14 @@ def _nothing_known(
     looked_for = _as_folders([local for locals_ in wanted.values() for local in locals_])
     holds = f"the folders {_as_folders(found)}" if found else "no folders"
     message = f"looked in {folder} for {looked_for}, one folder of images per class, and found {holds}. "
-    return message + f"If the classes have other names here, say which is which: {mending_option(class_names)}"
+    option = f"{mending_option(class_names)}{_writing_marks(found)}"
+    return f"{message}If the classes have other names here, say which is which: {option}"
+
+
+def _writing_marks(names: Sequence[str]) -> str:
+    """How names with the marks of `--classes` in them are written there."""
+    marks = [mark for mark in ",+" if any(mark in name for name in names)]
+    return "".join(f". Write a {mark} of a folder's name as \\{mark}, in quotes" for mark in marks)
 
 
 def _as_folders(names: Sequence[str]) -> str:

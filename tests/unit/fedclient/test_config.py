@@ -121,7 +121,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"shard": "first"}, "--shard: write I/N, such as 0/4 for the first of four"),
     (
         {"classes": "no"},
-        "--classes: write CLASS=FOLDER pairs with commas between them, such as no=healthy,yes=tumour",
+        "--classes: write CLASS=FOLDER pairs with commas between, such as no=healthy,yes=tumour (\\, within a name)",
     ),
     ({"max_hours": 0}, "--max-hours: Input should be greater than 0"),
     ({"max_rounds": -1}, "--max-rounds: Input should be greater than or equal to 0"),

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from fedclient.config import parse_classes
+from fedserver.cli_words import class_folders
 from fedtask.images.decode import SkipReason
 from fedtask.images.folders import count_by_reason, examine, list_folder, skipped_warnings
 from fedtask.images.image_set import PixelCache
 from fedtask.task import TaskError
 
 CLASSES = ("no", "yes")
+OTHERS = r"yes=T1C\++T1\, T2=3"
 Pictures = Callable[[Path, int, int], list[Path]]
 
 
@@ -26,14 +29,61 @@ def test_list_mapped_classes_reads_the_local_folders(tmp_path: Path, write_pictu
     assert listing.warnings == ()
 
 
-def test_list_passes_over_hidden_files_and_does_not_enter_sub_folders(tmp_path: Path, write_pictures: Pictures) -> None:
+def test_list_folders_with_commas_and_pluses_in_their_names_can_be_mapped_as_the_warning_says(
+    tmp_path: Path, write_pictures: Pictures
+) -> None:
+    healthy = write_pictures(tmp_path / "none, so far", 1, 0)
+    glioma = write_pictures(tmp_path / "T1C+", 1, 10)
+    both = write_pictures(tmp_path / "T1, T2=3", 1, 20)
+    with pytest.raises(TaskError, match=r"Write a , of a folder's name as \\,, in quotes\. Write a \+ of .* as \\\+"):
+        list_folder(tmp_path, CLASSES, {})
+    for classes in (parse_classes(rf"no=none\, so far,{OTHERS}"), class_folders([r"no=none\, so far", OTHERS])):
+        assert isinstance(classes, dict)
+        listing = list_folder(tmp_path, CLASSES, classes)
+        assert listing.paths == (*healthy, *glioma, *both)
+        assert (listing.labels.tolist(), listing.warnings) == ([0, 1, 1], ())
+
+
+def test_list_passes_over_hidden_files_and_those_in_hidden_folders(tmp_path: Path, write_pictures: Pictures) -> None:
     paths = write_pictures(tmp_path / "no", 1, 0)
-    write_pictures(tmp_path / "yes" / "patient1", 2, 10)
+    write_pictures(tmp_path / "no" / ".thumbnails", 2, 10)
     for name in (".DS_Store", "._0000.png", "Thumbs.db", "desktop.ini"):
         (tmp_path / "no" / name).write_bytes(b"litter")
+    (tmp_path / "yes").mkdir()
     listing = list_folder(tmp_path, CLASSES, {})
     assert listing.paths == tuple(paths)
-    assert listing.warnings == (f"{tmp_path / 'yes'} holds 1 sub-folder; they are not read",)
+    assert listing.warnings == ()
+
+
+def test_list_reads_sub_folders_of_any_depth_as_their_class_and_says_so(
+    tmp_path: Path, write_pictures: Pictures
+) -> None:
+    deep = write_pictures(tmp_path / "no" / "patient7" / "series1", 2, 0)
+    flat = write_pictures(tmp_path / "no", 1, 10)
+    patients = [path for number in (1, 2) for path in write_pictures(tmp_path / "yes" / f"patient{number}", 1, number)]
+    listing = list_folder(tmp_path, CLASSES, {})
+    assert listing.paths == (*flat, *deep, *patients)
+    assert listing.labels.tolist() == [0, 0, 0, 1, 1]
+    assert listing.warnings == (
+        f"{tmp_path / 'no'} holds 2 files in 1 sub-folder, which count as 'no' like the others",
+        f"{tmp_path / 'yes'} holds 2 files in 2 sub-folders, which count as 'yes' like the others",
+    )
+
+
+def test_list_follows_a_link_to_a_class_folder_and_to_a_file_but_not_to_a_folder_within(
+    tmp_path: Path, write_pictures: Pictures
+) -> None:
+    elsewhere = write_pictures(tmp_path / "archive", 1, 0)
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "no").symlink_to(tmp_path / "archive")
+    yes = write_pictures(tmp_path / "train" / "yes", 1, 10)
+    (tmp_path / "train" / "yes" / "a.png").symlink_to(elsewhere[0])
+    (tmp_path / "train" / "yes" / "circle").symlink_to(tmp_path / "train")
+    listing = list_folder(tmp_path / "train", CLASSES, {})
+    assert listing.paths == (tmp_path / "train/no/0000.png", *yes, tmp_path / "train/yes/a.png")
+    assert listing.warnings == (
+        f"{tmp_path / 'train/yes'} holds 1 link to folders, which are not followed: {tmp_path / 'train/yes/circle'}",
+    )
 
 
 def test_list_missing_and_unknown_folders_are_warnings(tmp_path: Path, write_pictures: Pictures) -> None:
@@ -69,6 +119,7 @@ def test_list_missing_folder_is_named(tmp_path: Path) -> None:
         ({"tumor": "yes"}, r"--classes names 'tumor', but the task's classes are no, yes: write --classes no=FOLDER"),
         ({"no": "yes"}, r"the folder 'yes' would hold 2 classes"),
         ({"no": "../elsewhere"}, r"'\.\./elsewhere' in --classes is not the plain name of a folder"),
+        ({"no": "no+no/patient7"}, r"'no/patient7' in --classes is not .*; folders within one are read with it"),
         ({"no": ""}, r"'' in --classes is not the plain name of a folder"),
         ({"yes": "glioma+"}, r"'' in --classes is not the plain name of a folder"),
     ],
