@@ -13,7 +13,8 @@ from fedclient.doctor.scene import Scene
 from fedclient.training import site_options
 from fedstream.checkup.machine import GB, MB, available_memory, judge_folder, judge_memory
 from fedstream.checkup.runner import Result, failed, ok, warning
-from fedtask.images.folders import list_folder, told_if_unreadable
+from fedtask.images.folders import told_if_unreadable
+from fedtask.images.site import list_train
 from fedtask.registry import is_built_in
 from fedtask.returned import checked_summary
 from fedtask.task import SiteSummary, Task, TaskError, reads_class_folders
@@ -78,11 +79,10 @@ def _look_at_folders(task: Task, config: ClientConfig, folder: Path) -> Result:
         return failed(f"there is no folder {folder}", "Give the one that holds train/ as --data")
     if not reads_class_folders(task):
         return ok("none: what is there is for the task to read")
-    train = folder / "train"
-    listing = list_folder(train, task.meaning().class_names, config.classes)
+    listing = list_train(folder, task.meaning().class_names, config.classes)
     if listing.warnings:
         return warning("; ".join(listing.warnings), "If images are missed, name their folders with --classes")
-    return ok(f"{len(listing.paths)} files in {train}")
+    return ok(f"{len(listing.paths)} files in {listing.folder}")
 
 
 async def data(scene: Scene) -> Result:

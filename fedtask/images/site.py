@@ -29,6 +29,8 @@ from fedtask.images.provenance import is_phantom, weaknesses
 from fedtask.images.split import VAL_FRACTION, stratified_split
 from fedtask.task import SiteOptions, SiteSummary, TaskError
 
+_TRAIN, _VAL = "train", "val"
+
 
 @dataclass(frozen=True, slots=True)
 class Site:
@@ -72,6 +74,7 @@ def open_site(
         raise TaskError(_no_images(listing, examined[0].skipped, class_names))
     warnings = [*listing.warnings]
     if val_listing is None:
+        warnings += _val_warnings(folder, options)
         kept, held_out = stratified_split(train.labels, train.fingerprints, seed, val_fraction)
         train, val = train.subset(kept), train.subset(held_out)
     else:
@@ -128,15 +131,43 @@ def _folder_of(options: SiteOptions) -> Path:
     return options.folder
 
 
+@told_if_unreadable()
+def list_train(folder: Path, class_names: Sequence[str], classes: Mapping[str, str]) -> Listing:
+    """List what a site has to train on, by name only: `folder/train/<class>/*`.
+
+    Raises:
+        TaskError: there is no such folder, or no class folder in it; the message says what to do with what is there.
+    """
+    if (folder / _TRAIN).is_dir():
+        return list_folder(folder / _TRAIN, class_names, classes)
+    found = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    looked = (
+        f"looked in {folder} for train/, with one folder of images per class ({', '.join(class_names)}), and found "
+    )
+    raise TaskError(f"{looked}{shown(found) or 'nothing'}; {_way_to_train(folder, class_names)}")
+
+
+def _way_to_train(folder: Path, class_names: Sequence[str]) -> str:
+    """What to do where there is no `train/`."""
+    whole, misnamed = folder.resolve(), _misnamed(folder, _TRAIN)
+    if misnamed is not None:
+        return f"rename {misnamed} to {_TRAIN}"
+    if whole.name == _TRAIN:
+        return f"give the folder above it, {whole.parent}, as --data"
+    return (
+        f"move the class folders into {folder / _TRAIN} or give another folder as --data. Class folders of other names "
+        f"are mapped with {mending_option(class_names)}"
+    )
+
+
+def _misnamed(folder: Path, wanted: str) -> str | None:
+    """A folder that seems to be meant, such as `Train` or `training`."""
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    return next((name for name in names if name.lower().startswith(wanted)), None)
+
+
 def _train_listing(folder: Path, class_names: Sequence[str], options: SiteOptions) -> Listing:
-    if not (folder / "train").is_dir():
-        found = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-        raise TaskError(
-            f"looked in {folder} for train/, with one folder of images per class ({', '.join(class_names)}), and found "
-            f"{shown(found) or 'nothing'}; move the class folders into {folder / 'train'} or give another folder as "
-            f"--data. Class folders of other names are mapped with {mending_option(class_names)}"
-        )
-    listing = list_folder(folder / "train", class_names, options.classes)
+    listing = list_train(folder, class_names, options.classes)
     if options.num_shards == 1 or not listing.paths:
         return listing
     if not 0 <= options.shard < options.num_shards:
@@ -146,9 +177,17 @@ def _train_listing(folder: Path, class_names: Sequence[str], options: SiteOption
 
 
 def _val_listing(folder: Path, class_names: Sequence[str], options: SiteOptions) -> Listing | None:
-    if options.num_shards > 1 or not (folder / "val").is_dir():
+    if options.num_shards > 1 or not (folder / _VAL).is_dir():
         return None
-    return list_folder(folder / "val", class_names, options.classes)
+    return list_folder(folder / _VAL, class_names, options.classes)
+
+
+def _val_warnings(folder: Path, options: SiteOptions) -> list[str]:
+    """Whether there is a folder that may have been meant for validation, where images are split off for it."""
+    misnamed = _misnamed(folder, _VAL) if options.num_shards == 1 else None
+    if misnamed is None:
+        return []
+    return [f"{folder / misnamed} is not read: to validate on what is in it, rename it to {_VAL}"]
 
 
 def _no_images(listing: Listing, skipped: Sequence[SkippedFile], class_names: Sequence[str]) -> str:

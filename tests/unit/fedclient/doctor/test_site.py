@@ -130,3 +130,11 @@ async def test_mistake_in_a_task_of_ones_own_is_told_as_its_own_and_not_as_a_def
     assert result.found.startswith(words)
     if "raised" in words:
         assert result.advice.startswith("Mend it in your task; ")
+
+
+def test_folder_with_train_in_it_under_another_name_is_told_to_rename_it(tmp_path: Path) -> None:
+    (tmp_path / "Train" / "no").mkdir(parents=True)
+    result = class_folders(scene_of(BrainMri({}), tmp_path))
+
+    assert result.verdict is Verdict.FAILED
+    assert result.found.endswith("and found Train; rename Train to train")

@@ -169,6 +169,28 @@ def test_site_without_train_says_what_was_found_instead(make_site: MakeSite) -> 
     )
 
 
+def test_site_one_level_too_deep_is_told_to_give_the_folder_above(make_site: MakeSite) -> None:
+    folder = make_site({"train/no": 1, "train/yes": 1})
+    with pytest.raises(TaskError) as caught:
+        open_small(folder / "train")
+    assert str(caught.value).endswith(f"and found no, yes; give the folder above it, {folder}, as --data")
+
+
+@pytest.mark.parametrize("name", ["Train", "TRAIN", "Training"])
+def test_site_whose_train_has_another_name_is_told_to_rename_it(make_site: MakeSite, name: str) -> None:
+    folder = make_site({f"{name}/no": 1, f"{name}/yes": 1})
+    with pytest.raises(TaskError) as caught:
+        open_small(folder)
+    assert str(caught.value).endswith(f"and found {name}; rename {name} to train")
+
+
+def test_site_whose_val_has_another_name_is_told_that_it_is_not_read(make_site: MakeSite) -> None:
+    folder = make_site({"train/no": 3, "train/yes": 3, "Val/no": 1})
+    assert open_small(folder).summary.warnings == (
+        f"{folder / 'Val'} is not read: to validate on what is in it, rename it to val",
+    )
+
+
 def test_site_folder_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"there is no folder .*/gone; give the one that holds train/<class>/\*"):
         open_small(tmp_path / "gone")
