@@ -34,6 +34,7 @@ class SkipReason(enum.Enum):
 
     EMPTY = "empty"
     NOT_AN_IMAGE = "not an image"
+    DICOM = "DICOM"
     UNSUPPORTED = "unsupported format"
     MISLABELLED = "mislabelled extension"
     CORRUPT = "corrupt"
@@ -60,6 +61,7 @@ _EXTENSIONS = {
 # are the first to use them. MPO is a JPEG with more pictures behind the first, as phones write it under `.jpg`.
 _DECODERS = (JpegImagePlugin, MpoImagePlugin, PngImagePlugin, BmpImagePlugin, TiffImagePlugin)
 
+_DICOM, _DICOM_EXTENSIONS = "DICOM", (".dcm", ".dicom")  # older files lack the signature
 _SIGNATURES = (
     ("JPEG", 0, b"\xff\xd8\xff"),
     ("PNG", 0, b"\x89PNG\r\n\x1a\n"),
@@ -70,7 +72,7 @@ _SIGNATURES = (
     ("TIFF", 0, b"MM\0+"),
     ("GIF", 0, b"GIF8"),
     ("WebP", 8, b"WEBP"),
-    ("DICOM", 128, b"DICM"),
+    (_DICOM, 128, b"DICM"),
     ("gzip", 0, b"\x1f\x8b"),
 )
 _SIGNATURE_BYTES = 132
@@ -137,6 +139,8 @@ def _check_format(path: Path) -> str:
     with path.open("rb") as file:
         content = _sniff(file.read(_SIGNATURE_BYTES))
     suffix = path.suffix.lower()
+    if content == _DICOM or (content is None and suffix in _DICOM_EXTENSIONS):
+        raise UnusableImage(SkipReason.DICOM, "export it to PNG first")
     if content is None:
         raise UnusableImage(SkipReason.NOT_AN_IMAGE, "its first bytes are of no image format")
     if content in _EXTENSIONS and suffix in _EXTENSIONS[content]:

@@ -33,6 +33,8 @@ Progress = Callable[[int, int], None]
 NAMES_SHOWN = 10
 """How many files a message names before it counts the rest."""
 
+_DICOM_TOOL = "for example with dcmj2pnm --write-png of DCMTK (dcm2img in its newer versions)"
+_ADVICE = {SkipReason.DICOM: f"DICOM is not read: export the slices to PNG first, {_DICOM_TOOL}"}
 _FILE_MANAGER_LITTER = frozenset({"thumbs.db", "desktop.ini"})
 
 
@@ -199,7 +201,8 @@ def skipped_warnings(skipped: Sequence[SkippedFile]) -> list[str]:
         files = [file for file in skipped if file.reason is reason]
         if files:
             named = shown([f"{file.path} ({file.detail})" for file in files])
-            sentences.append(f"{counted(len(files), 'file')} skipped, {reason.value}: {named}")
+            advice = f". {_ADVICE[reason]}" if reason in _ADVICE else ""
+            sentences.append(f"{counted(len(files), 'file')} skipped, {reason.value}: {named}{advice}")
     return sentences
 
 

@@ -163,8 +163,10 @@ def test_decode_flipped_byte_in_png_is_corrupt(tmp_path: Path) -> None:
         ("a.jpg", b"<html>404 not found</html>", SkipReason.NOT_AN_IMAGE),
         ("a.png", b"\0" * 500, SkipReason.NOT_AN_IMAGE),
         ("a.gif", b"GIF89a" + b"\0" * 100, SkipReason.UNSUPPORTED),
-        ("a.dcm", b"\0" * 128 + b"DICM", SkipReason.UNSUPPORTED),
-        ("a.jpg", b"\0" * 128 + b"DICM", SkipReason.MISLABELLED),
+        ("a.dcm", b"\0" * 128 + b"DICM", SkipReason.DICOM),
+        ("IM0001", b"\0" * 128 + b"DICM", SkipReason.DICOM),
+        ("a.jpg", b"\0" * 128 + b"DICM", SkipReason.DICOM),
+        ("without_signature.DCM", b"\x08\0\x05\0CS", SkipReason.DICOM),
         ("a.png", b"RIFF\0\0\0\0WEBPVP8 ", SkipReason.MISLABELLED),
     ],
 )

@@ -205,8 +205,16 @@ def test_site_with_empty_class_folders_is_refused(make_site: MakeSite, num_shard
 def test_site_with_unusable_files_only_is_refused_and_they_are_named(make_site: MakeSite) -> None:
     folder = make_site({"train/no": 0, "train/yes": 0})
     (folder / "train/no/scan.dcm").write_bytes(b"\0" * 128 + b"DICM")
-    with pytest.raises(TaskError, match=r"1 file skipped, unsupported format: .*/scan\.dcm \(DICOM; JPEG, PNG"):
+    (folder / "train/yes/moving.gif").write_bytes(b"GIF89a")
+    with pytest.raises(TaskError) as caught:
         open_small(folder)
+    assert str(caught.value) == (
+        f"no usable image in {folder / 'train'} (looked for JPEG, PNG, BMP and TIFF in one folder per class: no, yes). "
+        f"Found only files that cannot be used. 1 file skipped, DICOM: {folder / 'train/no/scan.dcm'} (export it to "
+        "PNG first). DICOM is not read: export the slices to PNG first, for example with dcmj2pnm --write-png of DCMTK "
+        f"(dcm2img in its newer versions). 1 file skipped, unsupported format: {folder / 'train/yes/moving.gif'} (GIF; "
+        "JPEG, PNG, BMP and TIFF are read)"
+    )
 
 
 def test_site_with_an_empty_val_is_refused_and_the_way_out_is_named(make_site: MakeSite) -> None:
