@@ -22,3 +22,5 @@ class Scene:
     clock_ahead_seconds: float | None = None
     """How far this machine's clock is before the server's."""
     task: Task | None = None
+    told_of_folders: frozenset[str] = frozenset()
+    """Warnings that the check of the class folders has given already; reading the data gives them too."""

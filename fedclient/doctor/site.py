@@ -8,12 +8,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from fedclient.config import ClientConfig
 from fedclient.doctor.scene import Scene
 from fedclient.training import site_options
 from fedstream.checkup.machine import GB, MB, available_memory, judge_folder, judge_memory
 from fedstream.checkup.runner import Result, failed, ok, warning
-from fedtask.images.folders import told_if_unreadable
+from fedtask.images.folders import counted, told_if_unreadable
 from fedtask.images.site import list_train
 from fedtask.registry import is_built_in
 from fedtask.returned import checked_summary
@@ -69,20 +68,20 @@ def class_folders(scene: Scene) -> Result:
         return ok("generated data has all classes")
     try:
         with told_if_unreadable():
-            return _look_at_folders(scene.task, scene.config, scene.config.data)
+            return _look_at_folders(scene, scene.task, scene.config.data)
     except TaskError as error:
         return failed(str(error).rstrip("."), _MEND_FOLDER)
 
 
-def _look_at_folders(task: Task, config: ClientConfig, folder: Path) -> Result:
+def _look_at_folders(scene: Scene, task: Task, folder: Path) -> Result:
     if not folder.exists():
         return failed(f"there is no folder {folder}", "Give the one that holds train/ as --data")
     if not reads_class_folders(task):
         return ok("none: what is there is for the task to read")
-    listing = list_train(folder, task.meaning().class_names, config.classes)
-    if listing.warnings:
-        return warning("; ".join(listing.warnings), "If images are missed, name their folders with --classes")
-    return ok(f"{len(listing.paths)} files in {listing.folder}")
+    listing = list_train(folder, task.meaning().class_names, scene.config.classes)
+    found = f"{counted(len(listing.paths), 'file')} in {listing.folder}"
+    scene.told_of_folders = frozenset(listing.warnings)
+    return warning(found, notes=listing.warnings) if listing.warnings else ok(found)
 
 
 async def data(scene: Scene) -> Result:
@@ -100,10 +99,10 @@ async def data(scene: Scene) -> Result:
             raise  # a defect of ours
         return failed(_words_of(error), _MEND_TASK)
     found = _counts(summary)
-    if summary.skipped:
-        advice = f"They are left out. {'; '.join(summary.warnings)}"
-        return warning(found, advice)
-    return warning(found, "; ".join(summary.warnings)) if summary.warnings else ok(found)
+    notes = [note for note in summary.warnings if note not in scene.told_of_folders]
+    if not (notes or summary.skipped):
+        return ok(found)
+    return warning(found, "Unusable files are left out" if summary.skipped else "", notes)
 
 
 def _words_of(error: Exception) -> str:
@@ -118,6 +117,6 @@ def _counts(summary: SiteSummary) -> str:
         f"{split} " + ", ".join(f"{count} {name}" for name, count in counts.items())
         for split, counts in summary.counts.items()
     ]
-    parts.append(f"{sum(summary.skipped.values())} unusable files")
     reasons = [f"{count} {reason}" for reason, count in summary.skipped.items()]
+    parts.append(counted(sum(summary.skipped.values()), "unusable file"))
     return "; ".join(parts) + (f" ({', '.join(reasons)})" if reasons else "")

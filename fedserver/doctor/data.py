@@ -7,6 +7,7 @@ from fedserver.overlap import overlap
 from fedserver.store import StateError
 from fedserver.store.state import is_in_use
 from fedstream.checkup.runner import Result, Verdict, failed, ok, warning
+from fedtask.images.folders import counted
 from fedtask.registry import create_task
 from fedtask.task import TaskError
 
@@ -56,5 +57,5 @@ def _folder(config: ServerConfig, setting: str, option: str) -> Result:
     except TaskError as error:
         return failed(str(error).rstrip("."), f"Name a labelled folder with {option}")
     counts = ", ".join(f"{count} {name}" for split in summary.counts.values() for name, count in split.items())
-    found = f"{counts}; {sum(summary.skipped.values())} unusable files"
-    return warning(found, "; ".join(summary.warnings)) if summary.warnings else ok(found)
+    found = f"{counts}; {counted(sum(summary.skipped.values()), 'unusable file')}"
+    return warning(found, notes=summary.warnings) if summary.warnings else ok(found)

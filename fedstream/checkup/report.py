@@ -1,4 +1,4 @@
-"""Findings for people, a line each as they come, or for programs, as one JSON object at the end."""
+"""Findings for people, a line each and one per note as they come, or for programs, as one JSON object at the end."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ async def report(checks: Sequence[Check[S]], scene: S, say: Callable[[str], None
         checks: in order.
         scene: what they look at.
         say: takes a line of output.
-        as_json: one object instead of lines: `ok`, and `checks` with `name`, `verdict`, `found` and `advice` of each.
+        as_json: one object instead of lines: `ok`, and `checks` with `name`, `verdict`, `found`, `advice` and
+            `notes` of each.
     """
     findings: list[Finding] = []
     async for finding in examine(checks, scene):
         findings.append(finding)
         if not as_json:
-            say(finding.line)
+            for line in finding.lines:
+                say(line)
     codes = [finding.code for finding in findings if finding.result.verdict is Verdict.FAILED]
     if as_json:
         shown = {"ok": not codes, "checks": [_as_json(finding) for finding in findings]}
@@ -39,4 +41,5 @@ def _as_json(finding: Finding) -> dict[str, Any]:
         "verdict": result.verdict.value,
         "found": result.found,
         "advice": result.advice,
+        "notes": list(result.notes),
     }

@@ -26,11 +26,15 @@ class Verdict(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """`found` is what is so, `advice` a sentence on what to do about it, empty where there is nothing to do."""
+    """`found` is what is so, `advice` a sentence on what to do about it, empty where there is nothing to do.
+
+    `notes` are single things that make it so, where there may be many: each gets a line of its own.
+    """
 
     verdict: Verdict
     found: str
     advice: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def ok(found: str) -> Result:
@@ -38,9 +42,9 @@ def ok(found: str) -> Result:
     return Result(Verdict.OK, found)
 
 
-def warning(found: str, advice: str) -> Result:
+def warning(found: str, advice: str = "", notes: Sequence[str] = ()) -> Result:
     """It will work, but a person should know."""
-    return Result(Verdict.WARNING, found, advice)
+    return Result(Verdict.WARNING, found, advice, tuple(notes))
 
 
 def failed(found: str, advice: str) -> Result:
@@ -76,10 +80,20 @@ class Finding:
     code: int
 
     @property
-    def line(self) -> str:
-        """One line for people."""
-        advice = f". {self.result.advice}" if self.result.advice else ""
-        return " ".join(f"{self.result.verdict.value:<8} {self.name}: {self.result.found}{advice}".split("\n"))
+    def lines(self) -> list[str]:
+        """For people: one line, and below it one per note."""
+        result = self.result
+        advice = f". {result.advice}" if result.advice else ""
+        first = f"{result.verdict.value:<8} {self.name}: {result.found}{advice}"
+        return [_in_one_line(text) for text in (first, *(f"{_INDENT}- {note}" for note in result.notes))]
+
+
+_INDENT = " " * 9
+
+
+def _in_one_line(text: str) -> str:
+    """Names of files may have line ends in them."""
+    return " ".join(text.split("\n"))
 
 
 async def examine(checks: Sequence[Check[S]], scene: S) -> AsyncIterator[Finding]:

@@ -12,6 +12,7 @@ read: at a hospital that is a sign of an export gone wrong, and a person should 
 from __future__ import annotations
 
 import enum
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ class SkipReason(enum.Enum):
     DICOM = "DICOM"
     UNSUPPORTED = "unsupported format"
     MISLABELLED = "mislabelled extension"
+    NO_EXTENSION = "no extension"
     CORRUPT = "corrupt"
     TOO_LARGE = "too large"
     UNREADABLE = "unreadable"
@@ -115,7 +117,9 @@ def decode_file(path: Path, size: int) -> Decoded:
     except UnusableImage:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(str(error)) from error
+        # Its words tell of Pillow's limit, which is another one.
+        pixels = re.search(r"\((\d+) pixels\)", str(error))
+        raise _too_large(f"{int(pixels[1]):,} pixels" if pixels else "too many pixels") from error
     except (PermissionError, FileNotFoundError) as error:
         raise UnusableImage(SkipReason.UNREADABLE, error.strerror or str(error)) from error
     except Exception as error:
@@ -145,6 +149,8 @@ def _check_format(path: Path) -> str:
         raise UnusableImage(SkipReason.NOT_AN_IMAGE, "its first bytes are of no image format")
     if content in _EXTENSIONS and suffix in _EXTENSIONS[content]:
         return content
+    if content in _EXTENSIONS and not suffix:
+        raise UnusableImage(SkipReason.NO_EXTENSION, f"its content is {content}; call it {_EXTENSIONS[content][0]}")
     named = next((name for name, suffixes in _EXTENSIONS.items() if suffix in suffixes), None)
     if content in _EXTENSIONS or named is not None:
         raise UnusableImage(SkipReason.MISLABELLED, f"its content is {content}")

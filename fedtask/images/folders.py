@@ -272,7 +272,8 @@ def _listing_warnings(folder: Path, wanted: Mapping[str, list[str]], found: Sequ
     unknown = sorted(set(found) - known)
     warnings = []
     if missing:
-        warnings.append(f"{folder} has no {_as_folders(missing)}")
+        option = mending_option(list(wanted))
+        warnings.append(f"{folder} has no {_as_folders(missing)}; if it has another name here, write {option}")
     if unknown:
         warnings.append(
             f"{folder} also holds {_as_folders(unknown)}, which no class of the task is mapped to and which is not "
@@ -288,11 +289,10 @@ def _tree_warnings(folder: Path, class_name: str, tree: Tree) -> list[str]:
     if tree.num_nested:
         files = counted(tree.num_nested, "file")
         places = counted(tree.num_sub_folders, "sub-folder")
-        warnings.append(f"{folder} holds {files} in {places}, which count as {class_name!r} like the others")
+        warnings.append(f"{folder} holds {files} in {places}, read as {class_name!r} like the others")
     if tree.links:
-        links = counted(len(tree.links), "link")
         named = shown([str(path) for path in tree.links])
-        warnings.append(f"{folder} holds {links} to folders, which are not followed: {named}")
+        warnings.append(f"{folder} holds links to folders, which are not followed: {named}")
     return warnings
 
 

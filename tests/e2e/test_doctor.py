@@ -172,9 +172,11 @@ def test_client_doctor_counts_the_images_and_the_files_that_cannot_be_used(scene
     nowhere = doctor(scene, *trusting(server), data=str(scene.folder / "none"))
 
     assert by_name(unmapped)["class folders"]["verdict"] == "warning"
-    assert "healthy/, which no class of the task is mapped to" in by_name(unmapped)["class folders"]["found"]
+    missing, unknown = by_name(unmapped)["class folders"]["notes"]
+    assert "has no no/; if it has another name here, write --classes" in missing
+    assert "healthy/, which no class of the task is mapped to" in unknown
     assert (mapped.status, by_name(mapped)["class folders"]["verdict"]) == (0, "ok")
-    assert "1 unusable files (1 not an image)" in by_name(mapped)["data"]["found"]
+    assert "1 unusable file (1 not an image)" in by_name(mapped)["data"]["found"]
     assert by_name(mapped)["data"]["verdict"] == "warning"
     assert (nowhere.status, verdicts(nowhere)["class folders"], verdicts(nowhere)["data"]) == (3, "failed", "skipped")
 

@@ -138,3 +138,41 @@ def test_folder_with_train_in_it_under_another_name_is_told_to_rename_it(tmp_pat
 
     assert result.verdict is Verdict.FAILED
     assert result.found.endswith("and found Train; rename Train to train")
+
+
+async def test_data_has_a_note_per_finding_and_repeats_none_of_the_folders(tmp_path: Path) -> None:
+    for name in ("no", "yes"):
+        (tmp_path / "train" / name / "patient7").mkdir(parents=True)
+        for number in range(4):
+            scan = Image.linear_gradient("L").rotate(17 * number + 5 * len(name))
+            scan.save(tmp_path / "train" / name / "patient7" / f"{number}.png")
+    (tmp_path / "train" / "yes" / "notes.png").write_text("no image")
+    (tmp_path / "train" / "yes" / "empty.png").write_text("")
+    scene = scene_of(BrainMri({}), tmp_path)
+    folders, examples = class_folders(scene), await data(scene)
+
+    assert (folders.verdict, folders.found, folders.advice) == (
+        Verdict.WARNING,
+        f"10 files in {tmp_path / 'train'}",
+        "",
+    )
+    assert [note.partition(" holds ")[2] for note in folders.notes] == [
+        "4 files in 1 sub-folder, read as 'no' like the others",
+        "4 files in 1 sub-folder, read as 'yes' like the others",
+    ]
+    assert examples.found.endswith("; 2 unusable files (1 empty, 1 not an image)")
+    assert examples.advice == "Unusable files are left out"
+    assert [note.partition(":")[0] for note in examples.notes] == [
+        "1 file skipped, empty",
+        "1 file skipped, not an image",
+    ]
+
+
+async def test_data_with_one_unusable_file_speaks_of_one(tmp_path: Path) -> None:
+    for name in ("no", "yes"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        Image.linear_gradient("L").rotate(45 * len(name)).save(tmp_path / "train" / name / "scan.png")
+    (tmp_path / "train" / "no" / "empty.png").write_text("")
+    result = await data(scene_of(BrainMri({}), tmp_path))
+
+    assert "; 1 unusable file (1 empty)" in result.found

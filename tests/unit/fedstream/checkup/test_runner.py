@@ -57,15 +57,27 @@ async def test_report_of_warnings_alone_exits_0_and_a_need_that_is_not_in_the_ro
     assert (status, looked) == (0, ["a", "b", "c"])
 
 
+async def test_report_gives_each_note_a_line_whatever_is_in_a_name() -> None:
+    _, lines, _ = await said([check("a", warning("two files", "Look at them", ["bad\nname.png", "other.png"]))])
+
+    assert lines == ["warning  a: two files. Look at them", "         - bad name.png", "         - other.png"]
+
+
 async def test_report_as_json_is_one_object() -> None:
-    status, lines, _ = await said([check("a", ok("fine")), check("b", failed("off", "Switch it on"), 4)], as_json=True)
+    checks = [
+        check("a", ok("fine")),
+        check("b", failed("off", "Switch it on"), 4),
+        check("c", warning("old", notes=["one part", "another"])),
+    ]
+    status, lines, _ = await said(checks, as_json=True)
 
     assert status == 4
     assert json.loads("\n".join(lines)) == {
         "ok": False,
         "checks": [
-            {"name": "a", "verdict": "ok", "found": "fine", "advice": ""},
-            {"name": "b", "verdict": "failed", "found": "off", "advice": "Switch it on"},
+            {"name": "a", "verdict": "ok", "found": "fine", "advice": "", "notes": []},
+            {"name": "b", "verdict": "failed", "found": "off", "advice": "Switch it on", "notes": []},
+            {"name": "c", "verdict": "warning", "found": "old", "advice": "", "notes": ["one part", "another"]},
         ],
     }
 
@@ -80,4 +92,4 @@ async def test_check_that_breaks_fails_by_itself_and_the_others_go_on() -> None:
     found = [finding async for finding in examine([Check("a", broken, 1), Check("b", slow, 1)], [])]
 
     assert [one.result.verdict for one in found] == [Verdict.FAILED, Verdict.OK]
-    assert found[0].line.startswith("failed   a: the check itself broke (KeyError: 'x'). This is a defect")
+    assert found[0].lines[0].startswith("failed   a: the check itself broke (KeyError: 'x'). This is a defect")

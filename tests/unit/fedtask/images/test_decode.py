@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -177,11 +178,17 @@ def test_decode_what_is_no_readable_image_gives_its_reason(
     assert reason_of(tmp_path / name) is reason
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "a.bmp", "a.tif", "a.txt", "a"])
+@pytest.mark.parametrize("name", ["a.jpg", "a.bmp", "a.tif", "a.txt"])
 def test_decode_png_under_another_extension_is_mislabelled_and_says_what_it_is(tmp_path: Path, name: str) -> None:
     Image.fromarray(GRADIENT).save(tmp_path / name, "PNG")
     with pytest.raises(UnusableImage, match=r"^mislabelled extension: its content is PNG$"):
         decode_image(tmp_path / name, 16)
+
+
+def test_decode_png_without_an_extension_says_so_and_which_it_should_have(tmp_path: Path) -> None:
+    Image.fromarray(GRADIENT).save(tmp_path / "slice1", "PNG")
+    with pytest.raises(UnusableImage, match=r"^no extension: its content is PNG; call it \.png$"):
+        decode_image(tmp_path / "slice1", 16)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -195,7 +202,10 @@ def test_decode_bomb_is_refused_before_it_is_unfolded(tmp_path: Path, side: int)
 
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
-    assert reason_of(tmp_path / "a.png") is SkipReason.TOO_LARGE
+    with pytest.raises(UnusableImage) as caught:
+        decode_image(tmp_path / "a.png", 16)
+    assert caught.value.reason is SkipReason.TOO_LARGE
+    assert re.fullmatch(r"[0-9x, ]+ pixels; the limit is 40,000,000 pixels", caught.value.detail)
 
 
 def test_decode_pipe_is_refused_without_waiting(tmp_path: Path) -> None:

@@ -65,8 +65,8 @@ def test_list_reads_sub_folders_of_any_depth_as_their_class_and_says_so(
     assert listing.paths == (*flat, *deep, *patients)
     assert listing.labels.tolist() == [0, 0, 0, 1, 1]
     assert listing.warnings == (
-        f"{tmp_path / 'no'} holds 2 files in 1 sub-folder, which count as 'no' like the others",
-        f"{tmp_path / 'yes'} holds 2 files in 2 sub-folders, which count as 'yes' like the others",
+        f"{tmp_path / 'no'} holds 2 files in 1 sub-folder, read as 'no' like the others",
+        f"{tmp_path / 'yes'} holds 2 files in 2 sub-folders, read as 'yes' like the others",
     )
 
 
@@ -82,7 +82,7 @@ def test_list_follows_a_link_to_a_class_folder_and_to_a_file_but_not_to_a_folder
     listing = list_folder(tmp_path / "train", CLASSES, {})
     assert listing.paths == (tmp_path / "train/no/0000.png", *yes, tmp_path / "train/yes/a.png")
     assert listing.warnings == (
-        f"{tmp_path / 'train/yes'} holds 1 link to folders, which are not followed: {tmp_path / 'train/yes/circle'}",
+        f"{tmp_path / 'train/yes'} holds links to folders, which are not followed: {tmp_path / 'train/yes/circle'}",
     )
 
 
@@ -90,7 +90,7 @@ def test_list_missing_and_unknown_folders_are_warnings(tmp_path: Path, write_pic
     write_pictures(tmp_path / "no", 1, 0)
     write_pictures(tmp_path / "tumour", 1, 10)
     missing, unknown = list_folder(tmp_path, CLASSES, {}).warnings
-    assert missing == f"{tmp_path} has no yes/"
+    assert missing == f"{tmp_path} has no yes/; if it has another name here, write --classes no=FOLDER,yes=FOLDER"
     assert unknown == (
         f"{tmp_path} also holds tumour/, which no class of the task is mapped to and which is not read; map it with "
         "--classes no=FOLDER,yes=FOLDER (several folders of one class are joined by +)"

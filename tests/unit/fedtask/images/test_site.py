@@ -136,7 +136,7 @@ def test_site_lacking_a_class_is_a_warning(make_site: MakeSite) -> None:
     site = open_small(folder)
     assert site.summary.counts == {"train": {"no": 8, "yes": 0}, "val": {"no": 2, "yes": 0}}
     assert site.summary.warnings == (
-        f"{folder / 'train'} has no yes/",
+        f"{folder / 'train'} has no yes/; if it has another name here, write --classes no=FOLDER,yes=FOLDER",
         "train has no image of class 'yes'; metrics that need one are undefined there",
         "val has no image of class 'yes'; metrics that need one are undefined there",
     )
