@@ -106,11 +106,11 @@ def join(
 @app.command()
 def predict(
     model: Annotated[Path, typer.Argument(help="Model file: .keras or .h5, such as GLOBAL_MODEL_MOB.h5.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
 ) -> None:
     """Say for each image which class a saved model sees in it, and how probable.
 
-    Example: fedclient predict runs/site-a/GLOBAL_MODEL_MOB.keras scan1.jpg scan2.png
+    Example: fedclient predict runs/site-a/GLOBAL_MODEL_MOB.keras scan1.jpg scans/
     """
     from fedclient.command import predict_images
 

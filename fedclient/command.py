@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shlex
 import signal
 import sys
@@ -115,18 +114,21 @@ def _ask_to_stop(asked: asyncio.Future[signal.Signals], number: signal.Signals) 
 
 
 def predict_images(model: Path, images: Sequence[Path]) -> Iterator[str]:
-    """One line per image, in order: the file, its class and how probable that is.
+    """One line per image, in order: the file, its class and how probable that is. Of a folder, every file in it.
 
     Raises:
         Stop: with `BAD_DATA`, before the first line if the model cannot be read, after the last if an image could not.
     """
     if not model.is_file():  # said at once, and not after the seconds that tensorflow takes
         raise Stop(ExitCode.BAD_DATA, f"there is no model file {model}")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # what tensorflow says of itself is not for this command's users
-    from fedtask.brain_mri.export import predict
+    from fedtask.quiet_start import load_tensorflow_quietly
 
     try:
-        predictions = predict(model, images)
+        files = _files_of(images)
+        load_tensorflow_quietly()
+        from fedtask.brain_mri.export import predict
+
+        predictions = predict(model, files)
     except TaskError as error:
         raise Stop(ExitCode.BAD_DATA, str(error)) from error
     for one in predictions:
@@ -136,4 +138,22 @@ def predict_images(model: Path, images: Sequence[Path]) -> Iterator[str]:
             yield f"{one.path}: {one.class_name} {one.probability:.4f}"
     unusable = sum(one.probability is None for one in predictions)
     if unusable:
-        raise Stop(ExitCode.BAD_DATA, f"{unusable} of {len(images)} images could not be used")
+        raise Stop(ExitCode.BAD_DATA, f"{unusable} of {len(files)} images could not be used")
+
+
+def _files_of(images: Sequence[Path]) -> list[Path]:
+    """The files that are named, and in place of each folder those in it and in its sub-folders.
+
+    Raises:
+        TaskError: there is none in a folder, or it cannot be read.
+    """
+    from fedtask.images.folders import files_below, told_if_unreadable
+
+    files: list[Path] = []
+    with told_if_unreadable():
+        for path in images:
+            found = files_below(path).files if path.is_dir() else (path,)
+            if not found:
+                raise TaskError(f"there is no file in {path}")
+            files += found
+    return files

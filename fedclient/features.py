@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,18 +20,23 @@ def make_features(
     Raises:
         Stop: with `BAD_CONFIGURATION` or `BAD_DATA`; the message says what to change.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # what tensorflow says of itself is not for this command's users
     from fedtask.brain_mri_head.backbone import Backbone
     from fedtask.brain_mri_head.features import PLAIN, SAFETENSORS, write_features
     from fedtask.brain_mri_head.settings import read_head_settings
+    from fedtask.images.site import list_train
+    from fedtask.quiet_start import load_tensorflow_quietly
 
     try:
         settings = _backbone_settings(backbone) | read_pairs(task_set)
-        chosen = Backbone(read_head_settings(settings))
+        head = read_head_settings(settings)
+        chosen = Backbone(head)
         options = SiteOptions(_folder(data), _classes(classes))
     except ValueError as error:
         raise Stop(ExitCode.BAD_CONFIGURATION, str(error)) from error
     try:
+        if options.folder is not None:  # what is wrong with it is said at once, not after the seconds of the next line
+            list_train(options.folder, head.meaning().class_names, options.classes)
+        load_tensorflow_quietly()
         features, summary = chosen.features_of(options)
         yield from summary.warnings
         for path in (out.with_suffix(SAFETENSORS), out.with_suffix(PLAIN)):

@@ -126,8 +126,6 @@ def _part(progress: Progress | None, before: int, num_files: int) -> Progress | 
 def _folder_of(options: SiteOptions) -> Path:
     if options.folder is None:
         raise ValueError("open_site reads a folder; generated data must be written to one first")
-    if not options.folder.is_dir():
-        raise TaskError(f"there is no folder {options.folder}; give the one that holds train/<class>/* as --data")
     return options.folder
 
 
@@ -138,6 +136,8 @@ def list_train(folder: Path, class_names: Sequence[str], classes: Mapping[str, s
     Raises:
         TaskError: there is no such folder, or no class folder in it; the message says what to do with what is there.
     """
+    if not folder.is_dir():
+        raise TaskError(f"there is no folder {folder}; give the one that holds train/<class>/* as --data")
     if (folder / _TRAIN).is_dir():
         return list_folder(folder / _TRAIN, class_names, classes)
     found = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
