@@ -45,7 +45,7 @@ def test(config: ServerConfig) -> Result:
     found = _folder(config, config.test, "--test")
     if found.verdict is Verdict.FAILED or not (shared := overlap(config)):
         return found
-    return warning(f"{found.found}; {shared}", "Keep examples apart that nothing else looks at")
+    return warning(found.found, "Keep examples apart that nothing else looks at", notes=(*found.notes, shared))
 
 
 def _folder(config: ServerConfig, setting: str, option: str) -> Result:

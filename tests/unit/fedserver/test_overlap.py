@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from fedserver.config import ServerConfig
+from fedserver.doctor import data
 from fedserver.overlap import overlap, shared_files
+from fedstream.checkup.runner import Verdict
 
 
 def write(folder: Path, **files: bytes) -> Path:
@@ -30,3 +34,14 @@ def test_overlap_is_told_in_words_and_none_is_silent(tmp_path: Path) -> None:
     write(unseen, no__copy=b"scan")
     assert overlap(config) == "1 of the test set's 2 files is in the holdout too, so not unseen"
     assert overlap(ServerConfig(holdout="phantom", test=str(unseen))) == ""
+
+
+def test_doctor_warns_of_a_test_set_that_is_in_the_holdout(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    for name in ("holdout", "unseen"):
+        (tmp_path / name).mkdir()
+    np.savez(tmp_path / "holdout" / "holdout.npz", x=rng.standard_normal((4, 10)), y=np.array([0, 1, 0, 1]))
+    (tmp_path / "unseen" / "holdout.npz").write_bytes((tmp_path / "holdout" / "holdout.npz").read_bytes())
+    found = data.test(ServerConfig(task="linear", holdout=str(tmp_path / "holdout"), test=str(tmp_path / "unseen")))
+    assert found.verdict is Verdict.WARNING
+    assert found.notes == ("1 of the test set's 1 files is in the holdout too, so not unseen",)
