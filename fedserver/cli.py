@@ -70,7 +70,7 @@ def run(
     ] = None,
     task: Annotated[str | None, typer.Option(help="Task name or module:Class. [default: brain_mri]")] = None,
     task_set: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the task; repeatable.")] = None,
-    rounds: Annotated[int | None, typer.Option(help="Rounds to run. [default: 10]")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds to run, failed ones included. [default: 10]")] = None,
     min_clients: Annotated[int | None, typer.Option(help="Clients a round needs. [default: 2]")] = None,
     cohort_size: Annotated[int | None, typer.Option(help="Clients to pick per round; 0 for all.")] = None,
     reporting_goal: Annotated[int | None, typer.Option(help="Updates that close a round; 0 for all.")] = None,
@@ -87,7 +87,11 @@ def run(
         float | None, typer.Option(help="How long to wait for enough clients. [default: 86400]")
     ] = None,
     retry_delay_seconds: Annotated[
-        float | None, typer.Option(help="Before what failed, a round or a full disk, is tried again. [default: 5]")
+        float | None,
+        typer.Option(
+            help="Before what failed, a round or a full disk, is tried again; doubled with each round that fails, up "
+            "to 300. [default: 5]"
+        ),
     ] = None,
     keep_rounds: Annotated[
         int | None, typer.Option(help="Rounds whose updates and models are kept. [default: 10]")

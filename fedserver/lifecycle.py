@@ -26,9 +26,10 @@ from fedserver.store.errors import BackupAtWork
 from fedserver.store.models import StoredModel
 from fedserver.store.retention import SCRATCH_MODEL
 from fedserver.store.rounds import received_bytes, unfinished
-from fedserver.store.state import KEEP_ROUNDS_FACT, SOURCES_FACT, TASK_FACT
+from fedserver.store.state import KEEP_ROUNDS_FACT, MEANING_FACT, SOURCES_FACT, TASK_FACT
 from fedstream.errors import FedstreamError, UnknownModel
 from fedstream.manifest import described
+from fedstream.schema import TaskMeaning
 from fedstream.weights_file import WeightsFile
 from fedtask.registry import model_stem
 from fedtask.report import FederationRecord, ModelFile
@@ -36,6 +37,9 @@ from fedtask.task import Evaluation, TaskError
 from fedtask.worker import WorkerCrashed
 
 log = structlog.get_logger()
+
+_LONGEST_RETRY_SECONDS = 300.0
+"""To which the delay after rounds that fail one after the other grows, unless it is longer from the start."""
 
 _COMING_BACK_SECONDS = 40.0
 """Clients wait for at most 30 s and jitter between two tries to reach a server."""
@@ -58,17 +62,17 @@ async def prepare(federation: Federation) -> None:
             log.info("removed what an interrupted step left", file=str(path))
         if state.database.interrupted:
             log.warning("going on from the commit before", because=state.database.interrupted)
-        config = federation.config
-        await asyncio.to_thread(state.remember, KEEP_ROUNDS_FACT, str(config.keep_rounds))
-        await asyncio.to_thread(state.remember, TASK_FACT, json.dumps([config.task, config.task_settings]))
+        _require_rounds_left(federation)
         federation.description = await federation.evaluator.describe()
         federation.schema = federation.description.schema
+        await asyncio.to_thread(_require_same_meaning, federation)
         # Before a model is made, which stays: a folder that is missing is mended by its name, and no trace is left.
         await federation.evaluator.open()
         _require_test_set(federation.config.test)
         if shared := await asyncio.to_thread(overlap, federation.config):
             log.warning("test set", warning=shared)
         federation.model = await _model_to_go_on_from(federation)
+        await asyncio.to_thread(_remember_settings, federation)
         await federation.evaluator.rest()
         # Last, so that a first try which failed for want of a folder is not the federation's first start.
         federation.working_time = await asyncio.to_thread(federation.working_time.going_on, state)
@@ -76,6 +80,39 @@ async def prepare(federation: Federation) -> None:
         raise FederationFailed(str(error)) from error
     federation.ready.set()
     log.info("ready", model=str(federation.model.digest), tensors=len(federation.schema))
+
+
+def _require_rounds_left(federation: Federation) -> None:
+    """See that a start with fewer rounds than there were, as one that forgot to say how many, ends nothing by it."""
+    done, wanted = federation.history[-1].number if federation.history else 0, federation.config.rounds
+    if done > wanted:
+        raise FederationFailed(
+            f"{done} rounds are over in {federation.state.folder}, and --rounds is {wanted} in all: every site would "
+            "hear the end at once. Give --rounds as before, or more"
+        )
+
+
+def _require_same_meaning(federation: Federation) -> None:
+    """See that the model there is goes on to mean what it did: the tensors of swapped classes are the same."""
+    then, now = federation.state.fact(MEANING_FACT), _in_words(federation.meaning)
+    if then is not None and then != now:
+        raise FederationFailed(
+            f"the federation in {federation.state.folder} was begun with {then}; with these settings it would be "
+            f"{now}. Give the task's settings as they were, or another --state"
+        )
+
+
+def _in_words(meaning: TaskMeaning) -> str:
+    classes = ", ".join(meaning.class_names) or "no classes"
+    return f"classes {classes} ({meaning.positive_class} positive), inputs {meaning.preprocessing}"
+
+
+def _remember_settings(federation: Federation) -> None:
+    """Keep what commands without a server go by. Not before all is well: what is refused changes nothing."""
+    state, config = federation.state, federation.config
+    state.remember(KEEP_ROUNDS_FACT, str(config.keep_rounds))
+    state.remember(TASK_FACT, json.dumps([config.task, config.task_settings]))
+    state.remember(MEANING_FACT, _in_words(federation.meaning))
 
 
 def _recall(federation: Federation) -> int:
@@ -173,7 +210,7 @@ async def _initial_model(federation: Federation) -> StoredModel:
 
 async def run_rounds(federation: Federation, desk: Desk) -> str:
     """Run rounds until all are done or something ends the federation; returns why it ended."""
-    number = federation.history[-1].number + 1 if federation.history else 1
+    number, failures = federation.history[-1].number + 1 if federation.history else 1, 0
     revived = await revive(federation, desk)
     if revived is None and (stopping := federation.progress.why_stopping()) is not None:
         return stopping  # an earlier process had come to that end, and was killed in its last words
@@ -190,10 +227,16 @@ async def run_rounds(federation: Federation, desk: Desk) -> str:
         stopping = federation.progress.why_stopping()
         if stopping is not None:
             return stopping
-        if work.model is None:
-            await federation.rest(federation.config.retry_delay_seconds)
+        failures = 0 if work.model is not None else failures + 1
+        if failures and number < federation.config.rounds:
+            await federation.rest(_retry_delay(federation.config.retry_delay_seconds, failures))
         number += 1
     return f"all {federation.config.rounds} rounds done"
+
+
+def _retry_delay(seconds: float, failures: int) -> float:
+    """Doubled with each further failure: what fails at once, as at a site without its disk, would use up all rounds."""
+    return min(seconds * 2.0 ** min(failures - 1, 30), max(seconds, _LONGEST_RETRY_SECONDS))
 
 
 def is_over(federation: Federation) -> bool:

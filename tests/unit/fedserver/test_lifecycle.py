@@ -15,7 +15,10 @@ from fedserver import lifecycle, phases
 from fedserver.coordinator.effects import TellFederationOutcome
 from fedserver.coordinator.participation import Stage
 from fedserver.coordinator.population import ClientState, Introduction
-from fedserver.lifecycle import Made
+from fedserver.lifecycle import FederationFailed, Made
+from fedserver.store import State
+from fedserver.store.state import KEEP_ROUNDS_FACT
+from fedstream.schema import TaskMeaning
 from fedtask.messages import TaskDescription
 from fedtask.report import FederationRecord
 from fedtask.task import TaskError
@@ -136,7 +139,7 @@ async def test_farewell_of_a_federation_that_was_stopped_lets_its_sites_fetch(tm
 
 
 async def test_failed_round_is_followed_by_its_delay_whatever_changes_meanwhile(tmp_path: Path) -> None:
-    settings = {"min_clients": 2, "rounds": 3, "retry_delay_seconds": 0.5}
+    settings = {"min_clients": 2, "rounds": 3, "retry_delay_seconds": 0.4}
     async with Bench.running(tmp_path, "ab", **settings) as bench:
         rounds, begun = asyncio.create_task(lifecycle.run_rounds(bench.federation, bench.desk)), time.monotonic()
         while not rounds.done():
@@ -148,7 +151,52 @@ async def test_failed_round_is_followed_by_its_delay_whatever_changes_meanwhile(
             bench.federation.touch()
             await asyncio.sleep(0.01)
         assert await rounds == "all 3 rounds done"
-        assert time.monotonic() - begun >= 3 * 0.5
+        assert time.monotonic() - begun >= 0.4 + 0.8  # doubled, and none after the last
+
+
+def test_delay_after_failed_rounds_grows_to_five_minutes_and_a_longer_one_stays() -> None:
+    assert [lifecycle._retry_delay(5.0, failures) for failures in (1, 2, 3, 7, 1000)] == [5, 10, 20, 300, 300]
+    assert [lifecycle._retry_delay(600.0, failures) for failures in (1, 2)] == [600, 600]
+
+
+async def test_start_with_fewer_rounds_than_there_were_is_refused(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path, "a") as bench:
+        await bench.play(1)
+        await bench.play(2)
+    with pytest.raises(FederationFailed, match=r"2 rounds are over in .* and --rounds is 1 in all"):
+        await prepared(tmp_path, rounds=1)
+    await prepared(tmp_path, rounds=2)
+
+
+async def prepared(folder: Path, meaning: TaskMeaning | None = None, **settings: Any) -> None:
+    bench = Bench(folder, **settings)
+    try:
+        if meaning is not None:
+            description = replace(await bench.federation.evaluator.describe(), meaning=meaning)
+
+            async def describe() -> TaskDescription:
+                return description
+
+            bench.federation.evaluator.describe = describe  # type: ignore[method-assign]
+        await lifecycle.prepare(bench.federation)
+    finally:
+        await bench.federation.register.settled()
+        bench.desk.close()
+        bench.state.close()
+
+
+async def test_start_with_classes_in_another_order_is_refused_and_leaves_no_trace(tmp_path: Path) -> None:
+    await prepared(tmp_path, keep_rounds=3)
+    meaning = Worker([])._task.meaning()
+    swapped = replace(meaning, class_names=tuple(reversed(meaning.class_names)))
+    with pytest.raises(
+        FederationFailed, match=r"was begun with classes .* it would be classes .*Give the task"
+    ):
+        await prepared(tmp_path, swapped, keep_rounds=4)
+    state = State(tmp_path)
+    assert state.fact(KEEP_ROUNDS_FACT) == "3"
+    state.close()
+    await prepared(tmp_path, meaning)
 
 
 async def test_delay_after_a_failed_round_ends_with_a_stop(tmp_path: Path) -> None:
