@@ -156,6 +156,9 @@ app.command()(looking.preview)
 
 def main() -> None:
     """Entry point."""
+    from fedstream.output import open_output
+
+    open_output()
     app()
 
 

@@ -27,9 +27,12 @@ from fedclient.events import FederationOutcome, RoundOutcome, TaskOnOffer
 from fedclient.exit_codes import ExitCode, Stop, refused
 from fedclient.identity import IdentityFolder
 from fedclient.introduction import introduce
+from fedclient.proxies import proxy_hint
 from fedclient.renewal import keep_renewed, renew_if_due
 from fedclient.session import EnoughRounds, Session
 from fedclient.workplace import Workplace
+from fedstream.checkup.machine import judge_folder
+from fedstream.checkup.runner import Verdict
 from fedstream.errors import (
     LimitExceeded,
     NameMismatch,
@@ -86,6 +89,7 @@ class Client:
         """
         lock = self._lock()
         try:
+            self._require_out_folder()
             return await self._run()
         finally:
             lock.release()
@@ -102,6 +106,12 @@ class Client:
         except OSError as error:
             raise Stop(ExitCode.BAD_CONFIGURATION, f"the state folder cannot be used: {error}") from error
         return lock
+
+    def _require_out_folder(self) -> None:
+        """See that models can be written, before rounds of work: that they cannot would be found at the end."""
+        judged = judge_folder(self._config.out_folder, 1, 1)
+        if judged.verdict is Verdict.FAILED:
+            raise Stop(ExitCode.BAD_CONFIGURATION, f"--out: {judged.found}. {judged.advice}")
 
     async def leave(self, reason: str) -> None:
         """Tell the server that this client goes, if there is a session."""
@@ -126,7 +136,8 @@ class Client:
         try:
             return await until_done(self._until_over, lambda: self._sessions, self._patience, "talking to the server")
         except TransportError as error:
-            message = f"no contact to {self._config.server} for {self._config.give_up_after} s: {plain_words(error)}"
+            because = plain_words(error) + proxy_hint(self._config.server)
+            message = f"no contact to {self._config.server} for {self._config.give_up_after} s: {because}"
             raise Stop(ExitCode.UNREACHABLE, message) from error
         except LimitExceeded as error:
             message = f"{self._config.server} took no client for {self._config.give_up_after} s: {error.message}"
@@ -197,8 +208,10 @@ class Client:
         now, before = time.monotonic(), self._superseded_at
         self._superseded_at = now
         if before is not None and now - before < _RIVAL_SECONDS:
-            message = f"another client called {self._config.name} took over: names must be unique, give another --name"
-            return Stop(ExitCode.REPLACED, message)
+            advice = "names must be unique, give another --name"
+            if self._config.identity is not None:
+                advice = "its identity is in use twice, here and elsewhere: stop one of the two"
+            return Stop(ExitCode.REPLACED, f"another client called {self._config.name} took over: {advice}")
         return TransportError("a newer session of the same name took over")
 
     async def _talk(self, place: Workplace) -> FederationOutcome:

@@ -82,12 +82,11 @@ class Connection:
         self.certificates = enrolment_pb2_grpc.CertificateServiceStub(channel)
 
     def _open_channel(self) -> grpc.aio.Channel:
-        credentials = self._trust.credentials()
+        credentials, server = self._trust.credentials(), self._config.server
+        options = (*CHANNEL_OPTIONS, *tls.options_to(server))
         if credentials is None:
-            return grpc.aio.insecure_channel(self._config.server, options=CHANNEL_OPTIONS)
-        return grpc.aio.secure_channel(
-            self._config.server, credentials, options=(*CHANNEL_OPTIONS, *tls.CHANNEL_OPTIONS)
-        )
+            return grpc.aio.insecure_channel(server, options=options)
+        return grpc.aio.secure_channel(server, credentials, options=(*options, *tls.CHANNEL_OPTIONS))
 
     async def describe_task(self) -> TaskOnOffer:
         """What the federation learns.

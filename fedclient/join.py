@@ -16,6 +16,7 @@ from fedclient import requests
 from fedclient.calls import QUICK_CALL_SECONDS, Patience, plain_words, translated, until_done
 from fedclient.exit_codes import ExitCode, Stop
 from fedclient.identity import IdentityFolder, Membership, check_answer
+from fedclient.proxies import proxy_hint
 from fedstream import tls
 from fedstream.certificates import facts_of, to_pem
 from fedstream.errors import LimitExceeded, ProtocolError, TransportError
@@ -109,7 +110,8 @@ async def _until_answered(
     except tls.UntrustedServer as error:
         raise Stop(ExitCode.UNTRUSTED, f"{error} Nothing was sent to it") from error
     except TransportError as error:
-        message = f"cannot join at {address}: {plain_words(error)}. Nothing is lost: try again with the same token"
+        message = f"cannot join at {address}: {plain_words(error)}{proxy_hint(address)}"
+        message += ". Nothing is lost: try again with the same token"
         raise Stop(ExitCode.UNREACHABLE, message) from error
     except LimitExceeded as error:
         raise Stop(ExitCode.UNREACHABLE, f"the server has no time for this site: {error.message}") from error
@@ -121,7 +123,7 @@ async def _ask(address: str, token: JoinToken, request: enrolment_pb2.EnrolReque
     # Nothing but a TLS handshake goes out before the certificate is known to be the token's.
     certificate = await asyncio.to_thread(tls.fetch_certificate, address, token.fingerprint)
     credentials = tls.channel_credentials(certificate)
-    options = (*tls.CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
+    options = (*tls.CHANNEL_OPTIONS, *tls.options_to(address), ("grpc.use_local_subchannel_pool", 1))
     async with grpc.aio.secure_channel(address, credentials, options=options) as channel:
         stub = enrolment_pb2_grpc.EnrolmentServiceStub(channel)
         with translated():

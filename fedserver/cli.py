@@ -392,7 +392,9 @@ app.add_typer(stored)  # without a name: its commands stand beside the others
 def main() -> None:
     """Entry point."""
     from fedstream.logs import configure_logs
+    from fedstream.output import open_output
 
+    open_output()
     configure_logs(level="warning")  # commands speak for themselves; `run` sets up its own
     app()
 

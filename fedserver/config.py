@@ -125,6 +125,8 @@ class ServerConfig(BaseModel):
             )
         if self.plaintext and self.open_enrolment:
             raise ValueError("plaintext asks for no certificates anyhow: leave open_enrolment off")
+        if self.enrol_listen and self.enrol_listen == self.listen and not self.listen.endswith(":0"):
+            raise ValueError("enrol_listen is the same as listen: sites join at a port of its own")
         if self.test is not None and _is_same_data(self.test, self.holdout):
             raise ValueError(
                 "test names the holdout: its score would be of examples by which the best round was chosen. Keep some "

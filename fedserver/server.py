@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import sqlite3
 import tempfile
 from collections.abc import Callable
@@ -297,7 +298,16 @@ def _bound(listen: str, bind: Callable[[], int]) -> int:
     try:
         return bind()
     except RuntimeError as error:
-        raise OSError(f"cannot listen on {listen}: is another program using the port?") from error
+        raise OSError(f"cannot listen on {listen}: {_why_not(listen)}") from error
+
+
+def _why_not(listen: str) -> str:
+    host, port = split_address(listen)
+    try:
+        socket.getaddrinfo(host, port)
+    except OSError:
+        return f"{host} has no address; check its spelling and this machine's DNS"
+    return "is another program using the port, and is that an address of this machine?"
 
 
 def _with_port(listen: str, port: int) -> str:

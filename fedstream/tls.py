@@ -198,6 +198,11 @@ CHANNEL_OPTIONS = (("grpc.ssl_target_name_override", SERVER_NAME),)
 """Which name to look for in a certificate that was trusted by its fingerprint, whatever address was dialled."""
 
 
+def options_to(address: str) -> tuple[tuple[str, int], ...]:
+    """More options for a channel to this address: no proxy of the environment leads to this very machine."""
+    return (("grpc.enable_http_proxy", 0),) if is_loopback(split_address(address)[0]) else ()
+
+
 def split_address(address: str) -> tuple[str, int]:
     """Host and port of `HOST:PORT` or `[V6ADDRESS]:PORT`.
 
@@ -208,6 +213,8 @@ def split_address(address: str) -> tuple[str, int]:
     host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isdecimal() or int(port) > 65_535:
         raise ValueError(f"{address!r} is no address; write HOST:PORT, such as fl.example.org:8443")
+    if ":" in host and not address.startswith("["):
+        raise ValueError(f"{address!r} is no address; write an IPv6 address in brackets, such as [::1]:8443")
     return host, int(port)
 
 

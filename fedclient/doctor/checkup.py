@@ -52,8 +52,9 @@ _SECURED = (
 )
 _AGREED = (
     Check("protocol", network.protocol, ExitCode.UNREACHABLE, ("TCP connection", "trust", "certificate name")),
+    Check("admission", network.admission, ExitCode.UNTRUSTED, ("protocol",)),
     Check("clock", network.clock, ExitCode.UNTRUSTED, ("TCP connection", "TLS")),
-    Check("task", federation.task, ExitCode.DECLINED, ("protocol",)),
+    Check("task", federation.task, ExitCode.DECLINED, ("admission",)),
     Check("classes", federation.meaning, ExitCode.DECLINED, ("task",)),
 )
 _LOCAL = (

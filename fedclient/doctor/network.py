@@ -11,17 +11,15 @@ from datetime import UTC, datetime
 from fedclient.calls import plain_words
 from fedclient.doctor.scene import Scene
 from fedclient.exit_codes import Stop
+from fedclient.proxies import goes_through, proxy_variable
 from fedclient.trust import Certified, trust_of
 from fedstream import tls
 from fedstream.checkup.certificate import judge_clock, judge_name, judge_validity
 from fedstream.checkup.runner import Result, failed, ok, warning
-from fedstream.errors import ProtocolError, TransportError
+from fedstream.errors import PermissionDenied, ProtocolError, TransportError, Unauthenticated
 from fedstream.limits import PROTOCOL_VERSION
 
 _CONNECT_SECONDS = 10.0
-_PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
-_EXEMPTIONS = ("no_grpc_proxy", "no_proxy")
-"""What gRPC looks at, in its order."""
 _RENEWAL = "Ask the coordinator to restart the server: it makes the next one by itself"
 _RENEWS_ITSELF = "Run `fedclient run`: it renews the certificate as soon as it reaches the server"
 
@@ -40,11 +38,10 @@ async def resolve(scene: Scene) -> Result:
 def proxy(scene: Scene) -> Result:
     """No proxy comes in between: gRPC obeys the environment, the check of the certificate dials directly."""
     host, _ = tls.split_address(scene.config.server)
-    name = next((name for name in _PROXY_VARIABLES if os.environ.get(name)), None)
+    name = proxy_variable()
     if name is None:
         return ok("none is set in the environment")
-    exempt = next((os.environ[name] for name in _EXEMPTIONS if os.environ.get(name)), "")
-    if any(entry and host.endswith(entry.strip().lstrip(".")) for entry in exempt.split(",")):
+    if not goes_through(host):
         return ok(f"{name} is set, but not for {host}")
     advice = f"If the server can be reached directly, add {host} to no_proxy; else see docs/operating.md on proxies"
     return warning(f"{name} is set, and gRPC goes by it", advice)
@@ -125,6 +122,13 @@ def certificate_dates(scene: Scene) -> Result:
     return judge_validity(scene.certificate, datetime.now(UTC), _RENEWAL)
 
 
+def admission(scene: Scene) -> Result:
+    """The server lets this site in."""
+    if scene.refusal:
+        return failed(scene.refusal, "Ask the coordinator: the site may have been revoked, or its certificate replaced")
+    return ok("the server takes this site")
+
+
 def clock(scene: Scene) -> Result:
     """What the server's clock, or else its certificate, tells of this machine's."""
     return judge_clock(scene.certificate, datetime.now(UTC), scene.clock_ahead_seconds)
@@ -137,6 +141,9 @@ async def protocol(scene: Scene) -> Result:
         asked = time.time()
         scene.federation = federation = await scene.connection.describe()
         answered = time.time()
+    except (Unauthenticated, PermissionDenied) as error:
+        scene.refusal = error.message
+        return ok("the server answers")
     except (TransportError, ProtocolError) as error:
         advice = "Try again; if it stays, check the port, and that no proxy on the way cuts HTTP/2"
         return failed(plain_words(error), advice)

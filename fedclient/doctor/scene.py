@@ -20,6 +20,8 @@ class Scene:
     """The server's, PEM, before it is known whether to trust it."""
     federation: FederationOnOffer | None = None
     clock_ahead_seconds: float | None = None
+    refusal: str = ""
+    """Why the server answers nothing but that this site may not ask; empty where it may."""
     """How far this machine's clock is before the server's."""
     task: Task | None = None
     told_of_folders: frozenset[str] = frozenset()

@@ -18,6 +18,12 @@ _KEY_NOTE = (
 )
 
 
+_SINCE_THEN = (
+    "What came after the backup is undone: sites that were revoked since are let in again, and tokens that were used "
+    "since work once more. Where the old state's audit.jsonl is left, it names them; revoke those sites again."
+)
+
+
 def make_backup(state: Path, out: Path) -> None:
     """Copy a state directory, also one that a server is at work on."""
     try:
@@ -41,6 +47,7 @@ def restore_backup(backup: Path, state: Path) -> None:
     typer.echo(f"restored {_contents(contents)} to {state}, every byte checked; {go_on}")
     if contents.has_key:
         typer.echo("The private keys are among them: sites know this server again, and their certificates go on.")
+    typer.echo(_SINCE_THEN)
 
 
 def _contents(contents: Contents) -> str:

@@ -258,7 +258,7 @@ async def test_second_server_is_refused_the_state_directory_and_the_port_of_the_
         assert re.search(rf"{scene.folder}/state is in use by another fedserver \(pid \d+\)", same.err + same.out)
         other = await asyncio.to_thread(scene.command, *run, str(scene.folder / "other"), "--listen", listening.address)
         assert other.status == ExitCode.BAD_CONFIGURATION
-        expected = f"cannot listen on {listening.address}: is another program using the port?"
+        expected = f"cannot listen on {listening.address}: is another program using the port, "
         assert expected in other.err + other.out
 
 

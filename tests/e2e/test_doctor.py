@@ -100,12 +100,16 @@ async def test_client_doctor_of_a_site_that_joined_needs_to_be_told_nothing_else
     folder = await joined(server.listening.admin_address, server.listening.enrolment_address, "site-a")
     identity = ["--identity", str(folder.folder)]
     said = doctor(scene, *identity)
+    assert scene.command("fedserver", "revoke", "site-a", "--state", str(server.state)).status == 0
+    revoked = doctor(scene, *identity)
     (folder.folder / "site.key").write_bytes(make_key())
     foreign = doctor(scene, *identity)
 
     assert (said.status, said.err) == (0, ""), said.out
     assert by_name(said)["site certificate"]["found"].startswith("site-a: valid until ")
-    assert verdicts(said)["protocol"] == "ok"
+    assert [verdicts(said)[name] for name in ("protocol", "admission")] == ["ok", "ok"]
+    assert (revoked.status, verdicts(revoked)["protocol"], verdicts(revoked)["admission"]) == (6, "ok", "failed")
+    assert "revoked" in by_name(revoked)["admission"]["found"]
     assert (foreign.status, verdicts(foreign)["site certificate"], verdicts(foreign)["trust"]) == (
         6,
         "failed",
@@ -128,7 +132,7 @@ def test_client_doctor_of_another_server_than_was_named_fails_and_asks_it_nothin
         "certificate name": "ok",
         "certificate dates": "ok",
         "clock": "ok",
-        **dict.fromkeys(["protocol", "task", "classes", "model", "class folders", "data"], "skipped"),
+        **dict.fromkeys(["protocol", "admission", "task", "classes", "model", "class folders", "data"], "skipped"),
         "state folder": "ok",
         "out folder": "ok",
         **OF_THE_MACHINE,

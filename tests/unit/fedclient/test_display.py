@@ -34,8 +34,9 @@ def shown_in(columns: int, program: str) -> str:
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns)}
     with subprocess.Popen([sys.executable, "-c", program], stderr=theirs, env=environment) as running:
         os.close(theirs)
-        written = b""
-        while select.select([ours], [], [], 20)[0]:
+        written, waiting = b"", select.poll()
+        waiting.register(ours, select.POLLIN)
+        while waiting.poll(20_000):
             try:
                 written += os.read(ours, 1 << 16)
             except OSError:  # what Linux says when the other end is closed

@@ -112,6 +112,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"listen": "localhost:http"},
         "listen: 'localhost:http' is no address; write HOST:PORT, such as fl.example.org:8443",
     ),
+    (
+        {"listen": "::1:8443"},
+        "listen: '::1:8443' is no address; write an IPv6 address in brackets, such as [::1]:8443",
+    ),
+    (
+        {"listen": "127.0.0.1:8443", "enrol_listen": "127.0.0.1:8443"},
+        "settings: enrol_listen is the same as listen: sites join at a port of its own",
+    ),
     ({"enrol_listen": "8444"}, "enrol_listen: '8444' is no address; write HOST:PORT, such as fl.example.org:8443"),
     ({"certificate_days": 0}, "certificate_days: Input should be greater than 0"),
     (

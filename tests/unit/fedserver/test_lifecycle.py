@@ -189,9 +189,7 @@ async def test_start_with_classes_in_another_order_is_refused_and_leaves_no_trac
     await prepared(tmp_path, keep_rounds=3)
     meaning = Worker([])._task.meaning()
     swapped = replace(meaning, class_names=tuple(reversed(meaning.class_names)))
-    with pytest.raises(
-        FederationFailed, match=r"was begun with classes .* it would be classes .*Give the task"
-    ):
+    with pytest.raises(FederationFailed, match=r"was begun with classes .* it would be classes .*Give the task"):
         await prepared(tmp_path, swapped, keep_rounds=4)
     state = State(tmp_path)
     assert state.fact(KEEP_ROUNDS_FACT) == "3"

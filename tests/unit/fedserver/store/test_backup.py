@@ -294,6 +294,7 @@ def test_commands_say_that_the_private_keys_are_in_it(folder: Path, tmp_path: Pa
     code, output = run("restore", str(tmp_path / "b.tar"), "--state", str(tmp_path / "restored"))
     assert code == 0
     assert f"go on with `fedserver run --state {tmp_path / 'restored'}`" in output
+    assert "sites that were revoked since are let in again, and tokens that were used since work once more" in output
     assert run("restore", str(tmp_path / "b.tar"), "--state", str(tmp_path / "restored"))[0] == 1
     assert run("backup", "--state", str(tmp_path / "nowhere"), "--out", str(tmp_path / "c"))[0] == 3
 
