@@ -151,10 +151,21 @@ def show_clients(state: Path, *, as_json: bool) -> None:
         fields = ("name", "state", "invited_until", "certificate_until", "last_seen")
         typer.echo(json.dumps({"sites": [{key: _fact(one, key) for key in fields} for one in listed]}, indent=2))
         return
+    now = time.time()
     rows = (
-        (one.name, one.state, *map(_shown, (one.certificate_until, one.invited_until, one.last_seen))) for one in listed
+        (one.name, state_words(one, now), *map(_shown, (one.certificate_until, one.invited_until, one.last_seen)))
+        for one in listed
     )
     console().print(compact_table("Sites", ("site", "state", "certificate until", "invited until", "last seen"), rows))
+
+
+def state_words(one: Listed, now: float) -> str:
+    """How a site stands, for people; programs go by the dates."""
+    if one.state == SiteState.INVITED.value and one.invited_until is not None and one.invited_until <= now:
+        return "invitation expired"
+    if one.state == SiteState.ENROLLED.value and one.certificate_until is not None and one.certificate_until <= now:
+        return "certificate expired"
+    return one.state
 
 
 def _listed(database: Database, seen: Mapping[str, float]) -> list[Listed]:
