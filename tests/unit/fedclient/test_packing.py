@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -76,11 +77,11 @@ def arrived(packed: Packed, base: LocalModel) -> Weights:
     """What a server makes of it."""
     started, values = WeightsFile(base.path).on_demand(), {}
     for entry in packed.manifest:
-        body = BodyReader([packed.spans[entry.name]])
         encoded = packed.encoded.get(entry.name, Encoded(Encoding.RAW, entry.size_bytes))
         flat = started[entry.name].reshape(-1)
         path = base.path.with_name("part")
-        path.write_bytes(body.read(0, body.size_bytes))
+        with closing(BodyReader([packed.spans[entry.name]])) as body:
+            path.write_bytes(body.read(0, body.size_bytes))
         with path.open("rb") as file:
             pieces = list(decode(encoded, file, entry, lambda begin, end, flat=flat: flat[begin:end]))  # type: ignore[misc]
         values[entry.name] = np.concatenate(pieces).reshape(entry.shape)
