@@ -328,8 +328,8 @@ async def test_second_client_of_a_name_takes_over_and_the_first_says_so(scene: S
         await soon("the first to join", lambda: first.said("welcome"))
         second = scene.client("twin", listening, home="second")
         assert await first.ended() == ExitCode.REPLACED
-        message = "another client called twin took over: its identity is in use twice, here and elsewhere: stop one of the two"
-        assert first.text.endswith(f"fedclient: {message}\n")
+        advice = "its identity is in use twice, here and elsewhere: stop one of the two"
+        assert first.text.endswith(f"fedclient: another client called twin took over: {advice}\n")
         await soon("the second to stay", lambda: [client.name for client in server.federation.idle] == ["twin"])
         assert second.process.poll() is None
         second.process.terminate()
