@@ -156,10 +156,11 @@ app.command()(looking.preview)
 
 def main() -> None:
     """Entry point."""
-    from fedstream.output import open_output
+    from fedstream.output import open_output, told_if_refused
 
     open_output()
-    app()
+    with told_if_refused("fedclient"):
+        app()
 
 
 if __name__ == "__main__":

@@ -392,11 +392,12 @@ app.add_typer(stored)  # without a name: its commands stand beside the others
 def main() -> None:
     """Entry point."""
     from fedstream.logs import configure_logs
-    from fedstream.output import open_output
+    from fedstream.output import open_output, told_if_refused
 
     open_output()
     configure_logs(level="warning")  # commands speak for themselves; `run` sets up its own
-    app()
+    with told_if_refused("fedserver"):
+        app()
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+FULL = Path("/dev/full")
 SAY = "from fedstream.output import open_output; open_output(); print('scans in m\\u00fc'); "
 SAY += "import sys; print('no', file=sys.stderr)"
 
@@ -22,3 +24,13 @@ def test_letters_that_the_terminal_cannot_write_are_written_by_number() -> None:
     ascii_only = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run([sys.executable, "-c", SAY], check=True, capture_output=True, env=ascii_only)
     assert done.stdout == b"scans in m\\xfc\n"
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="this system has no device that is always full")
+@pytest.mark.parametrize("words", [["fedserver.cli", "run", "--help"], ["fedclient.cli", "--help"]])
+def test_full_output_is_told_in_a_sentence(words: list[str]) -> None:
+    command, name = [sys.executable, "-m", *words], words[0].removesuffix(".cli")
+    with FULL.open("w", encoding="utf-8") as full:
+        done = subprocess.run(command, check=False, stdout=full, stderr=subprocess.PIPE, text=True)
+    said = f"{name}: what it had to say could not be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, said)
