@@ -89,5 +89,5 @@ def describe(outcome: FederationOutcome) -> str:
     if figures:
         text += f"\nbest global model (round {outcome.best.version}): {', '.join(figures)}"
     if outcome.last.version == 0:
-        text += "\nno round has made a model: this one is the initial model, which nobody has trained"
+        text += "\nno round has made a model: this one is what the federation began with"
     return text

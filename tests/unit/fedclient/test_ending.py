@@ -207,6 +207,14 @@ async def test_client_without_the_final_model_waits_for_the_server_for_a_while_a
     assert time.monotonic() - started > 3.0
 
 
+@pytest.mark.parametrize("version", [0, 2])
+def test_last_words_say_whether_any_round_has_made_a_model(version: int) -> None:
+    model = ModelRef(version, Digest.of(b"model"))
+    words = outcome.describe(FederationOutcome("all 2 rounds done", model, model, {}))
+    assert words.startswith("federation finished: all 2 rounds done")
+    assert words.endswith("no round has made a model: this one is what the federation began with") is (version == 0)
+
+
 async def test_client_of_another_server_does_not_go_by_the_note(tmp_path: Path) -> None:
     state_with(tmp_path, saved_at(tmp_path, "127.0.0.1:2"))
     stop = await stopped(client_of_nobody(tmp_path, give_up_after=1.0))
