@@ -37,8 +37,11 @@ def shared_files(folder: Path, other: Path) -> tuple[int, int]:
 def _by_size(folder: Path) -> dict[int, list[Path]]:
     found: dict[int, list[Path]] = defaultdict(list)
     for path in folder.rglob("*"):
-        if not path.name.startswith(".") and path.is_file() and (size := path.stat().st_size):
-            found[size].append(path)
+        if path.name.startswith(".") or not path.is_file():
+            continue
+        with contextlib.suppress(OSError):  # a report is not to fail for a file that is removed while it is made
+            if size := path.stat().st_size:
+                found[size].append(path)
     return found
 
 
