@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -74,15 +75,12 @@ def regression_rounds(loss: bool = True) -> tuple[RoundRecord, ...]:
     site = Contribution("north", 0, "completed", num_examples=25, weight=1.0, metrics={"val_mse": 2.0}, epochs=3)
     scores = [{"mse": 4.0 / number, "r2": 1 - 1.5 / number} for number in (1, 2, 3)]
     return tuple(
-        RoundRecord(
-            number=number,
-            succeeded=True,
-            reason="reporting goal met",
-            duration_seconds=30.0,
+        replace(
+            one,
             evaluation=Evaluation({"loss": each["mse"], **each} if loss else each, 50),
             contributions=(site,),
         )
-        for number, each in enumerate(scores, start=1)
+        for one, each in zip(three_rounds(), scores, strict=True)
     )
 
 
