@@ -35,6 +35,8 @@ NAMES_SHOWN = 10
 
 _DICOM_TOOL = "for example with dcmj2pnm --write-png of DCMTK (dcm2img in its newer versions)"
 _ADVICE = {SkipReason.DICOM: f"DICOM is not read: export the slices to PNG first, {_DICOM_TOOL}"}
+_DIRECT_PARTS = 2
+"""Of the path of a file that stands in its class's folder itself: the class's folder, and its name."""
 _FILE_MANAGER_LITTER = frozenset({"thumbs.db", "desktop.ini"})
 
 
@@ -142,6 +144,20 @@ def files_below(folder: Path) -> Tree:
             num_nested += len(kept)
             num_sub_folders += 1
     return Tree(tuple(sorted(files)), num_nested, num_sub_folders, tuple(sorted(links)))
+
+
+def sub_folders(folder: Path, paths: Sequence[Path]) -> npt.NDArray[np.int64]:
+    """Which images stand in a sub-folder of one name, such as a patient's, whatever the class: `int64 [n]`, one number
+    for each name, and one for each image that stands in none.
+
+    Args:
+        folder: laid out as `<class>/*`.
+        paths: of files in it, at any depth.
+    """
+    numbers: dict[str | int, int] = {}
+    places = [path.relative_to(folder).parts for path in paths]
+    names = [parts[1] if len(parts) > _DIRECT_PARTS else index for index, parts in enumerate(places)]
+    return np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64)
 
 
 def _raise(error: OSError) -> None:

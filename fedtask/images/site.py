@@ -21,12 +21,13 @@ from fedtask.images.folders import (
     page_warnings,
     shown,
     skipped_warnings,
+    sub_folders,
     told_if_unreadable,
 )
 from fedtask.images.image_set import DEFAULT_CACHE_BYTES, ImageSet, PixelCache
-from fedtask.images.near_duplicates import near_pairs
+from fedtask.images.near_duplicates import near_groups, near_pairs
 from fedtask.images.provenance import is_phantom, weaknesses
-from fedtask.images.split import VAL_FRACTION, stratified_split
+from fedtask.images.split import VAL_FRACTION, Indices, is_near, joined, stratified_split
 from fedtask.task import SiteOptions, SiteSummary, TaskError
 
 _TRAIN, _VAL = "train", "val"
@@ -56,8 +57,9 @@ def open_site(
     """Read `options.folder`: `train/<class>/*`, and `val/<class>/*` if the site has one and is not a shard of it.
 
     Every file is decoded once, which takes 1 to 2 ms for a slice of 224 x 224. Without `val/`, `val_fraction` of the
-    training images are split off (`seed`; see `stratified_split`). Labels are positions in `class_names`; `size` is
-    the side in pixels of the decoded squares; `cache_bytes` bounds the decoded pixels of train and val together.
+    training images are split off (`seed`): near-duplicates stay together, and so do sub-folders of a class's folder, as
+    of patients, where that comes near the fraction. Labels are positions in `class_names`; `size` is the side in pixels
+    of the decoded squares; `cache_bytes` bounds the decoded pixels of train and val together.
 
     Raises:
         TaskError: nothing usable; the message says what was looked for, where, and what was found.
@@ -75,7 +77,8 @@ def open_site(
     warnings = [*listing.warnings]
     if val_listing is None:
         warnings += _val_warnings(folder, options)
-        kept, held_out = stratified_split(train.labels, train.fingerprints, seed, val_fraction)
+        kept, held_out, parted = _split(train, listing.folder, seed, val_fraction)
+        warnings += parted
         train, val = train.subset(kept), train.subset(held_out)
     else:
         examined.append(examine(val_listing, size, cache, _part(progress, len(listing.paths), num_files)))
@@ -180,6 +183,25 @@ def _val_listing(folder: Path, class_names: Sequence[str], options: SiteOptions)
     if options.num_shards > 1 or not (folder / _VAL).is_dir():
         return None
     return list_folder(folder / _VAL, class_names, options.classes)
+
+
+def _split(images: ImageSet, folder: Path, seed: int, val_fraction: float) -> tuple[Indices, Indices, list[str]]:
+    """What to train on, what to validate on, and whether that parts what may be the slices of one patient."""
+    alike, places = near_groups(images.fingerprints), sub_folders(folder, images.paths)
+    kept, held_out = stratified_split(images.labels, joined(alike, places), seed, val_fraction)
+    if is_near(images.labels, held_out, val_fraction):
+        return kept, held_out, []
+    kept, held_out = stratified_split(images.labels, alike, seed, val_fraction)
+    num_parted = len(np.intersect1d(places[kept], places[held_out]))
+    if not num_parted:
+        return kept, held_out, []
+    which = "1 sub-folder" if num_parted == 1 else f"{num_parted} sub-folders"
+    warning = (
+        f"images of {which} are both trained on and validated on: with sub-folders kept whole, far too many or too few "
+        "would be validated on. Where each is a patient, this flatters the site's own validation: make a val/ beside "
+        "train/, with patients of its own"
+    )
+    return kept, held_out, [warning]
 
 
 def _val_warnings(folder: Path, options: SiteOptions) -> list[str]:

@@ -59,6 +59,31 @@ def test_site_without_val_splits_one_off_and_keeps_copies_together(make_site: Ma
     assert open_small(folder, seed=1).val.ids != site.val.ids
 
 
+def patients(folder: Path, site: Site) -> tuple[set[str], set[str]]:
+    """Whose images are trained on, and whose validated on."""
+    train, val = ({path.relative_to(folder).parts[2] for path in part.paths} for part in (site.train, site.val))
+    return train, val
+
+
+def test_site_without_val_validates_on_patients_of_its_own(make_site: MakeSite) -> None:
+    folder = make_site({f"train/{name}/p{number}/t1": 3 for number in range(20) for name in ("no", "yes")})
+    site = open_small(folder)
+    train, val = patients(folder, site)
+    assert (len(train), len(val)) == (17, 3)
+    assert not train & val
+    assert site.summary.counts == {"train": {"no": 51, "yes": 51}, "val": {"no": 9, "yes": 9}}
+    assert not any("validated on" in warning for warning in site.summary.warnings)
+
+
+def test_site_with_few_sub_folders_parts_them_and_says_so(make_site: MakeSite) -> None:
+    folder = make_site({f"train/{name}/batch{number}": 20 for number in range(2) for name in ("no", "yes")})
+    site = open_small(folder)
+    assert site.summary.counts["val"] == {"no": 6, "yes": 6}
+    [warning] = [warning for warning in site.summary.warnings if "validated on" in warning]
+    assert warning.startswith("images of 2 sub-folders are both trained on and validated on")
+    assert "make a val/" in warning
+
+
 def test_site_near_duplicates_between_train_and_val_are_reported_by_name(make_site: MakeSite) -> None:
     folder = make_site({"train/no": 3, "train/yes": 3, "val/no": 2, "val/yes": 2})
     shutil.copy(folder / "train/no/0001.png", folder / "val/no/twin.png")

@@ -6,38 +6,36 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedtask.images.near_duplicates import near_groups
-from fedtask.images.split import stratified_split
+from fedtask.images.split import is_near, joined, stratified_split
 
 
-def prints_of_groups(groups: list[int]) -> np.ndarray:
-    """Fingerprints that are equal within a group and far apart between groups."""
-    unlike = np.random.default_rng(0).integers(0, 2**63, (max(groups, default=0) + 1, 4), dtype=np.uint64)
-    return unlike[np.array(groups, np.int64)]
+def led(groups: list[int]) -> np.ndarray:
+    """Groups as `stratified_split` takes them, by the smallest index of each."""
+    return np.array([groups.index(group) for group in groups], np.int64)
 
 
 def test_split_takes_the_fraction_of_each_class() -> None:
     labels = np.repeat([0, 1], [100, 300])
-    train, val = stratified_split(labels, prints_of_groups(list(range(400))), seed=3)
+    train, val = stratified_split(labels, led(list(range(400))), seed=3)
     assert np.bincount(labels[val]).tolist() == [15, 45]
     assert np.bincount(labels[train]).tolist() == [85, 255]
 
 
 def test_split_depends_on_the_seed_and_on_nothing_else() -> None:
-    labels, prints = np.repeat([0, 1], 50), prints_of_groups(list(range(100)))
-    first, again, other = (stratified_split(labels, prints, seed)[1].tolist() for seed in (1, 1, 2))
+    labels, groups = np.repeat([0, 1], 50), led(list(range(100)))
+    first, again, other = (stratified_split(labels, groups, seed)[1].tolist() for seed in (1, 1, 2))
     assert first == again
     assert first != other
 
 
 def test_split_of_one_large_group_and_a_single_image_validates_on_the_single_image() -> None:
     labels = np.zeros(9, np.int64)
-    train, val = stratified_split(labels, prints_of_groups([0] * 8 + [1]), seed=0)
+    train, val = stratified_split(labels, led([0] * 8 + [1]), seed=0)
     assert (train.tolist(), val.tolist()) == ([0, 1, 2, 3, 4, 5, 6, 7], [8])
 
 
 def test_split_of_a_class_of_one_group_keeps_it_for_training() -> None:
-    train, val = stratified_split(np.array([0, 0, 1]), prints_of_groups([0, 0, 1]), seed=0)
+    train, val = stratified_split(np.array([0, 0, 1]), led([0, 0, 1]), seed=0)
     assert (train.tolist(), val.tolist()) == ([0, 1, 2], [])
 
 
@@ -48,9 +46,32 @@ def test_split_of_a_class_of_one_group_keeps_it_for_training() -> None:
 )
 def test_split_is_a_partition_that_keeps_groups_together(images: list[tuple[int, int]], seed: int) -> None:
     labels = np.array([label for label, _ in images], np.int64)
-    prints = prints_of_groups([group for _, group in images])
-    train, val = stratified_split(labels, prints, seed)
+    groups = led([group for _, group in images])
+    train, val = stratified_split(labels, groups, seed)
     assert sorted([*train.tolist(), *val.tolist()]) == list(range(len(images)))
-    groups = near_groups(prints)
     assert not set(groups[train].tolist()) & set(groups[val].tolist())
     assert len(train) or not len(images)
+
+
+def test_joined_groups_part_none_of_either() -> None:
+    assert joined(np.array([0, 0, 2, 3, 4]), np.array([9, 5, 5, 7, 8])).tolist() == [0, 0, 0, 3, 4]
+    assert joined(np.array([], np.int64), np.array([], np.int64)).tolist() == []
+
+
+@settings(deadline=None)
+@given(pairs=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=40))
+def test_joined_groups_are_the_finest_that_part_none_of_either(pairs: list[tuple[int, int]]) -> None:
+    groups, others = (np.array([pair[place] for pair in pairs], np.int64) for place in (0, 1))
+    found = joined(groups, others)
+    reachable = (groups[:, None] == groups) | (others[:, None] == others)
+    for _ in pairs:
+        reachable = reachable @ reachable
+    assert found.tolist() == [int(np.flatnonzero(row)[0]) for row in reachable]
+
+
+def test_split_is_near_with_half_to_twice_of_each_class() -> None:
+    labels = np.repeat([0, 2], [20, 40])
+    assert is_near(labels, np.array([0, 1, 20, 21, 22, 59]), 0.15)
+    assert not is_near(labels, np.array([0, 20, 21, 22, 59]), 0.15)
+    assert not is_near(labels, np.arange(40), 0.15)
+    assert is_near(np.array([], np.int64), np.array([], np.int64))
