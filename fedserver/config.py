@@ -146,6 +146,9 @@ def _is_same_data(one: str, other: str | None) -> bool:
 
 
 def _as_text(value: Any) -> str:
+    """As on a command line: `true`, `3`, and `no,yes` for a list."""
+    if isinstance(value, list):
+        return ",".join(map(_as_text, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -49,6 +49,7 @@ def test_settings_of_a_file_with_flags_over_them(tmp_path: Path) -> None:
         augmentation = true
         alpha = 0.35
         name = "x"
+        classes = ["no", "yes"]
         [classes]
         no = "healthy"
         """,
@@ -66,7 +67,7 @@ def test_settings_of_a_file_with_flags_over_them(tmp_path: Path) -> None:
         min_clients=3,
         state=Path("here/state"),
         plan=PlanSettings(epochs=2, learning_rate=1e-3),
-        task_settings={"image_size": "96", "augmentation": "true", "alpha": "1.0", "name": "x"},
+        task_settings={"image_size": "96", "augmentation": "true", "alpha": "1.0", "name": "x", "classes": "no,yes"},
         classes={"no": "healthy"},
     )
 
