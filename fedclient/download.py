@@ -163,6 +163,7 @@ class Downloader:
         async def once() -> None:
             chunk_bytes = min(max_chunk_bytes, self._connection.most_chunk_bytes)
             request = requests.read_chunks(digest, partial.lacking, partial.kept, chunk_bytes)
+            on_bytes(partial.kept, partial.size_bytes)
             try:
                 with translated():
                     await self._read_chunks(request, partial, on_bytes)

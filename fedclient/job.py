@@ -28,7 +28,7 @@ from fedclient.global_models import GlobalModels
 from fedclient.keepsakes import Keepsakes
 from fedclient.memory import SiteMemory
 from fedclient.models import LocalModel, ModelStore
-from fedclient.pace import Pace
+from fedclient.pace import Pace, TransferTime
 from fedclient.packing import Packer
 from fedclient.reporting import Reporting
 from fedclient.requests import parcel_of
@@ -85,8 +85,7 @@ class Workshop:
 
     async def keep(self, base: LocalModel, finished: FinishedUpdate) -> None:
         """See to what is kept of a fine-tune for people. Idempotent."""
-        update = finished.update
-        self.memory.add_history(finished.round, update.history, update.training_seconds / max(update.epochs, 1))
+        self.memory.add_history(finished.round, finished.update.history)
         await self.keepsakes.trained(base, finished, self.memory.rows)
 
 
@@ -181,22 +180,21 @@ class Job:
         shop = self.workshop
         await self._settle_earlier_updates()
         await asyncio.to_thread(shop.updates.keep_only, {self.offer.offer_id, *shop.keepsakes.offers})
-        started = time.monotonic()
-        base = await self._fetch_base(terms)
-        fetched = time.monotonic()
+        downloading, uploading = TransferTime(), TransferTime()
+        base = await self._fetch_base(terms, downloading)
         finished = await self._train(base, plan)
-        trained = time.monotonic()
         try:
-            delivery = await self._upload(base, finished, terms)
+            delivery = await self._upload(base, finished, terms, uploading)
         except DigestMismatch:
             await asyncio.to_thread(shop.packer.discard, self.offer.offer_id)
             is_intact = await asyncio.to_thread(self._load_finished) is not None
             if is_intact and terms.encoding is Encoding.RAW:
                 raise  # what is on disk is what was trained: the damage is not here
-            delivery = await self._upload(base, await self._train(base, plan), terms)
+            uploading = TransferTime()
+            delivery = await self._upload(base, await self._train(base, plan), terms, uploading)
         if not delivery.quarantined:
             await asyncio.to_thread(shop.packer.delivered, self.offer.offer_id)
-        self._learn(transfer_seconds=fetched - started + time.monotonic() - trained)
+        self._learn(transfer_seconds=downloading.seconds + uploading.seconds)
         return delivery
 
     async def _settle_earlier_updates(self) -> None:
@@ -212,8 +210,9 @@ class Job:
                 if await is_admitted(self.workshop.connection, upload_id):
                     await asyncio.to_thread(packer.delivered, offer_id)
 
-    async def _fetch_base(self, terms: Terms) -> LocalModel:
+    async def _fetch_base(self, terms: Terms, moving: TransferTime) -> LocalModel:
         def on_bytes(done: int, total: int) -> None:
+            moving.note(done)
             fraction = done / total if total else 1.0
             self._show(Progress(Phase.DOWNLOADING, fraction=fraction), part_of(done, total))
 
@@ -254,11 +253,14 @@ class Job:
 
         self._pace = Pace()
         update = await self.workshop.trainer.fine_tune(base.path, plan, out, on_report)
-        self._pace = Pace()  # the whole is the better measure than any part of it
+        # The whole has preparation and waiting for the disk in it. It is all there is where a task reports too little.
+        measured, self._pace = self._pace.epoch_seconds, Pace()
+        self._learn(epoch_seconds=update.training_seconds / max(update.epochs, 1) if measured is None else measured)
         return update
 
-    async def _upload(self, base: LocalModel, finished: FinishedUpdate, terms: Terms) -> Delivery:
+    async def _upload(self, base: LocalModel, finished: FinishedUpdate, terms: Terms, moving: TransferTime) -> Delivery:
         def on_bytes(done: int, total: int) -> None:
+            moving.note(done)
             fraction = done / total if total else 1.0
             self._show(Progress(Phase.UPLOADING, fraction=fraction), part_of(done, total))
 
@@ -282,6 +284,7 @@ class Job:
                 known,
                 epoch_seconds=known.epoch_seconds if epoch_seconds is None else epoch_seconds,
                 transfer_seconds=known.transfer_seconds if transfer_seconds is None else transfer_seconds,
+                misfits=known.misfits if transfer_seconds is None else 0,
             )
         )
 

@@ -72,12 +72,8 @@ class SiteMemory:
         if sent != self._sent:
             self._sent, self._is_saved = sent, False
 
-    def add_history(
-        self, round_number: int, history: Sequence[Mapping[str, Any]], epoch_seconds: float | None = None
-    ) -> None:
-        """Add a round's epochs, and what one took. A round that is done again replaces what was there from it on."""
-        if epoch_seconds is not None:
-            self._experience = replace(self._experience, epoch_seconds=epoch_seconds)
+    def add_history(self, round_number: int, history: Sequence[Mapping[str, Any]]) -> None:
+        """Add a round's epochs. A round that is done again replaces what was there from it on."""
         kept = [row for row in self._rows if row["round"] < round_number]
         new: list[Row] = [{"round": round_number, "epoch": epoch, **row} for epoch, row in enumerate(history, start=1)]
         self._rows, self._is_saved = kept + new, False

@@ -1,8 +1,10 @@
-"""How long an epoch takes here, measured while it runs: a fine-tune that is stopped in the middle teaches it too."""
+"""How long things take here, measured while they go on: a fine-tune that is stopped in the middle teaches it too."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from fedtask.task import EpochReport
 
@@ -33,3 +35,23 @@ class Pace:
             self._epoch, self.epoch_seconds = report.epoch, (now - started) / gone
         elif gone == 0 and share >= _LEAST_SHARE and report.epochs:
             self.epoch_seconds = (now - started) / share * (1 - first.fraction) / report.epochs
+
+
+@dataclass(slots=True)
+class TransferTime:
+    """How many seconds the bytes of one transfer were on their way.
+
+    A time at whose end no more bytes are there than at its beginning does not count. So each try begins with a note of
+    what was there before: how long the server was away says nothing of the next round.
+    """
+
+    seconds: float = 0.0
+    clock: Callable[[], float] = field(default=time.monotonic, repr=False)
+    _noted: tuple[float, int] | None = None
+
+    def note(self, done: int) -> None:
+        """`done` bytes are there."""
+        now = self.clock()
+        if self._noted is not None and done > self._noted[1]:
+            self.seconds += now - self._noted[0]
+        self._noted = now, done

@@ -29,13 +29,21 @@ class Experience:
 
     `transfer_seconds` is download and upload together. `more_time_refused` says that the server once withdrew an offer
     for which the client had asked for more time. `rounds_sent` counts the rounds of which an update was sent, or begun
-    to be.
+    to be. `misfits` counts the offers in a row, since the last delivery, whose time seemed too short for one epoch.
     """
 
     epoch_seconds: float | None = None
     transfer_seconds: float = 0.0
     more_time_refused: bool = False
     rounds_sent: int = 0
+    misfits: int = 0
+
+    def is_worth_a_try(self) -> bool:
+        """Whether to doubt the measures: who always declines never measures again, and they may be of one bad day.
+
+        With the second misfit, the fourth, the eighth and so on: a round may wait in vain for who is as slow as it was.
+        """
+        return self.misfits > 0 and self.misfits & (self.misfits + 1) == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +53,23 @@ class Accept:
 
 @dataclass(frozen=True, slots=True)
 class Decline:
-    """Not this round."""
+    """Not this round. `misfit` says that its time seems too short for one epoch."""
 
     reason: str
+    misfit: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Counter:
-    """Other terms: `epochs` at most (0 to leave the plan's), `seconds_needed` from now in all (`None` to leave it)."""
+    """Other terms: `epochs` at most (0 to leave the plan's), `seconds_needed` from now in all (`None` to leave it).
+
+    `misfit` says that the time seems too short for one epoch, which is tried all the same.
+    """
 
     epochs: int
     seconds_needed: float | None
     reason: str
+    misfit: bool = False
 
 
 Reply = Accept | Decline | Counter
@@ -93,8 +106,10 @@ def _fit_time(offer: Offer, epochs: int, epoch_seconds: float, experience: Exper
         return _counter(epochs, offer.plan.epochs, needed, reasons)
     # The server would not wait longer the last time: fewer epochs in time are worth more than another withdrawal.
     fitting = int((offer.time_remaining_seconds - experience.transfer_seconds) // (epoch_seconds * SAFETY))
+    if fitting < 1 and experience.is_worth_a_try():
+        return Counter(1, None, "one epoch is tried, though it seems not to fit the time that remains", misfit=True)
     if fitting < 1:
-        return Decline("not even one epoch fits the time that remains")
+        return Decline("not even one epoch fits the time that remains", misfit=True)
     reasons.append(f"{fitting} epochs fit the time that remains")
     return _counter(fitting, offer.plan.epochs, None, reasons)
 

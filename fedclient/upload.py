@@ -100,7 +100,7 @@ class Upload:
         parcel: what to send.
         terms: how.
         patience: how to come back after a cut.
-        on_bytes: told the bytes committed and the bytes in all.
+        on_bytes: told the bytes committed and the bytes in all, also at the beginning of each try to go on.
     """
 
     def __init__(
@@ -133,6 +133,8 @@ class Upload:
 
     async def _once(self) -> Delivery:
         try:
+            if self._body is not None:
+                self._on_bytes(self._committed, self._body.size_bytes)
             if self._body is None or not await self._can_resume(self._body):
                 self._body = await self._put_manifest()
             await self._write_body(self._body)

@@ -34,6 +34,7 @@ class Workbench:
         self._workshop = workshop
         self._limits = limits
         self._terms: Terms | None = None
+        self._reply: Reply = Accept()
         self._asked_for_time = False
         self._failures = 0
         self._stopping: set[asyncio.Task[None]] = set()
@@ -58,8 +59,12 @@ class Workbench:
         self.job = job = Job(offer, self._workshop)
         self._workshop.keepsakes.work_begins()  # not only when training does: a call of the worker may take seconds
         if await job.is_trained():
-            return Accept()
-        reply = self._answer(offer)
+            self._reply = Accept()
+            return self._reply
+        reply = self._reply = answer(offer, self._limits, self._workshop.memory.experience_before(offer.round))
+        if isinstance(reply, Decline | Counter) and reply.misfit:
+            memory = self._workshop.memory
+            memory.learn(replace(memory.experience, misfits=memory.experience.misfits + 1))
         self._asked_for_time = isinstance(reply, Counter) and reply.seconds_needed is not None
         if isinstance(reply, Decline):
             self._workshop.keepsakes.work_ends()
@@ -69,12 +74,7 @@ class Workbench:
     def _answer_again(self, job: Job) -> Reply:
         if job.state is JobState.FAILED:
             return Decline(job.reason)
-        if job.state is JobState.OFFERED:
-            return self._answer(job.offer)
-        return Accept()
-
-    def _answer(self, offer: Offer) -> Reply:
-        return answer(offer, self._limits, self._workshop.memory.experience_before(offer.round))
+        return self._reply if job.state is JobState.OFFERED else Accept()
 
     def confirm(self, confirmation: Confirmation) -> None:
         """Begin, or go on with, what was agreed."""

@@ -193,7 +193,7 @@ def _split(images: ImageSet, folder: Path, seed: int, val_fraction: float) -> tu
         return kept, held_out, []
     kept, held_out = stratified_split(images.labels, alike, seed, val_fraction)
     num_parted = len(np.intersect1d(places[kept], places[held_out]))
-    if not num_parted:
+    if not num_parted or len(np.unique(places)) == 1:  # what all images are in is nobody's folder
         return kept, held_out, []
     which = "1 sub-folder" if num_parted == 1 else f"{num_parted} sub-folders"
     warning = (

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -64,11 +65,13 @@ async def test_download_cut_after_every_chunk_asks_for_no_byte_twice(tmp_path: P
         size = server.model.manifest.size_bytes
         server.transfer.cuts = [CHUNK] * (size // CHUNK)
 
+        told: list[int] = []
         async with downloading(server, tmp_path) as (downloader, _):
-            model = await downloader.fetch(server.base, server.schema, CHUNK, ignore)
+            model = await downloader.fetch(server.base, server.schema, CHUNK, lambda done, _total: told.append(done))
 
         assert values_on_disk(model.path) == server.model.values
         assert server.transfer.bytes_out == size
+        assert sum(before == after for before, after in pairwise(told)) == size // CHUNK  # how far it was, at each cut
         assert server.transfer.calls.count("ReadChunks") == size // CHUNK + 1
 
 
@@ -93,8 +96,9 @@ async def stop_in_the_middle(server: Scripted, downloader: Downloader) -> None:
     """Fetch three chunks, and find the model gone then."""
     server.transfer.cuts = [3 * CHUNK]
 
-    def stop(_done: int, _total: int) -> None:
-        server.transfer.refusals["ReadChunks"] = [UnknownModel("gone")]
+    def stop(done: int, _total: int) -> None:
+        if done:
+            server.transfer.refusals["ReadChunks"] = [UnknownModel("gone")]
 
     with pytest.raises(UnknownModel):
         await downloader.fetch(server.base, server.schema, CHUNK, stop)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+
+import pytest
 
 from fedclient.events import ModelRef, Offer, Phase, Progress
 from fedclient.job import Job, JobState
@@ -12,6 +16,7 @@ from fedclient.reporting import Reporting
 from fedstream.manifest import Digest
 from fedstream.plan import Plan
 from fedstream.v1 import transfer_pb2
+from fedtask.messages import LocalUpdate
 from fedtask.task import EpochReport
 from tests.support.scripted import Arrived, scripted
 
@@ -62,3 +67,32 @@ def test_job_that_cannot_save_what_it_learned_has_ended_all_the_same() -> None:
         job._pace.note(EpochReport("training", epoch, 3, 1.0, {}), now)
     job.drop("another offer came")
     assert (job.state, job.reason) == (JobState.DROPPED, "another offer came")
+
+
+@pytest.mark.parametrize(("reported", "learned"), [(True, pytest.approx(0.1, abs=0.09)), (False, 300.0)])
+async def test_job_learns_what_an_epoch_took_and_not_what_came_before(
+    tmp_path: Path, reported: bool, learned: float
+) -> None:
+    update = LocalUpdate((), 10, {}, [{"loss": 0.5}] * 3, epochs=3, training_seconds=900.0)
+
+    async def fine_tune(_base: Path, _plan: Plan, _out: Path, on_report: Callable[[EpochReport], None]) -> LocalUpdate:
+        for epoch in (1, 2, 3) if reported else ():
+            on_report(EpochReport("training", epoch, 3, epoch / 3, {}))
+            await asyncio.sleep(0.1)
+        return update
+
+    learnt: list[Experience] = []
+    shop = SimpleNamespace(
+        trainer=SimpleNamespace(fine_tune=fine_tune),
+        memory=SimpleNamespace(experience=Experience(7.0, 2.0, misfits=1), learn=learnt.append),
+        display=SimpleNamespace(show=lambda *_: None),
+        reporting=Reporting(None),
+        on_news=lambda: None,
+    )
+    offer = Offer("o", "u", 1, ModelRef(0, Digest(bytes(32), 1)), Plan(3, 32, 0.1, 0, seed=0), 60.0, 60.0)
+    job = Job(offer, shop)  # type: ignore[arg-type]
+    base = SimpleNamespace(path=tmp_path)
+    assert await job._fine_tune(base, offer.plan, tmp_path / "out") is update  # type: ignore[arg-type]
+    assert learnt == [Experience(learned, 2.0, misfits=1)]
+    job._learn(transfer_seconds=1.0)
+    assert learnt[-1] == Experience(7.0, 1.0)  # a delivery: the time was long enough after all

@@ -1,10 +1,10 @@
-"""A fine-tune's pace."""
+"""A fine-tune's pace, and a transfer's time."""
 
 from __future__ import annotations
 
 import pytest
 
-from fedclient.pace import Pace
+from fedclient.pace import Pace, TransferTime
 from fedtask.task import EpochReport
 
 pytestmark = pytest.mark.numpy_task
@@ -32,3 +32,24 @@ def test_pace_of_several_epochs_is_the_time_from_one_to_another() -> None:
 
 def test_pace_of_a_fine_tune_that_has_hardly_begun_is_not_known() -> None:
     assert pace_of((100.0, 1, 0.0), (101.0, 1, 0.01)) is None
+
+
+def seconds_of(*notes: tuple[float, int]) -> float:
+    """The seconds after notes of so many bytes, each as (now, done)."""
+    moments = iter([now for now, _ in notes])
+    transfer = TransferTime(clock=lambda: next(moments))
+    for _, done in notes:
+        transfer.note(done)
+    return transfer.seconds
+
+
+def test_transfer_takes_the_time_in_which_bytes_came() -> None:
+    assert seconds_of((100.0, 0), (102.0, 10), (105.0, 30)) == pytest.approx(5.0)
+
+
+def test_transfer_leaves_out_how_long_the_server_was_away() -> None:
+    assert seconds_of((100.0, 0), (102.0, 10), (9000.0, 10), (9500.0, 10), (9503.0, 30)) == pytest.approx(5.0)
+
+
+def test_transfer_that_begins_anew_counts_what_it_took_in_all() -> None:
+    assert seconds_of((100.0, 0), (102.0, 10), (103.0, 0), (106.0, 30)) == pytest.approx(5.0)

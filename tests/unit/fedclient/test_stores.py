@@ -216,7 +216,7 @@ def test_memory_survives_a_restart_and_a_round_done_again_replaces_what_followed
     memory.learn(Experience(2.0, 1.0))
     memory.save()
     memory = SiteMemory(tmp_path / "memory.json", "federation", FILES)
-    memory.add_history(2, [{"loss": 9.0}, {"loss": 8.0}], epoch_seconds=3.0)
+    memory.add_history(2, [{"loss": 9.0}, {"loss": 8.0}])
     memory.save()
     memory = SiteMemory(tmp_path / "memory.json", "federation", FILES)
 
@@ -225,7 +225,7 @@ def test_memory_survives_a_restart_and_a_round_done_again_replaces_what_followed
         {"round": 2, "epoch": 1, "loss": 9.0},
         {"round": 2, "epoch": 2, "loss": 8.0},
     ]
-    assert memory.experience == Experience(3.0, 1.0)
+    assert memory.experience == Experience(2.0, 1.0)
 
 
 def test_memory_counts_each_round_sent_once_over_a_restart_and_leaves_out_the_one_that_is_offered(

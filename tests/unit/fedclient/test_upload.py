@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -48,10 +50,16 @@ def make_parcel(server: Scripted, folder: Path) -> Parcel:
     return Parcel("upload-1", manifest, spans, num_examples=10, metrics={"loss": 0.5}, epochs=2, training_seconds=1.5)
 
 
-async def send(server: Scripted, folder: Path, parcel: Parcel | None = None) -> Delivery:
+def ignore(_done: int, _total: int) -> None:
+    pass
+
+
+async def send(
+    server: Scripted, folder: Path, parcel: Parcel | None = None, on_bytes: Callable[[int, int], None] = ignore
+) -> Delivery:
     connection = await server.connection(folder)
     parcel = parcel or make_parcel(server, folder)
-    upload = Upload(connection, parcel, Terms(CHUNK, WINDOW), QUICK, lambda _done, _total: None)
+    upload = Upload(connection, parcel, Terms(CHUNK, WINDOW), QUICK, on_bytes)
     try:
         return await upload.run()
     finally:
@@ -115,10 +123,12 @@ async def test_upload_cut_at_every_chunk_resumes_and_sends_at_most_a_window_twic
         server.transfer.cuts = [CHUNK] * cuts
         server.transfer.commit_bytes = 10**9
         parcel = make_parcel(server, tmp_path)
-        delivery = await send(server, tmp_path, parcel)
+        told: list[int] = []
+        delivery = await send(server, tmp_path, parcel, lambda done, _total: told.append(done))
 
         upload = arrived(server)
         assert delivery == Delivery("")
+        assert sum(before == after for before, after in pairwise(told)) >= cuts  # each try begins with what was there
         assert bytes(upload.body) == expected_body(parcel, upload.missing)
         assert server.transfer.bytes_in <= upload.size + cuts * WINDOW
         assert server.transfer.calls.count("PutManifest") == 1

@@ -75,6 +75,12 @@ def test_site_without_val_validates_on_patients_of_its_own(make_site: MakeSite) 
     assert not any("validated on" in warning for warning in site.summary.warnings)
 
 
+def test_site_whose_images_are_all_in_one_sub_folder_parts_it_without_a_word(make_site: MakeSite) -> None:
+    site = open_small(make_site({"train/no/images": 20, "train/yes/images": 20}))
+    assert site.summary.counts["val"] == {"no": 3, "yes": 3}
+    assert not any("validated on" in warning for warning in site.summary.warnings)
+
+
 def test_site_with_few_sub_folders_parts_them_and_says_so(make_site: MakeSite) -> None:
     folder = make_site({f"train/{name}/batch{number}": 20 for number in range(2) for name in ("no", "yes")})
     site = open_small(folder)
