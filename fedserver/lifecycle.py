@@ -85,9 +85,12 @@ async def prepare(federation: Federation) -> None:
 def _require_rounds_left(federation: Federation) -> None:
     """See that a start with fewer rounds than there were, as one that forgot to say how many, ends nothing by it."""
     done, wanted = federation.history[-1].number if federation.history else 0, federation.config.rounds
-    if done > wanted:
+    left = unfinished(federation.state.database)
+    begun = max(done, left.row.number if left is not None else 0)
+    if begun > wanted:
+        begun_or_over = f"{begun} rounds are over" if begun == done else f"round {begun} has begun"
         raise FederationFailed(
-            f"{done} rounds are over in {federation.state.folder}, and --rounds is {wanted} in all: every site would "
+            f"{begun_or_over} in {federation.state.folder}, and --rounds is {wanted} in all: every site would "
             "hear the end at once. Give --rounds as before, or more"
         )
 
@@ -220,7 +223,7 @@ async def run_rounds(federation: Federation, desk: Desk) -> str:
         except Stopped as stopped:
             return str(stopped)
         revived = None
-        desk.clear()
+        await desk.clear()
         await collect_garbage(federation)
         if federation.stop_requested.is_set():
             return "stopped by the coordinator"

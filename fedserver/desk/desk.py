@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 
 import structlog
 
@@ -37,7 +36,6 @@ class Desk:
         self._federation = federation
         self._threads = ByteThreads()
         self._tray = Tray(federation, self._threads)
-        self._beginning: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         # Set once all is known that an earlier process left. Until then nobody may be told how far an upload is, or
         # begin one: it may be one of those.
         self._restored = asyncio.Event()
@@ -55,7 +53,7 @@ class Desk:
         return await asyncio.shield(asyncio.create_task(self._begin(upload_id, manifest, facts)))
 
     async def _begin(self, upload_id: str, manifest: Manifest, facts: UpdateFacts) -> OpenUpload:
-        async with self._beginning[upload_id]:
+        async with self._tray.changing[upload_id]:
             known = self._tray.open.get(upload_id)
             if known is None:
                 self._tray.round.require_open(upload_id)  # once more: its part may have ended while this waited
@@ -73,23 +71,19 @@ class Desk:
             await federation.state.journal.write(beginning(upload_id, round_.number, upload))
             round_.require_open(upload_id)
         except RoundClosed:
-            upload.drop()
+            await asyncio.to_thread(upload.drop)
             await federation.state.journal.write(forgetting(upload_id))
             raise
         except BaseException:
-            upload.drop()
+            await asyncio.to_thread(upload.drop)
             raise
         log.debug("upload begins", client=round_.of_upload(upload_id).client, bytes=upload.size_bytes)
         return self._tray.put(upload_id, upload)
 
     @property
     def window_bytes(self) -> int:
-        """How much of an upload of the round at work may be in flight.
-
-        Raises:
-            UnknownUpload: there was no round yet.
-        """
-        return window_of(len(self._tray.round.participations))
+        """How much of an upload of the round at work may be in flight; 0 where this process had no round yet."""
+        return window_of(len(self._federation.round.participations)) if self._federation.round is not None else 0
 
     async def require(self, upload_id: str) -> None:
         """Check that an update may come. That one came too late is taken note of.
@@ -212,17 +206,19 @@ class Desk:
         """
         await restore(self._tray)
 
-    def clear(self) -> None:
+    async def clear(self) -> None:
         """The round is over: throw away what did not finish.
 
         What became of this round's uploads can still be asked until the next round is over.
         """
-        for upload_id, opened in list(self._tray.open.items()):
-            opened.superseded.set()
-            if opened.finishing is None or opened.finishing.done():  # one that is late may still be on its way in
-                self._tray.drop(upload_id, opened)
+        left = self._tray.open
         self._tray.clear()
-        self._beginning.clear()
+        for opened in left.values():
+            opened.superseded.set()
+        # One that is late may still be on its way in.
+        dropped = [one for one in left.items() if one[1].finishing is None or one[1].finishing.done()]
+        await asyncio.gather(*(self._tray.drop(upload_id, opened) for upload_id, opened in dropped))
+        self._tray.changing.clear()
 
     def close(self) -> None:
         """Let go of the threads. No call about uploads may be at work any more."""

@@ -37,12 +37,12 @@ async def take_in(tray: Tray, upload_id: str, opened: OpenUpload) -> UploadStatu
             return await _settle(tray, round_, part, opened.upload, reason)
     except DigestMismatch:
         round_.abandon_finish(upload_id, federation.now)
-        tray.drop(upload_id, opened)
+        await tray.drop(upload_id, opened)
         await federation.state.journal.write(forgetting(upload_id))
         raise
     except BaseException:
         round_.abandon_finish(upload_id, federation.now)
-        tray.finish_failed(upload_id, opened)
+        await tray.finish_failed(upload_id, opened)
         raise
 
 

@@ -48,10 +48,10 @@ async def keep_late(tray: Tray, upload_id: str, opened: OpenUpload) -> UploadSta
             kept = settled(upload_id, round_.number, opened.upload, UploadState.QUARANTINED, reason)
             await tray.federation.state.journal.write(kept, being_late(round_.number, part.rank, reason))
     except DigestMismatch as error:
-        tray.drop(upload_id, opened)
+        await tray.drop(upload_id, opened)
         raise RoundClosed(f"round {round_.number} does not wait for this update", round=round_.number) from error
     except BaseException:
-        tray.finish_failed(upload_id, opened)
+        await tray.finish_failed(upload_id, opened)
         raise
     log.warning("update came too late", client=part.client, reason=reason)
     return tray.finish(upload_id, opened.upload, UploadState.QUARANTINED, reason)

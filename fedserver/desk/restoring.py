@@ -20,9 +20,10 @@ async def restore(tray: Tray) -> None:
 
     A stored update that is no longer what it was is asked for again, and said loudly.
     """
-    for stored in tray.federation.state.uploads.of_round(tray.round.number):
+    # In a thread: a thousand manifests take seconds to read.
+    for stored in await asyncio.to_thread(tray.federation.state.uploads.of_round, tray.round.number):
         if tray.round.find_upload(stored.upload_id) is None:  # begun when its own round was over
-            stored.upload.drop()
+            await asyncio.to_thread(stored.upload.drop)
             await tray.federation.state.journal.write(forgetting(stored.upload_id))
             continue
         if stored.state is UploadState.OPEN:
@@ -57,4 +58,4 @@ async def _ask_again(tray: Tray, stored: StoredUpload) -> None:
     round_, now = tray.round, tray.federation.now
     round_.reopen(stored.upload_id, now)
     await tray.federation.state.journal.write(forgetting(stored.upload_id), *keeping(round_, now))
-    stored.upload.drop()
+    await asyncio.to_thread(stored.upload.drop)

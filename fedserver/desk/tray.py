@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 from fedserver.coordinator.round import Round
@@ -76,6 +77,8 @@ class Tray:
     def __init__(self, federation: Federation, threads: ByteThreads) -> None:
         self.federation, self.threads = federation, threads
         self.open: dict[str, OpenUpload] = {}
+        self.changing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """By upload id, for whoever opens or removes its files: those of each beginning have the same name."""
         self._received: dict[str, Received] = {}
         self._finished: dict[str, UploadStatus] = {}
         self._finished_before: dict[str, UploadStatus] = {}
@@ -106,23 +109,24 @@ class Tray:
         """Bytes of an upload became durable: the round is told."""
         self.round.upload_progress(upload_id, upload.committed_size, upload.size_bytes, self.federation.now)
 
-    def drop(self, upload_id: str, opened: OpenUpload) -> None:
+    async def drop(self, upload_id: str, opened: OpenUpload) -> None:
         """An upload is at work no more (it may be of a round that is over), and what was received is thrown away."""
         if self.open.get(upload_id) is opened:
             del self.open[upload_id]
         opened.inspection.stop()
         try:
-            opened.upload.drop()
+            async with self.changing[upload_id]:
+                await self.threads.sync(opened.upload.drop)  # which waits for an fsync that is under way
         except OSError as error:
             if self.federation.disk.note(error) is None:
                 raise
             # Its row is gone already, or goes now: the next start removes the file.
 
-    def finish_failed(self, upload_id: str, opened: OpenUpload) -> None:
+    async def finish_failed(self, upload_id: str, opened: OpenUpload) -> None:
         """An upload was not finished, and may be again; but for one whose round ended meanwhile and left it to this."""
         opened.finishing = None
         if self.open.get(upload_id) is not opened:
-            self.drop(upload_id, opened)
+            await self.drop(upload_id, opened)
 
     def finish(self, upload_id: str, upload: Upload, state: UploadState, reason: str) -> UploadStatus:
         """An upload has ended, and its row says how."""

@@ -135,7 +135,7 @@ class Bench:
     async def end_round(self, running: asyncio.Task[RoundWork]) -> RoundWork:
         """What `run_rounds` does when a round is over."""
         work = await asyncio.wait_for(running, 20.0)
-        self.desk.clear()
+        await self.desk.clear()
         await lifecycle.collect_garbage(self.federation)
         return work
 

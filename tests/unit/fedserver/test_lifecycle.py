@@ -168,6 +168,16 @@ async def test_start_with_fewer_rounds_than_there_were_is_refused(tmp_path: Path
     await prepared(tmp_path, rounds=2)
 
 
+async def test_start_with_fewer_rounds_than_have_begun_is_refused(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path, "a") as bench:
+        await bench.play(1)
+        running = await bench.open_round()
+        running.cancel()
+    with pytest.raises(FederationFailed, match=r"round 2 has begun in .* and --rounds is 1 in all"):
+        await prepared(tmp_path, rounds=1)
+    await prepared(tmp_path, rounds=2)
+
+
 async def prepared(folder: Path, meaning: TaskMeaning | None = None, **settings: Any) -> None:
     bench = Bench(folder, **settings)
     try:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import gc
 import string
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from fedserver import lifecycle
 from fedserver.desk.window import BUDGET_BYTES, MIN_WINDOW_BYTES
-from fedserver.store import UpdateFacts
+from fedserver.store import UpdateFacts, UploadState
 from fedserver.store.rounds import late_updates
 from fedstream.errors import RoundClosed, UnknownUpload
+from fedstream.files import RealFileSystem
 from fedstream.manifest import manifest_of
 from tests.support.bench import SCHEMA, Bench
 from tests.support.tasks import random_weights
@@ -67,6 +70,51 @@ async def test_how_an_upload_ended_can_be_asked_of_the_next_process_too(tmp_path
         await bench.play(2)
         with pytest.raises((RoundClosed, UnknownUpload)):  # as said: until the next round is over
             await bench.desk.finish(upload_id)
+
+
+async def test_how_far_an_upload_is_can_be_asked_of_a_server_that_had_no_round_yet(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path, "a") as bench:
+        running = await bench.open_round()
+        await bench.send("a", WEIGHTS)
+        upload_id = bench.part("a").upload_id
+        await bench.end_round(running)
+    async with Bench.running(tmp_path, "a") as bench:
+        assert bench.desk.status(upload_id).state is UploadState.ADMITTED
+        assert bench.desk.window_bytes == 0
+
+
+class Slow(RealFileSystem):
+    """Its next fsync takes a while, once it `is_slow`."""
+
+    def __init__(self) -> None:
+        self.is_slow = False
+        self.syncing = threading.Event()
+
+    def sync(self, descriptor: int) -> None:
+        if self.is_slow:
+            self.is_slow = False
+            self.syncing.set()
+            time.sleep(0.7)
+        super().sync(descriptor)
+
+
+async def test_loop_goes_on_while_a_round_that_is_over_waits_for_an_fsync(tmp_path: Path) -> None:
+    files = Slow()
+    async with Bench.running(tmp_path, "ab", files=files, reporting_goal=1) as bench:
+        running = await bench.open_round()
+        upload_id = await bench.begin("b", WEIGHTS)
+        upload = (await bench.desk.at_work(upload_id)).upload
+        await bench.desk.write(upload, 0, bytes(100))
+        files.is_slow = True
+        committing = asyncio.create_task(asyncio.to_thread(upload.sync))
+        await asyncio.to_thread(files.syncing.wait)
+        await bench.send("a", WEIGHTS)
+        ending, steps = asyncio.create_task(bench.end_round(running)), 0
+        while not committing.done():
+            await asyncio.sleep(0.01)
+            steps += 1
+        await asyncio.gather(ending, committing, return_exceptions=True)
+        assert steps > 20  # a loop that waits for the fsync takes one
 
 
 async def test_late_update_that_was_kept_aside_is_not_said_to_be_gone_by_the_next_process(tmp_path: Path) -> None:
