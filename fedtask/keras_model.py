@@ -135,39 +135,60 @@ def _load_legacy(model: Any, path: Path) -> dict[str, np.ndarray]:
     """Read `.h5` as Keras's older format lays it out, where every array stands under its layer's name.
 
     Read here rather than by Keras, which names neither the layer nor both shapes where a model differs. Layers may have
-    other names than here if there are as many arrays, of the same shapes, in the same order.
+    other names than here if there are as many arrays, of the same shapes, in the same order. No array is read before
+    its shape is known to fit: a file of a few kilobytes can claim any.
     """
     with h5py.File(path, "r") as file:
-        root = file.get("model_weights", file)
+        root = _own(file, "model_weights") if "model_weights" in file else file
         if "layer_names" not in root.attrs:
             raise TaskError(f"{path} holds no model that Keras saved; a file of weights alone ends in .weights.h5")
-        found = list(_legacy_arrays(root))
-    wanted = [(variable.path, tuple(variable.shape)) for variable in model.weights]
-    if [values.shape for _, values in found] != [shape for _, shape in wanted]:
-        in_schema_order(schema_of(model), dict(found), path)  # explains by name what differs, if names tell
-        raise TaskError(f"{path} holds another model: {_first_difference(found, wanted)}")
-    for variable, (_, values) in zip(model.weights, found, strict=True):
-        variable.assign(values)
+        found = list(_legacy_datasets(root))
+        wanted = [(variable.path, tuple(variable.shape)) for variable in model.weights]
+        if [dataset.shape for _, dataset in found] != [shape for _, shape in wanted]:
+            in_schema_order(schema_of(model), dict(found), path)  # explains by name what differs, if names tell
+            raise TaskError(f"{path} holds another model: {_first_difference(found, wanted)}")
+        for variable, (_, dataset) in zip(model.weights, found, strict=True):
+            variable.assign(np.asarray(dataset))
     return read_weights(model)
 
 
-def _legacy_arrays(root: Any) -> Iterator[tuple[str, np.ndarray]]:
+def _legacy_datasets(root: Any) -> Iterator[tuple[str, Any]]:
     for layer_name in root.attrs["layer_names"]:
-        group = root[_text(layer_name)]
+        group = _own(root, _text(layer_name))
         for weight_name in group.attrs["weight_names"]:
             name = _text(weight_name)
-            yield f"{_text(layer_name)}/{name.rsplit('/', 1)[-1].split(':')[0]}", np.asarray(group[name])
+            yield f"{_text(layer_name)}/{name.rsplit('/', 1)[-1].split(':')[0]}", _own(group, name)
+
+
+def _own(group: Any, path: str) -> Any:
+    """What stands at `path` in the file itself.
+
+    A link and a dataset may also name any other file that this user may read, such as a key: its bytes would go into a
+    model for everyone to read.
+
+    Raises:
+        TaskError: it is elsewhere.
+        KeyError: there is no such thing.
+    """
+    for name in path.split("/"):
+        link = group.get(name, getlink=True)
+        if link is not None and not isinstance(link, h5py.HardLink):
+            raise TaskError(f"{group.file.filename} refers to values outside itself, at {path}")
+        group = group[name]
+    if isinstance(group, h5py.Dataset) and (group.external is not None or group.is_virtual):
+        raise TaskError(f"{group.file.filename} refers to values outside itself, at {path}")
+    return group
 
 
 def _text(name: bytes | str) -> str:
     return name.decode() if isinstance(name, bytes) else name
 
 
-def _first_difference(found: list[tuple[str, np.ndarray]], wanted: list[tuple[str, tuple[int, ...]]]) -> str:
+def _first_difference(found: list[tuple[str, Any]], wanted: list[tuple[str, tuple[int, ...]]]) -> str:
     differing = [
-        f"{name} {list(values.shape)} there and {here} {list(shape)} here"
-        for (name, values), (here, shape) in zip(found, wanted, strict=False)
-        if values.shape != shape
+        f"{name} {list(dataset.shape)} there and {here} {list(shape)} here"
+        for (name, dataset), (here, shape) in zip(found, wanted, strict=False)
+        if dataset.shape != shape
     ]
     return enumerate_some([f"{len(found)} arrays there and {len(wanted)} here", *differing])
 

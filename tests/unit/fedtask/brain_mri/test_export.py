@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import zipfile
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -86,6 +88,46 @@ def test_another_network_is_refused(suffix, exported, tmp_path):
     if suffix == ".h5":
         assert "Conv1/kernel is float32 [3, 3, 3, 16] there and float32 [3, 3, 3, 16] here" not in str(error.value)
         assert "there and float32" in str(error.value)
+
+
+def external_values(group, key):
+    group.create_dataset("kernel", shape=(1280, 1), dtype="u1", external=[(str(key), 0, 1280)])
+
+
+def external_link(group, key):
+    group["kernel"] = h5py.ExternalLink(str(key), "/secret")
+
+
+def link_within(group, _key):
+    group["kernel"] = h5py.SoftLink("/elsewhere")
+
+
+def virtual_values(group, key):
+    layout = h5py.VirtualLayout((1280, 1), "f4")
+    layout[:] = h5py.VirtualSource(str(key), "secret", (1280, 1))
+    group.create_virtual_dataset("kernel", layout)
+
+
+@pytest.mark.parametrize("refer", [external_values, external_link, link_within, virtual_values])
+def test_file_that_refers_to_another_one_is_refused(upper_task, exported, tmp_path, refer):
+    (tmp_path / "authority.key").write_bytes(bytes(range(256)) * 5)
+    shutil.copy(exported / "GLOBAL_MODEL_MOB.h5", tmp_path / "site.h5")
+    with h5py.File(tmp_path / "site.h5", "r+") as file:
+        head = file["model_weights/head/head"]
+        del head["kernel"]
+        refer(head, tmp_path / "authority.key")
+    with pytest.raises(TaskError, match=r"site\.h5 refers to values outside itself, at .*kernel"):
+        upper_task.read_model(tmp_path / "site.h5")
+
+
+def test_array_of_a_size_that_is_only_claimed_is_refused_before_it_is_read(upper_task, exported, tmp_path):
+    shutil.copy(exported / "GLOBAL_MODEL_MOB.h5", tmp_path / "site.h5")
+    with h5py.File(tmp_path / "site.h5", "r+") as file:
+        head = file["model_weights/head/head"]
+        del head["kernel"]
+        head.create_dataset("kernel", shape=(1 << 50, 1), dtype="f4", fillvalue=1.0, chunks=(1 << 20, 1))
+    with pytest.raises(TaskError, match=r"head/kernel .*\[1125899906842624, 1\] there"):
+        upper_task.read_model(tmp_path / "site.h5")
 
 
 @pytest.mark.parametrize(
