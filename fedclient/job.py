@@ -106,9 +106,9 @@ class Job:
     _pace: Pace = field(default_factory=Pace, repr=False)
     _task: asyncio.Task[None] | None = field(default=None, repr=False)
 
-    async def is_trained(self) -> bool:
-        """Whether the fine-tune of this offer is done and on disk, by this process or an earlier one."""
-        return await asyncio.to_thread(self._load_finished) is not None
+    async def trained(self) -> FinishedUpdate | None:
+        """The fine-tune of this offer, if it is done and on disk, by this process or an earlier one."""
+        return await asyncio.to_thread(self._load_finished)
 
     def _load_finished(self) -> FinishedUpdate | None:
         finished = self.workshop.updates.load(self.offer.offer_id)
@@ -120,6 +120,11 @@ class Job:
             self.state = JobState.WORKING
             self._task = asyncio.create_task(self._run(plan, terms), name=f"round {self.offer.round}")
             self._task.add_done_callback(self._check_end)
+
+    def refuse(self, reason: str) -> None:
+        """Do not begin, and say so. Nothing happens if it has begun."""
+        if self.state is JobState.OFFERED:
+            self._end(JobState.FAILED, reason)
 
     def drop(self, reason: str) -> None:
         """Stop: the server does not want it any more. A job that has ended stays as it is."""
@@ -271,7 +276,7 @@ class Job:
             self.offer.upload_id, update, packed.manifest, packed.spans, packed.encoded, self.workshop.reporting
         )
         self._show(Progress(Phase.UPLOADING))
-        self.workshop.memory.note_sent(self.offer.round)
+        self.workshop.memory.note_sent(finished.fingerprint)
         await when_the_disk_can(lambda: asyncio.to_thread(self.workshop.memory.save), _WAITING)
         upload = Upload(self.workshop.connection, parcel, terms, self.workshop.patience, on_bytes)
         return await upload.run()

@@ -21,14 +21,18 @@ Row = Mapping[str, Any]
 
 
 class SiteMemory:
-    """One federation's memory, in one small file. Damage to it costs the plots of earlier rounds, nothing else.
+    """One federation's memory, in one small file. Damage to it costs the plots of earlier rounds and the count of
+    updates.
+
+    Which updates left is remembered whatever the federation: a server chooses its name, as it does the rounds' numbers,
+    and must not set back by it what the site allows.
 
     What is taken note of is on disk after the next `save`, which may be called from a thread: each save waits for the
     disk twice, so a round saves once, before its update leaves.
 
     Args:
         path: of the file.
-        federation: its name; what is remembered of another one is dropped.
+        federation: its name; the history that is remembered of another one is dropped.
         files: the file system.
     """
 
@@ -38,7 +42,7 @@ class SiteMemory:
         self._files = files
         self._rows: list[Row] = []
         self._experience = Experience()
-        self._sent: frozenset[int] = frozenset()
+        self._sent: frozenset[str] = frozenset()
         self._is_saved = True
         self._saving = Lock()
         self._load()
@@ -50,27 +54,21 @@ class SiteMemory:
 
     @property
     def experience(self) -> Experience:
-        """What rounds took here, and how many there were."""
+        """What rounds took here, and how many updates left."""
         return replace(self._experience, rounds_sent=len(self._sent))
 
-    def experience_before(self, round_number: int) -> Experience:
-        """What earlier rounds took here. One that is offered again must not stand in its own way, nor may those that
-        an earlier federation of this name had after it.
-        """
-        return replace(self._experience, rounds_sent=sum(number < round_number for number in self._sent))
+    def has_sent(self, fingerprint: str) -> bool:
+        """Whether this update left already, or began to: once more it tells nothing new."""
+        return fingerprint in self._sent
 
     def learn(self, experience: Experience) -> None:
         """Remember what a round took."""
         self._experience, self._is_saved = experience, False
 
-    def note_sent(self, round_number: int) -> None:
-        """Count a round, in place of what was there from it on, of another federation or one that was set back.
-
-        Save before the first byte of its update leaves: a crash must not make room for one more.
-        """
-        sent = frozenset({round_number, *(number for number in self._sent if number < round_number)})
-        if sent != self._sent:
-            self._sent, self._is_saved = sent, False
+    def note_sent(self, fingerprint: str) -> None:
+        """Count an update. Save before its first byte leaves: a crash must not make room for one more."""
+        if fingerprint not in self._sent:
+            self._sent, self._is_saved = self._sent | {fingerprint}, False
 
     def add_history(self, round_number: int, history: Sequence[Mapping[str, Any]]) -> None:
         """Add a round's epochs. A round that is done again replaces what was there from it on."""
@@ -81,10 +79,10 @@ class SiteMemory:
     def _load(self) -> None:
         try:
             held = unseal(self._path.read_bytes())
+            self._sent = frozenset(map(str, held.get("sent", ())))  # of earlier versions: numbers of rounds, or none
             if held["federation"] == self._federation:
                 self._rows = list(held["rows"])
                 self._experience = Experience(held["epoch_seconds"], held["transfer_seconds"])
-                self._sent = frozenset(held.get("sent", ()))  # files of earlier versions have none
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, TypeError) as error:

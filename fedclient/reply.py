@@ -22,14 +22,21 @@ class SiteLimits:
         """Whether updates of as many rounds have left the site as may."""
         return 0 < self.max_rounds <= rounds_sent
 
+    def agreed_epochs(self, offer: Offer, reply: Reply) -> int:
+        """How many epochs may be trained for an offer that was answered so; 0 for none."""
+        if isinstance(reply, Decline):
+            return 0
+        countered = reply.epochs if isinstance(reply, Counter) else 0
+        return min(offer.plan.epochs, countered or offer.plan.epochs)
+
 
 @dataclass(frozen=True, slots=True)
 class Experience:
     """What earlier rounds took at this site, in seconds; `epoch_seconds` is `None` before the first.
 
     `transfer_seconds` is download and upload together. `more_time_refused` says that the server once withdrew an offer
-    for which the client had asked for more time. `rounds_sent` counts the rounds of which an update was sent, or begun
-    to be. `misfits` counts the offers in a row, since the last delivery, whose time seemed too short for one epoch.
+    for which the client had asked for more time. `rounds_sent` counts the updates that were sent, or begun to be, one a
+    round. `misfits` counts the offers in a row, since the last delivery, whose time seemed too short for one epoch.
     """
 
     epoch_seconds: float | None = None

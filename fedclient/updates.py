@@ -41,6 +41,12 @@ class FinishedUpdate:
         changed = {record.name: record.entry() for record in self.update.changed}
         return Manifest(tuple(changed.get(entry.name, entry) for entry in base))
 
+    @property
+    def fingerprint(self) -> str:
+        """By which it is known again, whatever round it is said to be of: what it started from and what changed."""
+        text = "\n".join([self.base.hex, *(f"{record.name} {record.sha256_hex}" for record in self.update.changed)])
+        return hashlib.sha256(text.encode()).hexdigest()
+
     def spans(self) -> dict[str, FileSpan]:
         """Where the values of the changed tensors stand."""
         weights_file = WeightsFile(self.path)

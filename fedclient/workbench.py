@@ -58,12 +58,14 @@ class Workbench:
             self._drop(job, "another offer came")
         self.job = job = Job(offer, self._workshop)
         self._workshop.keepsakes.work_begins()  # not only when training does: a call of the worker may take seconds
-        if await job.is_trained():
+        memory = self._workshop.memory
+        trained = await job.trained()
+        is_used_up = self._limits.are_used_up(memory.experience.rounds_sent)
+        if trained is not None and (memory.has_sent(trained.fingerprint) or not is_used_up):
             self._reply = Accept()
             return self._reply
-        reply = self._reply = answer(offer, self._limits, self._workshop.memory.experience_before(offer.round))
+        reply = self._reply = answer(offer, self._limits, memory.experience)
         if isinstance(reply, Decline | Counter) and reply.misfit:
-            memory = self._workshop.memory
             memory.learn(replace(memory.experience, misfits=memory.experience.misfits + 1))
         self._asked_for_time = isinstance(reply, Counter) and reply.seconds_needed is not None
         if isinstance(reply, Decline):
@@ -79,8 +81,15 @@ class Workbench:
     def confirm(self, confirmation: Confirmation) -> None:
         """Begin, or go on with, what was agreed."""
         job = self._job_of(confirmation.offer_id)
-        if job is not None and self._terms is not None:
-            job.start(confirmation.plan, self._terms)
+        if job is None or self._terms is None:
+            return
+        agreed, confirmed = self._limits.agreed_epochs(job.offer, self._reply), confirmation.plan.epochs
+        if confirmed <= agreed:
+            most = self._limits.max_epochs or confirmed  # what is trained already was by an earlier agreement
+            job.start(replace(confirmation.plan, epochs=min(confirmed, most)), self._terms)
+        else:
+            log.error("the server goes by other terms than were agreed on", epochs=confirmed, agreed=agreed)
+            job.refuse(f"{confirmed} epochs were confirmed, and {agreed} agreed on")
 
     def withdraw(self, offer_id: str, reason: str) -> None:
         """The server takes an offer back."""

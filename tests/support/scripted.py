@@ -251,26 +251,33 @@ class Talk:
     async def say(self, **kind: Any) -> None:
         await self._context.write(negotiation_pb2.NegotiateResponse(**kind))
 
-    async def welcome(self, max_chunk_bytes: int = 4096, window_bytes: int = 16384) -> Any:
+    async def welcome(self, max_chunk_bytes: int = 4096, window_bytes: int = 16384, rounds: int = 2) -> Any:
         """Hear the hello and welcome the client."""
         hello = await self.hear("hello")
         welcome = negotiation_pb2.Welcome(
             protocol=1,
             max_chunk_bytes=max_chunk_bytes,
             window_bytes=window_bytes,
-            rounds=2,
+            rounds=rounds,
             client_name=hello.client_name,
         )
         await self.say(welcome=welcome)
         return hello
 
     async def offer(
-        self, base: Digest, number: int = 1, epochs: int = 2, remaining: float = LONG, lease: float = LONG
+        self,
+        base: Digest,
+        number: int = 1,
+        epochs: int = 2,
+        remaining: float = LONG,
+        lease: float = LONG,
+        said_to_be: int = 0,
     ) -> None:
+        """Offer a round; it may be `said_to_be` another one than it is."""
         offer = negotiation_pb2.Offer(
             offer_id=f"offer-{number}",
             upload_id=f"upload-{number}",
-            round=number,
+            round=said_to_be or number,
             base_model=common_pb2.ModelRef(version=number - 1, model_digest=wire.write_digest(base)),
             plan=wire.write_plan(plan(epochs)),
             time_remaining=seconds(remaining),

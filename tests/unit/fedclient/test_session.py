@@ -94,6 +94,69 @@ async def test_session_after_a_restart_remembers_the_limit_declines_and_leaves(t
     assert text.startswith("left: ")
 
 
+async def test_limit_on_rounds_holds_whatever_number_a_server_gives_to_a_round(tmp_path: Path) -> None:
+    here: list[Scripted] = []
+    said: list[str] = []
+
+    async def script(talk: Talk) -> None:
+        await talk.welcome(rounds=1)
+        await deliver(talk, here[0])
+        await talk.offer(here[0].base, number=2, said_to_be=1)
+        said.append((await talk.hear("decline")).reason)
+        said.append((await talk.hear("leave")).reason)
+
+    async with scripted(script) as server:
+        here.append(server)
+        _, logs = await run(server.client(tmp_path, max_rounds=1))
+
+    assert said == ["this site takes part in at most 1 rounds"] * 2
+    assert count(logs, "trained") == 1
+
+
+async def test_update_that_was_sent_is_sent_again_whatever_the_limit_on_rounds(tmp_path: Path) -> None:
+    here: list[Scripted] = []
+
+    async def script(talk: Talk) -> None:
+        await talk.welcome(rounds=1)
+        await deliver(talk, here[0])
+        here[0].transfer.uploads.clear()  # it was damaged there
+        await deliver(talk, here[0])
+        await talk.end(here[0].base)
+
+    async with scripted(script) as server:
+        here.append(server)
+        text, logs = await run(server.client(tmp_path, max_rounds=1))
+
+    assert text.startswith("federation finished")
+    assert count(logs, "trained") == 1
+
+
+async def test_plan_of_more_epochs_than_were_agreed_on_is_not_trained(tmp_path: Path) -> None:
+    here: list[Scripted] = []
+    said: list[str] = []
+
+    async def script(talk: Talk) -> None:
+        await talk.welcome()
+        await talk.offer(here[0].base, epochs=9)
+        assert (await talk.hear("counter_offer")).epochs == 2
+        await talk.confirm(epochs=3)
+        said.append((await talk.hear("failure")).reason)
+        await talk.offer(here[0].base, number=2, epochs=2)
+        await talk.hear("accept")
+        await talk.confirm(number=2, epochs=2)
+        await until(lambda: "upload-2" in here[0].transfer.uploads and finished(here[0], 2))
+        await asyncio.sleep(0.2)
+        await talk.end(here[0].base)
+
+    async with scripted(script) as server:
+        here.append(server)
+        text, logs = await run(server.client(tmp_path, max_epochs=2))
+
+    assert said == ["3 epochs were confirmed, and 2 agreed on"]
+    assert text.startswith("federation finished")
+    assert [event["epochs"] for event in logs if event["event"] == "trained"] == [2]
+
+
 @pytest.mark.parametrize(
     ("report", "told"),
     [

@@ -11,6 +11,7 @@ import pytest
 from fedclient.memory import SiteMemory
 from fedclient.models import LocalModel, ModelStore
 from fedclient.reply import Experience
+from fedclient.sealed import seal
 from fedclient.updates import UpdateStore
 from fedstream.dtypes import DataType
 from fedstream.files import RealFileSystem, write_durably
@@ -228,17 +229,24 @@ def test_memory_survives_a_restart_and_a_round_done_again_replaces_what_followed
     assert memory.experience == Experience(2.0, 1.0)
 
 
-def test_memory_counts_each_round_sent_once_over_a_restart_and_leaves_out_the_one_that_is_offered(
-    tmp_path: Path,
-) -> None:
+def test_memory_counts_each_update_sent_once_over_a_restart_whatever_the_federation_is_called(tmp_path: Path) -> None:
     memory = SiteMemory(tmp_path / "memory.json", "federation", FILES)
-    for number in (1, 3, 3):
-        memory.note_sent(number)
+    for fingerprint in ("one", "two", "two"):
+        memory.note_sent(fingerprint)
+    memory.add_history(1, [{"loss": 1.0}])
     memory.save()
-    memory = SiteMemory(tmp_path / "memory.json", "federation", FILES)
+    memory = SiteMemory(tmp_path / "memory.json", "another", FILES)
 
-    assert memory.experience.rounds_sent == 2
-    assert (memory.experience_before(3).rounds_sent, memory.experience_before(4).rounds_sent) == (1, 2)
+    assert (list(memory.rows), memory.experience) == ([], Experience(rounds_sent=2))
+    assert (memory.has_sent("two"), memory.has_sent("three")) == (True, False)
+
+
+def test_memory_of_an_earlier_version_counts_its_rounds_on(tmp_path: Path) -> None:
+    held = {"federation": "federation", "rows": [], "epoch_seconds": 2.0, "transfer_seconds": 1.0, "sent": [1, 2, 3]}
+    (tmp_path / "memory.json").write_bytes(seal(held))
+    memory = SiteMemory(tmp_path / "memory.json", "federation", FILES)
+    memory.note_sent("one")
+    assert memory.experience == Experience(2.0, 1.0, rounds_sent=4)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"\xff", b'{"federation": "other", "rows": [{}]}'])
@@ -247,13 +255,3 @@ def test_memory_that_is_damaged_or_of_another_federation_starts_anew(tmp_path: P
     memory = SiteMemory(tmp_path / "memory.json", "federation", FILES)
 
     assert (list(memory.rows), memory.experience) == ([], Experience())
-
-
-def test_rounds_of_an_earlier_federation_of_the_name_do_not_count_in_the_next(tmp_path: Path) -> None:
-    memory = SiteMemory(tmp_path / "memory.json", "federation", RealFileSystem())
-    for number in (1, 2, 3):
-        memory.note_sent(number)
-    assert memory.experience_before(4).rounds_sent == 3
-    assert memory.experience_before(1).rounds_sent == 0
-    memory.note_sent(1)
-    assert memory.experience.rounds_sent == 1
