@@ -34,6 +34,8 @@ from fedstream.encodings import Encoding
 from fedstream.schema import ModelSchema, TaskMeaning, TensorDifference
 from fedstream.v1 import common_pb2, negotiation_pb2
 
+_MAX_SETTING_BYTES = 64 << 10
+
 _PHASES = {phase: negotiation_pb2.Phase.Value(f"PHASE_{phase.name}") for phase in Phase}
 
 
@@ -44,7 +46,14 @@ def read_federation(message: negotiation_pb2.DescribeTaskResponse) -> Federation
         InvalidRequest: a part of it is malformed.
     """
     return FederationOnOffer(
-        task=TaskOnOffer(message.federation_name, message.task_name, dict(message.task_settings)),
+        task=TaskOnOffer(
+            limits.clip_reason(message.federation_name),
+            limits.clip_reason(message.task_name),
+            {
+                limits.clip_reason(name): limits.clip_reason(value, _MAX_SETTING_BYTES)
+                for name, value in message.task_settings.items()
+            },
+        ),
         protocol=(message.protocol.min, message.protocol.max),
         meaning=wire.read_meaning(message.meaning) if message.HasField("meaning") else None,
         schema_sha256=message.schema_sha256,
@@ -70,7 +79,8 @@ def _read_welcome(message: negotiation_pb2.Welcome) -> Welcome:
     chunk = message.max_chunk_bytes or limits.DEFAULT_CHUNK_BYTES
     window = message.window_bytes or limits.WINDOW_BYTES
     best, *_ = wire.read_encodings(message.encodings)
-    return Welcome(min(chunk, limits.MAX_CHUNK_BYTES), window, best, message.rounds, message.client_name)
+    name = limits.clip_reason(message.client_name)
+    return Welcome(min(chunk, limits.MAX_CHUNK_BYTES), window, best, message.rounds, name)
 
 
 def _read_declined(message: negotiation_pb2.Declined) -> Declined:

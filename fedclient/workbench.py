@@ -113,7 +113,7 @@ class Workbench:
         return f"this site takes part in at most {self._limits.max_rounds} rounds"
 
     def check_health(self) -> None:
-        """Call after a job has ended.
+        """Call after a job has ended, as often as wanted.
 
         Raises:
             Stop: with `UNTRUSTED`, the server does not take this site any more; with `TRAINING_FAILED`, too many
@@ -124,8 +124,9 @@ class Workbench:
             return
         if job.refusal is not None:
             raise refused(job.refusal)
-        if not job.training_failed:
+        if job.state is JobState.DELIVERED:
             self._failures = 0
+        if not job.training_failed:
             return
         job.training_failed = False  # counted
         self._failures += 1

@@ -44,6 +44,9 @@ _CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters, and lone surrogates: Python has them for file names that are not UTF-8, UTF-8 has not."""
 
+_UNSHOWN = re.compile(_CONTROL.pattern[:-1] + "\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""What of somebody else's words may not reach a terminal or a table: also marks that turn lines and their direction."""
+
 
 def is_client_name(name: str) -> bool:
     """Whether `name` may name a client: it stands in logs, tables and file names, so it holds nothing else."""
@@ -61,6 +64,6 @@ def is_plain_text(text: str, max_bytes: int) -> bool:
 
 
 def clip_reason(text: str, max_bytes: int = MAX_REASON_BYTES) -> str:
-    """`text` as it may stand in a reason: one line, control characters replaced, at most `max_bytes` bytes of UTF-8."""
-    line = _CONTROL.sub(" ", text).strip()
+    """`text` as it may be shown: one line, control characters replaced, at most `max_bytes` bytes of UTF-8."""
+    line = _UNSHOWN.sub(" ", text).strip()
     return line.encode()[:max_bytes].decode(errors="ignore")

@@ -42,10 +42,11 @@ def from_rpc_error(error: grpc.RpcError) -> FedstreamError:
     info = _find(status, error_details_pb2.ErrorInfo)
     code, details = _code_and_details(error)
     if status is None or info is None or info.domain != ERROR_DOMAIN:
-        return TransportError(f"{code}: {details}" if details else code)
+        return TransportError(limits.clip_reason(f"{code}: {details}") if details else code)
     kind = PROTOCOL_ERRORS.get(info.reason, ProtocolError)
-    decided = kind(status.message)
-    decided.metadata = dict(info.metadata)  # not as keywords: the other end chose the keys
+    decided = kind(limits.clip_reason(status.message))  # it is shown to people, and the other end may be anybody
+    # Not as keywords: the other end chose the keys.
+    decided.metadata = {key: limits.clip_reason(value) for key, value in info.metadata.items()}
     retry = _find(status, error_details_pb2.RetryInfo)
     if isinstance(decided, LimitExceeded) and retry is not None:
         decided.retry_after = _read_delay(retry.retry_delay)

@@ -198,6 +198,28 @@ async def test_session_whose_training_fails_tells_no_file_name_and_ends_after_th
     assert stop.code is ExitCode.TRAINING_FAILED
 
 
+async def test_failures_in_a_row_are_counted_over_the_waits_between_rounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here: list[Scripted] = []
+    monkeypatch.setattr(session, "_PERIOD_SECONDS", 0.05)
+
+    async def script(talk: Talk) -> None:
+        await talk.welcome()
+        for number in (1, 2, 3):
+            await talk.agree(here[0].base, number)
+            await talk.hear("failure")
+            if number < 3:
+                await asyncio.sleep(0.5)  # the others are still at work
+        await talk.hear("leave")
+
+    async with scripted(script) as server:
+        here.append(server)
+        stop = await stopped(server.client(tmp_path, max_hours=1e-9))
+
+    assert stop.code is ExitCode.TRAINING_FAILED
+
+
 async def test_session_whose_training_fails_while_progress_is_told_tells_that_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,6 +87,7 @@ def test_plain_text_is_one_line_within_its_bytes() -> None:
         ("", ""),
         ("disk full", "disk full"),
         ("  two\nlines\t\x1b[31m ", "two lines  [31m"),
+        ("safe \u202egnp.exe\u2028forged line\u2066", "safe  gnp.exe forged line"),  # turned round, and in two lines
         ("img_\udce4.png is damaged", "img_ .png is damaged"),  # a file name that is not UTF-8
         ("x" * 1_025, "x" * 1_024),
         ("x" + "ü" * 512, "x" + "ü" * 511),  # never half a character

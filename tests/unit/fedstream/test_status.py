@@ -206,3 +206,11 @@ async def test_nobody_listening_is_the_network() -> None:
 
 def test_error_that_is_no_call_is_the_network() -> None:
     assert str(from_rpc_error(grpc.RpcError())) == "RpcError"
+
+
+async def test_words_of_the_other_end_bring_no_control_characters_to_a_terminal(fail: Fail) -> None:
+    info = error_details_pb2.ErrorInfo(reason="INVALID_REQUEST", domain=ERROR_DOMAIN, metadata={"field": "\x1b[2J"})
+    decided = await fail(end(grpc.StatusCode.INVALID_ARGUMENT, "", packed(info, message="no \x1b]0;OWNED\x07")))
+    assert isinstance(decided, InvalidRequest)
+    assert (decided.message, decided.metadata) == ("no  ]0;OWNED", {"field": "[2J"})
+    assert str(await fail(end(grpc.StatusCode.UNAVAILABLE, "gone \x1b[31m", b""))) == "UNAVAILABLE: gone  [31m"
