@@ -105,6 +105,12 @@ def run(
     max_streams_per_connection: Annotated[
         int | None, typer.Option(help="Calls that one connection may have open. [default: 16]")
     ] = None,
+    max_examples: Annotated[
+        int | None,
+        typer.Option(
+            help="Training examples that a site may say it has; its weight goes by them. [default: 10 million]"
+        ),
+    ] = None,
     max_resent_bytes: Annotated[
         int | None, typer.Option(help="Bytes of one update that may come more than once. [default: 1073741824]")
     ] = None,

@@ -72,6 +72,7 @@ class ServerConfig(BaseModel):
     min_free_bytes: Annotated[int, Field(ge=0, lt=1 << 60)] = 256 << 20
     max_connections: PositiveCount = 4000
     max_streams_per_connection: PositiveCount = 16
+    max_examples: PositiveCount | None = None
     max_resent_bytes: Annotated[int, Field(ge=0, lt=1 << 60)] = 1 << 30
     handshake_timeout_seconds: PositiveSpan = 20.0
     message_timeout_seconds: PositiveSpan = 30.0

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from fedserver.coordinator.population import Introduction
 from fedstream import limits
-from fedstream.schema import ModelSchema, TaskMeaning, TensorDifference
+from fedstream.errors import InvalidRequest
+from fedstream.schema import ModelSchema, TaskMeaning, TensorDifference, TensorSpec
 
 
 class DeclineReason(enum.Enum):
@@ -35,8 +36,10 @@ class Decline:
     meanings: tuple[TaskMeaning, TaskMeaning] | None = None
 
 
-def check_introduction(introduction: Introduction, protocol_min: int, protocol_max: int) -> Decline | None:
-    """Check version, name and number of examples."""
+def check_introduction(
+    introduction: Introduction, protocol_min: int, protocol_max: int, max_examples: int | None = None
+) -> Decline | None:
+    """Check version, name and number of examples, of which a site may have `max_examples`."""
     if not protocol_min <= limits.PROTOCOL_VERSION <= protocol_max:
         ours = limits.PROTOCOL_VERSION
         side = "the client" if protocol_max < ours else "the server"
@@ -51,6 +54,12 @@ def check_introduction(introduction: Introduction, protocol_min: int, protocol_m
         return Decline(DeclineReason.NAME, message)
     if introduction.num_examples < 1:
         return Decline(DeclineReason.EXAMPLES, "the client has no training examples: check its data folder")
+    if max_examples is not None and introduction.num_examples > max_examples:
+        message = (
+            f"the client has {introduction.num_examples:,} training examples, and a site of this federation at most "
+            f"{max_examples:,}: train on fewer with --max-examples, or ask the coordinator to raise its own"
+        )
+        return Decline(DeclineReason.EXAMPLES, message)
     return None
 
 
@@ -93,18 +102,56 @@ def _are_renamed(server: Sequence[str], client: Sequence[str]) -> bool:
     return all(mine == yours or yours not in server for mine, yours in zip(server, client, strict=True))
 
 
-def compare_schemas(server: ModelSchema, client: ModelSchema) -> Decline:
-    """Name the tensors on which two schemas with different digests disagree."""
+class TheirTensors:
+    """A client's schema as it comes: of tensors that the federation's has not, as many as are shown are kept.
+
+    So what a client sends takes no more memory than the federation's own schema and a few more tensors.
+    """
+
+    def __init__(self, server: ModelSchema) -> None:
+        self._server = server
+        self._kept: dict[str, TensorSpec] = {}
+        self._num_strange = 0
+
+    def add(self, specs: Sequence[TensorSpec]) -> None:
+        """The next of them.
+
+        Raises:
+            InvalidRequest: a name stands twice, or there are too many.
+        """
+        for spec in specs:
+            if spec.name in self._kept:
+                raise InvalidRequest(f"tensor name {spec.name!r} stands twice in the schema", field="tensors")
+            if spec.name not in self._server:
+                self._num_strange += 1
+            if spec.name in self._server or self._num_strange <= limits.MAX_SHOWN_DIFFERENCES:
+                self._kept[spec.name] = spec
+        if self._num_strange + len(self._kept) > limits.MAX_TENSORS:
+            raise InvalidRequest(f"a schema has at most {limits.MAX_TENSORS} tensors", field="tensors")
+
+    def compare(self) -> Decline:
+        """What differs, once all of them came.
+
+        Raises:
+            ValueError: they make no schema.
+        """
+        passed_over = max(0, self._num_strange - limits.MAX_SHOWN_DIFFERENCES)
+        return compare_schemas(self._server, ModelSchema(tuple(self._kept.values())), passed_over)
+
+
+def compare_schemas(server: ModelSchema, client: ModelSchema, passed_over: int = 0) -> Decline:
+    """Name the tensors on which two schemas with different digests disagree; so many of the client's were not kept."""
     differences = server.differences(client)
     if not differences:
         message = "the client's schema_sha256 is not the digest of the schema that it sent, which is the federation's"
         return Decline(DeclineReason.SCHEMA, f"{message}: see R-SCH-2 of docs/protocol.md for the text to digest")
     shown = differences[: limits.MAX_SHOWN_DIFFERENCES]
+    count = len(differences) + passed_over
     message = (
-        f"the client's model differs from the federation's in {len(differences)} tensors. The first: "
+        f"the client's model differs from the federation's in {count} tensors. The first: "
         f"{_describe(shown[0])}. Use the same task, version and settings on both sides"
     )
-    return Decline(DeclineReason.SCHEMA, message, shown, len(differences) - len(shown))
+    return Decline(DeclineReason.SCHEMA, message, shown, count - len(shown))
 
 
 def _describe(difference: TensorDifference) -> str:

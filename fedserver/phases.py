@@ -42,6 +42,9 @@ _LAST_SCORE_SECONDS = 60.0
 _KEEPING_SECONDS = 60.0
 """How much of everybody's time a crash may give back: rows say how much is left, and are written as often as this."""
 
+_HALF, _PAIR = 0.5, 2
+"""Beyond half of the aggregate, a site outweighs all others together; of two, one always may."""
+
 _LOOK_SECONDS = 1.0
 """How often the driver of a round looks at it at least, whether or not something has changed."""
 
@@ -196,8 +199,12 @@ async def aggregate(federation: Federation, work: RoundWork) -> None:
         part = round_.participations[rank]
         # Not kept before the round's record is: a screening that a crash ends must begin anew with all updates.
         round_.quarantine(part.upload_id, reason, federation.now)
-    for rank, share in work.intake.shares().items():
+    shares = work.intake.shares()
+    for rank, share in shares.items():
         round_.participations[rank].weight = share
+        if share > _HALF and len(shares) > _PAIR:
+            client, hint = round_.participations[rank].client, "if that cannot be, revoke it, or set max_examples"
+            log.warning("one site outweighs all others together", client=client, share=round(share, 3), hint=hint)
 
 
 async def publish(federation: Federation, work: RoundWork) -> None:

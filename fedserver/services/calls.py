@@ -44,6 +44,9 @@ def translates_errors(handler: Callable[..., Awaitable[Any]]) -> Any:
             await abort(context, error)
         except grpc.aio.AbortError:
             raise
+        except grpc.aio.InternalError as error:  # of a message that cannot be written any more
+            log.debug("the peer has gone", call=handler.__name__, error=str(error))
+            raise grpc.aio.AbortError from error
         except (OSError, sqlite3.Error) as error:
             federation: Federation = servicer.federation
             if federation.disk.note(error) is None:
@@ -97,6 +100,11 @@ async def end_unheard(context: Context) -> NoReturn:
     must come back and not give up.
     """
     await _end(context, grpc.StatusCode.UNAVAILABLE, "the stream ended before its first message")
+
+
+async def end_standing_still(context: Context) -> NoReturn:
+    """End a stream of which nothing was taken for too long. Whoever reads it after all may come back."""
+    await _end(context, grpc.StatusCode.UNAVAILABLE, "what was sent was not taken for too long")
 
 
 async def give_way(work: Coroutine[Any, Any, T], superseded: asyncio.Event, message: str) -> T:

@@ -11,14 +11,14 @@ from fedserver.bounds import each_in_time, in_time
 from fedserver.coordinator.effects import TellFederationOutcome
 from fedserver.coordinator.population import ClientState, Introduction
 from fedserver.federation import Federation
-from fedserver.handshake import Decline, check_introduction, check_meaning, compare_schemas
+from fedserver.handshake import Decline, TheirTensors, check_introduction, check_meaning
 from fedserver.services import messages
 from fedserver.services.callers import require_name
 from fedserver.services.calls import Context, end_unheard, give_way, translates_errors
 from fedserver.sessions import LONGEST_FAREWELL_SECONDS, Session
 from fedstream import limits, wire
 from fedstream.errors import InvalidRequest, UnexpectedMessage
-from fedstream.schema import ModelSchema, TensorSpec
+from fedstream.schema import ModelSchema
 from fedstream.v1 import common_pb2, negotiation_pb2, negotiation_pb2_grpc
 
 log = structlog.get_logger()
@@ -102,7 +102,8 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
         self, hello: negotiation_pb2.Hello, introduction: Introduction, requests: Requests, context: Context
     ) -> bool:
         """Whether the client may take part; if not, it has been told why."""
-        decline = check_introduction(introduction, hello.protocol.min, hello.protocol.max)
+        most = self.federation.config.max_examples
+        decline = check_introduction(introduction, hello.protocol.min, hello.protocol.max, most)
         if decline is None:
             await self._until_ready(introduction.name, context)
             decline = await self._check_task(hello, requests, context)
@@ -128,20 +129,21 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
             return None
         query = negotiation_pb2.NegotiateResponse(schema_query=negotiation_pb2.SchemaQuery())
         await context.write(query)
-        return compare_schemas(self.federation.schema, await self._read_schema(requests))
+        return await self._compare_schema(self.federation.schema, requests)
 
-    async def _read_schema(self, requests: Requests) -> ModelSchema:
-        tensors: list[TensorSpec] = []
+    async def _compare_schema(self, ours: ModelSchema, requests: Requests) -> Decline:
+        theirs = TheirTensors(ours)
         async for request in each_in_time(requests, self.federation.config.message_timeout_seconds):
             if request.WhichOneof("kind") != "schema_part":
                 raise UnexpectedMessage("schema parts must follow a schema query")
-            tensors += [wire.read_spec(spec) for spec in request.schema_part.tensors]
-            if len(tensors) > limits.MAX_TENSORS:
-                raise InvalidRequest(f"a schema has at most {limits.MAX_TENSORS} tensors", field="tensors")
-            if request.schema_part.last:
+            part = request.schema_part
+            if not part.tensors and not part.last:  # a stream could be kept open with them for ever
+                raise InvalidRequest("a part of a schema that is not the last has tensors", field="tensors")
+            theirs.add([wire.read_spec(spec) for spec in part.tensors])
+            if part.last:
                 break
         try:
-            return ModelSchema(tuple(tensors))
+            return theirs.compare()
         except ValueError as error:
             raise InvalidRequest(str(error), field="tensors") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncIterator
 
@@ -11,7 +12,9 @@ import structlog
 from fedserver.bounds import each_in_time, in_time
 from fedserver.desk import Committer, Desk, OpenUpload, UploadStatus
 from fedserver.federation import Federation
-from fedserver.services.calls import Context, end_unheard, give_way, translates_errors
+from fedserver.services.callers import CALLER
+from fedserver.services.calls import Context, end_standing_still, end_unheard, give_way, translates_errors
+from fedserver.services.downloads import STANDSTILL_SECONDS, Downloads
 from fedserver.services.ownership import require_own
 from fedserver.services.shared_chunks import ChunkKey, EncodedChunk, SharedChunks
 from fedserver.store import UpdateFacts, Upload, UploadState
@@ -40,6 +43,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
         self.federation = federation
         self._desk = desk
         self._shared = SharedChunks()
+        self._downloads = Downloads()
         # All clients ask for the same manifest at the same time.
         self._told_last: tuple[bytes, list[transfer_pb2.GetManifestResponse]] = b"", []
 
@@ -192,6 +196,14 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
         context: Context,
     ) -> None:
         """Gives the body of a published model from an offset on. What it writes is serialised already."""
+        caller = CALLER.get()
+        if caller is None:  # who has no certificate has no name that could be counted by
+            await self._give(request, context, "")
+            return
+        with self._downloads.one(caller.name):
+            await self._give(request, context, caller.name)
+
+    async def _give(self, request: transfer_pb2.ReadChunksRequest, context: Context, site: str) -> None:
         model = self.federation.state.models.get(request.model_sha256)
         wanted = wire.read_indexes(request.tensors, len(model.manifest)) or range(len(model.manifest))
         chunk_bytes = min(request.max_chunk_bytes or limits.DEFAULT_CHUNK_BYTES, limits.MAX_CHUNK_BYTES)
@@ -205,7 +217,12 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
                 async for chunk in self._chunks(request, chunk_bytes, body):
                     # Counted first: a client that has all it wants hangs up, and this handler ends within the write.
                     self.federation.traffic.sent += chunk.data_bytes
-                    await context.write(chunk.message)
+                    async with asyncio.timeout(STANDSTILL_SECONDS):
+                        await context.write(chunk.message)
+            except TimeoutError:
+                self._downloads.note_standstill(site)
+                log.warning("a download was not taken", client=site, seconds=STANDSTILL_SECONDS)
+                await end_standing_still(context)
             finally:
                 log.debug("download ends")
 

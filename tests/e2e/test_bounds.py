@@ -18,6 +18,8 @@ import pytest
 
 from fedserver import server as module
 from fedserver.server import Listening, Server
+from fedserver.services import transfer
+from fedserver.services.downloads import MOST_AT_ONCE
 from fedstream import limits, wire
 from fedstream.errors import DigestMismatch, InvalidRequest, LimitExceeded, ProtocolError
 from fedstream.manifest import manifest_of
@@ -68,14 +70,14 @@ def trusting() -> ssl.SSLContext:
     return context
 
 
-async def refused_in_time(call: Any) -> None:
+async def refused_in_time(call: Any, limit: str = "message_timeout_seconds", seconds: float = 0.5) -> None:
     """A stream on which nothing more is said is ended with the documented error and a time to come back."""
     with pytest.raises(grpc.RpcError) as caught:
         await asyncio.wait_for(call, SOON_SECONDS)
     error = from_rpc_error(caught.value)
     assert isinstance(error, LimitExceeded), error
-    assert error.metadata["limit"] == "message_timeout_seconds"
-    assert error.retry_after.total_seconds() == 0.5
+    assert error.metadata["limit"] == limit
+    assert error.retry_after.total_seconds() == seconds
 
 
 async def test_connection_that_never_begins_tls_is_closed(tmp_path: Path) -> None:
@@ -218,6 +220,25 @@ async def test_schema_that_does_not_come_to_its_end_is_ended(tmp_path: Path) -> 
         await refused_in_time(call.read())
 
 
+async def test_schema_of_empty_parts_is_refused(tmp_path: Path) -> None:
+    async with a_round(tmp_path) as (server, _, site, _):
+        call = site.negotiation.Negotiate()
+        hello = negotiation_pb2.Hello(
+            protocol=common_pb2.ProtocolRange(min=1, max=1),
+            client_name="alpha",
+            schema_sha256=bytes(32),
+            meaning=wire.write_meaning(server.federation.meaning),
+            num_examples=1,
+        )
+        await call.write(negotiation_pb2.NegotiateRequest(hello=hello))
+        while (await call.read()).WhichOneof("kind") != "schema_query":
+            pass
+        await call.write(negotiation_pb2.NegotiateRequest(schema_part=negotiation_pb2.SchemaPart()))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await asyncio.wait_for(call.read(), SOON_SECONDS)
+        assert isinstance(from_rpc_error(caught.value), InvalidRequest)
+
+
 async def test_offer_id_longer_than_any_is_refused_and_not_repeated_to_its_sender(tmp_path: Path) -> None:
     async with a_round(tmp_path, cohort_size=1) as (server, listening, _, _), BareSite.dial(listening) as other:
         await other.join("beta", server)
@@ -239,6 +260,54 @@ async def test_site_that_does_not_read_is_not_listened_to_without_end(tmp_path: 
                 async with asyncio.timeout(2.0):
                     await other.say(counter_offer=unheard)
         assert 90 < session.num_unsaid < 110
+
+
+GREEDY = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1_024))
+"""A connection on which nothing comes that is not read."""
+
+LARGE = {"task": "tests.support.tasks:Shapes", "task_settings": {"large_mib": "12"}}
+
+
+async def downloads(server: Server, site: BareSite, count: int) -> list[Any]:
+    """So many downloads, of which nothing is read."""
+    assert server.federation.model is not None
+    request = transfer_pb2.ReadChunksRequest(
+        model_sha256=server.federation.model.digest.sha256, max_chunk_bytes=limits.MAX_CHUNK_BYTES
+    )
+    calls = [site.transfer.ReadChunks(request) for _ in range(count)]
+    await asyncio.sleep(1.0)
+    return calls
+
+
+async def test_site_that_asks_for_downloads_and_reads_none_gets_a_few(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with (
+        a_round(tmp_path, **LARGE) as (server, listening, _, _),
+        BareSite.dial(listening, "greedy", GREEDY) as greedy,
+    ):
+        calls = await downloads(server, greedy, MOST_AT_ONCE)
+        [one_more] = await downloads(server, greedy, 1)
+        await refused_in_time(one_more.read(), "downloads_of_one_site", 10.0)
+        calls[0].cancel()
+        await asyncio.sleep(0.5)
+        [another] = await downloads(server, greedy, 1)
+        assert (await asyncio.wait_for(another.read(), SOON_SECONDS)).chunk.data
+    assert "call failed" not in capsys.readouterr().out  # whoever hangs up is no defect of the server
+
+
+async def test_downloads_that_nobody_takes_are_ended_and_go_on_counting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "STANDSTILL_SECONDS", 0.5)
+    async with (
+        a_round(tmp_path, **LARGE) as (server, listening, _, _),
+        BareSite.dial(listening, "greedy", GREEDY) as greedy,
+    ):
+        await downloads(server, greedy, MOST_AT_ONCE)
+        # gRPC keeps what was written for each until it is read, though the server has ended it.
+        [one_more] = await downloads(server, greedy, 1)
+        await refused_in_time(one_more.read(), "downloads_of_one_site", 10.0)
 
 
 async def test_calls_to_enrol_that_never_come_to_their_request_keep_nobody_out_for_long(

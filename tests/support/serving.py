@@ -65,8 +65,8 @@ def end_certificates(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
 class BareSite:
     """One client at the level of messages. Its certificate is for the name that it says last."""
 
-    def __init__(self, listening: Listening) -> None:
-        self._listening = listening
+    def __init__(self, listening: Listening, options: Sequence[tuple[str, Any]] = ()) -> None:
+        self._listening, self._options = listening, options
         self.name = ""
         self.channel: grpc.aio.Channel
         self.negotiation: negotiation_pb2_grpc.NegotiationServiceAsyncStub
@@ -75,9 +75,11 @@ class BareSite:
 
     @classmethod
     @asynccontextmanager
-    async def dial(cls, listening: Listening, name: str = "somebody") -> AsyncIterator[BareSite]:
-        """Connect, as a member of that name where the server asks for certificates."""
-        site = cls(listening)
+    async def dial(
+        cls, listening: Listening, name: str = "somebody", options: Sequence[tuple[str, Any]] = ()
+    ) -> AsyncIterator[BareSite]:
+        """Connect, as a member of that name where the server asks for certificates. `options` are of the channel."""
+        site = cls(listening, options)
         await site.become(name)
         try:
             yield site
@@ -89,7 +91,7 @@ class BareSite:
         if self.name:
             await self.channel.close()
         self.name, listening = name, self._listening
-        options = [("grpc.use_local_subchannel_pool", 1)]
+        options = [("grpc.use_local_subchannel_pool", 1), *self._options]
         if listening.fingerprint is None:
             self.channel = grpc.aio.insecure_channel(listening.address, options=options)
         else:

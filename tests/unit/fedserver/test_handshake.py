@@ -7,8 +7,17 @@ from dataclasses import replace
 import pytest
 
 from fedserver.coordinator.population import Introduction
-from fedserver.handshake import Decline, DeclineReason, check_introduction, check_meaning, compare_schemas
+from fedserver.handshake import (
+    Decline,
+    DeclineReason,
+    TheirTensors,
+    check_introduction,
+    check_meaning,
+    compare_schemas,
+)
+from fedstream import limits
 from fedstream.dtypes import DataType
+from fedstream.errors import InvalidRequest
 from fedstream.schema import ModelSchema, TaskMeaning, TensorDifference, TensorSpec
 
 pytestmark = pytest.mark.numpy_task
@@ -97,6 +106,15 @@ def test_client_with_another_preprocessing_is_told_both() -> None:
     )
 
 
+def test_site_that_says_it_has_more_examples_than_one_may_have_is_told_what_to_do() -> None:
+    assert check_introduction(replace(HELLO, num_examples=500), 1, 1, 500) is None
+    decline = check_introduction(replace(HELLO, num_examples=10_000_000), 1, 1, 500)
+    assert decline is not None
+    assert decline.reason is DeclineReason.EXAMPLES
+    assert decline.message.startswith("the client has 10,000,000 training examples, and a site of this federation at")
+    assert "--max-examples" in decline.message
+
+
 def tensors(count: int, **changes: TensorSpec) -> ModelSchema:
     specs = [TensorSpec(f"t{number}", DataType.FLOAT32, (number,)) for number in range(count)]
     return ModelSchema(tuple(changes.get(spec.name, spec) for spec in specs))
@@ -139,3 +157,22 @@ def test_schemas_of_which_only_the_client_has_a_tensor_are_told_so() -> None:
 def test_schemas_that_do_not_differ_after_all_are_told_without_an_example() -> None:
     decline = compare_schemas(tensors(2), tensors(2))
     assert (list(decline.differences), decline.more_differences) == ([], 0)
+
+
+@pytest.mark.parametrize("count", [1, 40, 3_000])
+def test_schema_that_comes_in_parts_is_told_as_a_whole_one_and_kept_as_far_as_it_is_shown(count: int) -> None:
+    theirs = TheirTensors(tensors(2))
+    strange = [TensorSpec(f"s{number}", DataType.FLOAT32, (1,)) for number in range(count)]
+    specs = [*strange, *tensors(2)]
+    for start in range(0, len(specs), 1_000):
+        theirs.add(specs[start : start + 1_000])
+    assert theirs.compare() == compare_schemas(tensors(2), ModelSchema(tuple(specs)))
+    assert len(theirs._kept) <= 2 + limits.MAX_SHOWN_DIFFERENCES
+
+
+def test_schema_of_too_many_tensors_or_one_twice_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="'t0' stands twice"):
+        TheirTensors(tensors(2)).add([*tensors(2), *tensors(2)])
+    strange = [TensorSpec(f"s{number}", DataType.FLOAT32, (1,)) for number in range(limits.MAX_TENSORS + 1)]
+    with pytest.raises(InvalidRequest, match="at most 65536"):
+        TheirTensors(tensors(2)).add(strange)

@@ -168,6 +168,21 @@ async def test_start_with_fewer_rounds_than_there_were_is_refused(tmp_path: Path
     await prepared(tmp_path, rounds=2)
 
 
+@pytest.mark.parametrize(("examples", "warned"), [((10, 10, 21), ["c"]), ((10, 10, 20), [])])
+async def test_site_that_outweighs_all_others_together_is_told_of(
+    tmp_path: Path, examples: tuple[int, ...], warned: list[str]
+) -> None:
+    async with Bench.running(tmp_path, min_clients=3) as bench:
+        for name, count in zip("abc", examples, strict=True):
+            bench.join(name, count)
+        running = await bench.open_round()
+        with capture_logs() as logs:
+            for name, count in zip("abc", examples, strict=True):
+                await bench.send(name, random_weights(SCHEMA, 1), count)
+            await bench.end_round(running)
+    assert [event["client"] for event in logs if event["event"].startswith("one site outweighs")] == warned
+
+
 async def test_start_with_fewer_rounds_than_have_begun_is_refused(tmp_path: Path) -> None:
     async with Bench.running(tmp_path, "a") as bench:
         await bench.play(1)

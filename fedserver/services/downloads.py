@@ -1,0 +1,69 @@
+"""How many downloads a site may have at once: each holds a message of up to 4 MiB until the site has taken it.
+
+A site that asks and never reads would fill the memory with them. To end such a call gives nothing back: gRPC keeps what
+was written for as long as the connection lives. So those that stood still go on counting for a while.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from fedstream.errors import LimitExceeded
+
+MOST_AT_ONCE = 8
+"""Of one site. A client has one or two; connections that broke and are not known to be broken yet may have others."""
+
+STANDSTILL_SECONDS = 180.0
+"""After so long a download that nobody takes is ended. A client gives its side up after 120 s."""
+
+_REMEMBERED_SECONDS = 3600.0
+_RETRY = timedelta(seconds=10)
+
+
+class Downloads:
+    """Counts the downloads of each site. Used from the event loop.
+
+    Args:
+        clock: seconds of any steady clock.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._at_work: Counter[str] = Counter()
+        self._stood_still: defaultdict[str, deque[float]] = defaultdict(deque)
+
+    @contextmanager
+    def one(self, site: str) -> Iterator[None]:
+        """A download of this site is at work meanwhile.
+
+        Raises:
+            LimitExceeded: it has too many.
+        """
+        if self._at_work[site] + self._num_stood_still(site) >= MOST_AT_ONCE:
+            message = f"this site has {MOST_AT_ONCE} downloads that it does not take; come back later"
+            raise LimitExceeded(message, _RETRY, limit="downloads_of_one_site")
+        self._at_work[site] += 1
+        try:
+            yield
+        finally:
+            self._at_work[site] -= 1
+            if not self._at_work[site]:
+                del self._at_work[site]
+
+    def note_standstill(self, site: str) -> None:
+        """A download of this site was not taken for `STANDSTILL_SECONDS`, on a connection that lives."""
+        self._stood_still[site].append(self._clock())
+
+    def _num_stood_still(self, site: str) -> int:
+        if site not in self._stood_still:
+            return 0
+        noted, since = self._stood_still[site], self._clock() - _REMEMBERED_SECONDS
+        while noted and noted[0] < since:
+            noted.popleft()
+        if not noted:
+            del self._stood_still[site]
+        return len(noted)
