@@ -98,7 +98,7 @@ class Client:
         folder = self._config.state_folder
         lock = FileLock(folder / "lock", timeout=0)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             lock.acquire()
         except Timeout as error:
             message = f"another fedclient uses {folder}: stop it, or give this one another --name or --state-dir"

@@ -163,6 +163,11 @@ class ClientConfig(BaseModel):
         return self.state_dir or default_state_folder(self.server, self.name)
 
     @property
+    def cache_folder(self) -> Path:
+        """Where the task may keep what it computes of the site's data."""
+        return self.state_folder / "cache"
+
+    @property
     def site_limits(self) -> SiteLimits:
         """What the site allows."""
         seconds = None if self.max_hours is None else self.max_hours * 3600

@@ -94,7 +94,7 @@ class Trainer:
         """
         try:
             description = await self._worker.describe()
-            summary = await self._worker.open_site(site_options(self._config, self._config.state_folder / "cache"))
+            summary = await self._worker.open_site(site_options(self._config, self._config.cache_folder))
         except (TaskError, WorkerCrashed) as error:
             raise Stop(ExitCode.BAD_DATA, str(error)) from error
         if self._are_too_many(summary.num_examples):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import structlog
 
@@ -65,6 +67,7 @@ class Workplace:
     shop: Workshop
     bench: Workbench
     errands: Errands
+    cache_folder: Path
 
     @classmethod
     async def open(
@@ -113,7 +116,7 @@ class Workplace:
             if isinstance(error, OSError):
                 raise Stop(ExitCode.BAD_CONFIGURATION, f"the state folder cannot be used: {error}") from error
             raise
-        return cls(task, shop, Workbench(shop, config.site_limits), Errands())
+        return cls(task, shop, Workbench(shop, config.site_limits), Errands(), config.cache_folder)
 
     async def fetch_ahead(self, outcome: RoundOutcome) -> None:
         """Fetch the model that a round has made, and drop those that are of no use any more."""
@@ -149,7 +152,11 @@ class Workplace:
             await shop.keep(base, finished)
 
     def forget_weights(self) -> None:
-        """Free the disk, once the federation is over and its models are saved for people."""
+        """Free the disk, once the federation is over and its models are saved for people.
+
+        Also of what the task has computed of the site's data, which is next to the data itself.
+        """
+        shutil.rmtree(self.cache_folder, ignore_errors=True)
         self.shop.updates.keep_only(())
         self.shop.packer.forget()
         self.shop.models.keep_only(())

@@ -10,8 +10,11 @@ Importing this imports tensorflow.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
+import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +26,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from fedstream.manifest import raw_bytes
+from fedstream.sizes import size
 from fedtask.brain_mri import augmentation
 from fedtask.brain_mri.augmentation import apply_changes, variant_change
 from fedtask.brain_mri.model import Network
@@ -38,6 +42,12 @@ took twice as long an image. The last batch is filled up, so that an image's fea
 were missing beside it."""
 
 _CRC_BYTES = 4
+_PRIVATE_FILE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+
+LEAST_FREE_BYTES = 2**30
+_PUTS_A_LOOK = 64
+"""So many are written between two looks at how much space there is."""
+
 MEMORY_BUDGET_BYTES = 2**30
 """Room for 28,000 images at `block_12_add` of the full width."""
 
@@ -50,6 +60,9 @@ class FeatureStore(Protocol):
 
     def put(self, name: str, features: Half) -> None:
         """Keep the array."""
+
+    def keep_only(self, ending: str) -> None:
+        """Forget all whose names end otherwise: they are of other weights, and will not be asked for again."""
 
 
 class MemoryStore:
@@ -67,13 +80,26 @@ class MemoryStore:
             self._budget_bytes -= features.nbytes
             self._kept[name] = features.ravel().copy()
 
+    def keep_only(self, ending: str) -> None:
+        for name in [name for name in self._kept if not name.endswith(ending)]:
+            self._budget_bytes += self._kept.pop(name).nbytes
+
 
 class DiskStore:
-    """Keeps features as files with a checksum; several processes may share the folder."""
+    """Keeps features as files with a checksum, which their owner alone may read: they are next to the images.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    Several processes may share the folder.
+
+    Args:
+        folder: its own.
+        least_free_bytes: with less space than this on the disk, no more are kept.
+    """
+
+    def __init__(self, folder: Path, least_free_bytes: int = LEAST_FREE_BYTES) -> None:
+        self._folder, self._least_free_bytes = folder, least_free_bytes
         self._is_refused = False
+        self._num_put = 0
+        self._is_full = False
 
     def get(self, name: str) -> Half | None:
         try:
@@ -91,8 +117,10 @@ class DiskStore:
         # the same time, the checksum tells, and it is computed again.
         temporary = path.with_suffix(".partial")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(google_crc32c.value(body).to_bytes(_CRC_BYTES, "little") + body)
+            self._require_room()
+            _make_private(path.parent, self._folder)
+            with os.fdopen(os.open(temporary, _PRIVATE_FILE, 0o600), "wb") as file:
+                file.write(google_crc32c.value(body).to_bytes(_CRC_BYTES, "little") + body)
             with contextlib.suppress(FileNotFoundError):  # another process was faster with the same
                 temporary.replace(path)
         except OSError as error:
@@ -102,8 +130,27 @@ class DiskStore:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
+    def keep_only(self, ending: str) -> None:
+        for path in self._folder.glob("*/*"):
+            if not path.stem.endswith(ending):
+                with contextlib.suppress(OSError):  # what cannot be removed is only not used
+                    path.unlink()
+
+    def _require_room(self) -> None:
+        self._num_put += 1
+        if self._num_put % _PUTS_A_LOOK == 1 and self._folder.is_dir():
+            self._is_full = shutil.disk_usage(self._folder).free < self._least_free_bytes
+        if self._is_full:
+            raise OSError(errno.ENOSPC, f"less than {size(self._least_free_bytes)} are free", str(self._folder))
+
     def _path(self, name: str) -> Path:
         return self._folder / name[:2] / f"{name}.f16"
+
+
+def _make_private(folder: Path, above: Path) -> None:
+    """Make a folder, and the one above it, for their owner alone."""
+    above.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.mkdir(exist_ok=True, mode=0o700)
 
 
 class Activations:
@@ -131,7 +178,10 @@ class Activations:
         for name in self._network.frozen_names:
             digest.update(f"{name} {weights[name].shape}\n".encode())
             digest.update(raw_bytes(weights[name]))
-        self._key = digest.hexdigest()[:24]
+        key = digest.hexdigest()[:24]
+        if key != self._key:
+            self._key = key
+            self._store.keep_only(f"-{key}")
 
     def prepare(self, images: ImageSet, num_variants: int, progress: Callable[[float], None]) -> None:
         """Compute and keep what is missing of the images' first variants."""

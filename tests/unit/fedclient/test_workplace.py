@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.numpy_task
 OLD, NEW = Digest.of(b"old"), Digest.of(b"new")
 
 
-async def test_base_of_what_an_earlier_process_trained_stays_until_it_is_saved_for_people() -> None:
+async def test_base_of_what_an_earlier_process_trained_stays_until_it_is_saved_for_people(tmp_path: Path) -> None:
     kept: list[set[Digest]] = []
     base, finished = SimpleNamespace(digest=OLD), SimpleNamespace(base=OLD)
     keepsakes = SimpleNamespace(has_any=False, bases=[])
@@ -49,5 +50,5 @@ async def test_base_of_what_an_earlier_process_trained_stays_until_it_is_saved_f
         global_model=ModelRef(2, NEW),
         metrics={},
     )
-    await Workplace(task, shop, bench, Errands()).fetch_ahead(outcome)
+    await Workplace(task, shop, bench, Errands(), tmp_path / "cache").fetch_ahead(outcome)
     assert kept == [{OLD}]

@@ -71,13 +71,40 @@ def test_features_on_disk_serve_another_process_and_other_weights_get_their_own(
     later = activations_in(network, DiskStore(tmp_path))
     assert later.missing(images, 1) == []
     weights = read_weights(network.full)
-    weights["Conv1/kernel"] = weights["Conv1/kernel"] + 1
-    later.use(weights)
-    assert len(later.missing(images, 1)) == len(images)
-    weights = read_weights(network.full)
     weights["head/kernel"] = weights["head/kernel"] + 1
     later.use(weights)
     assert later.missing(images, 1) == []
+    weights["Conv1/kernel"] = weights["Conv1/kernel"] + 1
+    later.use(weights)
+    assert len(later.missing(images, 1)) == len(images)
+
+
+def test_features_of_weights_that_are_not_used_any_more_go(network, images, store):
+    activations = activations_in(network, store)
+    weights = read_weights(network.full)
+    few = images.subset([0, 1, 2])
+    for number in range(3):
+        weights["Conv1/kernel"] = weights["Conv1/kernel"] + number
+        activations.use(weights)
+        activations.prepare(few, 2, quietly)
+        kept = store._kept if isinstance(store, MemoryStore) else list(store._folder.rglob("*.f16"))
+        assert len(kept) == 6
+
+
+def test_features_on_disk_are_for_their_owner_alone(network, images, tmp_path):
+    activations_in(network, DiskStore(tmp_path / "cache" / "activations")).prepare(images.subset([0]), 1, quietly)
+    [path] = tmp_path.rglob("*.f16")
+    rights = [place.stat().st_mode & 0o777 for place in (path, path.parent, path.parent.parent)]
+    assert rights == [0o600, 0o700, 0o700]
+
+
+def test_disk_with_little_space_left_is_not_filled(network, images, tmp_path, capsys):
+    store = DiskStore(tmp_path, least_free_bytes=2**60)
+    activations = activations_in(network, store)
+    activations.prepare(images.subset([0, 1]), 1, quietly)
+    assert list(tmp_path.rglob("*.f16")) == []
+    assert "features are not kept" in capsys.readouterr().err
+    assert activations.batch(images, [(0, 0)]).shape[0] == 1  # and training goes on
 
 
 @pytest.mark.parametrize(
