@@ -214,6 +214,24 @@ def test_demo_runs_as_many_rounds_on_the_phantom_as_it_says() -> None:
     assert said["rounds_"] == f"[default: 10, on the phantom {DEMO.rounds}]"
 
 
+# --- The documented diagrams ---
+
+
+def test_documents_no_line_of_a_diagram_has_a_semicolon() -> None:
+    # It ends a statement of Mermaid's, so that what follows is an error and no picture is drawn.
+    diagrams = {
+        path.name: re.findall(r"^```mermaid\n(.*?)^```", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+        for path in sorted(ROOT.rglob("*.md"))
+        if not {".venv", "node_modules"} & set(path.relative_to(ROOT).parts)
+    }
+    cut = [
+        (name, line) for name, found in diagrams.items() for text in found for line in text.splitlines() if ";" in line
+    ]
+
+    assert cut == []
+    assert sum(map(len, diagrams.values())) > 1
+
+
 # --- The checkout ---
 
 
