@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import keras
 import numpy as np
 
@@ -20,6 +22,7 @@ from fedtask.keras_model import read_weights
 from fedtask.task import TaskError, Weights
 
 RANDOM = "random"
+IMAGENET = "imagenet"
 _MEASURED_SLICES = 32
 _DOWNLOAD_TIMEOUT_SECONDS = 10.0
 """Without a word from the other side. A download that goes on may take longer."""
@@ -28,8 +31,8 @@ _DOWNLOAD_TIMEOUT_SECONDS = 10.0
 def initial_weights(settings: BrainMriSettings, seed: int, source: str | None) -> Weights:
     """Weights of the whole network. The head is always random, by `seed`.
 
-    `source` is `None` for ImageNet weights that Keras downloads (or has downloaded before), `random`, or the path of a
-    file of backbone weights without top, `.weights.h5` or `.h5`.
+    `source` is `None` or `imagenet` for ImageNet weights that Keras downloads (or has downloaded before), `random`, or
+    the path of a file of backbone weights without top, `.h5` in either of Keras's two layouts.
 
     Raises:
         TaskError: the download failed, or the file does not fit; the message names what else can be done.
@@ -38,7 +41,7 @@ def initial_weights(settings: BrainMriSettings, seed: int, source: str | None) -
         return _random_weights(settings, seed)
     network = build_network(settings, seed)
     weights = read_weights(network.full)
-    backbone = _downloaded(settings) if source is None else _from_file(settings, Path(source))
+    backbone = _downloaded(settings) if source in (None, IMAGENET) else _from_file(settings, Path(str(source)))
     return _with_backbone(network, weights, backbone)
 
 
@@ -67,12 +70,12 @@ def _with_backbone(network: Network, weights: dict[str, np.ndarray], backbone: A
 def _downloaded(settings: BrainMriSettings) -> Any:
     try:
         with _timeout(_DOWNLOAD_TIMEOUT_SECONDS):
-            return _backbone(settings, "imagenet")
+            return _backbone(settings, IMAGENET)
     except Exception as error:  # what fails between here and a file server has no common parent
         raise TaskError(
             f"Keras could not download ImageNet weights for MobileNetV2 (alpha {settings.alpha:g}): {_said(error)}. "
-            "Give a file that holds them with --backbone-weights FILE (a .h5 or .weights.h5 without top, as Keras "
-            "publishes them), or start from random weights with --backbone-weights random"
+            "Give a file that holds them with --backbone-weights FILE (a .h5 without top, as Keras publishes them), or "
+            "start from random weights with --backbone-weights random"
         ) from error
 
 
@@ -82,12 +85,27 @@ def _from_file(settings: BrainMriSettings, path: Path) -> Any:
             f"there is no file {path}; --backbone-weights takes a file of weights without top, or {RANDOM!r}"
         )
     try:
-        return _backbone(settings, str(path))
+        with _named_by_its_layout(path) as named:
+            return _backbone(settings, str(named))
     except Exception as error:  # Keras's and h5py's errors for a file that does not fit have no common parent
         raise TaskError(
             f"{path} does not hold weights of MobileNetV2 without top, alpha {settings.alpha:g}: {_said(error)}. If "
             "they are of another width, set alpha accordingly"
         ) from error
+
+
+@contextlib.contextmanager
+def _named_by_its_layout(path: Path) -> Iterator[Path]:
+    """The file under a name that tells Keras which of its two layouts it has.
+
+    Keras goes by the name alone: what it publishes itself is of the older one, and could not be called `.weights.h5`.
+    """
+    with h5py.File(path, "r") as file:
+        is_older = "layer_names" in file.get("model_weights", file).attrs
+    with tempfile.TemporaryDirectory() as folder:
+        named = Path(folder) / ("older.h5" if is_older else "newer.weights.h5")
+        named.symlink_to(path.resolve())
+        yield named
 
 
 def _backbone(settings: BrainMriSettings, weights: str) -> Any:

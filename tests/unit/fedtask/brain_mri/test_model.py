@@ -71,6 +71,15 @@ def test_backbone_file_is_taken_whole_under_a_seeded_head(tmp_path, suffix):
     assert differing(weights, BrainMri(SMALL).initial_weights(1, str(path))) == ["head/kernel"]
 
 
+@pytest.mark.parametrize(("layout", "name"), [("older.h5", "a.weights.h5"), ("newer.weights.h5", "b.h5")])
+def test_backbone_file_is_read_by_what_is_in_it_and_not_by_its_name(tmp_path, layout, name):
+    backbone = keras.applications.MobileNetV2(input_shape=(64, 64, 3), alpha=0.35, include_top=False, weights=None)
+    path = tmp_path / layout
+    backbone.save(path) if layout == "older.h5" else backbone.save_weights(path)
+    weights = BrainMri(SMALL).initial_weights(0, str(path.rename(tmp_path / name)))
+    assert differing({variable.path: variable.numpy() for variable in backbone.weights}, weights) == []
+
+
 def test_backbone_file_of_another_width_is_refused_with_what_to_do(tmp_path):
     backbone = keras.applications.MobileNetV2(input_shape=(64, 64, 3), alpha=0.5, include_top=False, weights=None)
     backbone.save_weights(tmp_path / "wide.weights.h5")
@@ -88,8 +97,9 @@ def test_download_that_fails_names_the_options_that_mend_it_at_once(monkeypatch)
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "")
     started = time.monotonic()
-    with pytest.raises(TaskError, match=r"could not download .*alpha 1\.3.*--backbone-weights FILE.*random"):
-        BrainMri({**SMALL, "alpha": "1.3"}).initial_weights(0, None)
+    for source in (None, "imagenet"):
+        with pytest.raises(TaskError, match=r"could not download .*alpha 1\.3.*--backbone-weights FILE.*random"):
+            BrainMri({**SMALL, "alpha": "1.3"}).initial_weights(0, source)
     assert time.monotonic() - started < 30
 
 
