@@ -80,7 +80,10 @@ def join(
     token: Annotated[
         str | None, typer.Option(help="The token from the coordinator; `-` to read it from standard input.")
     ] = None,
-    token_file: Annotated[Path | None, typer.Option(metavar="FILE", help="A file with the token.")] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A file with the token, or with all that `fedserver invite` printed."),
+    ] = None,
     enrolment: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Where to join, if that is elsewhere than the token says.")
     ] = None,

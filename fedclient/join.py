@@ -20,7 +20,7 @@ from fedclient.proxies import proxy_hint
 from fedstream import tls
 from fedstream.certificates import facts_of, to_pem
 from fedstream.errors import LimitExceeded, ProtocolError, TransportError
-from fedstream.join_token import JoinToken
+from fedstream.join_token import PREFIX, JoinToken
 from fedstream.tls import shown_address, split_address
 from fedstream.v1 import enrolment_pb2, enrolment_pb2_grpc
 
@@ -29,15 +29,25 @@ _ANSWER_SECONDS = 10.0
 
 
 def read_token(text: str) -> JoinToken:
-    """The token that was given.
+    """The token that was given, alone or in the whole of what `fedserver invite` printed.
 
     Raises:
-        Stop: with `BAD_CONFIGURATION`, it is none.
+        Stop: with `BAD_CONFIGURATION`, it is none, or there are several in the text.
     """
     try:
-        return JoinToken.decode(text)
+        return JoinToken.decode(_token_in(text))
     except ValueError as error:
         raise Stop(ExitCode.BAD_CONFIGURATION, f"{error}") from error
+
+
+def _token_in(text: str) -> str:
+    # A text that begins with a token is nothing else: a mail program may have broken it into several words.
+    found = {word for word in text.split() if word.startswith(PREFIX)}
+    if not found or text.lstrip().startswith(PREFIX):
+        return text
+    if len(found) > 1:
+        raise ValueError(f"there are {len(found)} join tokens in this text: give the one that is for this site")
+    return found.pop()
 
 
 def places(token: JoinToken, server: str | None, enrolment: str | None) -> tuple[str, str]:
