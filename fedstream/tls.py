@@ -98,6 +98,16 @@ def look_at(address: str) -> Handshake:
     return _shake_hands(address, _trusting_nobody())
 
 
+def look_at_as_member(address: str, authority: bytes, key: Path, certificate: Path) -> Handshake:
+    """As `look_at`, and shows the site's own certificate to a server of this authority (PEM), and to no other.
+
+    Raises:
+        ssl.SSLCertVerificationError: it is another server, and was shown nothing.
+        OSError: nothing answers, or not with TLS.
+    """
+    return _shake_hands(address, _of_member(authority, key, certificate))
+
+
 def server_credentials(identity: Identity, client_roots: bytes | None = None) -> grpc.ServerCredentials:
     """Credentials for a listening port.
 
@@ -135,11 +145,8 @@ def check_server(address: str, authority: bytes, key: Path, certificate: Path) -
         UntrustedServer: it is another server.
         ValueError: `address` is none.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_verify_locations(cadata=authority.decode())
-    context.load_cert_chain(certificate, key)
     try:
-        shown = _shake_hands(address, context)
+        shown = look_at_as_member(address, authority, key, certificate)
     except ssl.SSLCertVerificationError as error:
         message = (
             f"the server at {address} has no certificate of this federation's authority ({error.verify_message}): "
@@ -153,6 +160,13 @@ def check_server(address: str, authority: bytes, key: Path, certificate: Path) -
             f"{address} hung up after the handshake; if it goes on doing so, it does not take this site's certificate: "
             "ask the coordinator"
         )
+
+
+def _of_member(authority: bytes, key: Path, certificate: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cadata=authority.decode())
+    context.load_cert_chain(certificate, key)
+    return context
 
 
 def _trusting_nobody() -> ssl.SSLContext:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
+import ssl
 import time
 from datetime import UTC, datetime
 
 from fedclient.calls import plain_words
+from fedclient.config import ClientConfig
 from fedclient.doctor.scene import Scene
 from fedclient.exit_codes import Stop
 from fedclient.proxies import goes_through, proxy_variable
@@ -71,7 +74,7 @@ def _words(error: OSError) -> str:
 async def handshake(scene: Scene) -> Result:
     """It speaks TLS, and HTTP/2 within; whether it is to be trusted is asked next."""
     try:
-        shown = await asyncio.to_thread(tls.look_at, scene.config.server)
+        shown = await asyncio.to_thread(_look, scene.config)
     except OSError as error:
         reason = getattr(error, "reason", None) or error
         advice = "Check the port; a server without TLS wants --plaintext, and runs on this machine only"
@@ -81,6 +84,17 @@ async def handshake(scene: Scene) -> Result:
         advice = "A proxy on the way speaks an older HTTP: ask for an exception that lets TLS pass through"
         return failed(f"{shown.version}, but without HTTP/2, which gRPC needs", advice)
     return ok(f"{shown.version} with HTTP/2")
+
+
+def _look(config: ClientConfig) -> tls.Handshake:
+    # A look without the site's certificate would be a refused handshake in the server's audit log.
+    trust = trust_of(config)
+    if isinstance(trust, Certified):
+        with contextlib.suppress(Stop, ssl.SSLCertVerificationError):  # later checks say what is wrong with either
+            own = trust.read()
+            files = own.key_file, own.certificate_file
+            return tls.look_at_as_member(config.server, own.authority, *files)
+    return tls.look_at(config.server)
 
 
 def site_certificate(scene: Scene) -> Result:

@@ -19,7 +19,7 @@ from fedserver.store.database import MIGRATIONS
 from fedstream.certificates import make_key
 from fedstream.limits import PROTOCOL_VERSION
 from tests.support.joining import joined
-from tests.support.processes import RunningServer, Said, Stage
+from tests.support.processes import RunningServer, Said, Stage, until
 from tests.support.sites import OWN_TASK, write_task
 
 pytestmark = pytest.mark.e2e
@@ -116,6 +116,9 @@ async def test_client_doctor_of_a_site_that_joined_needs_to_be_told_nothing_else
         "skipped",
     )
     assert "is not the certificate of the key" in by_name(foreign)["site certificate"]["found"]
+    # One that can show its certificate leaves no line; that without the key shows none.
+    audit = server.state / "audit.jsonl"
+    assert until("the line of the third", lambda: audit.read_text().count("handshake refused")) == 1
 
 
 def test_client_doctor_of_another_server_than_was_named_fails_and_asks_it_nothing(scene: Stage) -> None:
