@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from fedserver.config import ServerConfig
-from fedserver.doctor import data, machine, network, state
+from fedserver.doctor import data, files, machine, network, state
 from fedserver.exit_codes import ExitCode
 from fedstream.checkup.report import report
 from fedstream.checkup.runner import Check
@@ -20,7 +20,7 @@ def run_doctor(config: ServerConfig, say: Callable[[str], None], *, as_json: boo
 def checks_for(config: ServerConfig) -> Sequence[Check[ServerConfig]]:
     """The checks of one server. Without TLS there is none of a certificate, without certificates none of joining."""
     left_out = {"certificate"} if config.plaintext else set()
-    left_out |= {"port for joining"} if config.plaintext or config.open_enrolment else set()
+    left_out |= {"port for joining", "client authority"} if config.plaintext or config.open_enrolment else set()
     return [check for check in _CHECKS if check.name not in left_out]
 
 
@@ -32,10 +32,12 @@ _CHECKS = (
     Check("port", network.port, ExitCode.BAD_CONFIGURATION),
     Check("port for joining", network.enrolment_port, ExitCode.BAD_CONFIGURATION),
     Check("advertised names", network.names, ExitCode.BAD_CONFIGURATION),
+    Check("client authority", files.client_authority, ExitCode.BAD_CONFIGURATION),
     Check("out folder", state.out_folder, ExitCode.BAD_CONFIGURATION),
     Check("task", data.task, ExitCode.FAILED),
     Check("holdout", data.holdout, ExitCode.FAILED, ("task",)),
     Check("test images", data.test, ExitCode.FAILED, ("task",)),
+    Check("first model", files.first_model, ExitCode.FAILED, ("task",)),
     Check("memory", machine.memory, ExitCode.FAILED),
     Check("open files", machine.open_files, ExitCode.FAILED),
 )
