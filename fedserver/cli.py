@@ -97,7 +97,10 @@ def run(
         int | None, typer.Option(help="Rounds whose updates and models are kept. [default: 10]")
     ] = None,
     min_free_bytes: Annotated[
-        int | None, typer.Option(help="Disk space that no round may need. [default: 268435456]")
+        int | None,
+        typer.Option(
+            help="Bytes that must stay free on the disk; no round is offered that may leave less. [268435456]"
+        ),
     ] = None,
     max_connections: Annotated[
         int | None, typer.Option(help="On each port, of all sites together. [default: 4000]")
@@ -127,8 +130,12 @@ def run(
         typer.Option(help="How updates travel: raw, zstd, bfloat16[+zstd] or int8[+zstd]. [default: raw]"),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Local epochs at most. [default: the task's]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="[default: the task's]")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="[default: the task's]")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Examples in one step of local training. [default: the task's]")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Size of a step of local training, such as 0.0001. [default: the task's]")
+    ] = None,
     early_stopping_patience: Annotated[
         int | None, typer.Option(help="Epochs without a better loss before a site stops; 0 for never. [the task's]")
     ] = None,
@@ -203,7 +210,10 @@ def clients(
     state: State = DEFAULT_STATE,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """List the sites: invited, enrolled or revoked, until when, and when last seen. Needs no running server."""
+    """List the sites: invited, enrolled or revoked, until when, and when last seen. Needs no running server.
+
+    Example: fedserver clients --state runs/server/state
+    """
     from fedserver.commands import members
 
     members.show_clients(state, as_json=as_json)
@@ -214,7 +224,12 @@ def revoke(
     name: Annotated[str, typer.Argument(help="Name of the site.")],
     state: State = DEFAULT_STATE,
 ) -> None:
-    """Keep a site out, at once: its certificates and invitations count no more, and its open calls end."""
+    """Keep a site out, at once: its certificates and invitations count no more, and its open calls end.
+
+    `fedserver invite` with the same name lets it in again. Needs no running server.
+
+    Example: fedserver revoke site-a
+    """
     from fedserver.commands import members
 
     members.revoke(state, name)
@@ -226,7 +241,12 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Show it again every second until Ctrl-C.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Show what the federation does, what it waits for and since when, and where each client is."""
+    """Show what the federation does, what it waits for and since when, and where each client is.
+
+    The exit status is 4 where no server runs, also after a federation that ended well.
+
+    Example: fedserver status --watch
+    """
     from fedserver.commands import status as command
 
     command.show_status(state, watch=watch, as_json=as_json)
@@ -240,7 +260,10 @@ def rounds(
     state: State = DEFAULT_STATE,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """List the rounds, or show one with what became of each client's offer. Works without a running server too."""
+    """List the rounds, or show one with what became of each client's offer. Works without a running server too.
+
+    Example: fedserver rounds --round 3
+    """
     from fedserver.commands import rounds as command
 
     command.show_rounds(state, number, as_json=as_json)
@@ -248,7 +271,12 @@ def rounds(
 
 @app.command()
 def pause(state: State = DEFAULT_STATE) -> None:
-    """Open no further round until `fedserver resume`; the round at work goes on to its end."""
+    """Open no further round until `fedserver resume`; the round at work goes on to its end.
+
+    Sites stay connected and wait. A server that is started again is not paused.
+
+    Example: fedserver pause --state runs/server/state
+    """
     from fedserver.commands import steer
 
     steer.pause(state)
@@ -256,7 +284,10 @@ def pause(state: State = DEFAULT_STATE) -> None:
 
 @app.command()
 def resume(state: State = DEFAULT_STATE) -> None:
-    """Take a pause back."""
+    """Take a pause back: the next round opens as soon as there are enough sites.
+
+    Example: fedserver resume --state runs/server/state
+    """
     from fedserver.commands import steer
 
     steer.resume(state)
@@ -265,9 +296,17 @@ def resume(state: State = DEFAULT_STATE) -> None:
 @app.command()
 def stop(
     state: State = DEFAULT_STATE,
-    finish_round: Annotated[bool, typer.Option("--finish-round", help="Wait for the round at work.")] = False,
+    finish_round: Annotated[
+        bool, typer.Option("--finish-round", help="Wait for the round at work, and lose nothing.")
+    ] = False,
 ) -> None:
-    """End the federation: report and models are written, and every client hears the outcome."""
+    """End the federation: report and models are written, and every client hears the outcome.
+
+    Without --finish-round, the round at work ends at once: what sites are still training in it is lost. Updates that
+    are in make a model, if they are as many as a round needs.
+
+    Example: fedserver stop --finish-round
+    """
     from fedserver.commands import steer
 
     steer.stop(state, finish_round=finish_round)
@@ -300,6 +339,8 @@ def doctor(
 
     Takes those options of `fedserver run` that it looks at, and its TOML file. Works beside a running server too, and
     writes nothing. The exit status is 0 if nothing failed, and else the one with which `fedserver run` would end.
+
+    Example: fedserver doctor --config /etc/fedstream/server.toml
     """
     settings = _settings(locals())
     from fedserver.doctor.checkup import run_doctor
@@ -376,7 +417,10 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
 ) -> None:
-    """Try it on this machine: a server and several sites as separate processes, with TLS, to the report."""
+    """Try it on this machine: a server and several sites as separate processes, with TLS, to the report.
+
+    Example: fedserver demo --data data --clients 4 --rounds 10
+    """
     from fedserver.commands.demo import DemoPlan, run_demo
 
     plan = DemoPlan(

@@ -23,6 +23,9 @@ def verify(
     """Check what is stored: the ledger's chain, every file, and every aggregate by making it again.
 
     Works beside a running server and without one. Exit status 1 says that something differs, and the output says what.
+    Note the hash it prints at the end: another one for the same round shows later that the ledger was changed.
+
+    Example: fedserver verify --state runs/server/state
     """
     from fedserver.commands import verify as command
 
@@ -41,6 +44,8 @@ def gc(
     """Remove updates and models that fall out of the retention, and files that nothing refers to.
 
     A running server does this by itself after every round; then this command is refused.
+
+    Example: fedserver gc --keep-rounds 3 --dry-run
     """
     from fedserver.commands import gc as command
 
@@ -88,7 +93,12 @@ def export(
     ] = None,
     task_set: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the task; repeatable.")] = None,
 ) -> None:
-    """Write a round's global model for use without this project (for brain_mri: .keras and .h5)."""
+    """Write a round's global model for use without this project (for brain_mri: .keras and .h5).
+
+    Works beside a running server and without one, for the rounds whose models are kept (`fedserver run --keep-rounds`).
+
+    Example: fedserver export --round 5 --out models
+    """
     from fedserver.commands import export as command
 
     command.export_model(state, out, number, stem, task, task_settings(task_set))
@@ -103,7 +113,12 @@ def evaluate(
     classes: Annotated[list[str] | None, typer.Option(help="CLASS=FOLDER; repeatable.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Score one model file on a labelled folder."""
+    """Score one model file on a labelled folder. Needs no server and no state directory.
+
+    A model that was made with other settings than the task's defaults needs them, as --task-set alpha=0.35.
+
+    Example: fedserver evaluate runs/server/models/GLOBAL_MODEL_MOB.keras --holdout data/val
+    """
     from fedserver.commands import offline
 
     settings, folders = task_settings(task_set), class_folders(classes)

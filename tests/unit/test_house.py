@@ -209,6 +209,18 @@ def _options_of(commands: Mapping[str, Any], name: str) -> set[str]:
     return {"--help", *(option for one in commands[name].params for option in (*one.opts, *one.secondary_opts))}
 
 
+def test_help_of_every_command_has_an_example_of_it() -> None:
+    apps = {"fedserver": fedserver_app, "fedclient": fedclient_app}
+    helps = {
+        f"{program} {name}": command.help or ""
+        for program, app in apps.items()
+        for name, command in typer.main.get_command(app).commands.items()
+    }
+
+    assert [name for name, text in helps.items() if f"Example: {name}" not in text] == []
+    assert len(helps) > 20
+
+
 def test_demo_runs_as_many_rounds_on_the_phantom_as_it_says() -> None:
     said = {one.name: one.help for one in typer.main.get_command(fedserver_app).commands["demo"].params}
     assert said["rounds_"] == f"[default: 10, on the phantom {DEMO.rounds}]"
