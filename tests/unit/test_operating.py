@@ -6,6 +6,7 @@ import configparser
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -45,13 +46,18 @@ def test_runbook_has_every_check_in_order() -> None:
     assert runbook("check at the server") == [check.name for check in server_checks(ServerConfig())]
 
 
-def test_settings_in_the_document_are_settings() -> None:
-    table = text().split("# /etc/fedstream/server.toml")[1].split("\n\n")[0]
-    names = [re.findall(r"(\w+) = ", line) for line in table.splitlines()[1:]]
+def settings_file(name: str) -> dict[str, object]:
+    return tomllib.loads(
+        re.sub(r"^    ", "", text().split(f"    # /etc/fedstream/{name}\n")[1].split("\n\n")[0], flags=re.MULTILINE)
+    )
 
-    assert {pair[0] for pair in names} <= set(ServerConfig.model_fields)
-    assert {pair[1] for pair in names} <= set(ClientConfig.model_fields)
-    assert len(names) == 6
+
+def test_settings_in_the_document_are_settings() -> None:
+    server, site = settings_file("server.toml"), settings_file("site.toml")
+
+    assert ServerConfig.model_validate(server).min_clients == 3
+    assert set(site) <= set(ClientConfig.model_fields)
+    assert (len(server), len(site)) == (7, 6)
 
 
 @pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
