@@ -1,4 +1,4 @@
-# The commands of this project; `make` alone lists them. Needs make and Python 3.11 or later, nothing else.
+# The commands of this project; `make` alone lists them. Needs make and Python 3.11, 3.12 or 3.13, nothing else.
 
 PYTHON ?= python3
 VENV := .venv
@@ -35,7 +35,7 @@ help: ## List these commands.
 	    /^#: / { printf "         %s\n", substr($$0, 4) }' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## Make .venv and install the project and its tools in it; the other commands do so by themselves.
-#: PYTHON=python3.12       the Python to make it with, 3.11 or later (default: python3)
+#: PYTHON=python3.12       the Python to make it with: 3.11, 3.12 or 3.13 (default: python3)
 
 demo: $(INSTALLED) ## Run a whole federation on this machine, each site a process of its own, to its report.
 #: DATA=DIR                labelled images in DIR/train/<class> and DIR/val/<class> (default: a generated phantom)
@@ -68,8 +68,9 @@ wheelhouse: $(INSTALLED) ## Collect all wheels for sites without internet, of th
 #: OUT=dist/wheelhouse     the folder to carry to the site, some 650 MB; a README.txt in it says how to install
 	rm -f '$(WHEELHOUSE)'/fedstream-*.whl
 	$(BIN)/python -m pip wheel --quiet --wheel-dir '$(WHEELHOUSE)' .
-	@$(BIN)/python -c 'import sys, sysconfig; print("For Python %d.%d on %s: python%d.%d -m pip install" \
-	    " --no-index --find-links . fedstream" % (*sys.version_info[:2], sysconfig.get_platform(), *sys.version_info[:2]))' \
+	@$(BIN)/python -c 'import sys, sysconfig; print("For Python %d.%d on %s, in this folder: python%d.%d -m venv" \
+	    " /opt/fedstream && /opt/fedstream/bin/pip install --no-index --find-links . fedstream" \
+	    % (*sys.version_info[:2], sysconfig.get_platform(), *sys.version_info[:2]))' \
 	    > '$(WHEELHOUSE)/README.txt'
 	@cat '$(WHEELHOUSE)/README.txt'
 
@@ -152,6 +153,6 @@ $(INSTALLED): pyproject.toml | $(BIN)/python
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	    echo "fedstream needs Python 3.11 or later, but $(PYTHON) is: $$($(PYTHON) --version 2>&1)."; \
+	    echo "fedstream needs Python 3.11, 3.12 or 3.13, but $(PYTHON) is: $$($(PYTHON) --version 2>&1)."; \
 	    echo "Name one that is: make setup PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
