@@ -41,6 +41,7 @@ log = structlog.get_logger()
 _LONGEST_RETRY_SECONDS = 300.0
 """To which the delay after rounds that fail one after the other grows, unless it is longer from the start."""
 
+_LISTING_SECONDS = 1.0
 _COMING_BACK_SECONDS = 40.0
 """Clients wait for at most 30 s and jitter between two tries to reach a server."""
 
@@ -408,10 +409,9 @@ async def say_farewell(federation: Federation, reason: str) -> None:
     until = federation.now + LONGEST_FAREWELL_SECONDS
     while federation.now < until:
         are_back = await _let_come_back(federation)
-        if fetching := sorted(federation.sessions.clients):
-            federation.stand(FederationState.FINISHING, f"the final models are fetched by {names_of(fetching)}")
         if await _stopped_before_drained(federation, until, heeds=not was_stopped):
-            log.warning("ending before these sites have the final models", sites=names_of(fetching))
+            left = names_of(sorted(federation.sessions.clients))
+            log.warning("ending before these sites have the final models", sites=left)
             return
         # One may be cut off, or killed, between hearing the outcome and having the final model.
         if not are_back or not _cut_off(federation):
@@ -423,15 +423,24 @@ async def _stopped_before_drained(federation: Federation, until: float, *, heeds
 
     Not that stop by which the federation came to its end, which is no reason to leave its sites without a model.
     """
+    telling = asyncio.create_task(_tell_who_fetches(federation))
     drained = asyncio.create_task(federation.sessions.drained(until - federation.now))
     stopped = asyncio.create_task(federation.stop_requested.wait() if heeds else asyncio.Event().wait())
     try:
         await asyncio.wait({drained, stopped}, return_when=asyncio.FIRST_COMPLETED)
         return not drained.done()
     finally:
-        for task in (drained, stopped):
+        for task in (telling, drained, stopped):
             task.cancel()
-        await asyncio.gather(drained, stopped, return_exceptions=True)
+        await asyncio.gather(telling, drained, stopped, return_exceptions=True)
+
+
+async def _tell_who_fetches(federation: Federation) -> None:
+    """Say whose sessions are open still, and say it anew once a second as they end. Never returns."""
+    while True:
+        if fetching := sorted(federation.sessions.clients):
+            federation.stand(FederationState.FINISHING, f"the final models are fetched by {names_of(fetching)}")
+        await asyncio.sleep(_LISTING_SECONDS)
 
 
 async def keep_working_time(federation: Federation) -> None:

@@ -126,6 +126,21 @@ async def test_farewell_ends_with_a_stop_that_comes_in_it_and_names_who_is_still
         assert [line["sites"] for line in logs if "sites" in line] == ["a"]
 
 
+async def test_farewell_names_those_that_are_still_fetching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle, "_LISTING_SECONDS", 0.02)
+    async with Bench.running(tmp_path, "ab") as bench:
+        await bench.play(1, 2)
+        farewell = asyncio.create_task(lifecycle.say_farewell(bench.federation, "all rounds done"))
+        sessions = bench.federation.sessions
+        said: list[str] = []
+        for name in "ab":
+            await asyncio.sleep(0.2)
+            said.append(bench.federation.standing.reason)
+            sessions.close(sessions._open[name])
+        await asyncio.wait_for(farewell, 10.0)
+    assert said == ["the final models are fetched by a, b", "the final models are fetched by b"]
+
+
 async def test_farewell_of_a_federation_that_was_stopped_lets_its_sites_fetch(tmp_path: Path) -> None:
     async with Bench.running(tmp_path, "a") as bench:
         await bench.play(1)
