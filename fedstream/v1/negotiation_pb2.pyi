@@ -489,7 +489,7 @@ Global___SiteLimits: _TypeAlias = SiteLimits  # noqa: Y015
 
 @_typing.final
 class SchemaPart(_message.Message):
-    """A slice of the client's schema. Parts come in order; each holds at most 1,000 tensors."""
+    """A slice of the client's schema. Parts come in order; each holds at most 1,000 tensors and, but for the last, at least one."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
