@@ -386,7 +386,7 @@ async def _export(
         for model, name, words in ((best, stem, "best"), (last, f"{stem}_last", "last")):
             written = await federation.evaluator.export(model.path, folder, name)
             what = f"{words} global model, of round {model.version}" if model.version else "initial model"
-            files += [describe_file(path, what) for path in written]
+            files += [await asyncio.to_thread(describe_file, path, what) for path in written]
     except (TaskError, WorkerCrashed, OSError) as error:
         log.error("the models could not be exported", error=str(error))
         return files, False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import platform
 from collections.abc import Sequence
@@ -13,7 +14,6 @@ from fedserver.coordinator.participation import Participation
 from fedserver.coordinator.round import Round
 from fedserver.federation import Federation, FederationState
 from fedserver.traffic import Traffic
-from fedstream.manifest import Digest
 from fedstream.sizes import size
 from fedtask.report import (
     ClientRecord,
@@ -156,9 +156,10 @@ def _describe_data(summary: SiteSummary | None, source: str | None) -> DataDescr
 
 
 def describe_file(path: Path, description: str) -> ModelFile:
-    """A model file that was written."""
-    digest = Digest.of(path.read_bytes())
-    return ModelFile(path.name, digest.hex, digest.size_bytes, description)
+    """A model file that was written. Blocks for as long as reading it takes."""
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return ModelFile(path.name, sha256, file.tell(), description)
 
 
 def _versions() -> dict[str, str]:
