@@ -159,8 +159,12 @@ app.command()(looking.preview)
 
 def main() -> None:
     """Entry point."""
+    import os
+
     from fedstream.output import open_output, told_if_refused
 
+    # gRPC writes lines of its own, in its own form, about what is said here in words; whoever wants them asks for them.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     open_output()
     with told_if_refused("fedclient"):
         app()

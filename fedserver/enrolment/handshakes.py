@@ -24,6 +24,9 @@ _FAILED = re.compile(
 """What gRPC writes, as of 1.85, with OpenSSL's words for the reason. If a later one writes something else, its lines
 stay in the server's output, as all that is not recognised, and a test fails."""
 
+_TOLD_OTHERWISE = re.compile(rb"^[EWI]\d{4} .*chttp2_transport\.cc:\d+\] .*Got goaway")
+"""That a connection is closed, of which this program says in its own words what it means for a site."""
+
 _LAST_LINES_SECONDS = 5.0
 
 _WORDS = {
@@ -43,7 +46,9 @@ class HandshakeWatch:
         self.audit: AuditLog | None = None
 
     def take(self, line: bytes) -> bool:
-        """Whether a line is of a failed handshake, and in the audit log now."""
+        """Whether a line need not be shown: of a failed handshake, and in the audit log now, or told otherwise."""
+        if _TOLD_OTHERWISE.search(line):
+            return True
         if self.audit is None or (found := _FAILED.search(line)) is None:
             return False
         reason, detail = found["reason"].decode(), (found["detail"] or b"").decode(errors="replace")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedclient import cli
 from fedclient.config import ClientConfig
 from fedclient.exit_codes import ExitCode
 from fedstream.manifest import Digest
@@ -73,6 +75,17 @@ def test_help_loads_nothing_heavy() -> None:  # how quick it is, `make bench ONL
     )
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
     assert loaded == ""
+
+
+def test_command_leaves_the_lines_of_grpc_out_unless_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["fedclient", "--version"])
+    for given, wanted in ((None, "NONE"), ("debug", "debug")):
+        monkeypatch.delenv("GRPC_VERBOSITY", raising=False)
+        if given is not None:
+            monkeypatch.setenv("GRPC_VERBOSITY", given)
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert os.environ["GRPC_VERBOSITY"] == wanted
 
 
 def test_version_is_that_of_the_package() -> None:
