@@ -80,7 +80,7 @@ def check_num_examples(num_examples: int, claimed: int, limits: ExampleLimits) -
         raise ImplausibleExamples(
             f"the update says it was trained on {num_examples:,} examples; the site claimed {claimed:,} when it joined,"
             f" so at most {most:,} are plausible ({limits.growth:g} times the claim, never over {limits.maximum:,}). "
-            "Let the site join again to claim more"
+            "Start `fedclient run` again there, so that it says how many it has now"
         )
 
 
