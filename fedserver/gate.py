@@ -14,7 +14,7 @@ from fedserver.enrolment.membership import DEFAULT_INVITATION
 from fedserver.federation import Federation
 from fedserver.services.callers import Callers
 from fedserver.store import State
-from fedserver.store.state import AUTHORITY_CERTIFICATE
+from fedserver.store.keys import AUTHORITY_CERTIFICATE
 from fedstream.certificates import facts_of
 from fedstream.errors import ProtocolError
 from fedstream.join_token import JoinToken

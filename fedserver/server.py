@@ -246,6 +246,8 @@ class Server:
     async def _live(self) -> str:
         federation = self.federation
         await lifecycle.prepare(federation)
+        # Until now a first start is in the log alone: keys, settings and the initial model.
+        await asyncio.to_thread(self._state.database.checkpoint)
         reason = await lifecycle.run_rounds(federation, self._desk)
         self.made = await lifecycle.finish(federation, reason)
         await lifecycle.say_farewell(federation, reason)

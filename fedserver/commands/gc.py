@@ -44,7 +44,11 @@ def _preview(state: Path, keep_rounds: int | None) -> None:
     with reading(state) as reader:
         keep = _rounds_to_keep(reader.database, keep_rounds)
         expired = retention.expired(reader.database, keep, retention.best_version(reader.database))
-        _say("would remove", expired, retention.orphans(reader.database, state), keep)
+        lost = retention.lost_models(reader.database, state)
+        litter = [path for path in retention.orphans(reader.database, state) if path not in lost]
+        _say("would remove", expired, litter, keep)
+        for path in lost:
+            typer.echo(f"would set aside {path}, which the database does not know")
 
 
 def _collect(state: State, keep_rounds: int | None) -> None:

@@ -13,7 +13,7 @@ from fedserver.enrolment import AuditLog
 from fedserver.exit_codes import ExitCode, fail
 from fedserver.gate import open_authority, server_identity
 from fedserver.store import State, StateError
-from fedserver.store.state import AUTHORITY_KEY
+from fedserver.store.keys import AUTHORITY_KEY
 from fedstream.certificates import facts_of
 from fedstream.tls import split_address
 

@@ -10,7 +10,8 @@ from fedserver.config import ServerConfig
 from fedserver.store import StateError, StateReader
 from fedserver.store.database import MIGRATIONS
 from fedserver.store.errors import EarlierVersion
-from fedserver.store.state import CERTIFICATE, KEY, is_changed, is_in_use, is_state_directory, read_contact
+from fedserver.store.keys import CERTIFICATE, KEY, is_changed
+from fedserver.store.state import is_in_use, is_state_directory, read_contact, require_database
 from fedstream.checkup.certificate import judge_validity
 from fedstream.checkup.machine import judge_folder
 from fedstream.checkup.runner import Result, failed, ok, warning
@@ -44,9 +45,10 @@ def out_folder(config: ServerConfig) -> Result:
 
 def database(config: ServerConfig) -> Result:
     """The database opens, has all its rows, and is of this program's version."""
-    if not is_state_directory(config.state):
-        return ok("none yet; the federation begins with the first start")
     try:
+        require_database(config.state)
+        if not is_state_directory(config.state):
+            return ok("none yet; the federation begins with the first start")
         with closing(StateReader(config.state)) as reader:
             rounds = reader.database.query("SELECT count(*) FROM rounds")[0][0]
             interrupted = reader.database.interrupted
@@ -82,5 +84,5 @@ def _changed(config: ServerConfig) -> bool:
     try:
         with closing(StateReader(config.state)) as reader:
             return any(is_changed(config.state / name, reader.database) for name in (KEY, CERTIFICATE))
-    except EarlierVersion:  # the first start will say
+    except StateError:  # what is said of the database
         return False

@@ -121,6 +121,8 @@ A model's row stays when its file is collected; `kept` says whether there is a f
 """
 
 RESTORE = "restore a backup (`fedserver restore`), or give another --state to begin anew"
+LOG_BACK = f"was its state.db-wal removed, or not copied with it? Put that back, {RESTORE}"
+"""What to do where the database knows less than there must have been."""
 
 
 class Database:
@@ -131,13 +133,14 @@ class Database:
     Args:
         path: of the file; made if need be, unless it is only read.
         read_only: look at it beside a running server, or without any: nothing is written.
+        trace: what is there that no database without tables can belong to, in words.
 
     Raises:
         StateError: at opening, when the file is damaged, cannot be read, is another program's or was made by a newer
             version.
     """
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False, trace: str = "") -> None:
         self.path = path
         # Each guards its connection; nothing else is called under it.
         self._lock = self._reading_lock = threading.RLock()
@@ -145,7 +148,8 @@ class Database:
         """Where the log's last commit is spoilt, by a power cut before it was acknowledged, or by the disk."""
         try:
             self._check_log(path.with_name(f"{path.name}-wal"))
-            self._connection = self._reading = _connect_reading(path) if read_only else _connect_writing(path)
+            connect = _connect_reading if read_only else _connect_writing
+            self._connection = self._reading = connect(path, trace)
             try:
                 self._prepare(read_only=read_only)
                 if not read_only:
@@ -248,6 +252,14 @@ class Database:
         with self.transaction() as cursor:
             cursor.execute(sql, values)
 
+    def checkpoint(self) -> None:
+        """Copy what is in the log to the database itself, as far as nobody reads what was before. Blocks for a moment.
+
+        SQLite does so by itself only when the log has a few megabytes, which a small federation does not come to.
+        """
+        with self._lock:
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
     def copy_to(self, path: Path) -> None:
         """Write the database as it is at this instant to a new file, whole and without a log beside it."""
         target = sqlite3.connect(path)
@@ -278,16 +290,22 @@ def _connected(address: str, *, uri: bool = False) -> sqlite3.Connection:
     return connection
 
 
-def _require_own(connection: sqlite3.Connection, path: Path) -> None:
-    """Refuse another program's database before anything of it is changed: version 0 is of a file without tables."""
+def _require_own(connection: sqlite3.Connection, path: Path, trace: str) -> None:
+    """Refuse a database that is not this federation's, before anything of it is changed.
+
+    Version 0 is of a file without tables: another program's if it has some, and if there is a `trace` of a federation,
+    what is left of its database where the log is gone.
+    """
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     if tables and not version:
         raise StateError(f"{path} is not a fedserver database; {RESTORE}")
+    if trace and not version:
+        raise StateError(f"{path} holds nothing, though {trace}; {LOG_BACK}")
 
 
-def _connect_writing(path: Path) -> sqlite3.Connection:
-    connection = _opened(str(path), path)
+def _connect_writing(path: Path, trace: str) -> sqlite3.Connection:
+    connection = _opened(str(path), path, trace)
     path.chmod(0o600)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
@@ -300,23 +318,23 @@ def _connect_beside(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _connect_reading(path: Path) -> sqlite3.Connection:
+def _connect_reading(path: Path, trace: str) -> sqlite3.Connection:
     address = f"file:{quote(str(path.absolute()))}?mode=ro"
     try:
-        return _opened(address, path, uri=True)
+        return _opened(address, path, trace, uri=True)
     except sqlite3.OperationalError:
         # On a read-only medium SQLite cannot make the file through which readers of a log find each other. Where there
         # is no log, nobody writes, and it can do without.
         log = path.with_name(f"{path.name}-wal")
         if not path.exists() or (log.exists() and log.stat().st_size):
             raise
-        return _opened(f"{address}&immutable=1", path, uri=True)
+        return _opened(f"{address}&immutable=1", path, trace, uri=True)
 
 
-def _opened(address: str, path: Path, *, uri: bool = False) -> sqlite3.Connection:
+def _opened(address: str, path: Path, trace: str, *, uri: bool = False) -> sqlite3.Connection:
     connection = _connected(address, uri=uri)
     try:
-        _require_own(connection, path)
+        _require_own(connection, path, trace)
     except BaseException:
         connection.close()
         raise

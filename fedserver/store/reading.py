@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedserver.store.database import Database
 from fedserver.store.errors import StateError
 from fedserver.store.models import ModelStore
-from fedserver.store.state import DATABASE, MODELS, UPDATES, is_state_directory, require_database, unreadable
+from fedserver.store.state import MODELS, UPDATES, is_state_directory, open_database, require_database, unreadable
 from fedstream.files import RealFileSystem
 
 
@@ -28,7 +27,7 @@ class StateReader:
             require_database(self.folder)
             if not is_state_directory(self.folder):
                 raise StateError(f"{folder} is no state directory of a server; give its --state")
-            self.database = Database(self.folder / DATABASE, read_only=True)
+            self.database = open_database(self.folder, read_only=True)
         except OSError as error:
             raise unreadable(self.folder, error) from error
         self.models_folder, self.updates_folder = self.folder / MODELS, self.folder / UPDATES

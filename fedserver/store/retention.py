@@ -6,6 +6,8 @@
 - Every manifest, record and ledger entry, for ever: a few kilobytes a round.
 - Files without a row are litter: an interrupted write, an upload whose round is over, a blob whose row is gone. They
   are removed at start-up, when nothing can be on its way.
+- Models whose row is not only without its file but has never been are that as well, if there is but one: the step
+  between a model's file and its row was interrupted. Of more, the rows were lost, and they are kept aside.
 
 Rows go first and files second, so that a crash in between leaves litter and never a row without its file.
 """
@@ -92,6 +94,13 @@ def orphans(database: Database, folder: Path) -> list[Path]:
     found += sorted(folder.glob(f"*{TEMPORARY_SUFFIX}"))
     found += [path for path in [folder / SCRATCH_MODEL] if path.exists()]
     return [path for path in found if path not in claimed]
+
+
+def lost_models(database: Database, folder: Path) -> list[Path]:
+    """Files of models that no row names, kept or not, if they are more than one interrupted step leaves."""
+    named = {f"{sha256.hex()}{_WEIGHTS_SUFFIX}" for (sha256,) in database.query("SELECT sha256 FROM models")}
+    found = [path for path in sorted((folder / "models").glob(f"*{_WEIGHTS_SUFFIX}")) if path.name not in named]
+    return found if len(found) > 1 else []
 
 
 def _kept_models(database: Database) -> list[bytes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import sqlite3
@@ -12,10 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import structlog
 from filelock import FileLock, Timeout
 
-from fedserver.store import retention
-from fedserver.store.database import RESTORE, Database
+from fedserver.store import keys, retention
+from fedserver.store.database import LOG_BACK, RESTORE, Database
 from fedserver.store.disk import WAYS_OUT, require_writable, trouble_of
 from fedserver.store.errors import BackupAtWork, StateError, StateInUse
 from fedserver.store.facts import fact, remembering
@@ -26,12 +26,12 @@ from fedstream.certificates import facts_of, is_issued_by, issue_server, make_au
 from fedstream.files import FileSystem, RealFileSystem, write_durably
 from fedstream.tls import Identity
 
+log = structlog.get_logger()
+
 DATABASE, LOCK = "state.db", "server.lock"
 MODELS, UPDATES = "models", "updates"
-KEY, CERTIFICATE = "server.key", "server.crt"
-AUTHORITY_KEY, AUTHORITY_CERTIFICATE = "authority.key", "authority.crt"
-IDENTITY_FILES = (AUTHORITY_KEY, AUTHORITY_CERTIFICATE, KEY, CERTIFICATE)
-"""Each of them is remembered by its digest."""
+UNCLAIMED = "unclaimed"
+"""Where models are put of which the database knows nothing, though no interrupted step explains them."""
 
 AUDIT_LOG = "audit.jsonl"
 ADDRESSES = "addresses.json"
@@ -83,8 +83,18 @@ class State:
         folder = self.folder
         try:
             require_writable(folder, self.files)
-            require_database(folder)
-            self.database = Database(folder / DATABASE)
+            self.database = open_database(folder)
+        except (OSError, sqlite3.OperationalError) as error:
+            raise _refused(folder, error) from error
+        try:
+            self._open_stores()
+        except BaseException:
+            self.database.close()
+            raise
+
+    def _open_stores(self) -> None:
+        folder = self.folder
+        try:
             self.models = ModelStore(folder / MODELS, self.database, self.files)
             self.uploads = UploadStore(folder / UPDATES, self.database, self.files)
         except (OSError, sqlite3.OperationalError) as error:
@@ -98,9 +108,7 @@ class State:
         Raises:
             StateError: its key or certificate is gone or not what it was.
         """
-        every = f"{AUTHORITY_KEY}, {AUTHORITY_CERTIFICATE}, {KEY} and {CERTIFICATE}"
-        way_out = f"or remove {every} and invite every site anew"
-        return self._pair(AUTHORITY_KEY, AUTHORITY_CERTIFICATE, make_authority, way_out, lambda _kept: False)
+        return self._pair(keys.AUTHORITY, make_authority, lambda _kept: False)
 
     def identity(self, hosts: Sequence[str]) -> Identity:
         """The server's key and certificate, signed by the authority; made anew when a third of its time is left.
@@ -114,40 +122,10 @@ class State:
             is_due = facts_of(certificate).is_due(datetime.now(UTC))
             return is_due or not is_issued_by(certificate, authority.certificate)
 
-        way_out = f"or remove {KEY} and {CERTIFICATE}: sites that have joined will not notice, open invitations end"
-        return self._pair(KEY, CERTIFICATE, lambda: issue_server(authority, hosts), way_out, is_outdated)
+        return self._pair(keys.SERVER, lambda: issue_server(authority, hosts), is_outdated)
 
-    def _pair(
-        self,
-        key_name: str,
-        certificate_name: str,
-        make: Callable[[], Identity],
-        way_out: str,
-        is_outdated: Callable[[bytes], bool],
-    ) -> Identity:
-        """A key and its certificate as they are kept, or made if both are missing or the certificate is outdated."""
-        paths = [self.folder / key_name, self.folder / certificate_name]
-        changed = [path for path in paths if is_changed(path, self.database)]
-        if changed and any(path.exists() for path in paths):
-            raise StateError(f"{changed[0]} is not what it was; restore a backup, {way_out}")
-        # Of an interrupted first start nothing is remembered yet, and it is begun again.
-        is_kept = all(path.exists() and fact(self.database, _digest_fact(path)) is not None for path in paths)
-        if is_kept and not is_outdated(paths[1].read_bytes()):
-            return Identity(*(path.read_bytes() for path in paths))
-        made = make()
-        if is_kept:
-            self._forget(paths)
-        for path, contents in zip(paths, (made.key, made.certificate), strict=True):
-            write_durably(self.files, path, [contents])
-        for path, contents in zip(paths, (made.key, made.certificate), strict=True):
-            self.remember(_digest_fact(path), hashlib.sha256(contents).hexdigest())
-        return made
-
-    def _forget(self, paths: Sequence[Path]) -> None:
-        """Before both files are replaced: a crash in between is to look like an interrupted first start."""
-        with self.database.transaction() as cursor:
-            for path in paths:
-                cursor.execute("DELETE FROM facts WHERE key = ?", (_digest_fact(path),))
+    def _pair(self, pair: keys.Pair, make: Callable[[], Identity], is_outdated: Callable[[bytes], bool]) -> Identity:
+        return keys.kept_pair(self.folder, self.database, self.files, pair, make, is_outdated)
 
     def fact(self, key: str) -> str | None:
         """A remembered fact."""
@@ -170,6 +148,9 @@ class State:
     def collect(self, keep_rounds: int, best_version: int) -> retention.Expired:
         """Throw away what falls out of the retention; returns what that was.
 
+        A round is over then, so it is also when the log is copied to the database: whoever loses the log afterwards,
+        or makes a copy without it, has what there was up to here.
+
         Raises:
             BackupAtWork: a backup is being made of what is here.
         """
@@ -183,13 +164,32 @@ class State:
                 return expired
         except Timeout:
             raise BackupAtWork(f"a backup of {self.folder} is being made; collect when it is done") from None
+        finally:
+            self.database.checkpoint()
 
     def sweep(self) -> list[Path]:
-        """Remove files that no row claims; returns which. Only before anything is on its way: at start-up."""
+        """Remove files that no row claims; returns which. Only before anything is on its way: at start-up.
+
+        Models that no row names are set aside instead, where they are more than one interrupted step leaves: then rows
+        were lost, and the models are what is left.
+        """
+        self._set_aside(retention.lost_models(self.database, self.folder))
         found = retention.orphans(self.database, self.folder)
         for path in found:
             self.files.remove(path)
         return found
+
+    def _set_aside(self, models: Sequence[Path]) -> None:
+        if not models:
+            return
+        aside = self.folder / UNCLAIMED
+        aside.mkdir(mode=0o700, exist_ok=True)
+        for path in models:
+            self.files.rename(path, aside / path.name)
+        self.files.sync_folder(aside)
+        self.files.sync_folder(self.folder / MODELS)
+        names = [path.name for path in models]
+        log.warning("set aside models that the database does not know", folder=str(aside), files=names, hint=LOG_BACK)
 
     def write_contact(self, contact: dict[str, Any]) -> None:
         """Say how local commands reach this server: its pid, address and administration socket; and how it ended."""
@@ -201,16 +201,6 @@ class State:
         self.journal.close()
         self.database.close()
         self._lock.release()
-
-
-def is_changed(path: Path, database: Database) -> bool:
-    """Whether a key or certificate is not what was remembered of it, or gone."""
-    known = fact(database, _digest_fact(path))
-    return known is not None and not (path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == known)
-
-
-def _digest_fact(path: Path) -> str:
-    return f"sha256 of {path.name}"
 
 
 def is_state_directory(folder: Path) -> bool:
@@ -248,14 +238,48 @@ def require_database(folder: Path) -> None:
     """Check that a directory that was in use still has its database: an empty one would begin anew without a word.
 
     Raises:
-        StateError: models are there, and no database that could say what they are.
+        StateError: models or keys are there, and no database that could say what they are.
     """
     database = folder / DATABASE
     if database.exists() and database.stat().st_size:
         return
-    if any((folder / MODELS).glob("*.safetensors")):
+    if trace := _trace(folder):
         state = "is empty" if database.exists() else "is missing"
-        raise StateError(f"{database} {state}, though {folder / MODELS} holds models; {RESTORE}")
+        raise StateError(f"{database} {state}, though {trace}; {RESTORE}")
+
+
+def open_database(folder: Path, *, read_only: bool = False) -> Database:
+    """The database of a state directory, unless it is another one than that with which the directory was in use.
+
+    One that has lost its log, in which all of a young federation is, would begin anew without a word as well: with new
+    keys, and with what is left of the old federation swept away as litter.
+
+    Raises:
+        StateError: models or keys are there that the database does not know; or it is damaged or of another version.
+    """
+    require_database(folder)
+    opened = Database(folder / DATABASE, read_only=read_only, trace=_trace(folder))
+    try:
+        keys.require_remembered(folder, opened)
+        _require_any_model_known(folder, opened)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
+def _require_any_model_known(folder: Path, database: Database) -> None:
+    """Of a federation without keys, its models are the trace; one may be of a first start that was interrupted."""
+    if retention.lost_models(database, folder) and not database.query("SELECT 1 FROM models LIMIT 1"):
+        raise StateError(f"{database.path} knows none of the models in {folder / MODELS}; {LOG_BACK}")
+
+
+def _trace(folder: Path) -> str:
+    """What only a federation that has begun leaves, in words; empty if there is nothing of the kind."""
+    if any((folder / MODELS).glob("*.safetensors")):
+        return f"{folder / MODELS} holds models"
+    found = [folder / name for name in keys.IDENTITY_FILES if (folder / name).exists()]
+    return f"{found[0]} is there" if found else ""
 
 
 def _refused(folder: Path, error: OSError | sqlite3.Error) -> StateError:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from fedserver.store import DamagedFile, StateReader
+from fedserver.store.keys import IDENTITY_FILES, is_changed
 from fedserver.store.ledger import Entry, last_hash
-from fedserver.store.state import IDENTITY_FILES, is_changed
 from fedserver.store.uploads import FinishedUpload, collected_up_to
 from fedserver.verification.chain import Books, Page, missing_entries, read_pages
 from fedserver.verification.files import Shelf, as_recorded, updates_of

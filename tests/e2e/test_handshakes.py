@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 import pytest
 
-from fedserver.store.state import AUTHORITY_CERTIFICATE, AUTHORITY_KEY
+from fedserver.store.keys import AUTHORITY_CERTIFICATE, AUTHORITY_KEY
 from fedstream.certificates import make_authority
 from fedstream.tls import Identity, split_address
 from tests.support.handshakes import described, identity_of, shake_hands

@@ -7,6 +7,7 @@ by sites as gRPC would call them. The task is computed in place.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -127,7 +128,8 @@ class Life:
                 "out": self.folder / "out",
             }
         )
-        with mock.patch.object(state_module, "Database", lambda path: PoweredDatabase(path, self.files.power)):
+        opened = functools.partial(PoweredDatabase, power=self.files.power)
+        with mock.patch.object(state_module, "Database", opened):
             self.state = State(self.folder, self.files)
         try:
             asyncio.run(self._until_power_is_gone(config, work))

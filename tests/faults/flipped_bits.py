@@ -31,8 +31,8 @@ from fedclient.partial import PartialModel
 from fedclient.updates import UpdateStore
 from fedserver.store import DamagedFile, StateReader
 from fedserver.store.errors import StateError
+from fedserver.store.keys import AUTHORITY_CERTIFICATE, AUTHORITY_KEY, CERTIFICATE, KEY
 from fedserver.store.row_checks import register
-from fedserver.store.state import AUTHORITY_CERTIFICATE, AUTHORITY_KEY, CERTIFICATE, KEY
 from fedserver.verification import verify
 from fedstream.errors import DigestMismatch
 from fedstream.files import RealFileSystem, write_durably

@@ -184,11 +184,12 @@ class PoweredDatabase(Database):
     Args:
         path: of the file.
         power: what may fail.
+        read_only, trace: as of `Database`.
     """
 
-    def __init__(self, path: Path, power: Power) -> None:
+    def __init__(self, path: Path, power: Power, *, read_only: bool = False, trace: str = "") -> None:
         self._power = power
-        super().__init__(path)
+        super().__init__(path, read_only=read_only, trace=trace)
 
     @contextmanager
     def transaction(self) -> Iterator[Cursor]:

@@ -153,13 +153,6 @@ def test_identity_that_was_removed_is_made_anew(tmp_path: Path) -> None:
     state.close()
 
 
-def test_identity_whose_making_was_interrupted_is_made_anew(tmp_path: Path) -> None:
-    (tmp_path / "server.key").write_bytes(b"the first of the two files")
-    state = State(tmp_path)
-    assert b"PRIVATE KEY" in state.identity([]).key
-    state.close()
-
-
 def test_facts_are_remembered_by_the_next_process(tmp_path: Path) -> None:
     state = State(tmp_path)
     assert state.fact("name") is None
