@@ -46,12 +46,28 @@ class DiskWatch:
         trouble = trouble_of(error)
         if isinstance(error, FileNotFoundError) and not self._state.folder.is_dir():
             trouble = DiskTrouble.GONE
-        if trouble is DiskTrouble.FAILING and self._free(self._state.folder) < _NEXT_TO_NOTHING_BYTES:
-            trouble = DiskTrouble.FULL
-        if trouble is not None and trouble is not self.trouble:
+        if trouble is DiskTrouble.FAILING:
+            try:
+                if self._free(self._state.folder) < _NEXT_TO_NOTHING_BYTES:
+                    trouble = DiskTrouble.FULL
+            except OSError:
+                trouble = DiskTrouble.GONE
+        if trouble is not None:
+            self._take_in(trouble, error)
+        return trouble
+
+    def _take_in(self, trouble: DiskTrouble, error: BaseException) -> None:
+        if trouble is not self.trouble:
             self.trouble = trouble
             log.error("disk trouble", words=self.words(), error=str(error))
-        return trouble
+
+    def _room(self) -> int | None:
+        """Free bytes; `None` where the folder cannot even be asked, which is taken in as trouble."""
+        try:
+            return self._free(self._state.folder)
+        except OSError as error:
+            self._take_in(DiskTrouble.GONE, error)
+            return None
 
     def words(self) -> str:
         """What is wrong, for people; empty where nothing is."""
@@ -78,7 +94,7 @@ class DiskWatch:
         """
         if self.trouble is None:
             return True
-        if self.trouble is DiskTrouble.FULL and self._free(self._state.folder) < self._enough_bytes:
+        if self.trouble is DiskTrouble.FULL and (self._room() or 0) < self._enough_bytes:
             return False
         try:
             await asyncio.to_thread(self._state.require_writable)
@@ -95,7 +111,9 @@ class DiskWatch:
         A round may need an update of the model's size from each of its cohort, and the new model.
         """
         needed = (cohort_size + 1) * model_bytes + self._min_free_bytes
-        free = self._free(self._state.folder)
+        free = self._room()
+        if free is None:
+            return f"for the disk: {self.words()}; {self.ways_out()}, and the server goes on by itself"
         if free >= needed:
             return ""
         return (

@@ -163,6 +163,36 @@ async def test_round_is_not_offered_before_there_is_space_for_it(tmp_path: Path)
         assert (await asyncio.wait_for(running, 20)).model is not None
 
 
+async def test_state_folder_that_is_away_between_rounds_is_told_and_waited_for(tmp_path: Path) -> None:
+    folder, away = tmp_path / "state", tmp_path / "away"
+    async with Bench.running(folder, "ab", min_clients=2) as bench:
+        folder.rename(away)
+        running = asyncio.create_task(bench.play(1, 2))
+        await asyncio.sleep(0.2)
+        standing = bench.federation.standing
+        assert (running.done(), standing.state) == (False, FederationState.WAITING)
+        assert standing.reason == (
+            f"for the disk: the disk of {folder} is not there: the folder was moved or removed, or its disk was "
+            "unmounted; put it back, and the server goes on by itself"
+        )
+        away.rename(folder)
+        assert (await asyncio.wait_for(running, 20)).model is not None
+        assert bench.federation.disk.trouble is None
+
+
+async def test_disk_that_cannot_be_asked_for_its_space_is_gone_whatever_else_it_said(tmp_path: Path) -> None:
+    folder, away = tmp_path / "state", tmp_path / "away"
+    async with Bench.running(folder) as bench:
+        watch = bench.federation.disk
+        folder.rename(away)
+        assert watch.note(OSError(errno.EIO, "")) is DiskTrouble.GONE
+        watch.trouble = DiskTrouble.FULL
+        assert not await watch.is_well_again()
+        assert watch.trouble is DiskTrouble.GONE
+        away.rename(folder)
+        assert await watch.is_well_again()
+
+
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
 async def test_failed_sync_takes_back_what_was_not_committed(tmp_path: Path, error: int) -> None:
     disk = FullDisk(error)
