@@ -7,6 +7,7 @@ out. No line holds a token, a key or a certificate. How failed handshakes come h
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
 import os
@@ -82,11 +83,24 @@ class AuditLog:
         time = datetime.fromtimestamp(self._clock.wall(), UTC).isoformat(timespec="milliseconds")
         shown = {key: limits.clip_reason(value) if isinstance(value, str) else value for key, value in facts.items()}
         line = json.dumps({"time": time, "event": event.value, **shown}) + "\n"
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            left = line.encode()
-            while left:  # the last bytes of a disk may take half a line; the next try says that it is full
-                left = left[os.write(descriptor, left) :]
-            os.fsync(descriptor)
+            _append_durably(descriptor, line.encode())
         finally:
             os.close(descriptor)
+
+
+def _append_durably(descriptor: int, line: bytes) -> None:
+    """All of a line, or nothing of it: the next one is not to be glued to a piece."""
+    size = os.fstat(descriptor).st_size
+    if size and os.pread(descriptor, 1, size - 1) != b"\n":
+        line = b"\n" + line  # behind a piece that a killed process, or a power cut, has left
+    try:
+        left = line
+        while left:  # the last bytes of a disk may take half a line; the next try says that it is full
+            left = left[os.write(descriptor, left) :]
+        os.fsync(descriptor)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, size)
+        raise

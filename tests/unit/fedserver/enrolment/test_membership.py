@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import stat
 import threading
 from collections.abc import Callable, Coroutine, Iterator
@@ -353,6 +354,33 @@ def test_audit_log_of_a_flood_of_refusals_stays_small_and_says_how_many_were_lef
 def test_audit_log_line_is_one_line_whatever_is_in_it(tmp_path: Path, clock: SetClock) -> None:
     AuditLog(tmp_path, clock).note_refusal(AuditEvent.CALL_REFUSED, site='a\n{"event": "enrolled"}', said="x" * 9_999)
     assert len((tmp_path / "audit.jsonl").read_text().splitlines()) == 1
+
+
+def test_audit_log_keeps_nothing_of_a_line_that_the_disk_refused_in_the_middle(tmp_path: Path, clock: SetClock) -> None:
+    audit, path = AuditLog(tmp_path, clock), tmp_path / "audit.jsonl"
+    audit.note(AuditEvent.INVITED, site="alpha")
+    whole, limits_before = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, limits_before[1]))  # as a disk with 20 bytes left
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            audit.note(AuditEvent.INVITED, site="beta")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits_before)
+    assert path.read_bytes() == whole
+    audit.note(AuditEvent.INVITED, site="gamma")
+    assert [json.loads(line)["site"] for line in path.read_text().splitlines()] == ["alpha", "gamma"]
+
+
+def test_audit_log_begins_a_new_line_behind_the_piece_that_a_power_cut_left(tmp_path: Path, clock: SetClock) -> None:
+    path = tmp_path / "audit.jsonl"
+    AuditLog(tmp_path, clock).note(AuditEvent.INVITED, site="alpha")
+    whole = path.read_text()
+    path.write_text(whole + whole[:30])
+    for site in ("beta", "gamma"):
+        AuditLog(tmp_path, clock).note(AuditEvent.INVITED, site=site)
+    first, piece, *later = path.read_text().splitlines()
+    assert (first + "\n", piece) == (whole, whole[:30])
+    assert [json.loads(line)["site"] for line in later] == ["beta", "gamma"]
 
 
 async def test_what_cannot_be_written_down_is_not_granted(scene: Scene) -> None:
