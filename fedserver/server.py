@@ -6,10 +6,8 @@ import asyncio
 import signal
 import socket
 import sqlite3
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 
 from fedserver import lifecycle
 from fedserver.addresses import Advertised, enrolment_listen, keep_advertised, reached_as
+from fedserver.admin_socket import AdminSocket
 from fedserver.bounds import channel_options
 from fedserver.clock import Clock, SystemClock
 from fedserver.config import ServerConfig
@@ -67,9 +66,6 @@ ENROLMENT_OPTIONS = (
     ("grpc.so_reuseport", 0),
 )
 _ENROLLING_AT_ONCE = 32
-_UNIX_PATH_LIMIT = 100  # bytes; the kernel takes 107
-_CUT_FROM_URI = frozenset("#?%,")
-"""gRPC takes a socket's address for a URI, or several. In those it ends the path, or stands for something else."""
 _DOWNLOAD_SECONDS = 60.0
 """For clients that were told of the end and still fetch the final models."""
 _LEAVE_SECONDS = 1.0
@@ -122,6 +118,7 @@ class Server:
             maximum_concurrent_rpcs=_ENROLLING_AT_ONCE,
         )
         self._admin = grpc.aio.server()
+        self._admin_socket = AdminSocket(config.state)
         self.made = lifecycle.Made()
         self._contact: dict[str, Any] = {}
 
@@ -182,8 +179,7 @@ class Server:
         return services
 
     def _listen(self) -> tuple[Listening, Office | None]:
-        config, admin_address = self._config, f"unix:{self._admin_socket()}"
-        self._admin.add_insecure_port(admin_address)
+        config, admin_address = self._config, self._admin_socket.bind(self._admin)
         if config.plaintext:
             port = _bound(config.listen, lambda: self._public.add_insecure_port(config.listen))
             return Listening(_with_port(config.listen, port), None, admin_address), None
@@ -206,13 +202,6 @@ class Server:
         advertised = Advertised(server, enrolment)
         keep_advertised(self._state, advertised)
         return Office(gate.membership, identity, advertised)
-
-    def _admin_socket(self) -> Path:
-        path = (self._config.state / "admin.sock").resolve()
-        if len(str(path).encode()) > _UNIX_PATH_LIMIT or _CUT_FROM_URI & set(str(path)):
-            path = Path(tempfile.mkdtemp(prefix="fedstream-")) / "admin.sock"
-        path.unlink(missing_ok=True)  # of an earlier process: the state's lock says that it is gone
-        return path
 
     async def run(self) -> str:
         """Live the federation's life; returns why it ended.
@@ -272,6 +261,7 @@ class Server:
         public_seconds = _DOWNLOAD_SECONDS if self.federation.outcome is not None else _LEAVE_SECONDS
         others = (each.stop(_LEAVE_SECONDS) for each in (self._enrolment, self._admin))
         await asyncio.gather(self._public.stop(public_seconds), *others)
+        self._admin_socket.remove()
         await self.federation.evaluator.close()
         await self.federation.register.settled()
         self._desk.close()

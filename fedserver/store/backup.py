@@ -110,7 +110,7 @@ def _no_collection(folder: Path) -> Iterator[None]:
     if not os.access(folder, os.W_OK):  # on a read-only medium nobody collects
         yield
         return
-    with FileLock(folder / COLLECTION_LOCK, timeout=_LOCK_SECONDS):
+    with FileLock(folder / COLLECTION_LOCK, timeout=_LOCK_SECONDS, mode=0o600):
         yield
 
 

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import sqlite3
+import stat
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,7 +66,8 @@ class State:
         self.files = files or RealFileSystem()
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = FileLock(folder / LOCK, timeout=_LOCK_SECONDS)
+            _close_to_others(folder)
+            self._lock = FileLock(folder / LOCK, timeout=_LOCK_SECONDS, mode=0o600)
             self._lock.acquire()
         except Timeout:
             pid = read_contact(folder).get("pid", "unknown")
@@ -100,7 +102,7 @@ class State:
         except (OSError, sqlite3.OperationalError) as error:
             raise _refused(folder, error) from error
         self.journal = Journal(self.database)
-        self._collecting = FileLock(folder / COLLECTION_LOCK, blocking=False)
+        self._collecting = FileLock(folder / COLLECTION_LOCK, blocking=False, mode=0o600)
 
     def authority(self) -> Identity:
         """The federation's own certificate authority, made at the first start and kept.
@@ -201,6 +203,21 @@ class State:
         self.journal.close()
         self.database.close()
         self._lock.release()
+
+
+def _close_to_others(folder: Path) -> None:
+    """Take the rights of everybody else on a folder that somebody made before, with more rights than it needs.
+
+    One that is another user's, or that is for all like /tmp, is let be: what is in it is readable by its owner only.
+    """
+    found = folder.stat()
+    if not found.st_mode & 0o077:
+        return
+    if found.st_uid == os.geteuid() and not found.st_mode & stat.S_ISVTX:
+        folder.chmod(stat.S_IMODE(found.st_mode) & ~0o077)
+        log.warning("the state directory was open to others and is closed to them now", folder=str(folder))
+    else:
+        log.warning("the state directory is open to others; give one that is the server's alone", folder=str(folder))
 
 
 def is_state_directory(folder: Path) -> bool:

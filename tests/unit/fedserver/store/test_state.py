@@ -8,11 +8,12 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from fedserver.store import State, StateError
 from fedserver.store.database import Database
@@ -57,10 +58,50 @@ def test_state_directory_is_made_with_its_parents_for_its_owner_only(tmp_path: P
     state.write_contact({})
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) & 0o077 for path in folder.iterdir() if path.is_file()}
     state.close()
-    del modes["server.lock"]  # holds nothing
+    assert "server.lock" in modes  # who may open it can hold it, and keep every server out
     assert {"state.db", "server.key", "server.crt", "server.json"} <= set(modes)
     assert set(modes.values()) == {0}
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+@pytest.fixture
+def open_umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_state_directory_that_was_open_to_others_is_closed_to_them_with_a_word(tmp_path: Path) -> None:
+    folder = tmp_path / "made before"
+    folder.mkdir(mode=0o775)
+    words: list[str] = []
+    for _ in range(2):
+        with structlog.testing.capture_logs() as logs:
+            state = State(folder)
+        state.collect(3, 0)
+        assert {path.name for path in folder.iterdir() if path.stat().st_mode & 0o077} == set()
+        state.close()
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        words += [entry["event"] for entry in logs]
+    assert words == ["the state directory was open to others and is closed to them now"]
+
+
+@pytest.mark.parametrize(("mode", "owner"), [(0o1777, os.geteuid()), (0o755, 65534)])
+def test_state_directory_that_is_for_all_or_anothers_is_let_be_with_a_word(
+    tmp_path: Path, mode: int, owner: int
+) -> None:
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    if os.geteuid() != 0 and owner != os.geteuid():
+        pytest.skip("only root can make a folder that is another user's")
+    os.chown(folder, owner, -1)
+    folder.chmod(mode)
+    with structlog.testing.capture_logs() as logs:
+        State(folder).close()
+    assert stat.S_IMODE(folder.stat().st_mode) == mode
+    (entry,) = logs
+    assert entry["event"] == "the state directory is open to others; give one that is the server's alone"
 
 
 def damage(folder: Path, harm: Callable[[Path], object]) -> None:

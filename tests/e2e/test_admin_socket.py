@@ -1,0 +1,59 @@
+"""The socket of local commands: who can open it, where it is, and what is left of it. 3 s."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from fedserver import admin_socket
+from fedserver.config import ServerConfig
+from fedserver.server import Server
+from tests.support.serving import serving
+
+pytestmark = [pytest.mark.e2e, pytest.mark.numpy_task]
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+async def test_socket_can_be_opened_by_its_owner_only_whatever_the_umask_is(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        async with serving(tmp_path) as (_, listening):
+            path = Path(listening.admin_address.removeprefix("unix:"))
+            assert path == tmp_path / "state" / "admin.sock"
+            assert mode_of(path) == 0o600
+            assert os.umask(0) == 0
+    finally:
+        os.umask(before)
+
+
+async def test_socket_of_a_state_directory_with_a_long_name_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "tmp"
+    elsewhere.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
+    async with serving(tmp_path, state=tmp_path / ("n" * 100)) as (_, listening):
+        (folder,) = elsewhere.glob("fedstream-*")
+        assert listening.admin_address == f"unix:{folder / 'admin.sock'}"
+        assert mode_of(folder / "admin.sock") == 0o600
+    assert not list(elsewhere.glob("fedstream-*"))
+
+
+async def test_place_where_no_socket_can_be_is_named_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin_socket, "_UNIX_PATH_LIMIT", 1_000)  # so the system itself refuses the long name
+    state = tmp_path / ("n" * 100)
+    server = Server(ServerConfig(task="linear", listen="127.0.0.1:0", state=state, out=tmp_path / "out"))
+    try:
+        with pytest.raises(OSError, match=r"no unix socket can be made at .*admin\.sock, .*; give a --state on a disk"):
+            await server.start()
+    finally:
+        await server.close()
