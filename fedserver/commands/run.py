@@ -22,6 +22,8 @@ from fedserver.runtime import collect_cycles_seldom, take_short_turns
 from fedserver.server import Listening, Server
 from fedserver.store import DamagedFile, StateError
 from fedserver.store.disk import trouble_of
+from fedstream.checkup.machine import judge_folder
+from fedstream.checkup.runner import Verdict
 from fedstream.heap import keep_few_heaps
 from fedstream.logs import configure_logs, go_on_without_output
 from fedstream.tls import is_loopback, split_address
@@ -63,16 +65,20 @@ async def _serve(config: ServerConfig, handshakes: HandshakeWatch) -> ExitCode:
 
 
 def _require_folder(out: Path) -> None:
-    """See that what is made at the end will have a place.
+    """See that what is made at the end will have a place. To miss it only after all rounds would be late.
 
     Raises:
-        ValueError: it cannot.
-        OSError: the disk refuses.
+        ValueError: it has none.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise ValueError(f"--out {out} cannot be made a folder: a file is in its way") from error
+    except OSError as error:
+        raise ValueError(f"--out {out} cannot be made ({error.strerror}); name a folder that can") from error
+    judged = judge_folder(out, 1, 1)
+    if judged.verdict is Verdict.FAILED:
+        raise ValueError(f"--out {out}: {judged.found}. {judged.advice}")
 
 
 async def _live(server: Server) -> ExitCode:
@@ -92,6 +98,8 @@ def _ended(reason: str, made: Made) -> ExitCode:
         return ExitCode.FINISHED
     there = {"report": str(made.report)} if made.report is not None else {}
     hint = "see the errors before; `fedserver export` writes models from the state directory, `evaluate` scores one"
+    if made.rounds:
+        hint = f"mend it and start the server again with the same --state, which makes it all; {hint}"
     log.error("finished, but not all was made", reason=reason, missing=" and ".join(made.missing), hint=hint, **there)
     return ExitCode.FAILED
 

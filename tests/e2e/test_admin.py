@@ -305,6 +305,16 @@ def test_server_whose_output_folder_is_a_file_starts_nothing(scene: Stage) -> No
     assert not (scene.folder / "state").exists()
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder that takes no file, not even of root")
+@pytest.mark.parametrize("out", ["/proc/self", "/proc/self/out"])
+def test_server_whose_output_folder_takes_no_file_starts_nothing(scene: Stage, out: str) -> None:
+    said = scene.command("fedserver", "run", "--listen", "127.0.0.1:0", "--state", "state", "--out", out)
+    assert said.status == ExitCode.BAD_CONFIGURATION
+    assert f"--out {out}" in said.err
+    assert "cannot be made (" in said.err or "cannot be written (" in said.err
+    assert not (scene.folder / "state").exists()
+
+
 def test_server_whose_task_has_no_such_setting_ends_with_the_reason(scene: Stage) -> None:
     listen = ("--listen", "127.0.0.1:0", "--state", "state", "--out", "out")
     said = scene.command("fedserver", "run", "--task", "linear", "--task-set", "colour=3", *listen)
