@@ -14,7 +14,7 @@ from typing import Any
 from fedserver.store import State
 from fedserver.store.state import ADDRESSES
 from fedstream.files import write_durably
-from fedstream.tls import shown_address, split_address
+from fedstream.tls import ascii_host, shown_address, split_address
 
 _FACT = "addresses for sites"
 
@@ -28,13 +28,15 @@ class Advertised:
 
 
 def own_addresses() -> Iterable[str]:
-    """Names and addresses by which other machines may know this one; never fails."""
-    found = [socket.gethostname()]
+    """Names and addresses by which other machines may know this one, at least one; never fails."""
+    found = []
+    with contextlib.suppress(ValueError):  # a machine may be called what no certificate can say
+        found.append(ascii_host(socket.gethostname()))
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         # No packet is sent by connecting a datagram socket: it only asks which address a route would use.
         probe.connect(("192.0.2.1", 9))
         found.append(probe.getsockname()[0])
-    return found
+    return found or ["localhost"]
 
 
 def lasting_port() -> int:

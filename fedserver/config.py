@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from fedserver.aggregation import strategy_named
 from fedstream.encodings import Encoding
 from fedstream.errors import FedstreamError
-from fedstream.tls import is_loopback, split_address
+from fedstream.tls import ascii_host, is_loopback, split_address
 
 GENERATED = "phantom"
 """Given instead of a folder: use the task's generated data."""
@@ -101,6 +101,11 @@ class ServerConfig(BaseModel):
         if value:
             split_address(value)
         return value
+
+    @field_validator("advertise")
+    @classmethod
+    def _advertised_as_in_dns(cls, value: list[str]) -> list[str]:
+        return [ascii_host(name) for name in value]
 
     @field_validator("strategy")
     @classmethod

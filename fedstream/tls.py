@@ -237,6 +237,21 @@ def shown_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def ascii_host(host: str) -> str:
+    """A name or address as DNS and certificates have it: of `klinik-münchen.de`, `xn--klinik-mnchen-3ob.de`.
+
+    Raises:
+        ValueError: it can be neither.
+    """
+    try:
+        ascii_name = host.encode("idna").decode()
+    except UnicodeError as error:
+        raise ValueError(f"{host!r} can be no name of a machine ({error})") from error
+    if not ascii_name:
+        raise ValueError("the name of a machine is empty")
+    return ascii_name
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach `host`."""
     if host == "localhost":

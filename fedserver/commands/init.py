@@ -15,13 +15,14 @@ from fedserver.gate import open_authority, server_identity
 from fedserver.store import State, StateError
 from fedserver.store.keys import AUTHORITY_KEY
 from fedstream.certificates import facts_of
-from fedstream.tls import split_address
+from fedstream.tls import ascii_host, split_address
 
 
 def initialise(folder: Path, listen: str, enrol_listen: str, advertise: Sequence[str]) -> None:
     """Make what is missing, keep what is there, and say what a security officer wants to compare."""
     for address in (listen, *([enrol_listen] if enrol_listen else [])):
         _require_address(address)
+    advertise = [_advertised(name) for name in advertise]
     try:
         state = State(folder)
         try:
@@ -38,6 +39,13 @@ def initialise(folder: Path, listen: str, enrol_listen: str, advertise: Sequence
     typer.echo(f"server     {facts_of(server.certificate).fingerprint}")
     typer.echo(f"sites join at {enrolment} and then reach {reached_as(listen, advertise)}")
     typer.echo(f"next: fedserver run --state {folder}, and for each site: fedserver invite SITE_NAME --state {folder}")
+
+
+def _advertised(name: str) -> str:
+    try:
+        return ascii_host(name)
+    except ValueError as error:
+        raise fail(f"--advertise: {error}", ExitCode.BAD_CONFIGURATION) from error
 
 
 def _require_address(address: str) -> None:

@@ -7,11 +7,12 @@ import socket
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from typer.testing import CliRunner
 
 from fedserver.addresses import chosen, enrolment_listen, lasting_port, own_addresses, reached_as
 from fedserver.cli import app
-from fedserver.config import load_config
+from fedserver.config import ConfigError, load_config
 from fedserver.exit_codes import ExitCode
 from fedserver.store import State
 from fedstream.join_token import JoinToken
@@ -54,6 +55,37 @@ def state(tmp_path: Path) -> Path:
     assert code == 0
     assert "sites join at fl.example.org:9444 and then reach fl.example.org:9443" in said
     return folder
+
+
+def test_name_beyond_ascii_is_advertised_and_certified_as_dns_has_it(tmp_path: Path) -> None:
+    folder, dns = tmp_path / "state", "xn--klinik-mnchen-3ob.de"
+    code, said = run("init", "--advertise", "klinik-münchen.de", "--listen", "0.0.0.0:9443", "--state", str(folder))
+    assert (code, f"sites join at {dns}:9444 and then reach {dns}:9443" in said) == (0, True), said
+    certificate = x509.load_pem_x509_certificate((folder / "server.crt").read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert dns in names.get_values_for_type(x509.DNSName)
+    assert load_config(None, {"state": folder, "advertise": ["klinik-münchen.de"]}, chosen).advertise == [dns]
+
+
+@pytest.mark.parametrize("name", ["", "a..b", "x" * 64, "\udcff.de"])
+def test_name_that_no_machine_can_have_is_refused_before_anything_is_made(tmp_path: Path, name: str) -> None:
+    code, said = run("init", "--advertise", name, "--state", str(tmp_path / "state"))
+    assert (code, said.startswith("fedserver: --advertise: ")) == (ExitCode.BAD_CONFIGURATION, True), said
+    assert not (tmp_path / "state").exists()
+    with pytest.raises(ConfigError, match="advertise: "):
+        load_config(None, {"advertise": [name]}, chosen)
+
+
+@pytest.mark.parametrize(("hostname", "found"), [("zürich", "xn--zrich-kva"), ("\udcff", None), ("x" * 64, None)])
+def test_machine_of_any_name_gets_a_certificate(
+    tmp_path: Path, hostname: str, found: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: hostname)
+    names = list(own_addresses())
+    assert names
+    assert (found in names) == (found is not None)
+    code, said = run("init", "--state", str(tmp_path / "state"))
+    assert code == 0, said
 
 
 def test_run_listens_as_init_was_told_unless_it_is_told_otherwise(state: Path, tmp_path: Path) -> None:
