@@ -16,6 +16,8 @@ from rich.table import Table
 from fedserver.aggregation import AggregationError, aggregate_all, strategy_named
 from fedserver.config import folder_of
 from fedserver.exit_codes import ExitCode, fail
+from fedstream.checkup.machine import judge_folder
+from fedstream.checkup.runner import Verdict
 from fedstream.files import RealFileSystem, write_durably
 from fedstream.manifest import manifest_of
 from fedstream.schema import ModelSchema
@@ -103,6 +105,9 @@ def _require_place(out: Path) -> None:
         raise fail(f"there is no folder {out.parent}; make it, or give another --out", ExitCode.BAD_CONFIGURATION)
     if out.is_dir():
         raise fail(f"{out} is a folder; give --out the name of a file", ExitCode.BAD_CONFIGURATION)
+    judged = judge_folder(out.parent, 1, 1)
+    if judged.verdict is Verdict.FAILED:
+        raise fail(f"--out: {judged.found}. {judged.advice}", ExitCode.BAD_CONFIGURATION)
 
 
 def _keep(written: Sequence[Path], out: Path) -> None:
@@ -112,7 +117,11 @@ def _keep(written: Sequence[Path], out: Path) -> None:
         raise fail(
             f"{out.name}: this task writes {endings}; give --out one of these endings", ExitCode.BAD_CONFIGURATION
         )
-    write_durably(RealFileSystem(), out.resolve(), [matching[0].read_bytes()])
+    try:
+        write_durably(RealFileSystem(), out.resolve(), [matching[0].read_bytes()])
+    except OSError as error:
+        words = f"{out} cannot be written ({error.strerror}); mend that, or give another --out"
+        raise fail(words, ExitCode.FAILED) from error
 
 
 def _read_examples(text: str | None, number: int, strategy: str) -> list[int]:

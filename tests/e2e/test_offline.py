@@ -122,6 +122,14 @@ def test_model_evaluated_offline_is_shown_with_every_score(federation: Federatio
     assert "These are generated phantom images, not patients." in said.out
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder that takes no file, not even of root")
+def test_aggregate_to_a_folder_that_takes_no_file_says_so_before_the_work(federation: Federation) -> None:
+    words = ("--strategy", "uniform", "--out", "/proc/self/x.safetensors")
+    said = federation.offline("aggregate", *federation.models, *words)
+    assert (said.status, said.out) == (ExitCode.BAD_CONFIGURATION, "")
+    assert said.err.startswith("fedserver: --out: /proc/self cannot be written (")
+
+
 def test_aggregate_with_a_holdout_shows_the_scores(federation: Federation) -> None:
     options = ("--examples", federation.examples, "--base", str(federation.base), "--holdout", "phantom")
     out = ("--strategy", federation.strategy, "--out", "scored.safetensors")
