@@ -9,16 +9,12 @@ from datetime import timedelta
 import structlog
 
 from fedserver.store import State
-from fedserver.store.disk import WAYS_OUT, DiskTrouble, FreeBytes, free_bytes, trouble_of
+from fedserver.store.disk import NEXT_TO_NOTHING_BYTES, WAYS_OUT, DiskTrouble, FreeBytes, free_bytes, trouble_of
 from fedstream import limits
 from fedstream.errors import FedstreamError, LimitExceeded
 from fedstream.sizes import size
 
 log = structlog.get_logger()
-
-_NEXT_TO_NOTHING_BYTES = 1 << 20
-"""SQLite reports some failures of a full disk as errors of the medium; with less than this free, they are of that
-kind."""
 
 
 class DiskRefuses(FedstreamError):
@@ -48,7 +44,7 @@ class DiskWatch:
             trouble = DiskTrouble.GONE
         if trouble is DiskTrouble.FAILING:
             try:
-                if self._free(self._state.folder) < _NEXT_TO_NOTHING_BYTES:
+                if self._free(self._state.folder) < NEXT_TO_NOTHING_BYTES:
                     trouble = DiskTrouble.FULL
             except OSError:
                 trouble = DiskTrouble.GONE

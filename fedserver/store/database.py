@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from fedserver.store.disk import WAYS_OUT, DiskTrouble, is_full
 from fedserver.store.errors import EarlierVersion, StateError
 from fedserver.store.row_checks import checked, damaged_rows, register
 from fedserver.store.write_ahead_log import SpoiltHeader, first_spoilt_frame
@@ -158,6 +159,9 @@ class Database:
                 self._connection.close()  # also lets go of a conversion that broke off
                 raise
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter from SQLite's words on damaged names
+            if is_full(error, path.parent):
+                way_out = WAYS_OUT[DiskTrouble.FULL]
+                raise StateError(f"the disk of {path.parent} {DiskTrouble.FULL.value} ({error}); {way_out}") from error
             raise StateError(f"{path} cannot be read ({error}); {RESTORE}") from error
 
     def _prepare(self, *, read_only: bool) -> None:

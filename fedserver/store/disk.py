@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
 import shutil
@@ -41,6 +42,10 @@ _BY_SQLITE_CODE = {
     sqlite3.SQLITE_CANTOPEN: DiskTrouble.FAILING,
 }
 
+NEXT_TO_NOTHING_BYTES = 1 << 20
+"""SQLite reports some failures of a full disk as errors of the medium; with less than this free, they are of that
+kind."""
+
 WAYS_OUT = {
     DiskTrouble.FULL: "make space",
     DiskTrouble.READ_ONLY: "make it writable again",
@@ -58,6 +63,15 @@ def trouble_of(error: BaseException) -> DiskTrouble | None:
         # The low byte is the kind, the rest says in which operation.
         return _BY_SQLITE_CODE.get(code & 0xFF) if code is not None else None
     return None
+
+
+def is_full(error: BaseException, folder: Path) -> bool:
+    """Whether an error means that the disk of a folder is full, whatever it is called."""
+    trouble = trouble_of(error)
+    if trouble is DiskTrouble.FAILING:
+        with contextlib.suppress(OSError):
+            return free_bytes(folder) < NEXT_TO_NOTHING_BYTES
+    return trouble is DiskTrouble.FULL
 
 
 def free_bytes(folder: Path) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -273,6 +275,22 @@ async def test_small_disk_that_fills_up_delays_a_federation_and_loses_nothing(sm
     reader.close()
     assert verdict.agrees
     assert verdict.rounds[-1].recomputed
+
+
+def test_disk_without_room_for_a_new_database_is_full_whatever_sqlite_calls_it(small_disk: Path) -> None:
+    state, whys = small_disk / "state", set()
+    for pages in range(1, 24):
+        state.mkdir()
+        ballast = fill(small_disk, pages * 4096)
+        try:
+            State(state).close()
+        except StateError as error:
+            whys.add(str(error))
+        ballast.unlink()
+        shutil.rmtree(state)
+    full = re.compile(rf"the disk of {state} is full \((?P<why>.*)\); make space")
+    assert [why for why in whys if not full.fullmatch(why)] == []
+    assert any("disk I/O error" in why for why in whys)
 
 
 async def test_state_on_a_read_only_file_system_can_be_looked_at_and_not_served(small_disk: Path) -> None:
