@@ -2,7 +2,8 @@
 
 A grant is written, durably, before it takes effect: what is not in the log was not granted. Refusals are written after
 they were decided, and no more than sixty a minute, since anybody can cause them; the next line says how many were left
-out. No line holds a token, a key or a certificate. How failed handshakes come here is in `handshakes`.
+out. What a site is given a second time counts with them: it can ask for it as often as it likes. No line holds a token,
+a key or a certificate. How failed handshakes come here is in `handshakes`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import enum
 import json
 import os
 import threading
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,7 +25,8 @@ from fedstream import limits
 
 log = structlog.get_logger()
 
-_REFUSALS_A_MINUTE = 60
+_UNBIDDEN_A_MINUTE = 60
+"""Lines that others than the coordinator can cause, as many as they like."""
 
 
 class AuditEvent(enum.Enum):
@@ -52,7 +55,8 @@ class AuditLog:
     def __init__(self, folder: Path, clock: Clock) -> None:
         self._path, self._clock = folder / AUDIT_LOG, clock
         self._lock = threading.Lock()  # guards what follows; only the file is written under it
-        self._window, self._refusals, self._left_out = -1, 0, 0
+        self._window, self._unbidden = -1, 0
+        self._left_out: Counter[str] = Counter()
 
     def note(self, event: AuditEvent, **facts: object) -> None:
         """Write a line, durably.
@@ -66,18 +70,30 @@ class AuditLog:
     def note_refusal(self, event: AuditEvent, **facts: object) -> None:
         """Write a line, or leave it out where there are too many. Never fails."""
         with self._lock:
-            window = int(self._clock.wall() // 60)
-            if window != self._window:
-                self._window, self._refusals = window, 0
-            self._refusals += 1
-            if self._refusals > _REFUSALS_A_MINUTE:
-                self._left_out += 1
-                return
             try:
-                self._append(event, facts | ({"refusals_left_out": self._left_out} if self._left_out else {}))
-                self._left_out = 0
+                self._append_unless_too_many(event, facts, "refusals_left_out")
             except OSError as error:
                 log.error("the audit log cannot be written", event_left_out=event.value, error=str(error))
+
+    def note_repeat(self, event: AuditEvent, **facts: object) -> None:
+        """Write a line about what was granted before, durably, or leave it out where there are too many.
+
+        Raises:
+            OSError: it cannot be written; then what it says must not be done.
+        """
+        with self._lock:
+            self._append_unless_too_many(event, facts, "repeats_left_out")
+
+    def _append_unless_too_many(self, event: AuditEvent, facts: dict[str, object], kind: str) -> None:
+        window = int(self._clock.wall() // 60)
+        if window != self._window:
+            self._window, self._unbidden = window, 0
+        self._unbidden += 1
+        if self._unbidden > _UNBIDDEN_A_MINUTE:
+            self._left_out[kind] += 1
+            return
+        self._append(event, facts | dict(self._left_out))
+        self._left_out.clear()
 
     def _append(self, event: AuditEvent, facts: dict[str, object]) -> None:
         time = datetime.fromtimestamp(self._clock.wall(), UTC).isoformat(timespec="milliseconds")

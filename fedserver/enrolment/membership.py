@@ -208,7 +208,8 @@ class Membership:
             raise TokenUsed("another key has joined with this token; ask the coordinator for a new one")
         if not of_key:
             raise TokenRevoked("the certificate that this token gave was revoked; ask the coordinator for a new token")
-        await self._note(AuditEvent.ENROLMENT_REPEATED, site=invitation.name, peer=peer)
+        facts = {"site": invitation.name, "peer": peer}
+        await asyncio.to_thread(self.audit.note_repeat, AuditEvent.ENROLMENT_REPEATED, **facts)
         return of_key[-1].certificate.encode()
 
     async def _admit(self, invitation: Invitation, request: CertificateRequest, peer: str) -> bytes:

@@ -351,6 +351,17 @@ def test_audit_log_of_a_flood_of_refusals_stays_small_and_says_how_many_were_lef
     assert lines[-1]["refusals_left_out"] == 940
 
 
+async def test_site_that_enrols_again_and_again_fills_no_audit_log(scene: Scene) -> None:
+    invited, key = await scene.membership.invite("alpha"), make_key()
+    for _ in range(200):
+        await scene.membership.enrol(asked(invited, "alpha", key))
+    scene.clock.advance(60)
+    await scene.membership.enrol(asked(invited, "alpha", key))
+    assert scene.events == ["invited", "enrolled", *["enrolment repeated"] * 61]
+    assert scene.audit[-1]["repeats_left_out"] == 139
+    assert "repeats_left_out" not in scene.audit[-2]
+
+
 def test_audit_log_line_is_one_line_whatever_is_in_it(tmp_path: Path, clock: SetClock) -> None:
     AuditLog(tmp_path, clock).note_refusal(AuditEvent.CALL_REFUSED, site='a\n{"event": "enrolled"}', said="x" * 9_999)
     assert len((tmp_path / "audit.jsonl").read_text().splitlines()) == 1
