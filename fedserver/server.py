@@ -121,6 +121,7 @@ class Server:
         self._admin_socket = AdminSocket(config.state)
         self.made = lifecycle.Made()
         self._contact: dict[str, Any] = {}
+        self._starting: asyncio.Task[None] | None = None
 
     def _open_gate(self) -> Gate | None:
         """The gate, unless the coordinator has chosen to have none."""
@@ -150,9 +151,9 @@ class Server:
         admin = AdminServicer(self.federation, office)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, self._admin)
         reflection.enable_server_reflection([_name(admin_pb2, "AdminService"), reflection.SERVICE_NAME], self._admin)
-        await self._public.start()
-        await self._enrolment.start()
-        await self._admin.start()
+        # Whoever starts it may be interrupted; gRPC's own start does not bear that. It is waited for in `close`.
+        self._starting = asyncio.create_task(self._start_ports())
+        await asyncio.shield(self._starting)
         for service in ("", *services):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         contact: dict[str, Any] = {"address": listening.address, "fingerprint": listening.fingerprint}
@@ -160,6 +161,10 @@ class Server:
         self._state.write_contact(contact)
         self._contact = contact
         return listening
+
+    async def _start_ports(self) -> None:
+        for each in (self._public, self._enrolment, self._admin):
+            await each.start()
 
     def _add_services(self) -> list[str]:
         """Put the clients' services on their ports; returns the names of those on the public one."""
@@ -255,7 +260,12 @@ class Server:
                 raise
 
     async def close(self) -> None:
-        """Stop serving and let go of everything. Clients that are still fetching the last model get a while."""
+        """Stop serving and let go of everything, also of a start that was interrupted.
+
+        Clients that are still fetching the last model get a while.
+        """
+        if self._starting is not None:
+            await asyncio.wait({self._starting})
         await self._health.enter_graceful_shutdown()
         self.federation.is_leaving = True  # or a client that comes just now would be told, and could fetch nothing
         public_seconds = _DOWNLOAD_SECONDS if self.federation.outcome is not None else _LEAVE_SECONDS

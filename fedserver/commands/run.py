@@ -50,13 +50,13 @@ async def _serve(config: ServerConfig, handshakes: HandshakeWatch) -> ExitCode:
         _require_folder(config.out)
         server = Server(config)
         handshakes.audit = server.audit
+        server.stop_on_signals()  # now, or an interrupted start would end in the middle of anything
         listening = await server.start()
     except (StateError, ValueError, OSError, sqlite3.Error) as error:
         log.error("cannot start", error=str(error))
         is_of_the_state = isinstance(error, StateError) or trouble_of(error) is not None
         return ExitCode.BAD_STATE if is_of_the_state else ExitCode.BAD_CONFIGURATION
     else:
-        server.stop_on_signals()
         announce(config, listening)
         return await _live(server)
     finally:

@@ -1,0 +1,40 @@
+"""A server whose start is interrupted. 3 s."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedserver.config import ServerConfig
+from fedserver.server import Server
+
+pytestmark = pytest.mark.numpy_task
+
+
+async def interrupted(folder: Path, after: int) -> bool:
+    """Start a server, interrupt that after so many turns of the loop, close it; returns whether it had started."""
+    settings = {"task": "linear", "listen": "127.0.0.1:0", "state": folder / "state", "out": folder / "out"}
+    server = Server(ServerConfig.model_validate(settings))
+    starting = asyncio.create_task(server.start())
+    for _ in range(after):
+        await asyncio.sleep(0)
+    has_started = starting.done()
+    starting.cancel()
+    with suppress(asyncio.CancelledError):
+        await starting
+    await asyncio.wait_for(server.close(), 10.0)
+    return has_started
+
+
+async def test_server_that_is_interrupted_at_any_turn_of_its_start_closes_without_a_word(tmp_path: Path) -> None:
+    said: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: said.append(context))
+    turns = 0
+    while not await interrupted(tmp_path, turns):
+        turns += 1
+    assert turns > 3
+    assert said == []
