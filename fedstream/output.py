@@ -37,9 +37,20 @@ def _refusal() -> str | None:
 
 def open_output() -> None:
     """Let words end no command: where standard output or error were closed from the start, or cannot write a letter."""
+    _fill_standard_descriptors()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _fill_standard_descriptors() -> None:
+    """Where one of them is closed, the next file or socket would take its number, and get what others write to it."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
+            os.set_inheritable(opened, True)

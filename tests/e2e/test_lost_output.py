@@ -24,6 +24,18 @@ def broken_pipe() -> int:
     return writer
 
 
+def test_server_without_any_standard_stream_serves_and_stops(scene: Stage) -> None:
+    run = f'exec "{sys.executable}" -m fedserver.cli run --task linear --listen 127.0.0.1:0 <&- >&- 2>&-'
+    process = subprocess.Popen(["sh", "-c", run], cwd=scene.folder)
+    (scene.folder / "nothing.log").touch()
+    scene.running.append(Running(process, scene.folder / "nothing.log"))
+    state = scene.folder / "runs" / "server" / "state"
+    until("the server to serve", lambda: process.poll() is not None or read_contact(state).get("address"))
+    assert process.poll() is None
+    process.terminate()
+    assert scene.running[-1].wait() == 0
+
+
 @pytest.mark.parametrize("nowhere", [full_disk, broken_pipe])
 def test_federation_whose_output_is_lost_does_all_its_work(scene: Stage, nowhere: Callable[[], int]) -> None:
     output = nowhere()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,17 @@ SAY += "import sys; print('no', file=sys.stderr)"
 def test_closed_output_is_no_error(closed: str) -> None:
     done = subprocess.run(["sh", "-c", f'"{sys.executable}" -c "$0" {closed}', SAY], check=False, capture_output=True)
     assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
+
+
+def test_closed_descriptors_are_given_to_no_file() -> None:
+    look = "from fedstream.output import open_output; open_output(); import os, sys; from pathlib import Path; "
+    look += "file = open(sys.argv[1], 'w'); "
+    look += "file.write(repr((file.fileno() > 2, *(os.path.samestat(os.fstat(each), os.stat(os.devnull)) "
+    look += "and os.get_inheritable(each) for each in range(3)))))"
+    with tempfile.NamedTemporaryFile("r") as found:
+        words = ["sh", "-c", f'"{sys.executable}" -c "$0" "$1" <&- >&- 2>&-', look, found.name]
+        done = subprocess.run(words, check=False)
+        assert (done.returncode, found.read()) == (0, "(True, True, True, True)")
 
 
 def test_letters_that_the_terminal_cannot_write_are_written_by_number() -> None:
