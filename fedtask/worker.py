@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ log = structlog.get_logger()
 _LINE_LIMIT_BYTES = 64 << 20  # one answer is one line; a schema of 65,536 tensors takes about 10 MB
 _KEPT_LINES = 5
 _LONGEST_LINE = 200
+_LAST_WORDS_SECONDS = 1.0
+"""For what a process that has ended left in its pipes, which is there already: they are closed after it."""
 
 
 class WorkerCrashed(Exception):
@@ -106,15 +109,16 @@ class TaskWorker:
         await self._call("render_report", record=record, folder=str(folder), pictures=pictures)
 
     async def close(self) -> None:
-        """End the process. Safe to call twice."""
+        """End the process, and those it has started. Safe to call twice."""
         process, self._process = self._process, None
+        listener = self._listener  # of this process: the next call may start another meanwhile
         if process is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()  # it keeps no state that could be lost: results are on disk before they are told
+        if process.returncode is None:
+            _kill_all(process.pid)  # it keeps no state that could be lost: results are on disk before they are told
         await process.wait()
-        if self._listener is not None:
-            await self._listener
+        if listener is not None:
+            await listener
 
     async def _open(self, method: str, params: dict[str, Any]) -> SiteSummary:
         self._opened = None
@@ -134,17 +138,19 @@ class TaskWorker:
     async def _spawn(self) -> None:
         self._last_words.clear()  # those of an earlier process explain nothing of this one
         environment = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "1", "PYTHONUNBUFFERED": "1", **os.environ}
-        self._process = await asyncio.create_subprocess_exec(
+        loop = asyncio.get_running_loop()
+        transport, pipes = await loop.subprocess_exec(
+            lambda: _Pipes(_LINE_LIMIT_BYTES, loop),
             sys.executable,
             "-m",
             "fedtask.worker_main",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            limit=_LINE_LIMIT_BYTES,
             env=environment,
             start_new_session=True,  # Ctrl-C in a terminal is for the parent, which ends the worker in good order
         )
+        self._process = asyncio.subprocess.Process(transport, pipes, loop)
         self._listener = asyncio.create_task(self._listen(self._process))
         try:
             await self._write(self._start)
@@ -221,3 +227,34 @@ class TaskWorker:
             return WorkerCrashed("\n".join([f"{error} ({ended})", *places]))
         last_words = "\n".join(line[:_LONGEST_LINE] for line in self._last_words) or "it said nothing"
         return WorkerCrashed(f"{ended}; its last words:\n{last_words}")
+
+
+class _Pipes(asyncio.subprocess.SubprocessStreamProtocol):
+    """The pipes of a process, which end soon after it, whatever it leaves behind.
+
+    Their end is what tells that a worker is gone. But a task's own helpers, such as those that load data, hold them as
+    well: where one outlives the worker, the end would not come before that one's.
+    """
+
+    def __init__(self, limit: int, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(limit, loop)
+        self._ends_with: asyncio.SubprocessTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        assert isinstance(transport, asyncio.SubprocessTransport)
+        self._ends_with = transport
+
+    def process_exited(self) -> None:
+        super().process_exited()
+        transport = self._ends_with
+        assert transport is not None, "a process is started before it ends"
+        _kill_all(transport.get_pid())
+        # One with a session of its own is not reached by that.
+        asyncio.get_running_loop().call_later(_LAST_WORDS_SECONDS, transport.close)
+
+
+def _kill_all(leader: int) -> None:
+    """Kill a worker with all that it has started. Its session keeps the number until the last of them is gone."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # the latter where only a dead one is left, on a Mac
+        os.killpg(leader, signal.SIGKILL)

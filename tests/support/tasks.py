@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -78,6 +80,25 @@ class Quitting(Shapes):
         sys.stderr.write("".join(f"{number} {'y' * 1000}\n" for number in range(10)))
         sys.stderr.flush()
         os._exit(9)
+
+
+class Helped(Shapes):
+    """Starts a helper that would run for a minute, as a pool of data loaders does, and is killed beside it.
+
+    The helper holds the worker's pipes. Settings: with `apart` it has a session of its own.
+    """
+
+    def __init__(self, settings: Mapping[str, str]) -> None:
+        super().__init__({})
+        self._apart = "apart" in settings
+
+    def open_site(self, options: SiteOptions) -> SiteSummary:
+        helper = subprocess.Popen(["sleep", "60"], start_new_session=self._apart)
+        return SiteSummary(helper.pid, {}, synthetic=True)
+
+    def fine_tune(self, base: Weights, plan: Plan, report: Report) -> FineTuned:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("nobody survives that")
 
 
 class Slow(Shapes):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -159,3 +160,51 @@ async def test_worker_tells_how_a_report_speaks_of_its_task(task: str, words: Re
         assert (await worker.describe()).report_words == words
     finally:
         await worker.close()
+
+
+@contextlib.contextmanager
+def ended_afterwards(process: int) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+def is_running(process: int) -> bool:
+    """One that was killed may not be awaited by anybody."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+async def check_helper(process: int, *, stays: bool) -> None:
+    """One that was killed has closed its pipes before it is gone."""
+    async with asyncio.timeout(5.0):
+        while not stays and is_running(process):  # noqa: ASYNC110 - nobody awaits it who could tell
+            await asyncio.sleep(0.01)
+    assert is_running(process) == stays
+
+
+@pytest.mark.parametrize("settings", [{}, {"apart": "1"}])
+async def test_worker_that_is_killed_beside_its_helper_has_crashed_at_once(
+    tmp_path: Path, settings: dict[str, str]
+) -> None:
+    worker = TaskWorker("tests.support.tasks:Helped", settings)
+    await worker.initial_weights(0, None, tmp_path / "base")
+    helper = (await worker.open_site(SiteOptions(None))).num_examples
+    with ended_afterwards(helper):
+        with pytest.raises(WorkerCrashed, match="status -9"):
+            await asyncio.wait_for(worker.fine_tune(tmp_path / "base", PLAN, tmp_path / "out", ignore), 5.0)
+        await check_helper(helper, stays="apart" in settings)
+        await asyncio.wait_for(worker.close(), 5.0)
+
+
+@pytest.mark.parametrize("settings", [{}, {"apart": "1"}])
+async def test_worker_that_is_closed_beside_its_helper_ends_at_once(settings: dict[str, str]) -> None:
+    worker = TaskWorker("tests.support.tasks:Helped", settings)
+    helper = (await worker.open_site(SiteOptions(None))).num_examples
+    with ended_afterwards(helper):
+        await asyncio.wait_for(worker.close(), 5.0)
+        await check_helper(helper, stays="apart" in settings)
