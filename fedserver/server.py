@@ -239,7 +239,7 @@ class Server:
 
     async def _live(self) -> str:
         federation = self.federation
-        await lifecycle.prepare(federation)
+        await self._prepare()
         # Until now a first start is in the log alone: keys, settings and the initial model.
         await asyncio.to_thread(self._state.database.checkpoint)
         reason = await lifecycle.run_rounds(federation, self._desk)
@@ -250,6 +250,25 @@ class Server:
             self._leave_word(reason)
         federation.stand(FederationState.FINISHED, reason)
         return reason
+
+    async def _prepare(self) -> None:
+        """Prepare, unless the federation is to stop meanwhile: to read a holdout or to build a model may take minutes.
+
+        Raises:
+            FederationFailed: it could not be prepared, or was stopped before it was.
+        """
+        preparing = asyncio.create_task(lifecycle.prepare(self.federation))
+        stopped = asyncio.create_task(self.federation.stop_requested.wait())
+        try:
+            await asyncio.wait({preparing, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not preparing.done():
+                message = f"stopped by the coordinator before it was ready; what is in {self._config.state} stays"
+                raise lifecycle.FederationFailed(f"{message}, and the same command goes on from it")
+            await preparing
+        finally:  # which ends the worker. What a thread writes just then is cut as by a kill, which the state survives
+            for task in (preparing, stopped):
+                task.cancel()
+            await asyncio.gather(preparing, stopped, return_exceptions=True)
 
     def _leave_word(self, reason: str) -> None:
         """Let local commands say afterwards that this was the end. Where the disk refuses, it is let be."""

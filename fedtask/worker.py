@@ -27,6 +27,8 @@ from fedtask.task import Cancelled, EpochReport, Evaluation, SiteOptions, SiteSu
 log = structlog.get_logger()
 
 _LINE_LIMIT_BYTES = 64 << 20  # one answer is one line; a schema of 65,536 tensors takes about 10 MB
+_HEED_A_CANCEL = frozenset({"fine_tune"})
+"""Methods that end when they are told to, at their next report."""
 _KEPT_LINES = 5
 _LONGEST_LINE = 200
 _LAST_WORDS_SECONDS = 1.0
@@ -39,6 +41,8 @@ class WorkerCrashed(Exception):
 
 class TaskWorker:
     """The near end of one worker process. One call runs at a time; further ones wait their turn.
+
+    To cancel a call ends the process, but for `fine_tune`. It holds nothing that the next call could not make again.
 
     Args:
         reference: the task, as `fedtask.registry.create_task` takes it.
@@ -176,6 +180,9 @@ class TaskWorker:
         try:
             return await self._read_result(number, on_report)
         except asyncio.CancelledError:
+            if method not in _HEED_A_CANCEL:  # to read a large folder may take minutes; the next call begins it anew
+                await asyncio.shield(self.close())
+                raise
             # The answer to a cancelled request still comes: take it in, so that the next one finds its own.
             self._draining = asyncio.create_task(self._drain(number))
             await asyncio.shield(self._draining)

@@ -15,7 +15,7 @@ import pytest
 
 from fedclient.exit_codes import ExitCode as ClientExit
 from fedserver.exit_codes import ExitCode
-from fedstream.v1 import negotiation_pb2
+from fedstream.v1 import admin_pb2, negotiation_pb2
 from fedtask.linear import Linear
 from tests.support.negotiating import everybody, in_training, over, parts_of
 from tests.support.processes import RunningServer, Said, Stage, until
@@ -219,11 +219,27 @@ async def test_server_that_is_stopped_at_once_tells_everyone_and_writes_its_repo
     assert (server.out / "report" / "report.html").exists()
 
 
-def test_second_signal_ends_a_server_whose_task_is_busy(scene: Stage) -> None:
+@pytest.mark.parametrize("way", ["stop", "SIGINT", "SIGTERM"])
+def test_server_that_is_stopped_while_its_model_is_made_ends_at_once_and_says_what_stays(
+    scene: Stage, way: str
+) -> None:
     server = scene.server("--log-level", "debug", task="tests.support.tasks:Slow", python_path=ROOT)
-    until("the task to be busy", lambda: "making the model" in server.text)
+    until("the model to be made", lambda: "making the model" in server.text)
+    if way == "stop":
+        assert scene.command("fedserver", "stop", "--state", str(server.state)).status == ExitCode.FINISHED
+    else:
+        server.process.send_signal(signal.Signals[way])
+    assert server.wait(10.0) == ExitCode.FAILED
+    [failed] = server.said("failed")
+    words = f"stopped by the coordinator before it was ready; what is in {server.state} stays"
+    assert failed["reason"] == f"{words}, and the same command goes on from it"
+
+
+def test_second_signal_ends_a_server_whose_task_is_busy(scene: Stage) -> None:
+    server = scene.server("--log-level", "debug", task="tests.support.tasks:SlowEnd", python_path=ROOT)
+    server.until("the server to be ready", lambda look: look.state.state == admin_pb2.FEDERATION_STATE_WAITING)
     server.process.send_signal(signal.SIGINT)
-    until("the first signal to be heard", lambda: "once more to end at once" in server.text)
+    until("the task to be busy", lambda: "writing the model" in server.text)
     server.process.send_signal(signal.SIGINT)
     assert server.wait(10.0) == -signal.SIGINT
 

@@ -102,12 +102,26 @@ class Helped(Shapes):
 
 
 class Slow(Shapes):
-    """Takes a minute to make its first model, and hears nothing meanwhile."""
+    """Takes a minute to read a site's data or to make its first model, and hears nothing meanwhile."""
+
+    def open_site(self, options: SiteOptions) -> SiteSummary:
+        print("reading the data", file=sys.stderr, flush=True)
+        time.sleep(60)
+        return super().open_site(options)
 
     def initial_weights(self, seed: int, source: str | None) -> Weights:
         print("making the model", file=sys.stderr, flush=True)
         time.sleep(60)
         return super().initial_weights(seed, source)
+
+
+class SlowEnd(Shapes):
+    """Takes a minute to write a model for people, and hears nothing meanwhile."""
+
+    def export(self, weights: Weights, folder: Path, stem: str) -> list[Path]:
+        print("writing the model", file=sys.stderr, flush=True)
+        time.sleep(60)
+        return super().export(weights, folder, stem)
 
 
 def random_weights(schema: ModelSchema, seed: int) -> dict[str, np.ndarray]:

@@ -157,6 +157,20 @@ async def test_run_stopped_by_a_signal_leaves_cleanly(tmp_path: Path, number: si
     assert code.meaning in errors.decode()
 
 
+async def test_run_stopped_while_it_reads_its_data_ends_at_once(tmp_path: Path) -> None:
+    async with scripted() as server:
+        server.negotiation.task = "tests.support.tasks:Slow"
+        options = ("--plaintext", "--task", "tests.support.tasks:Slow", "--log-level", "debug")
+        process = await begin(*at(server.address, tmp_path, *options))
+        assert process.stderr is not None
+        while b"reading the data" not in await asyncio.wait_for(process.stderr.readline(), 20):
+            pass
+        process.send_signal(signal.SIGTERM)
+        await asyncio.wait_for(process.communicate(), 10)
+
+    assert process.returncode == ExitCode.TERMINATED
+
+
 async def test_run_stopped_in_a_later_round_leaves_model_and_picture_of_the_last_that_was_trained(
     tmp_path: Path,
 ) -> None:

@@ -162,6 +162,23 @@ async def test_worker_tells_how_a_report_speaks_of_its_task(task: str, words: Re
         await worker.close()
 
 
+async def test_worker_that_is_called_off_while_it_reads_data_ends_at_once_and_serves_the_next_call() -> None:
+    worker = TaskWorker("tests.support.tasks:Slow", {})
+    try:
+        expected = await worker.describe()
+        first = pid(worker)
+        reading = asyncio.create_task(worker.open_site(SiteOptions(None)))
+        while not worker._last_words:  # noqa: ASYNC110 - it says on standard error that it has begun
+            await asyncio.sleep(0.01)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(reading, 5.0)
+        assert not is_running(first)
+        assert await worker.describe() == expected
+    finally:
+        await worker.close()
+
+
 @contextlib.contextmanager
 def ended_afterwards(process: int) -> Iterator[None]:
     try:
