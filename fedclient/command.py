@@ -21,11 +21,16 @@ from fedclient.identity import IdentityFolder, default_identity_folder
 from fedclient.join import join, places, read_token
 from fedstream.heap import keep_few_heaps, keep_freed_memory
 from fedstream.logs import configure_logs, go_on_without_output
+from fedstream.signals import is_heeded
 from fedtask.task import TaskError
 
 log = structlog.get_logger()
 
-_SIGNALS = {signal.SIGINT: ExitCode.INTERRUPTED, signal.SIGTERM: ExitCode.TERMINATED}
+_SIGNALS = {
+    signal.SIGINT: ExitCode.INTERRUPTED,
+    signal.SIGTERM: ExitCode.TERMINATED,
+    signal.SIGHUP: ExitCode.HUNG_UP,
+}
 
 
 def run_client(config: ClientConfig, log_json: bool | None, log_level: str) -> str:
@@ -91,12 +96,14 @@ async def _run(client: Client) -> str:
     """Run the client until it ends or a signal comes; after a signal it says good-bye first."""
     asked = asyncio.get_running_loop().create_future()
     for number in _SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(number, _ask_to_stop, asked, number)
+        if number is not signal.SIGHUP or is_heeded(number):  # `nohup` has it ignored
+            asyncio.get_running_loop().add_signal_handler(number, _ask_to_stop, asked, number)
     work = asyncio.create_task(client.run())
     await asyncio.wait({work, asked}, return_when=asyncio.FIRST_COMPLETED)
     if work.done():
         return work.result()
-    log.info("leaving; once more to end at once", signal=asked.result().name)
+    words = "leaving" if asked.result() is signal.SIGHUP else "leaving; once more to end at once"
+    log.info(words, signal=asked.result().name)
     await client.leave("stopped by its operator")
     work.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -108,6 +115,8 @@ async def _run(client: Client) -> str:
 def _ask_to_stop(asked: asyncio.Future[signal.Signals], number: signal.Signals) -> None:
     if not asked.done():
         asked.set_result(number)
+        if number is signal.SIGHUP:  # of a terminal that is closed, both the shell and the system send one
+            return
         # The next one is for a person in a hurry; what was finished is on disk already.
         asyncio.get_running_loop().remove_signal_handler(number)
         signal.signal(number, signal.SIG_DFL)

@@ -22,6 +22,7 @@ class ExitCode(enum.IntEnum):
     UNTRUSTED = 6
     TRAINING_FAILED = 7
     REPLACED = 8
+    HUNG_UP = 129
     INTERRUPTED = 130
     TERMINATED = 143
 
@@ -41,6 +42,7 @@ _MEANINGS = {
     ExitCode.UNTRUSTED: "it is another server than was named, or it does not accept this site's token or certificate",
     ExitCode.TRAINING_FAILED: "local training failed several times in a row",
     ExitCode.REPLACED: "another client of the same name took over",
+    ExitCode.HUNG_UP: "stopped by SIGHUP, as when its terminal is closed",
     ExitCode.INTERRUPTED: "stopped by Ctrl-C",
     ExitCode.TERMINATED: "stopped by SIGTERM",
 }

@@ -8,6 +8,7 @@ import socket
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
@@ -36,6 +37,7 @@ from fedserver.store import DamagedFile, State, StateError
 from fedserver.store.database import RESTORE
 from fedserver.store.disk import FreeBytes, free_bytes
 from fedstream.files import FileSystem
+from fedstream.signals import is_heeded
 from fedstream.tls import Identity, fingerprint, server_credentials, shown_address, split_address
 from fedstream.v1 import (
     admin_pb2,
@@ -297,8 +299,14 @@ class Server:
         self._state.close()
 
     def stop_on_signals(self) -> None:
-        """End in good order at the first SIGINT or SIGTERM; a second one ends the process at once."""
+        """End in good order at the first SIGINT or SIGTERM; a second one ends the process at once.
+
+        A hang-up is ignored: that a terminal is closed, or its connection is lost, is to end no federation.
+        """
         loop = asyncio.get_running_loop()
+        if is_heeded(signal.SIGHUP):
+            hint = "`fedserver stop` or SIGTERM ends the federation"
+            loop.add_signal_handler(signal.SIGHUP, partial(log.warning, "a hang-up (SIGHUP) is ignored", hint=hint))
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal, number)
 

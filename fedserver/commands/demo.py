@@ -23,6 +23,7 @@ from fedserver.commands.admin import CALL_SECONDS
 from fedserver.commands.status import picture
 from fedserver.exit_codes import ExitCode, fail
 from fedserver.store.state import read_contact
+from fedstream.signals import is_heeded
 from fedstream.sizes import size
 from fedstream.v1 import admin_pb2, admin_pb2_grpc
 from fedtask.brain_mri.settings import DEMO, Preset
@@ -56,7 +57,9 @@ def run_demo(plan: DemoPlan) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     if plan.data is not None:  # before anything is removed: a slip is not to cost an earlier demo, or the data
         _require_folders(plan.data, plan.out)
-    signal.signal(signal.SIGTERM, _leave)  # or server and sites would go on without it
+    for end in (signal.SIGTERM, signal.SIGHUP):  # or server and sites would go on without it
+        if is_heeded(end):
+            signal.signal(end, _leave)
     _make_room(plan.out)
     data = plan.data if plan.data is not None else _phantom(plan, console)
     with ExitStack() as stack:
@@ -79,8 +82,9 @@ def run_demo(plan: DemoPlan) -> None:
     _show_result(plan, console)
 
 
-def _leave(*_: object) -> NoReturn:
-    raise SystemExit(128 + signal.SIGTERM)
+def _leave(number: int, _: object) -> NoReturn:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # of a closed terminal comes a second one, while this ends the others
+    raise SystemExit(128 + number)
 
 
 def _make_room(out: Path) -> None:

@@ -235,6 +235,21 @@ def test_server_that_is_stopped_while_its_model_is_made_ends_at_once_and_says_wh
     assert failed["reason"] == f"{words}, and the same command goes on from it"
 
 
+async def test_server_goes_on_after_a_hang_up_and_says_so(scene: Stage) -> None:
+    server = await asyncio.to_thread(scene.server, "--min-clients", "1", "--rounds", "1", features=5)
+    async with site(server, "alpha") as alpha:
+        offer = await alpha.agree()
+        server.process.send_signal(signal.SIGHUP)
+        await asyncio.to_thread(until, "the hang-up to be heard", lambda: "hang-up" in server.text)
+        await alpha.upload(offer.upload_id, TASK.schema(), random_weights(TASK.schema(), 1))
+        assert (await alpha.hear()).round_outcome.succeeded
+        assert (await alpha.hear()).federation_outcome.reason == "all 1 rounds done"
+        await say_goodbye(alpha)
+    assert await server.ended() == ExitCode.FINISHED
+    [ignored] = server.said("a hang-up (SIGHUP) is ignored")
+    assert ignored["hint"] == "`fedserver stop` or SIGTERM ends the federation"
+
+
 def test_second_signal_ends_a_server_whose_task_is_busy(scene: Stage) -> None:
     server = scene.server("--log-level", "debug", task="tests.support.tasks:SlowEnd", python_path=ROOT)
     server.until("the server to be ready", lambda look: look.state.state == admin_pb2.FEDERATION_STATE_WAITING)

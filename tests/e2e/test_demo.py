@@ -64,15 +64,16 @@ def test_demo_whose_server_fails_says_why_and_does_not_wait_for_its_sites(tmp_pa
     assert str(out / "logs" / "server.log") in done.stderr
 
 
-def test_demo_that_is_told_to_end_ends_its_server_and_sites(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_demo_that_is_told_to_end_ends_its_server_and_sites(tmp_path: Path, number: signal.Signals) -> None:
     out, command = command_of(tmp_path, "random")
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as demo:
         assert demo.stdout is not None
         assert any("2 sites started" in line for line in demo.stdout)
         server = read_contact(out / "server")["pid"]
         os.kill(server, 0)
-        demo.terminate()
-        assert demo.wait(60) == 128 + signal.SIGTERM
+        demo.send_signal(number)
+        assert demo.wait(60) == 128 + number
     with pytest.raises(ProcessLookupError):
         os.kill(server, 0)
 

@@ -79,7 +79,7 @@ def test_units_do_not_start_again_after_what_needs_a_person() -> None:
     again = {ServerExit.NO_SERVER}  # of other commands than `run`
     assert server["RestartPreventExitStatus"].split() == [str(code.value) for code in ServerExit if code not in again]
     back = {ClientExit.FINISHED, ClientExit.DEFECT, ClientExit.UNREACHABLE}
-    stopped = {ClientExit.INTERRUPTED, ClientExit.TERMINATED}
+    stopped = {ClientExit.HUNG_UP, ClientExit.INTERRUPTED, ClientExit.TERMINATED}
     kept = [str(code.value) for code in ClientExit if code not in back | stopped]
     assert site["RestartPreventExitStatus"].split() == kept
     assert site["SuccessExitStatus"].split() == [str(code.value) for code in sorted(stopped)]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -131,7 +132,12 @@ async def test_run_with_unusable_data_exits_3_and_names_the_folder(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, ExitCode.INTERRUPTED), (signal.SIGTERM, ExitCode.TERMINATED)]
+    ("number", "code"),
+    [
+        (signal.SIGINT, ExitCode.INTERRUPTED),
+        (signal.SIGTERM, ExitCode.TERMINATED),
+        (signal.SIGHUP, ExitCode.HUNG_UP),
+    ],
 )
 async def test_run_stopped_by_a_signal_leaves_cleanly(tmp_path: Path, number: signal.Signals, code: ExitCode) -> None:
     left: list[str] = []
@@ -155,6 +161,57 @@ async def test_run_stopped_by_a_signal_leaves_cleanly(tmp_path: Path, number: si
     assert (process.returncode, left) == (code, ["stopped by its operator"])
     assert b"Traceback" not in errors
     assert code.meaning in errors.decode()
+
+
+async def test_run_whose_terminal_is_closed_leaves_cleanly_though_it_hears_of_it_twice(tmp_path: Path) -> None:
+    left: list[str] = []
+    training = asyncio.Event()
+
+    async def script(talk: Talk) -> None:
+        await talk.welcome()
+        await talk.agree(base[0], epochs=1000)
+        await talk.hear("progress")
+        training.set()
+        left.append((await talk.hear("leave")).reason)
+
+    base = []
+    near, far = os.openpty()  # the process is the leader of the session whose terminal that is
+    async with scripted(script) as server:
+        base.append(server.base)
+        command = [*COMMAND, *at(server.address, tmp_path, "--plaintext", "--name", "site")]
+        process = await asyncio.create_subprocess_exec(*command, preexec_fn=partial(os.login_tty, far))
+        os.close(far)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(near, os.read, near, 65536)  # or what it says would wait for that
+        await asyncio.wait_for(training.wait(), 20)
+        loop.remove_reader(near)
+        os.close(near)
+        process.send_signal(signal.SIGHUP)  # from the shell; the system has sent one as well
+        status = await asyncio.wait_for(process.wait(), 20)
+
+    assert (status, left) == (ExitCode.HUNG_UP, ["stopped by its operator"])
+
+
+async def test_run_with_hang_ups_ignored_goes_on_after_one(tmp_path: Path) -> None:
+    training = asyncio.Event()
+
+    async def script(talk: Talk) -> None:
+        await talk.welcome()
+        await talk.agree(base[0], epochs=1000)
+        await talk.hear("progress")
+        training.set()
+        await talk.hear("leave")
+
+    base = []
+    async with scripted(script) as server:
+        base.append(server.base)
+        options = at(server.address, tmp_path, "--plaintext", "--name", "site")
+        process = await asyncio.create_subprocess_exec("nohup", *COMMAND, *options, stderr=asyncio.subprocess.DEVNULL)
+        await asyncio.wait_for(training.wait(), 20)
+        process.send_signal(signal.SIGHUP)
+        await asyncio.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 20) == ExitCode.TERMINATED
 
 
 async def test_run_stopped_while_it_reads_its_data_ends_at_once(tmp_path: Path) -> None:
