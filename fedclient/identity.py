@@ -133,10 +133,12 @@ class Credentials:
         Raises:
             Stop: with `UNTRUSTED`, it has.
         """
-        expires = self.facts.expires
-        if expires <= datetime.now(UTC):
+        expires, now = self.facts.expires, datetime.now(UTC)
+        if expires <= now:
             message = (
-                f"this site's certificate has expired on {expires:%Y-%m-%d}: ask the coordinator for a new invitation"
+                f"this site's certificate has expired on {expires:%Y-%m-%d}, and this machine's clock says "
+                f"{now:%Y-%m-%d %H:%M} UTC: set this machine's clock, or, if it is right, ask the coordinator for a "
+                "new invitation"
             )
             raise Stop(ExitCode.UNTRUSTED, f"{message}, and join again with `fedclient join`")
 

@@ -13,9 +13,11 @@ import ipaddress
 import socket
 import ssl
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
+from cryptography import x509
 
 from fedstream.errors import FedstreamError, TransportError
 
@@ -24,6 +26,10 @@ SERVER_NAME = "fedstream-server"
 
 _CONNECT_TIMEOUT_SECONDS = 10.0
 _ANSWER_SECONDS = 2.0
+_NOT_YET_VALID, _EXPIRED = 9, 10
+"""OpenSSL's codes: `X509_V_ERR_CERT_NOT_YET_VALID` and `X509_V_ERR_CERT_HAS_EXPIRED`."""
+_WHATEVER_THE_TIME = 0x200000
+"""OpenSSL's `X509_V_FLAG_NO_CHECK_TIME`, which Python has no name for."""
 
 
 class UntrustedServer(FedstreamError):
@@ -52,8 +58,9 @@ def fetch_certificate(address: str, expected: str) -> bytes:
 
     Raises:
         TransportError: nothing answers at the address, or not with TLS, or it hangs up, as it does where it wants a
-            certificate.
+            certificate; or it is not valid yet, by this machine's clock.
         FingerprintMismatch: it is another certificate.
+        UntrustedServer: it is not valid any more, by this machine's clock.
         ValueError: `address` is none.
     """
     try:
@@ -67,6 +74,7 @@ def fetch_certificate(address: str, expected: str) -> bytes:
             "is in between. Ask the coordinator for the current join command."
         )
         raise FingerprintMismatch(message)
+    _require_its_time(address, shown.certificate)
     if shown.hung_up:  # which a server that is just being stopped does too, so that it is worth coming back
         raise TransportError(
             f"{address} hung up after the handshake; if it goes on doing so, it takes only sites with a certificate: "
@@ -141,12 +149,13 @@ def check_server(address: str, authority: bytes, key: Path, certificate: Path) -
     files: Python's TLS takes nothing else), or each look would be a failed handshake in the server's log.
 
     Raises:
-        TransportError: nothing answers at the address, or not with TLS, or it does not take the certificate.
-        UntrustedServer: it is another server.
+        TransportError: nothing answers at the address, or not with TLS, or it does not take the certificate; or the
+            server's is not valid yet, by this machine's clock.
+        UntrustedServer: it is another server, or its certificate is not valid any more, by this machine's clock.
         ValueError: `address` is none.
     """
     try:
-        shown = look_at_as_member(address, authority, key, certificate)
+        shown = _shake_hands_at_its_time(address, _of_member(authority, key, certificate), authority)
     except ssl.SSLCertVerificationError as error:
         message = (
             f"the server at {address} has no certificate of this federation's authority ({error.verify_message}): "
@@ -167,6 +176,43 @@ def _of_member(authority: bytes, key: Path, certificate: Path) -> ssl.SSLContext
     context.load_verify_locations(cadata=authority.decode())
     context.load_cert_chain(certificate, key)
     return context
+
+
+def _shake_hands_at_its_time(address: str, context: ssl.SSLContext, authority: bytes) -> Handshake:
+    """As `_shake_hands`. Where dates alone are in the way, it is the server that was meant, and they are what is told.
+
+    Raises:
+        TransportError, UntrustedServer: as `_require_its_time`.
+    """
+    try:
+        return _shake_hands(address, context)
+    except ssl.SSLCertVerificationError as error:
+        if error.verify_code not in (_NOT_YET_VALID, _EXPIRED):
+            raise
+        context.verify_flags |= _WHATEVER_THE_TIME  # or anybody with an old certificate would be told to be the server
+        shown = _shake_hands(address, context)
+        for one in (shown.certificate, authority):
+            _require_its_time(address, one)
+        raise
+
+
+def _require_its_time(address: str, certificate: bytes) -> None:
+    """See that a certificate, PEM, is valid now, as far as this machine knows what time it is.
+
+    Raises:
+        TransportError: it is not yet. Clocks that were never set are set when there is a network, so it may pass.
+        UntrustedServer: it is not any more.
+    """
+    found, now = x509.load_pem_x509_certificate(certificate), datetime.now(UTC)
+    begins, ends = found.not_valid_before_utc, found.not_valid_after_utc
+    span = f"{begins:%Y-%m-%d %H:%M} to {ends:%Y-%m-%d %H:%M} UTC"
+    words = f"{address} has a certificate for {span}, and this machine's clock says {now:%Y-%m-%d %H:%M} UTC"
+    if now < begins:
+        raise TransportError(f"{words}: set this machine's clock")
+    if now > ends:
+        raise UntrustedServer(
+            f"{words}: set this machine's clock, or, if it is right, ask the coordinator for a new certificate."
+        )
 
 
 def _trusting_nobody() -> ssl.SSLContext:

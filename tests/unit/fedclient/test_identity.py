@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -134,7 +134,9 @@ def test_certificate_that_has_expired_is_told_before_the_server_hangs_up(folder:
     folder.keep_certificate(certificate_for(folder.key(), validity=timedelta(minutes=-1)))
     with pytest.raises(Stop) as stop:
         folder.credentials().require_valid()
-    assert "ask the coordinator for a new invitation" in message_of(ExitCode.UNTRUSTED, stop)
+    told = message_of(ExitCode.UNTRUSTED, stop)
+    assert f"this machine's clock says {datetime.now(UTC):%Y-%m-%d %H:}" in told
+    assert "set this machine's clock, or, if it is right, ask the coordinator for a new invitation" in told
 
 
 def test_own_files_name_the_site(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+import time_machine
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -42,6 +43,7 @@ from fedstream.tls import (
     UntrustedServer,
     channel_credentials,
     check_server,
+    fetch_certificate,
     fingerprint,
     look_at,
     server_credentials,
@@ -133,6 +135,66 @@ def test_somebody_in_between_does_not_pass_for_the_server(impostor: Identity, al
             check_server(address, AUTHORITY.certificate, *alpha)
         with pytest.raises(grpc.RpcError):
             echo(address, AUTHORITY.certificate, None)
+
+
+@contextmanager
+def clock_off_by(days: float) -> Iterator[None]:
+    """Certificates are made then; whoever looks at them looks now."""
+    with time_machine.travel(datetime.now(UTC) + timedelta(days=days)):
+        yield
+
+
+@pytest.mark.parametrize("authority_too", [False, True])
+def test_server_whose_certificate_is_not_valid_yet_is_told_with_its_dates_and_may_be_tried_again(
+    tmp_path: Path, authority_too: bool
+) -> None:
+    with clock_off_by(2):
+        authority = make_authority() if authority_too else AUTHORITY
+        server = issue_server(authority, [])
+    files, begins = files_of(tmp_path, site("alpha", authority)), facts_of(server.certificate).begins
+    with listening(server) as address, pytest.raises(TransportError) as told:
+        check_server(address, authority.certificate, *files)
+    assert f"{address} has a certificate for {begins:%Y-%m-%d %H:%M} to " in str(told.value)
+    assert f", and this machine's clock says {datetime.now(UTC):%Y-%m-%d %H:}" in str(told.value)
+    assert str(told.value).endswith(" UTC: set this machine's clock")
+    with listening(server) as address, pytest.raises(TransportError, match=r"set this machine's clock$"):
+        fetch_certificate(address, fingerprint(server.certificate))
+
+
+def test_server_whose_certificate_has_expired_is_told_with_its_dates(alpha: tuple[Path, Path]) -> None:
+    with clock_off_by(-400):
+        server = issue_server(AUTHORITY, [])
+    words = "set this machine's clock, or, if it is right, ask the coordinator for a new certificate"
+    with listening(server) as address, pytest.raises(UntrustedServer, match=words):
+        check_server(address, AUTHORITY.certificate, *alpha)
+    with listening(server) as address, pytest.raises(UntrustedServer, match=words):
+        fetch_certificate(address, fingerprint(server.certificate))
+
+
+def posing_as(authority: Identity) -> Identity:
+    """A server's key and certificate that names an authority which has not signed it."""
+    key, own = ec.generate_private_key(ec.SECP256R1()), x509.load_pem_x509_certificate(authority.certificate)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, SERVER_NAME)]))
+        .issuer_name(own.subject)
+        .public_key(key.public_key())
+        .serial_number(7)
+        .not_valid_before(own.not_valid_before_utc)
+        .not_valid_after(own.not_valid_after_utc)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(SERVER_NAME)]), critical=False)
+    )
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return Identity(private, builder.sign(key, hashes.SHA256()).public_bytes(pem))
+
+
+def test_somebody_in_between_where_the_clock_is_wrong_is_still_somebody_in_between(tmp_path: Path) -> None:
+    with clock_off_by(2):
+        authority = make_authority()
+    files, between = files_of(tmp_path, site("alpha", authority)), pytest.raises(UntrustedServer, match="in between")
+    with listening(posing_as(authority)) as address, between:
+        check_server(address, authority.certificate, *files)
 
 
 def test_server_with_a_new_certificate_of_its_authority_is_the_same_server(alpha: tuple[Path, Path]) -> None:
