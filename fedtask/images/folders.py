@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -95,8 +96,8 @@ def list_folder(folder: Path, class_names: Sequence[str], classes: Mapping[str, 
         TaskError: the folder or all class folders are missing, or `classes` makes no sense.
     """
     _check_classes(class_names, classes)
-    wanted = {name: _folders_of(name, classes) for name in class_names}
     found = _sub_folders(folder, class_names)
+    wanted = {name: _as_written_there(_folders_of(name, classes), found) for name in class_names}
     known = {name: [local for local in locals_ if local in found] for name, locals_ in wanted.items()}
     if not any(known.values()):
         raise TaskError(_nothing_known(folder, wanted, found, class_names))
@@ -254,7 +255,7 @@ def _check_classes(class_names: Sequence[str], classes: Mapping[str, str]) -> No
             f"--classes names {', '.join(map(repr, unknown))}, but the task's classes are {', '.join(class_names)}: "
             f"write {mending_option(class_names)}"
         )
-    used = Counter(local for name in class_names for local in _folders_of(name, classes))
+    used = Counter(_composed(local) for name in class_names for local in _folders_of(name, classes))
     for local, times in used.items():
         if times > 1:
             raise TaskError(f"the folder {local!r} would hold {times} classes; give each its own in --classes")
@@ -267,6 +268,16 @@ def _check_classes(class_names: Sequence[str], classes: Mapping[str, str]) -> No
 
 def _folders_of(name: str, classes: Mapping[str, str]) -> list[str]:
     return split_folders(classes[name]) if name in classes else [name]
+
+
+def _as_written_there(names: Sequence[str], found: Sequence[str]) -> list[str]:
+    """Names as the disk has them, if it has them: on a Mac an accent is a character of its own, typed it is none."""
+    there = {_composed(name): name for name in found}
+    return [name if name in found else there.get(_composed(name), name) for name in names]
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _sub_folders(folder: Path, class_names: Sequence[str]) -> list[str]:

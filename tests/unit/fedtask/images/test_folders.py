@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -42,6 +44,26 @@ def test_list_folders_with_commas_and_pluses_in_their_names_can_be_mapped_as_the
         listing = list_folder(tmp_path, CLASSES, classes)
         assert listing.paths == (*healthy, *glioma, *both)
         assert (listing.labels.tolist(), listing.warnings) == ([0, 1, 1], ())
+
+
+@pytest.mark.parametrize(("there", "typed"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_list_finds_folders_with_accents_however_these_are_written(
+    tmp_path: Path, write_pictures: Pictures, there: Literal["NFC", "NFD"], typed: Literal["NFC", "NFD"]
+) -> None:
+    healthy = write_pictures(tmp_path / unicodedata.normalize(there, "bénin"), 1, 0)
+    tumour = write_pictures(tmp_path / unicodedata.normalize(there, "mélanome"), 1, 10)
+    names = [unicodedata.normalize(typed, name) for name in ("bénin", "mélanome")]
+    for listing in (
+        list_folder(tmp_path, names, {}),
+        list_folder(tmp_path, CLASSES, dict(zip(CLASSES, names, strict=True))),
+    ):
+        assert (listing.paths, listing.labels.tolist(), listing.warnings) == ((*healthy, *tumour), [0, 1], ())
+
+
+def test_list_one_folder_for_two_classes_is_refused_however_it_is_written(tmp_path: Path) -> None:
+    classes = {"no": unicodedata.normalize("NFD", "bénin"), "yes": unicodedata.normalize("NFC", "bénin")}
+    with pytest.raises(TaskError, match="the folder 'bénin' would hold 2 classes"):
+        list_folder(tmp_path, CLASSES, classes)
 
 
 def test_list_passes_over_hidden_files_and_those_in_hidden_folders(tmp_path: Path, write_pictures: Pictures) -> None:
