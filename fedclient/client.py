@@ -25,6 +25,7 @@ from fedclient.display import Display
 from fedclient.ending import Ending, EndingNote
 from fedclient.events import FederationOutcome, RoundOutcome, TaskOnOffer
 from fedclient.exit_codes import ExitCode, Stop, refused
+from fedclient.full_disk import disk_words
 from fedclient.identity import IdentityFolder
 from fedclient.introduction import introduce
 from fedclient.proxies import proxy_hint
@@ -279,9 +280,10 @@ class Client:
         shop.global_models.keep_final(ending)
         try:
             self._final = await outcome.fetch_models(ending, shop.site, shop.downloader, self._show_fetched)
-        except OSError as error:  # and the server is not told that all is here: it waits for a while
-            hint = "mend that and start this site again while the server is there, or ask the coordinator for it"
-            message = f"{outcome.describe(ending)}\nbut its final model could not be kept ({error}); {hint}"
+        except OSError as error:  # and the server is not told that all is here; but it leaves when no site is with it
+            where = disk_words(error, self._config.state_folder)
+            hint = "The server leaves as soon as its sites have: ask the coordinator for the final model"
+            message = f"{outcome.describe(ending)}\nbut its final model could not be kept ({where}). {hint}"
             raise Stop(ExitCode.BAD_CONFIGURATION, message) from error
         if not is_noted:  # the disk has taken the models since
             await self._write_note(noted)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TypeVar
 
 import structlog
@@ -17,6 +19,13 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 _RETRY_SECONDS = 2.0
+
+
+def disk_words(error: OSError, folder: Path) -> str:
+    """What the disk refuses where, and what to do, for people here; `folder` is for an error that names none."""
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    advice = "make space there" if is_full else "see to that folder and its disk"
+    return f"{error.filename or folder}: {error.strerror or error}; {advice}"
 
 
 async def when_the_disk_can(write: Callable[[], Awaitable[T]], waiting: str, within_seconds: float = math.inf) -> T:

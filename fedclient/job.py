@@ -23,7 +23,7 @@ from fedclient.connection import Connection
 from fedclient.display import Display
 from fedclient.download import Downloader, ForeignModel
 from fedclient.events import Offer, Phase, Progress
-from fedclient.full_disk import when_the_disk_can
+from fedclient.full_disk import disk_words, when_the_disk_can
 from fedclient.global_models import GlobalModels
 from fedclient.keepsakes import Keepsakes
 from fedclient.memory import SiteMemory
@@ -170,7 +170,7 @@ class Job:
             self.training_failed = True
             self._end(JobState.FAILED, str(error))
         except (FedstreamError, OSError) as error:
-            log.error("the work on this round failed", because=str(error))
+            log.error("the work on this round failed", because=self._words(error))
             if isinstance(error, Unauthenticated | PermissionDenied):
                 self.refusal = error
             self._end(JobState.FAILED, _general_words(error))
@@ -180,6 +180,13 @@ class Job:
             else:
                 log.info("update delivered")
             self._end(JobState.DELIVERED)
+
+    def _words(self, error: Exception) -> str:
+        """What happened, for people at this site."""
+        if not isinstance(error, OSError):
+            return str(error)
+        words = disk_words(error, self.workshop.updates.weights_path(self.offer.offer_id).parent)
+        return f"{words}. This site goes on with the next round"
 
     async def _work(self, plan: Plan, terms: Terms) -> Delivery:
         shop = self.workshop

@@ -300,4 +300,30 @@ async def test_client_whose_disk_stays_full_at_the_end_names_the_disk_and_does_n
     assert stop.code is ExitCode.BAD_CONFIGURATION
     first, second = stop.message.splitlines()
     assert first == "federation finished: all rounds done"
-    assert second.startswith("but its final model could not be kept ([Errno 28] No space left on device")
+    where = f"{tmp_path / 'state'}: No space left on device; make space there"
+    leaves = "The server leaves as soon as its sites have: ask the coordinator for the final model"
+    assert second == f"but its final model could not be kept ({where}). {leaves}"
+
+
+async def test_client_whose_disk_is_full_in_a_round_says_which_folder_and_what_to_do_at_the_site_only(
+    tmp_path: Path,
+) -> None:
+    disk, here, told = FullDisk(), list[Scripted](), list[str]()
+
+    async def script(talk: Talk) -> None:
+        await talk.welcome()
+        disk.fill()
+        await talk.agree(here[0].base)
+        told.append((await talk.hear("failure")).reason)
+        disk.free()
+        await talk.end(here[0].base)
+
+    async with scripted(script) as server:
+        here.append(server)
+        text, logs = await run(Client(server.config(tmp_path), LogDisplay(), QUICK, disk))
+
+    [failed] = [line for line in logs if line["event"] == "the work on this round failed"]
+    words = f"{tmp_path / 'state' / 'updates'}: No space left on device; make space there"
+    assert failed["because"] == f"{words}. This site goes on with the next round"
+    assert told == ["the site's disk could not be written or read"]
+    assert text.endswith(f"saved {tmp_path / 'out' / 'GLOBAL_MODEL.safetensors'}")
