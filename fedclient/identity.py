@@ -77,10 +77,11 @@ class IdentityFolder:
 
         Raises:
             OSError: it cannot be kept.
+            Stop: with `BAD_CONFIGURATION`, the one there is is damaged.
         """
         path = self.folder / KEY
         if path.exists():
-            return path.read_bytes()
+            return _read(path, is_key=True, advice=self._advice)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         made = make_key()
         write_durably(self._files, path, [made])
@@ -106,11 +107,17 @@ class IdentityFolder:
         Raises:
             Stop: with `BAD_CONFIGURATION`, one of them cannot be used, or they do not belong together.
         """
-        found = read_credentials(self.folder / KEY, self.folder / CERTIFICATE, self.folder / AUTHORITY)
+        paths = self.folder / KEY, self.folder / CERTIFICATE, self.folder / AUTHORITY
+        found = read_credentials(*paths, advice=self._advice)
         if not is_issued_by(found.identity.certificate, found.authority):  # the server would only hang up
             message = f"{self.folder / CERTIFICATE} is none of {self.folder / AUTHORITY}: one of them is damaged"
-            raise Stop(ExitCode.BAD_CONFIGURATION, f"{message}; ask the coordinator for a new invitation")
+            raise Stop(ExitCode.BAD_CONFIGURATION, f"{message}{self._advice}")
         return found
+
+    @property
+    def _advice(self) -> str:
+        """For the end of a message about a file that is damaged: none of them can be made again by itself."""
+        return f". Remove {self.folder}, and join again with a new invitation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,30 +150,44 @@ class Credentials:
             raise Stop(ExitCode.UNTRUSTED, f"{message}, and join again with `fedclient join`")
 
 
-def read_credentials(key: Path, certificate: Path, authority: Path) -> Credentials:
-    """Credentials of three files.
+def read_credentials(key: Path, certificate: Path, authority: Path, *, advice: str = "") -> Credentials:
+    """Credentials of three files; `advice` is for the end of a message about what is damaged.
 
     Raises:
         Stop: with `BAD_CONFIGURATION`, one cannot be read, or key and certificate do not belong together.
     """
-    found: dict[Path, bytes] = {}
-    for path in (key, certificate, authority):
-        try:
-            found[path] = path.read_bytes()
-            _require_form(path == key, found[path])
-        except (OSError, ValueError, TypeError) as error:
-            why = error.strerror if isinstance(error, OSError) else error
-            raise Stop(ExitCode.BAD_CONFIGURATION, f"{path} cannot be used: {why}") from error
+    found = {path: _read(path, is_key=path == key, advice=advice) for path in (key, certificate, authority)}
     if key_sha256(found[key]) != facts_of(found[certificate]).key_sha256:
-        raise Stop(ExitCode.BAD_CONFIGURATION, f"{certificate} is not the certificate of the key {key}")
+        raise Stop(ExitCode.BAD_CONFIGURATION, f"{certificate} is not the certificate of the key {key}{advice}")
     return Credentials(Identity(found[key], found[certificate]), found[authority], key, certificate)
 
 
-def _require_form(is_key: bool, contents: bytes) -> None:
-    if is_key:
-        key_sha256(contents)
-    else:
-        facts_of(contents)
+def _read(path: Path, *, is_key: bool, advice: str) -> bytes:
+    """A key or a certificate, PEM.
+
+    Raises:
+        Stop: with `BAD_CONFIGURATION`, it cannot be read, or is none.
+    """
+    contents = b""
+    try:
+        contents = path.read_bytes()
+        key_sha256(contents) if is_key else facts_of(contents)
+    except (OSError, ValueError, TypeError) as error:
+        why = _in_words(error, is_key, contents)
+        more = "" if isinstance(error, PermissionError) else advice
+        raise Stop(ExitCode.BAD_CONFIGURATION, f"{path} cannot be used: {why}{more}") from error
+    return contents
+
+
+def _in_words(error: Exception, is_key: bool, contents: bytes) -> str:
+    """What is wrong with a file. `cryptography` would name its parser, and a page for developers."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if not contents.strip():
+        return "it is empty"
+    if isinstance(error, TypeError):
+        return "its key is encrypted; only one without a password can be used"
+    return "it holds no private key of P-256 in PEM" if is_key else "it holds no certificate in PEM"
 
 
 def check_answer(name: str, key: bytes, certificate: bytes, authority: bytes) -> None:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from fedclient.calls import Patience
 from fedclient.config import load_config
@@ -98,15 +99,40 @@ def test_identity_that_is_damaged_is_named(folder: IdentityFolder, text: str) ->
 
 
 @pytest.mark.parametrize("name", ["site.key", "site.crt", "authority.crt"])
-@pytest.mark.parametrize("contents", [None, b"", b"noise"])
-def test_file_of_an_identity_that_cannot_be_used_is_named(
-    folder: IdentityFolder, name: str, contents: bytes | None
+@pytest.mark.parametrize(
+    ("contents", "why"), [(None, "No such file or directory"), (b"", "it is empty"), (b"noise", "it holds no ")]
+)
+def test_file_of_an_identity_that_cannot_be_used_is_named_and_what_to_do(
+    folder: IdentityFolder, name: str, contents: bytes | None, why: str
 ) -> None:
     path = folder.folder / name
     path.unlink() if contents is None else path.write_bytes(contents)
     with pytest.raises(Stop) as stop:
         folder.credentials()
-    assert f"{name} cannot be used: " in message_of(ExitCode.BAD_CONFIGURATION, stop)
+    told = message_of(ExitCode.BAD_CONFIGURATION, stop)
+    assert told.startswith(f"{path} cannot be used: {why}")
+    assert told.endswith(f". Remove {folder.folder}, and join again with a new invitation")
+
+
+@pytest.mark.parametrize(
+    ("contents", "why"), [(b"", "it is empty"), (b"noise", "it holds no private key of P-256 in PEM")]
+)
+async def test_join_with_a_damaged_key_names_it_and_what_to_do(tmp_path: Path, contents: bytes, why: str) -> None:
+    folder = IdentityFolder(tmp_path)
+    (tmp_path / "site.key").write_bytes(contents)
+    with pytest.raises(Stop) as stop:
+        await join(TOKEN, TOKEN.server, TOKEN.enrolment, folder)
+    told = f"{tmp_path / 'site.key'} cannot be used: {why}. Remove {tmp_path}, and join again with a new invitation"
+    assert message_of(ExitCode.BAD_CONFIGURATION, stop) == told
+
+
+def test_key_of_ones_own_that_is_encrypted_is_told(tmp_path: Path) -> None:
+    plain = serialization.load_pem_private_key(make_key(), password=None)
+    locked = serialization.BestAvailableEncryption(b"secret")
+    own = plain.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, locked)
+    (tmp_path / "k").write_bytes(own)
+    with pytest.raises(Stop, match=r"k cannot be used: its key is encrypted; only one without a password can be used$"):
+        read_credentials(tmp_path / "k", tmp_path / "c", tmp_path / "a")
 
 
 def test_certificate_of_another_key_is_refused(folder: IdentityFolder) -> None:
