@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
@@ -11,9 +13,11 @@ from fedserver.config import folder_of
 from fedtask.messages import TaskDescription
 from fedtask.report import FederationRecord, record_to_json
 from fedtask.task import Evaluation, SiteSummary
-from fedtask.worker import TaskWorker
+from fedtask.worker import TaskWorker, WorkerCrashed
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 
 class Evaluator:
@@ -35,20 +39,21 @@ class Evaluator:
 
     async def describe(self) -> TaskDescription:
         """The task's meaning, schema and default plan."""
-        return await self._worker.describe()
+        return await _in_two_tries(self._worker.describe)
 
     async def initial_model(self, seed: int, source: str | None, from_file: Path | None, out: Path) -> None:
         """Write the weights to start from: of an earlier model's file if one is given, else the task's own."""
         if from_file is not None:
-            await self._worker.read_model(from_file, out)
+            await _in_two_tries(partial(self._worker.read_model, from_file, out))
         else:
-            await self._worker.initial_weights(seed, source, out)
+            await _in_two_tries(partial(self._worker.initial_weights, seed, source, out))
 
     async def open(self) -> SiteSummary | None:
         """Open the holdout, if there is one."""
         if self._holdout is None:
             return None
-        self.summary = await self._worker.open_holdout(folder_of(self._holdout), self._classes)
+        opening = partial(self._worker.open_holdout, folder_of(self._holdout), self._classes)
+        self.summary = await _in_two_tries(opening)
         for warning in self.summary.warnings:
             log.warning("holdout", warning=warning)
         return self.summary
@@ -82,3 +87,15 @@ class Evaluator:
     async def close(self) -> None:
         """End the worker."""
         await self._worker.close()
+
+
+async def _in_two_tries(step: Callable[[], Awaitable[T]]) -> T:
+    """What a step of the start gives, for want of which there is no federation.
+
+    One crash of the worker may be the neighbours' doing, as where the machine is short of memory for a moment.
+    """
+    try:
+        return await step()
+    except WorkerCrashed as error:
+        log.error("the worker process ended unexpectedly; it is started again", because=str(error))
+        return await step()

@@ -229,6 +229,8 @@ class TaskWorker:
         if self._listener is not None:
             await self._listener
         ended = f"the worker process ended with status {status}"
+        if status == -signal.SIGKILL and process is self._process:  # and not by `close`
+            ended += ", killed: perhaps this machine has too little memory"
         if told:
             error, *places = (line[:_LONGEST_LINE] for line in told)
             return WorkerCrashed("\n".join([f"{error} ({ended})", *places]))

@@ -101,6 +101,30 @@ class Helped(Shapes):
         raise AssertionError("nobody survives that")
 
 
+class Killed(Shapes):
+    """Is killed when it makes its first model or opens a holdout, as by a system without memory.
+
+    Settings: `deaths`, a file with one letter for each time that it is still to die.
+    """
+
+    def __init__(self, settings: Mapping[str, str]) -> None:
+        super().__init__({})
+        self._deaths = Path(settings["deaths"])
+
+    def initial_weights(self, seed: int, source: str | None) -> Weights:
+        self._die()
+        return super().initial_weights(seed, source)
+
+    def open_holdout(self, folder: Path | None, classes: Mapping[str, str]) -> SiteSummary:
+        self._die()
+        return super().open_holdout(folder, classes)
+
+    def _die(self) -> None:
+        if left := self._deaths.read_text():
+            self._deaths.write_text(left[1:])
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 class Slow(Shapes):
     """Takes a minute to read a site's data or to make its first model, and hears nothing meanwhile."""
 

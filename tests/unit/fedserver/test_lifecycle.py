@@ -15,6 +15,7 @@ from fedserver import lifecycle, phases
 from fedserver.coordinator.effects import TellFederationOutcome
 from fedserver.coordinator.participation import Stage
 from fedserver.coordinator.population import ClientState, Introduction
+from fedserver.evaluation import Evaluator
 from fedserver.lifecycle import FederationFailed, Made
 from fedserver.store import State
 from fedserver.store.state import KEEP_ROUNDS_FACT
@@ -223,6 +224,36 @@ async def prepared(folder: Path, meaning: TaskMeaning | None = None, **settings:
         await bench.federation.register.settled()
         bench.desk.close()
         bench.state.close()
+
+
+async def prepared_by_a_worker_that_dies(folder: Path, times: int, holdout: str | None) -> None:
+    (folder / "deaths").write_text("x" * times)
+    bench = Bench(folder / "state")
+    task, settings = "tests.support.tasks:Killed", {"deaths": str(folder / "deaths")}
+    bench.federation.evaluator = Evaluator(task, settings, holdout, {})
+    try:
+        await lifecycle.prepare(bench.federation)
+    finally:
+        await bench.federation.evaluator.close()
+        bench.desk.close()
+        bench.state.close()
+
+
+@pytest.mark.parametrize("holdout", [None, "phantom"])
+async def test_start_whose_worker_is_killed_once_goes_on(tmp_path: Path, holdout: str | None) -> None:
+    with capture_logs() as logs:
+        await prepared_by_a_worker_that_dies(tmp_path, 1, holdout)
+    told = [line["because"] for line in logs if line["log_level"] == "error"]
+    assert len(told) == 1
+    assert told[0].startswith("the worker process ended with status -9, killed: perhaps this machine has too little")
+
+
+@pytest.mark.parametrize("holdout", [None, "phantom"])
+async def test_start_whose_worker_is_killed_twice_says_what_may_be_the_reason(
+    tmp_path: Path, holdout: str | None
+) -> None:
+    with pytest.raises(FederationFailed, match="status -9, killed: perhaps this machine has too little memory"):
+        await prepared_by_a_worker_that_dies(tmp_path, 2, holdout)
 
 
 async def test_start_with_classes_in_another_order_is_refused_and_leaves_no_trace(tmp_path: Path) -> None:

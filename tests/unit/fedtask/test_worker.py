@@ -179,6 +179,15 @@ async def test_worker_that_is_called_off_while_it_reads_data_ends_at_once_and_se
         await worker.close()
 
 
+async def test_worker_that_is_closed_while_it_works_is_not_said_to_want_memory(
+    worker: TaskWorker, tmp_path: Path
+) -> None:
+    task = await begun(worker, tmp_path)
+    await worker.close()
+    with pytest.raises(WorkerCrashed, match=r"^the worker process ended with status -9; its last words"):
+        await task
+
+
 @contextlib.contextmanager
 def ended_afterwards(process: int) -> Iterator[None]:
     try:
