@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from google.rpc import status_pb2
 
+from fedserver.handshake import Decline
 from fedserver.services import messages
 from fedserver.services.negotiation import NegotiationServicer
 from fedserver.services.transfer import TransferServicer
@@ -287,14 +288,14 @@ def test_error_is_read_and_written_as_the_vector_says(case: text.Case) -> None:
 SCHEMA = ModelSchema((TensorSpec("kernel", DataType.FLOAT32, (1, 2)), TensorSpec("step", DataType.INT64, ())))
 
 
-def read_schema(part: negotiation_pb2.SchemaPart) -> ModelSchema:
+def read_schema(part: negotiation_pb2.SchemaPart) -> Decline:
     """What the service makes of a schema that came whole."""
     federation: Any = SimpleNamespace(config=SimpleNamespace(message_timeout_seconds=5.0))
 
     async def requests() -> AsyncIterator[negotiation_pb2.NegotiateRequest]:
         yield negotiation_pb2.NegotiateRequest(schema_part=part)
 
-    return asyncio.run(NegotiationServicer(federation)._read_schema(requests()))
+    return asyncio.run(NegotiationServicer(federation)._compare_schema(SCHEMA, requests()))
 
 
 def read_header(request: transfer_pb2.PutManifestRequest) -> transfer_pb2.UpdateHeader:
