@@ -36,6 +36,7 @@ from fedserver.services.transfer import TransferServicer, add_transfer_to_server
 from fedserver.store import DamagedFile, State, StateError
 from fedserver.store.database import RESTORE
 from fedserver.store.disk import FreeBytes, free_bytes
+from fedstream.errors import FedstreamError
 from fedstream.files import FileSystem
 from fedstream.signals import is_heeded
 from fedstream.tls import Identity, fingerprint, server_credentials, shown_address, split_address
@@ -82,6 +83,10 @@ class Listening:
     fingerprint: str | None
     admin_address: str
     enrolment_address: str | None = None
+
+
+class StoppedUnready(FedstreamError):
+    """The server was told to stop before it could begin. The message says what is left, and what to do."""
 
 
 class Server:
@@ -215,6 +220,7 @@ class Server:
 
         Raises:
             FederationFailed: it could not be prepared.
+            StoppedUnready: it was stopped before it was.
             StateError, DamagedFile: what is stored is not what it was.
             DiskRefuses: the federation was to stop, and the disk took no more writes.
         """
@@ -257,7 +263,8 @@ class Server:
         """Prepare, unless the federation is to stop meanwhile: to read a holdout or to build a model may take minutes.
 
         Raises:
-            FederationFailed: it could not be prepared, or was stopped before it was.
+            FederationFailed: it could not be prepared.
+            StoppedUnready: it was stopped before it was.
         """
         preparing = asyncio.create_task(lifecycle.prepare(self.federation))
         stopped = asyncio.create_task(self.federation.stop_requested.wait())
@@ -265,7 +272,7 @@ class Server:
             await asyncio.wait({preparing, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if not preparing.done():
                 message = f"stopped by the coordinator before it was ready; what is in {self._config.state} stays"
-                raise lifecycle.FederationFailed(f"{message}, and the same command goes on from it")
+                raise StoppedUnready(f"{message}, and the same command goes on from it")
             await preparing
         finally:  # which ends the worker. What a thread writes just then is cut as by a kill, which the state survives
             for task in (preparing, stopped):

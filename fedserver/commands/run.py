@@ -19,7 +19,7 @@ from fedserver.exit_codes import ExitCode
 from fedserver.lifecycle import FederationFailed, Made
 from fedserver.open_files import allow_many_open_files
 from fedserver.runtime import collect_cycles_seldom, take_short_turns
-from fedserver.server import Listening, Server
+from fedserver.server import Listening, Server, StoppedUnready
 from fedserver.store import DamagedFile, StateError
 from fedserver.store.disk import trouble_of
 from fedstream.checkup.machine import judge_folder
@@ -88,6 +88,9 @@ async def _live(server: Server) -> ExitCode:
         return ExitCode.BAD_STATE
     except (FederationFailed, DiskRefuses):
         return ExitCode.FAILED
+    except StoppedUnready as stopped:
+        log.warning("stopped", because=str(stopped))
+        return ExitCode.FINISHED
     return _ended(reason, server.made)
 
 

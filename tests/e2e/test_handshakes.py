@@ -87,8 +87,8 @@ def test_flood_of_handshakes_is_counted_and_the_server_still_answers_and_stops(s
     member = identity_of(authority, "alpha")  # sound, but nobody has invited it: the handshake is over by then
     assert asyncio.run(described(server.listening, authority.certificate, member)) is grpc.StatusCode.UNAUTHENTICATED
     server.process.send_signal(signal.SIGTERM)
-    server.wait(30.0)
-    assert server.said("finished"), server.text
+    assert server.wait(30.0) == 0
+    assert server.said("finished") or server.said("stopped"), server.text  # it may not have been ready yet
 
 
 def test_what_is_no_failed_handshake_still_reaches_standard_error(tmp_path: Path) -> None:
