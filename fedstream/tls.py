@@ -154,8 +154,9 @@ def check_server(address: str, authority: bytes, key: Path, certificate: Path) -
         UntrustedServer: it is another server, or its certificate is not valid any more, by this machine's clock.
         ValueError: `address` is none.
     """
+    context = _of_member(authority, key, certificate)  # not within: files that are damaged are no fault of the line
     try:
-        shown = _shake_hands_at_its_time(address, _of_member(authority, key, certificate), authority)
+        shown = _shake_hands_at_its_time(address, context, authority)
     except ssl.SSLCertVerificationError as error:
         message = (
             f"the server at {address} has no certificate of this federation's authority ({error.verify_message}): "
