@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -159,8 +160,6 @@ app.command()(looking.preview)
 
 def main() -> None:
     """Entry point."""
-    import os
-
     from fedstream.output import open_output, told_if_refused
 
     # gRPC writes lines of its own, in its own form, about what is said here in words; whoever wants them asks for them.

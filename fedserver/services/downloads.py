@@ -25,7 +25,9 @@ _RETRY = timedelta(seconds=10)
 
 
 class Downloads:
-    """Counts the downloads of each site. Used from the event loop.
+    """Counts the downloads of each site. Who has no certificate has no name to be counted by, and an empty one here.
+
+    Used from the event loop.
 
     Args:
         clock: seconds of any steady clock.
@@ -43,6 +45,9 @@ class Downloads:
         Raises:
             LimitExceeded: it has too many.
         """
+        if not site:
+            yield
+            return
         if self._at_work[site] + self._num_stood_still(site) >= MOST_AT_ONCE:
             message = f"this site has {MOST_AT_ONCE} downloads that it does not take; come back later"
             raise LimitExceeded(message, _RETRY, limit="downloads_of_one_site")
@@ -56,7 +61,8 @@ class Downloads:
 
     def note_standstill(self, site: str) -> None:
         """A download of this site was not taken for `STANDSTILL_SECONDS`, on a connection that lives."""
-        self._stood_still[site].append(self._clock())
+        if site:
+            self._stood_still[site].append(self._clock())
 
     def _num_stood_still(self, site: str) -> int:
         if site not in self._stood_still:

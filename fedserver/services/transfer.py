@@ -197,11 +197,9 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
     ) -> None:
         """Gives the body of a published model from an offset on. What it writes is serialised already."""
         caller = CALLER.get()
-        if caller is None:  # who has no certificate has no name that could be counted by
-            await self._give(request, context, "")
-            return
-        with self._downloads.one(caller.name):
-            await self._give(request, context, caller.name)
+        site = caller.name if caller is not None else ""
+        with self._downloads.one(site):
+            await self._give(request, context, site)
 
     async def _give(self, request: transfer_pb2.ReadChunksRequest, context: Context, site: str) -> None:
         model = self.federation.state.models.get(request.model_sha256)

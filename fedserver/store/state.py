@@ -82,25 +82,21 @@ class State:
             raise
 
     def _open(self) -> None:
-        folder = self.folder
         try:
-            require_writable(folder, self.files)
-            self.database = open_database(folder)
+            require_writable(self.folder, self.files)
+            self.database = open_database(self.folder)
+            try:
+                self._open_stores()
+            except BaseException:
+                self.database.close()
+                raise
         except (OSError, sqlite3.OperationalError) as error:
-            raise _refused(folder, error) from error
-        try:
-            self._open_stores()
-        except BaseException:
-            self.database.close()
-            raise
+            raise _refused(self.folder, error) from error
 
     def _open_stores(self) -> None:
         folder = self.folder
-        try:
-            self.models = ModelStore(folder / MODELS, self.database, self.files)
-            self.uploads = UploadStore(folder / UPDATES, self.database, self.files)
-        except (OSError, sqlite3.OperationalError) as error:
-            raise _refused(folder, error) from error
+        self.models = ModelStore(folder / MODELS, self.database, self.files)
+        self.uploads = UploadStore(folder / UPDATES, self.database, self.files)
         self.journal = Journal(self.database)
         self._collecting = FileLock(folder / COLLECTION_LOCK, blocking=False, mode=0o600)
 
