@@ -204,35 +204,30 @@ async def test_update_whose_digests_never_match_is_refused_after_it_came_whole_t
         assert [type(await come_whole()) for _ in range(4)] == [DigestMismatch] * 3 + [LimitExceeded]
 
 
+async def asked_for_its_schema(server: Server, site: BareSite) -> Any:
+    """A stream whose hello had another schema's digest."""
+    call: Any = site.negotiation.Negotiate()
+    hello = negotiation_pb2.Hello(
+        protocol=common_pb2.ProtocolRange(min=1, max=1),
+        client_name="alpha",
+        schema_sha256=bytes(32),
+        meaning=wire.write_meaning(server.federation.meaning),
+        num_examples=1,
+    )
+    await call.write(negotiation_pb2.NegotiateRequest(hello=hello))
+    while (await call.read()).WhichOneof("kind") != "schema_query":
+        pass
+    return call
+
+
 async def test_schema_that_does_not_come_to_its_end_is_ended(tmp_path: Path) -> None:
     async with a_round(tmp_path, message_timeout_seconds=0.5) as (server, _, site, _):
-        call = site.negotiation.Negotiate()
-        hello = negotiation_pb2.Hello(
-            protocol=common_pb2.ProtocolRange(min=1, max=1),
-            client_name="alpha",
-            schema_sha256=bytes(32),
-            meaning=wire.write_meaning(server.federation.meaning),
-            num_examples=1,
-        )
-        await call.write(negotiation_pb2.NegotiateRequest(hello=hello))
-        while (await call.read()).WhichOneof("kind") != "schema_query":
-            pass
-        await refused_in_time(call.read())
+        await refused_in_time((await asked_for_its_schema(server, site)).read())
 
 
 async def test_schema_of_empty_parts_is_refused(tmp_path: Path) -> None:
     async with a_round(tmp_path) as (server, _, site, _):
-        call = site.negotiation.Negotiate()
-        hello = negotiation_pb2.Hello(
-            protocol=common_pb2.ProtocolRange(min=1, max=1),
-            client_name="alpha",
-            schema_sha256=bytes(32),
-            meaning=wire.write_meaning(server.federation.meaning),
-            num_examples=1,
-        )
-        await call.write(negotiation_pb2.NegotiateRequest(hello=hello))
-        while (await call.read()).WhichOneof("kind") != "schema_query":
-            pass
+        call = await asked_for_its_schema(server, site)
         await call.write(negotiation_pb2.NegotiateRequest(schema_part=negotiation_pb2.SchemaPart()))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await asyncio.wait_for(call.read(), SOON_SECONDS)
@@ -297,7 +292,7 @@ async def test_site_that_asks_for_downloads_and_reads_none_gets_a_few(
 
 
 async def test_downloads_that_nobody_takes_are_ended_and_go_on_counting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(transfer, "STANDSTILL_SECONDS", 0.5)
     async with (
@@ -305,6 +300,7 @@ async def test_downloads_that_nobody_takes_are_ended_and_go_on_counting(
         BareSite.dial(listening, "greedy", GREEDY) as greedy,
     ):
         await downloads(server, greedy, MOST_AT_ONCE)
+        assert capsys.readouterr().out.count("a download was not taken") == MOST_AT_ONCE
         # gRPC keeps what was written for each until it is read, though the server has ended it.
         [one_more] = await downloads(server, greedy, 1)
         await refused_in_time(one_more.read(), "downloads_of_one_site", 10.0)

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -131,6 +131,19 @@ async def test_run_with_unusable_data_exits_3_and_names_the_folder(tmp_path: Pat
     assert f"{tmp_path}/none" in errors.decode()
 
 
+def endless(base: list[Digest], training: asyncio.Event, left: list[str]) -> Callable[[Talk], Awaitable[None]]:
+    """A round of so many epochs that its site is stopped in it: tells when it trains, and why it leaves."""
+
+    async def script(talk: Talk) -> None:
+        await talk.welcome()
+        await talk.agree(base[0], epochs=1000)
+        await talk.hear("progress")
+        training.set()
+        left.append((await talk.hear("leave")).reason)
+
+    return script
+
+
 @pytest.mark.parametrize(
     ("number", "code"),
     [
@@ -140,18 +153,10 @@ async def test_run_with_unusable_data_exits_3_and_names_the_folder(tmp_path: Pat
     ],
 )
 async def test_run_stopped_by_a_signal_leaves_cleanly(tmp_path: Path, number: signal.Signals, code: ExitCode) -> None:
+    base: list[Digest] = []
     left: list[str] = []
     training = asyncio.Event()
-
-    async def script(talk: Talk) -> None:
-        await talk.welcome()
-        await talk.agree(base[0], epochs=1000)
-        await talk.hear("progress")
-        training.set()
-        left.append((await talk.hear("leave")).reason)
-
-    base = []
-    async with scripted(script) as server:
+    async with scripted(endless(base, training, left)) as server:
         base.append(server.base)
         process = await begin(*at(server.address, tmp_path, "--plaintext", "--name", "site"))
         await asyncio.wait_for(training.wait(), 20)
@@ -164,19 +169,11 @@ async def test_run_stopped_by_a_signal_leaves_cleanly(tmp_path: Path, number: si
 
 
 async def test_run_whose_terminal_is_closed_leaves_cleanly_though_it_hears_of_it_twice(tmp_path: Path) -> None:
+    base: list[Digest] = []
     left: list[str] = []
     training = asyncio.Event()
-
-    async def script(talk: Talk) -> None:
-        await talk.welcome()
-        await talk.agree(base[0], epochs=1000)
-        await talk.hear("progress")
-        training.set()
-        left.append((await talk.hear("leave")).reason)
-
-    base = []
     near, far = os.openpty()  # the process is the leader of the session whose terminal that is
-    async with scripted(script) as server:
+    async with scripted(endless(base, training, left)) as server:
         base.append(server.base)
         command = [*COMMAND, *at(server.address, tmp_path, "--plaintext", "--name", "site")]
         process = await asyncio.create_subprocess_exec(*command, preexec_fn=partial(os.login_tty, far))
@@ -193,17 +190,10 @@ async def test_run_whose_terminal_is_closed_leaves_cleanly_though_it_hears_of_it
 
 
 async def test_run_with_hang_ups_ignored_goes_on_after_one(tmp_path: Path) -> None:
+    base: list[Digest] = []
+    left: list[str] = []
     training = asyncio.Event()
-
-    async def script(talk: Talk) -> None:
-        await talk.welcome()
-        await talk.agree(base[0], epochs=1000)
-        await talk.hear("progress")
-        training.set()
-        await talk.hear("leave")
-
-    base = []
-    async with scripted(script) as server:
+    async with scripted(endless(base, training, left)) as server:
         base.append(server.base)
         options = at(server.address, tmp_path, "--plaintext", "--name", "site")
         process = await asyncio.create_subprocess_exec("nohup", *COMMAND, *options, stderr=asyncio.subprocess.DEVNULL)

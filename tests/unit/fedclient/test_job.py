@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -69,10 +70,8 @@ def test_job_that_cannot_save_what_it_learned_has_ended_all_the_same() -> None:
     assert (job.state, job.reason) == (JobState.DROPPED, "another offer came")
 
 
-@pytest.mark.parametrize(("reported", "learned"), [(True, pytest.approx(0.1, abs=0.09)), (False, 300.0)])
-async def test_job_learns_what_an_epoch_took_and_not_what_came_before(
-    tmp_path: Path, reported: bool, learned: float
-) -> None:
+@pytest.mark.parametrize("reported", [True, False])
+async def test_job_learns_what_an_epoch_took_and_not_what_came_before(tmp_path: Path, reported: bool) -> None:
     update = LocalUpdate((), 10, {}, [{"loss": 0.5}] * 3, epochs=3, training_seconds=900.0)
 
     async def fine_tune(_base: Path, _plan: Plan, _out: Path, on_report: Callable[[EpochReport], None]) -> LocalUpdate:
@@ -93,6 +92,10 @@ async def test_job_learns_what_an_epoch_took_and_not_what_came_before(
     job = Job(offer, shop)  # type: ignore[arg-type]
     base = SimpleNamespace(path=tmp_path)
     assert await job._fine_tune(base, offer.plan, tmp_path / "out") is update  # type: ignore[arg-type]
-    assert learnt == [Experience(learned, 2.0, misfits=1)]
+    [learned] = learnt
+    assert replace(learned, epoch_seconds=None) == Experience(None, 2.0, misfits=1)
+    assert learned.epoch_seconds is not None
+    # The time between reports, on a busy machine too; the whole of 900 s is all there is where there are none.
+    assert 0.09 < learned.epoch_seconds < 30.0 if reported else learned.epoch_seconds == 300.0
     job._learn(transfer_seconds=1.0)
     assert learnt[-1] == Experience(7.0, 1.0)  # a delivery: the time was long enough after all
