@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import statistics
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.federation import Members, bare_sites, full_clients, run_federation
 from benchmarks.options import Options
+from benchmarks.points import Point
 from benchmarks.rows import MIB, Row, Security, Size
 from benchmarks.tables import LATEST, Line, Table
 
@@ -36,20 +35,6 @@ twice a model, and pages of files that are read count where nothing else wants t
 _COPIES_ON_DISK = 4
 """Models that each of them keeps: a server of each round the model and its clients' updates, a client what it received
 and what it sends."""
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One size, measured. `is_bare` says whether its sites are bare ones."""
-
-    size: Size
-    is_bare: bool
-    seconds: Sequence[float]
-
-    @property
-    def median(self) -> float:
-        """Seconds per round."""
-        return statistics.median(self.seconds)
 
 
 def run(options: Options) -> Table:

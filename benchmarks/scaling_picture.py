@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.ticker import StrMethodFormatter
 
-from benchmarks.scaling import Point
+from benchmarks.points import Point
 from fedtask.drawing import BLUE, GREY, ORANGE, figure
 
 

@@ -2,8 +2,9 @@
 
 None of it may stand in the way of a round. The table is a small file and is written at once. The picture takes more
 processor time than everything else that a client does in a round, and is drawn by a process of its own
-(`fedtask.history`). The model can only be written by the worker, which does one thing at a time: it is asked after the
-update was delivered, and if the next round has begun by then, after that. All is up to date when the client ends.
+(`fedtask.history_picture`). The model can only be written by the worker, which does one thing at a time: it is asked
+after the update was delivered, and if the next round has begun by then, after that. All is up to date when the client
+ends.
 """
 
 from __future__ import annotations

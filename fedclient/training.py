@@ -14,7 +14,7 @@ from fedclient.events import TaskOnOffer
 from fedclient.exit_codes import ExitCode, Stop
 from fedclient.memory import Row
 from fedstream.plan import Plan
-from fedtask import history
+from fedtask import history, history_picture
 from fedtask.messages import LocalUpdate, TaskDescription
 from fedtask.task import EpochReport, SiteOptions, SiteSummary, TaskError
 from fedtask.worker import TaskWorker, WorkerCrashed
@@ -152,7 +152,7 @@ class Trainer:
         Raises:
             DrawingFailed: the picture is not there, or an old one.
         """
-        await history.draw(
+        await history_picture.draw(
             self._history("csv"), self._history("png"), f"{self._config.name}: local training", hurry=hurry
         )
 

@@ -9,8 +9,8 @@ import pytest
 from benchmarks import encodings, frozen, publish, scaling_picture, sites, training
 from benchmarks.floor import measure_floor
 from benchmarks.options import Options
+from benchmarks.points import Point
 from benchmarks.rows import Row, Security, Size
-from benchmarks.scaling import Point
 from benchmarks.scans import find_scans
 from fedstream.encodings import Encoding
 from fedtask.brain_mri.training import Training

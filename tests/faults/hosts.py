@@ -15,18 +15,15 @@ import contextlib
 import os
 import shutil
 import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedserver.server import Listening
-from fedserver.store.state import read_contact
-from tests.faults.federation import fingerprint_of
 from tests.faults.kill_clients import site_command
-from tests.faults.member import server_settings
+from tests.faults.member import server_process
 from tests.faults.phases import read_event
 from tests.faults.results import Findings, Order, run_alone
 from tests.faults.sites import client_config
@@ -71,13 +68,15 @@ class Hosts:
                 with contextlib.suppress(OSError, subprocess.CalledProcessError):
                     _ip("netns", "delete", name)
 
-    def on_server(self, *command: str) -> list[str]:
-        """A command, run on the server's host."""
-        return ["ip", "netns", "exec", self.server, *command]
+    @property
+    def on_server(self) -> list[str]:
+        """Words before a command that runs on the server's host."""
+        return ["ip", "netns", "exec", self.server]
 
-    def on_clients(self, *command: str) -> list[str]:
-        """A command, run on the clients' host."""
-        return ["ip", "netns", "exec", self.clients, *command]
+    @property
+    def on_clients(self) -> list[str]:
+        """Words before a command that runs on the clients' host."""
+        return ["ip", "netns", "exec", self.clients]
 
     def part(self) -> None:
         """Pull the cable out."""
@@ -127,7 +126,9 @@ async def _federation(hosts: Hosts, folder: Path, partition_seconds: float, foun
     mib = "9" if hosts.shaped else "400"
     task = {"tensors": mib, "tensor_kib": "1024", "epochs": "1"}
     started = time.monotonic()
-    async with _server(hosts, folder, task) as listening, StatusWatch.on(listening) as watch:
+    settings = {"rounds": 1, "min_clients": _CLIENTS, "lease_seconds": 150.0, "listen": f"{_SERVER_ADDRESS}:{_PORT}"}
+    server = server_process(folder, settings, task, hosts.on_server)
+    async with server as listening, StatusWatch.on(listening) as watch:
         sites = [await _site(hosts, folder, listening, index) for index in range(_CLIENTS)]
         try:
             begin = await _until_mid_upload(watch, "site-0")
@@ -167,32 +168,11 @@ async def _until_mid_upload(watch: StatusWatch, client: str) -> float:
         await asyncio.sleep(0.02)
 
 
-@asynccontextmanager
-async def _server(hosts: Hosts, folder: Path, task: dict[str, str]) -> AsyncIterator[Listening]:
-    settings = {"rounds": 1, "min_clients": _CLIENTS, "lease_seconds": 150.0, "listen": f"{_SERVER_ADDRESS}:{_PORT}"}
-    config = server_settings(folder, settings, task)
-    command = [sys.executable, "-c", "from fedserver.cli import main; main()", "run", "--config", str(config)]
-    with (folder / "server.log").open("ab") as log:
-        process = await asyncio.create_subprocess_exec(
-            *hosts.on_server(*command, "--log-json", "--log-level", "debug"),
-            stderr=log,
-            stdin=asyncio.subprocess.DEVNULL,
-        )
-    try:
-        fingerprint = await asyncio.wait_for(fingerprint_of(folder), 60)
-        contact = read_contact(folder / "state")
-        yield Listening(contact["address"], fingerprint, contact["admin"])
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-
-
 async def _site(hosts: Hosts, folder: Path, listening: Listening, index: int) -> asyncio.subprocess.Process:
     config = client_config(folder, listening.address, listening.fingerprint or "", index, _CLIENTS)
     with (folder / f"site-{index}.log").open("ab") as log:
         return await asyncio.create_subprocess_exec(
-            *hosts.on_clients(*site_command(config)), stderr=log, stdout=log, stdin=asyncio.subprocess.DEVNULL
+            *hosts.on_clients, *site_command(config), stderr=log, stdout=log, stdin=asyncio.subprocess.DEVNULL
         )
 
 

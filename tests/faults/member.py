@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,14 +35,21 @@ BeforeChunk = Callable[[int, int], Awaitable[None]]
 
 @asynccontextmanager
 async def server_process(
-    folder: Path, settings: Mapping[str, Any], task: Mapping[str, str]
+    folder: Path, settings: Mapping[str, Any], task: Mapping[str, str], on_host: Sequence[str] = ()
 ) -> AsyncIterator[Listening]:
-    """A `fedserver run` with these settings of its TOML file, ended with the block."""
+    """A `fedserver run` with these settings of its TOML file, ended with the block.
+
+    Args:
+        folder: where its settings, state, output and log lie.
+        settings: over what `server_settings` gives.
+        task: settings of the task.
+        on_host: words before its command with which it runs elsewhere than here.
+    """
     config = server_settings(folder, settings, task)
+    command = (sys.executable, "-c", "from fedserver.cli import main; main()", "run", "--config", str(config))
     with (folder / "server.log").open("ab") as log:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", "from fedserver.cli import main; main()", "run"),
-            *("--config", str(config), "--log-json", "--log-level", "debug"),
+            *(*on_host, *command, "--log-json", "--log-level", "debug"),
             stderr=log,
             stdin=asyncio.subprocess.DEVNULL,
         )

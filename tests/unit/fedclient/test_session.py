@@ -15,7 +15,7 @@ from fedclient.exit_codes import ExitCode
 from fedclient.keepsakes import Keepsakes
 from fedclient.sealed import unseal
 from fedstream.v1 import negotiation_pb2
-from fedtask import history
+from fedtask import history_picture
 from tests.support.scripted import SETTINGS, Scripted, Talk, scripted
 from tests.support.sessions import count, deliver, finished, last_round, run, stopped, until
 
@@ -223,7 +223,7 @@ async def test_session_whose_picture_takes_long_goes_on_with_the_next_round(
         delivered.set()
         await talk.end(here[0].base)
 
-    monkeypatch.setattr(history, "draw", draw)
+    monkeypatch.setattr(history_picture, "draw", draw)
     monkeypatch.setattr(workplace, "Keepsakes", partial(Keepsakes, picture_pause_seconds=0.0))
     async with scripted(script) as server:
         here.append(server)

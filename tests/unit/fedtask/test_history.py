@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fedtask.history import DrawingFailed, HistoryRow, draw, read_csv, write_csv
+from fedtask.history import HistoryRow, read_csv, write_csv
+from fedtask.history_picture import DrawingFailed, draw
 
 ROWS: list[HistoryRow] = [
     {"epoch": 1, "round": 2, "loss": 0.5, "accuracy": None},
