@@ -2,13 +2,15 @@
 
 Good models score close to 1, where the textbook intervals (Wald, percentile bootstrap, plain DeLong) shrink to a single
 point and so claim certainty from a few dozen images. The ones here do not. All of them take examples to be independent,
-which images of one patient are not: a report that shows them must say so.
+which images of one patient are not: a report that shows them must say so, and may give them for the effective number
+of examples beside, which need not be whole.
 
 References
 - Wilson, J. Am. Stat. Assoc. 22 (1927): proportions.
 - Zou and Donner, Stat. Med. 27 (2008), eq. 4: sums of two estimates from their own intervals (balanced accuracy).
 - Lam, Gopal and Qian, arXiv:2309.14621: F1 through Wilson's interval of TP / (TP + FP + FN).
 - Newcombe, Stat. Med. 25 (2006) 559-573, method 5: the area under the ROC curve.
+- Kish, Survey Sampling (1965), sect. 5.4 and 8.2: the design effect of clusters, here with full correlation within.
 """
 
 from __future__ import annotations
@@ -29,7 +31,17 @@ _BOOTSTRAP_LIMIT = 10_000
 _SEED = 20240229
 
 
-def wilson(successes: int, trials: int) -> Interval:
+def effective_share(groups: np.ndarray) -> float:
+    """How much an example counts where those of one group are right or wrong together: in (0, 1], 1 for no two alike.
+
+    `groups` is int [n], n at least 1, not negative. n times the share is the effective number of examples: n**2 over
+    the sum of m**2, for groups of m. It lies between 1 and the number of groups, which it is for groups of one size.
+    """
+    sizes = np.bincount(groups).astype(np.float64)
+    return float(len(groups) / (sizes**2).sum())
+
+
+def wilson(successes: float, trials: float) -> Interval:
     """The interval of a proportion `successes / trials`; `trials` is at least 1."""
     rate = successes / trials
     z2 = Z_95 * Z_95 / trials
@@ -48,7 +60,7 @@ def mean_of_two(first: float, first_interval: Interval, second: float, second_in
     return Interval(max(0.0, centre - below), min(1.0, centre + above))
 
 
-def f1(true_positives: int, mistakes: int) -> Interval:
+def f1(true_positives: float, mistakes: float) -> Interval:
     """The interval of F1 = 2 TP / (2 TP + mistakes), where `mistakes` is FP + FN; not both are 0.
 
     F1 is the monotone map 2 J / (1 + J) of the proportion J = TP / (TP + mistakes).
@@ -57,7 +69,7 @@ def f1(true_positives: int, mistakes: int) -> Interval:
     return Interval(2 * jaccard.low / (1 + jaccard.low), 2 * jaccard.high / (1 + jaccard.high))
 
 
-def auc(area: float, num_positive: int, num_negative: int) -> Interval:
+def auc(area: float, num_positive: float, num_negative: float) -> Interval:
     """The interval of an area under the ROC curve; both classes have at least one example.
 
     Solves |area - theta| = z * sqrt(V(theta)) for theta on both sides, as Wilson's interval does for a proportion, with

@@ -48,12 +48,17 @@ _MAX_ROC_POINTS = 1000
 
 
 def binary_evaluation(
-    labels: ArrayLike, scores: ArrayLike, class_names: Sequence[str], positive_class: str
+    labels: ArrayLike,
+    scores: ArrayLike,
+    class_names: Sequence[str],
+    positive_class: str,
+    groups: np.ndarray | None = None,
 ) -> Evaluation:
     """Score a binary classifier.
 
     `labels` is int [n], 0 or 1, an index into the two `class_names`; `scores` is float [n], 0 to 1 inclusive, the
-    predicted probability of `positive_class`. All metrics are means over examples or counts of them, none is weighted:
+    predicted probability of `positive_class`; `groups` is int [n], not negative and the same for examples that may be
+    alike, such as images of one patient. All metrics are means over examples or counts of them, none is weighted:
 
     - `loss`: binary cross-entropy in nats, clipped at `EPSILON`; `brier_score`: mean squared error of the score;
     - `accuracy`, `sensitivity` (recall of the positive class), `specificity` (of the other one), `precision` at
@@ -63,7 +68,9 @@ def binary_evaluation(
       positives, each bin weighted by its examples.
 
     Intervals are 95%: Wilson's for proportions, Newcombe's method 5 for `auc`, a seeded bootstrap for `loss` and
-    `brier_score`; see `fedtask.intervals`. None for the calibration error, for which none is customary.
+    `brier_score`; see `fedtask.intervals`. None for the calibration error, for which none is customary. With `groups`,
+    those of proportions and `auc` are also given as if each group were one example, right or wrong as a whole: as wide
+    as they could be.
 
     Raises:
         ValueError: shapes differ, a label is not 0 or 1, a score is not finite or outside 0 to 1, or `positive_class`
@@ -79,6 +86,8 @@ def binary_evaluation(
         _score_counts(sheet, positive, probability > THRESHOLD)
         _score_ranking(sheet, positive, probability)
         _score_probabilities(sheet, positive, probability)
+        sheet.intervals |= _intervals(sheet.metrics, positive, probability > THRESHOLD, np.arange(len(positive)))
+    grouped = {} if groups is None else _intervals(sheet.metrics, positive, probability > THRESHOLD, groups)
     return Evaluation(
         metrics={name: sheet.metrics[name] for name in METRIC_NAMES},
         num_examples=len(positive),
@@ -87,6 +96,8 @@ def binary_evaluation(
         class_names=tuple(class_names),
         confusion=_confusion(positive, probability > THRESHOLD, positive_label=list(class_names).index(positive_class)),
         curves=sheet.curves,
+        num_groups=0 if groups is None else len(np.unique(groups)),
+        grouped_intervals=grouped,
     )
 
 
@@ -112,7 +123,7 @@ class _Sheet:
     def put_proportion(self, name: str, successes: int, trials: int, reason: str) -> None:
         """A share of `trials`; without trials, undefined for that `reason`."""
         if trials:
-            self.put(name, successes / trials, intervals.wilson(successes, trials))
+            self.put(name, successes / trials)
         else:
             self.leave_out(reason, name)
 
@@ -149,18 +160,36 @@ def _score_counts(sheet: _Sheet, positive: np.ndarray, predicted: np.ndarray) ->
     if sensitivity is None or specificity is None:
         sheet.leave_out(_one_class(positive), "balanced_accuracy")
     else:
-        sheet.put(
-            "balanced_accuracy",
-            (sensitivity + specificity) / 2,
-            intervals.mean_of_two(
-                sensitivity, sheet.intervals["sensitivity"], specificity, sheet.intervals["specificity"]
-            ),
-        )
+        sheet.put("balanced_accuracy", (sensitivity + specificity) / 2)
     if positives:
-        f1 = 2 * true_positives / (2 * true_positives + mistakes)
-        sheet.put("f1", f1, intervals.f1(true_positives, mistakes))
+        sheet.put("f1", 2 * true_positives / (2 * true_positives + mistakes))
     else:
         sheet.leave_out(_NO_POSITIVE, "f1")
+
+
+def _intervals(
+    metrics: Mapping[str, float | None], positive: np.ndarray, predicted: np.ndarray, groups: np.ndarray
+) -> dict[str, Interval]:
+    """Of the proportions and the AUC, as far as they are defined, with each of `groups` taken as one example."""
+    found: dict[str, Interval] = {}
+    right = positive == predicted
+    among = {"accuracy": np.full(len(positive), True), "sensitivity": positive, "specificity": ~positive}
+    for name, counted in (among | {"precision": predicted}).items():
+        if metrics[name] is not None:
+            share = intervals.effective_share(groups[counted])
+            found[name] = intervals.wilson(int(right[counted].sum()) * share, int(counted.sum()) * share)
+    sensitivity, specificity, area = metrics["sensitivity"], metrics["specificity"], metrics["auc"]
+    if sensitivity is not None and specificity is not None:
+        both = (sensitivity, found["sensitivity"], specificity, found["specificity"])
+        found["balanced_accuracy"] = intervals.mean_of_two(*both)
+    if metrics["f1"] is not None:
+        concerned = positive | predicted
+        share = intervals.effective_share(groups[concerned])
+        found["f1"] = intervals.f1(int((positive & predicted).sum()) * share, int((concerned & ~right).sum()) * share)
+    if area is not None:
+        sizes = [int(each.sum()) * intervals.effective_share(groups[each]) for each in (positive, ~positive)]
+        found["auc"] = intervals.auc(area, *sizes)
+    return found
 
 
 _NO_POSITIVE = "there are no positive examples"
@@ -184,7 +213,7 @@ def _score_ranking(sheet: _Sheet, positive: np.ndarray, score: np.ndarray) -> No
     below = np.cumsum(negatives_at) - negatives_at
     # Counts of pairs are integers and halves, exact in float64 up to 2**52 pairs.
     area = float((positives_at * (below + negatives_at / 2)).sum()) / (num_positive * num_negative)
-    sheet.put("auc", area, intervals.auc(area, num_positive, num_negative))
+    sheet.put("auc", area)
     false_rate = np.concatenate([[0.0], np.cumsum(negatives_at[::-1]) / num_negative])
     true_rate = np.concatenate([[0.0], np.cumsum(positives_at[::-1]) / num_positive])
     kept = _corners(false_rate, true_rate)
@@ -264,11 +293,14 @@ def evaluation_to_json(evaluation: Evaluation) -> dict[str, Any]:
         name: None if value is None or not finite(name, value) else float(value)
         for name, value in evaluation.metrics.items()
     }
-    shown = {
-        name: {"low": float(interval.low), "high": float(interval.high)}
-        for name, interval in evaluation.intervals.items()
-        if finite(f"interval of {name}", interval.low, interval.high)
-    }
+
+    def shown(intervals_by_name: Mapping[str, Interval]) -> dict[str, dict[str, float]]:
+        return {
+            name: {"low": float(interval.low), "high": float(interval.high)}
+            for name, interval in intervals_by_name.items()
+            if finite(f"interval of {name}", interval.low, interval.high)
+        }
+
     curves = {
         name: [_plain(value) for value in values]
         for name, values in evaluation.curves.items()
@@ -277,11 +309,13 @@ def evaluation_to_json(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "metrics": metrics,
         "num_examples": int(evaluation.num_examples),
-        "intervals": shown,
+        "intervals": shown(evaluation.intervals),
         "undefined": undefined,
         "class_names": list(evaluation.class_names),
         "confusion": [[int(count) for count in row] for row in evaluation.confusion],
         "curves": curves,
+        "num_groups": int(evaluation.num_groups),
+        "grouped_intervals": shown(evaluation.grouped_intervals),
     }
 
 
@@ -299,9 +333,16 @@ def evaluation_from_json(document: Mapping[str, Any]) -> Evaluation:
     return Evaluation(
         metrics=dict(document["metrics"]),
         num_examples=document["num_examples"],
-        intervals={name: Interval(ends["low"], ends["high"]) for name, ends in document["intervals"].items()},
+        intervals=_read_intervals(document["intervals"]),
         undefined=dict(document["undefined"]),
         class_names=tuple(document["class_names"]),
         confusion=tuple(tuple(row) for row in document["confusion"]),
         curves={name: tuple(values) for name, values in document["curves"].items()},
+        # A state directory may have evaluations from before there were these two.
+        num_groups=document.get("num_groups", 0),
+        grouped_intervals=_read_intervals(document.get("grouped_intervals", {})),
     )
+
+
+def _read_intervals(document: Mapping[str, Mapping[str, float]]) -> dict[str, Interval]:
+    return {name: Interval(ends["low"], ends["high"]) for name, ends in document.items()}

@@ -115,7 +115,8 @@ class Evaluation:
     `metrics` has at least `loss` and, for a classifier, `accuracy`. `undefined` gives the reason for each metric that
     is `None`. `curves` holds what plots need, as plain lists of numbers, by name: for a binary task `roc_fpr`,
     `roc_tpr`, `calibration_predicted`, `calibration_observed`, `calibration_count`. `confusion[i][j]` counts examples
-    of class i that were predicted as class j.
+    of class i that were predicted as class j. Where examples come in groups that may be alike, such as the images of
+    one patient, `num_groups` says in how many, and `grouped_intervals` has the intervals with each group taken as one.
     """
 
     metrics: Metrics
@@ -125,6 +126,8 @@ class Evaluation:
     class_names: Sequence[str] = ()
     confusion: Sequence[Sequence[int]] = ()
     curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    num_groups: int = 0
+    grouped_intervals: Mapping[str, Interval] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from fedstream.manifest import manifest_of
 from fedstream.schema import ModelSchema
 from fedstream.weights_file import WeightsFile, file_parts
 from fedtask.metrics import evaluation_to_json
-from fedtask.task import Evaluation, SiteSummary, TaskError
+from fedtask.task import Evaluation, Interval, SiteSummary, TaskError
 from fedtask.worker import TaskWorker, WorkerCrashed
 
 T = TypeVar("T")
@@ -159,17 +159,27 @@ def show_evaluation(evaluation: Evaluation, summary: SiteSummary) -> None:
     """Scores with their intervals, the confusion matrix, and what is known to be wrong with the data."""
     console = Console(markup=False)  # names of classes are names of folders
     table = Table(title=f"{evaluation.num_examples} examples", title_justify="left")
-    for column in ("metric", "value", "95% interval"):
+    every = {"95% interval": evaluation.intervals, f"of {evaluation.num_groups} patients": evaluation.grouped_intervals}
+    intervals = {title: each for title, each in every.items() if each}
+    for column in ("metric", "value", *intervals):
         table.add_column(column)
     for name, value in evaluation.metrics.items():
-        interval = evaluation.intervals.get(name)
         shown = f"{value:.4f}" if value is not None else f"undefined: {evaluation.undefined.get(name, '')}"
-        table.add_row(name, shown, f"{interval.low:.4f} to {interval.high:.4f}" if interval is not None else "")
+        table.add_row(name, shown, *(_between(each.get(name)) for each in intervals.values()))
     console.print(table)
     for actual, row in zip(evaluation.class_names, evaluation.confusion, strict=True):
         cells = ", ".join(f"{count} as {name}" for name, count in zip(evaluation.class_names, row, strict=True))
         console.print(f"of class {actual}: {cells}")
+    if evaluation.grouped_intervals:
+        console.print(
+            f"By their sub-folders the examples are of {evaluation.num_groups} patients, if each is one; the last "
+            "column holds where all examples of a patient are right or wrong together."
+        )
     if summary.synthetic:
         console.print("These are generated phantom images, not patients.")
     for weakness in summary.weaknesses:
         console.print(f"Known weakness of the data: {weakness}")
+
+
+def _between(interval: Interval | None) -> str:
+    return "" if interval is None else f"{interval.low:.4f} to {interval.high:.4f}"

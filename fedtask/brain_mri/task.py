@@ -21,6 +21,7 @@ from fedstream.plan import Plan
 from fedstream.schema import ModelSchema, TaskMeaning
 from fedtask.brain_mri.phantom import write_phantom
 from fedtask.brain_mri.settings import BrainMriSettings, read_brain_mri_settings
+from fedtask.images.folders import patients
 from fedtask.images.image_set import ImageSet
 from fedtask.images.site import Site, open_holdout, open_site
 from fedtask.metrics import binary_evaluation
@@ -43,6 +44,7 @@ class BrainMri:
         self._settings = read_brain_mri_settings(settings)
         self._site: Site | None = None
         self._holdout: ImageSet | None = None
+        self._patients: npt.NDArray[np.int64] | None = None
         self._cache_folder: Path | None = None
 
     def meaning(self) -> TaskMeaning:
@@ -73,6 +75,7 @@ class BrainMri:
     def open_holdout(self, folder: Path | None, classes: Mapping[str, str]) -> SiteSummary:
         folder = folder if folder is not None else self._phantom(None) / "val"
         self._holdout, summary = open_holdout(folder, classes, self._settings.class_names, self._settings.image_size)
+        self._patients = patients(folder, self._holdout.paths)
         return summary
 
     def fine_tune(self, base: Weights, plan: Plan, report: Report) -> FineTuned:
@@ -87,7 +90,7 @@ class BrainMri:
         probabilities = self._training.predict(self._holdout, weights)
         names, positive = self._settings.class_names, self._settings.positive_class
         scores = probabilities if positive == names[1] else 1 - probabilities
-        return binary_evaluation(self._holdout.labels, scores, names, positive)
+        return binary_evaluation(self._holdout.labels, scores, names, positive, self._patients)
 
     def export(self, weights: Weights, folder: Path, stem: str) -> list[Path]:
         """Write `stem.keras` and `stem.h5`, which plain Keras loads and which take images of 0 to 255."""

@@ -86,6 +86,32 @@ def test_auc_interval_holds_the_true_area_in_about_95_of_100_draws() -> None:
     assert 0.93 <= held / draws <= 0.99
 
 
+@pytest.mark.parametrize(
+    ("groups", "effective"),
+    [([0, 1, 2, 3], 4.0), ([5, 5, 2, 2], 2.0), ([7, 7, 7, 7], 1.0), ([0, 0, 0, 1], 16 / 10), ([3], 1.0)],
+    ids=["none alike", "two pairs", "all alike", "uneven", "one"],
+)
+def test_effective_number_of_examples_is_that_of_groups_taken_as_one(groups: list[int], effective: float) -> None:
+    assert len(groups) * intervals.effective_share(np.array(groups)) == pytest.approx(effective)
+
+
+def test_wilson_of_the_effective_number_holds_the_truth_where_groups_are_right_or_wrong_as_one() -> None:
+    rng = np.random.default_rng(11)
+    draws, rate = 2000, 0.9
+    groups = np.repeat(np.arange(40), rng.integers(1, 12, 40))
+    share = intervals.effective_share(groups)
+
+    held = {"alone": 0, "grouped": 0}
+    for _ in range(draws):
+        right = int((rng.random(40) < rate)[groups].sum())
+        for name, each in (("alone", 1.0), ("grouped", share)):
+            interval = intervals.wilson(right * each, len(groups) * each)
+            held[name] += interval.low <= rate <= interval.high
+
+    assert held["alone"] / draws < 0.75
+    assert 0.93 <= held["grouped"] / draws <= 0.99
+
+
 def test_mean_is_the_same_on_every_call_and_close_to_the_normal_approximation() -> None:
     values = np.random.default_rng(3).gamma(2.0, 1.0, 800)
     half = 1.96 * values.std(ddof=1) / math.sqrt(800)

@@ -138,6 +138,29 @@ def test_evaluation_through_json_text_comes_back_equal(pairs: list[tuple[int, fl
     assert evaluation_from_json(json.loads(text)) == evaluation
 
 
+def test_groups_of_alike_examples_widen_intervals_as_if_each_were_there_once() -> None:
+    pairs = [(0, 0.1), (0, 0.3), (0, 0.7), (1, 0.2), (1, 0.8), (1, 0.9), (1, 0.95)]
+    labels, scores = ([pair[place] for pair in pairs for _ in range(3)] for place in (0, 1))
+    once = evaluate(pairs)
+
+    got = binary_evaluation(labels, scores, CLASSES, "yes", np.repeat(np.arange(7), 3))
+
+    assert (got.num_groups, once.num_groups) == (7, 0)
+    assert once.grouped_intervals == {}
+    assert set(got.grouped_intervals) == set(METRIC_NAMES) - {"loss", "brier_score", "expected_calibration_error"}
+    for name, interval in got.grouped_intervals.items():
+        assert (interval.low, interval.high) == pytest.approx((once.intervals[name].low, once.intervals[name].high))
+        assert interval.high - interval.low > got.intervals[name].high - got.intervals[name].low
+    assert evaluation_from_json(json.loads(json.dumps(evaluation_to_json(got)))) == got
+
+
+def test_evaluation_that_was_written_before_there_were_groups_is_read() -> None:
+    document = evaluation_to_json(evaluate([(0, 0.1), (1, 0.8)]))
+    del document["num_groups"], document["grouped_intervals"]
+
+    assert evaluation_from_json(document) == evaluate([(0, 0.1), (1, 0.8)])
+
+
 def test_binary_evaluation_of_one_class_only_gives_reasons() -> None:
     got = binary_evaluation([0, 0], [0.1, 0.2], CLASSES, "yes")
 
@@ -224,6 +247,8 @@ def test_evaluation_to_json_of_values_that_are_not_finite_leaves_them_out_and_sa
         "class_names": [],
         "confusion": [],
         "curves": {"calibration_count": [2]},
+        "num_groups": 0,
+        "grouped_intervals": {},
     }
     json.dumps(got, allow_nan=False)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console, RenderableType
 
@@ -17,6 +18,7 @@ from fedserver.commands.status import picture
 from fedserver.config import ServerConfig
 from fedserver.server import Listening
 from fedstream.v1 import admin_pb2
+from fedtask.metrics import binary_evaluation
 from fedtask.task import Evaluation, SiteSummary
 
 pytestmark = pytest.mark.numpy_task
@@ -58,3 +60,15 @@ def test_class_whose_folder_looks_like_markup_is_shown_as_it_is(capsys: pytest.C
     out = capsys.readouterr().out
     assert "undefined: [/why]" in out
     assert "of class [/no]: 1 as [/no]\nKnown weakness of the data: of [/data]\n" in out
+
+
+def test_scores_of_images_in_sub_folders_are_shown_with_intervals_by_patient(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    labels, scores, groups = [0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9], np.array([0, 0, 1, 1])
+    show_evaluation(binary_evaluation(labels, scores, ("no", "yes"), "yes", groups), SiteSummary(4, {}))
+    out = capsys.readouterr().out
+    row = next(line for line in out.splitlines() if " accuracy " in line)
+    cells = [cell.strip() for cell in row.strip("│ ").split("│")]
+    assert cells == ["accuracy", "1.0000", "0.5101 to 1.0000", "0.3424 to 1.0000"]
+    assert "examples are of 2 patients, if each is one" in " ".join(out.split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import replace
 
@@ -133,6 +134,24 @@ def test_evaluate_scores_the_weights_it_is_given(upper_task, base, plan):
     tuned = upper_task.fine_tune(base, plan, ignore).weights
     assert upper_task.evaluate(tuned).metrics != before.metrics
     assert upper_task.evaluate(base) == before
+
+
+def test_evaluate_takes_sub_folders_of_one_name_for_a_patient(phantom, base, tmp_path):
+    for place, path in enumerate(sorted((phantom / "val").glob("*/*.png"))):
+        there = tmp_path / path.parent.name / f"p{place % 5}"
+        there.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, there)
+    task = BrainMri(SMALL)
+    task.open_holdout(tmp_path, {})
+    scored = task.evaluate(base)
+    assert (scored.num_examples, scored.num_groups) == (12, 5)
+    wide, narrow = scored.grouped_intervals["accuracy"], scored.intervals["accuracy"]
+    assert wide.high - wide.low > narrow.high - narrow.low
+
+
+def test_evaluate_of_images_without_sub_folders_knows_of_no_patients(upper_task, base):
+    scored = upper_task.evaluate(base)
+    assert (scored.num_groups, scored.grouped_intervals) == (0, {})
 
 
 def test_evaluate_with_the_first_class_positive_turns_the_scores_round(phantom, base):

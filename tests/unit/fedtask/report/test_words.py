@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
+import numpy as np
 import pytest
 
 from fedserver.coordinator.population import ClientState
@@ -74,6 +75,18 @@ def test_caveats_without_a_test_set_say_that_the_score_chose_the_model(make_reco
     assert got[0].startswith("The score was also used for choosing")
     assert got[1].startswith("Intervals are per image, not per patient.")
     assert got[2] == "Slices of one patient may fall on both sides."
+
+
+def test_caveats_of_images_in_sub_folders_give_intervals_by_patient(make_record: MakeRecord) -> None:
+    scored = binary_evaluation([0, 0, 1, 1], [0.1, 0.2, 0.3, 0.9], ("no", "yes"), "yes", np.array([0, 0, 1, 2]))
+
+    got = words.caveats(make_record(test_evaluation=scored))
+
+    assert got[1] == (
+        "Intervals are per image. By their sub-folders the images are of 3 patients, if each is one: where all images "
+        "of a patient are right or wrong together, the 95% intervals are accuracy 23.9% to 96.6%, sensitivity 9.5% to "
+        "90.5%, specificity 20.7% to 100%, AUC 0.2830 to 1.0000."
+    )
 
 
 def test_caveats_with_a_test_set_say_that_it_was_looked_at_once(make_record: MakeRecord) -> None:
