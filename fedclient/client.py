@@ -25,13 +25,14 @@ from fedclient.display import Display
 from fedclient.ending import Ending, EndingNote
 from fedclient.events import FederationOutcome, RoundOutcome, TaskOnOffer
 from fedclient.exit_codes import ExitCode, Stop, refused
-from fedclient.full_disk import disk_words
+from fedclient.full_disk import RETRY_SECONDS, disk_words
 from fedclient.identity import IdentityFolder
 from fedclient.introduction import introduce
 from fedclient.proxies import proxy_hint
 from fedclient.renewal import keep_renewed, renew_if_due
 from fedclient.session import EnoughRounds, Session
 from fedclient.workplace import Workplace
+from fedstream import limits
 from fedstream.checkup.machine import judge_folder
 from fedstream.checkup.runner import Verdict
 from fedstream.errors import (
@@ -44,6 +45,7 @@ from fedstream.errors import (
     Unauthenticated,
 )
 from fedstream.files import FileSystem, RealFileSystem, make_durable
+from fedstream.room import comes_room
 from fedstream.sizes import part_of
 from fedtask.task import TaskError
 from fedtask.worker import WorkerCrashed
@@ -88,6 +90,7 @@ class Client:
         Raises:
             Stop: with the exit code and what to do.
         """
+        await comes_room((self._config.state_folder, self._config.out_folder), limits.WINDOW_BYTES, RETRY_SECONDS)
         lock = self._lock()
         try:
             self._require_out_folder()

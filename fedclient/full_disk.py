@@ -18,7 +18,8 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-_RETRY_SECONDS = 2.0
+RETRY_SECONDS = 2.0
+"""Between two looks whether somebody has made space."""
 
 
 def disk_words(error: OSError, folder: Path) -> str:
@@ -44,9 +45,9 @@ async def when_the_disk_can(write: Callable[[], Awaitable[T]], waiting: str, wit
         try:
             return await write()
         except OSError as error:
-            if not may_pass(error) or time.monotonic() + _RETRY_SECONDS >= give_up:
+            if not may_pass(error) or time.monotonic() + RETRY_SECONDS >= give_up:
                 raise
             if str(error) != told:
                 told = str(error)
                 log.warning(waiting, because=told)
-        await asyncio.sleep(_RETRY_SECONDS)
+        await asyncio.sleep(RETRY_SECONDS)

@@ -22,10 +22,12 @@ from fedserver.runtime import collect_cycles_seldom, take_short_turns
 from fedserver.server import Listening, Server, StoppedUnready
 from fedserver.store import DamagedFile, StateError
 from fedserver.store.disk import trouble_of
+from fedstream import limits
 from fedstream.checkup.machine import judge_folder
 from fedstream.checkup.runner import Verdict
 from fedstream.heap import keep_few_heaps
 from fedstream.logs import configure_logs, go_on_without_output
+from fedstream.room import comes_room
 from fedstream.tls import is_loopback, split_address
 
 log = structlog.get_logger()
@@ -45,6 +47,8 @@ async def run_server(config: ServerConfig, log_json: bool | None, log_level: str
 
 
 async def _serve(config: ServerConfig, handshakes: HandshakeWatch) -> ExitCode:
+    least_bytes = min(config.min_free_bytes, limits.WINDOW_BYTES)  # with less, a server that runs waits as well
+    await comes_room((config.state, config.out), least_bytes, config.retry_delay_seconds)
     server: Server | None = None
     try:
         _require_folder(config.out)

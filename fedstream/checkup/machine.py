@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -44,8 +45,9 @@ def judge_folder(folder: Path, least_bytes: int, comfortable_bytes: int) -> Resu
         free = shutil.disk_usage(place).free
         _try_to_write(place)
     except OSError as error:
-        advice = f"Give this user the right to write in {place}, or name another folder"
-        return failed(f"{place} cannot be written ({error.strerror or error})", advice)
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        mending = "Make space there" if is_full else f"Give this user the right to write in {place}"
+        return failed(f"{place} cannot be written ({error.strerror or error})", f"{mending}, or name another folder")
     found = f"{folder} {'can be written' if place == folder.absolute() else 'can be made'}, {size(free)} free"
     if free < least_bytes:
         return failed(found, f"Make space: {size(least_bytes)} is the least that works")

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -37,6 +38,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.numpy_task]
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = "tests.support.tasks:Shapes"
+WAITING = "waiting for the disk"
 
 
 @asynccontextmanager
@@ -224,7 +226,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
     made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)], capture_output=True, check=False
     )
     if made.returncode:
         pytest.skip(f"this machine lets no test mount a small file system: {made.stderr.decode().strip()}")
@@ -275,6 +277,25 @@ async def test_small_disk_that_fills_up_delays_a_federation_and_loses_nothing(sm
     reader.close()
     assert verdict.agrees
     assert verdict.rounds[-1].recomputed
+
+
+def test_start_on_a_full_disk_is_told_and_waits_for_room(small_disk: Path, scene: Stage) -> None:
+    for name in ("server", "alpha"):
+        (small_disk / name).mkdir()
+        (scene.folder / name).symlink_to(small_disk / name)
+    ballast = fill(small_disk, 0)
+    with ThreadPoolExecutor() as pool:
+        options = ("--plaintext", "--rounds", "1", "--min-clients", "1", "--min-free-bytes", "1000000")
+        starting = pool.submit(scene.server, *options, "--retry-delay-seconds", "0.1")
+        [told] = until("the server to wait", lambda: [line for one in scene.running for line in one.said(WAITING)])
+        ballast.unlink()
+        server = starting.result()
+    assert told["because"] == f"0 bytes are free where {server.state} is, and 1.0 MB are the least to start with"
+    ballast = fill(small_disk, 0)
+    client = scene.client("alpha", server.listening)
+    until("the site to wait", lambda: client.said(WAITING))
+    ballast.unlink()
+    assert (client.wait(), server.wait()) == (0, 0)
 
 
 def test_disk_without_room_for_a_new_database_is_full_whatever_sqlite_calls_it(small_disk: Path) -> None:

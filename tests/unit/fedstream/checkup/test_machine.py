@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -56,6 +57,18 @@ def test_folder_that_is_a_file_fails(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
     assert judge_folder(tmp_path / "file" / "state", 1, 1).verdict is Verdict.FAILED
+
+
+def test_folder_on_a_full_disk_fails_with_the_advice_to_make_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    result = judge_folder(tmp_path, 1, 1)
+
+    assert (result.verdict, result.advice) == (Verdict.FAILED, "Make space there, or name another folder")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

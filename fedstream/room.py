@@ -1,0 +1,41 @@
+"""Room on a disk, waited for: whoever makes it should not have to start anything again."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+
+from fedstream.checkup.machine import existing_part
+from fedstream.sizes import size
+
+log = structlog.get_logger()
+
+
+async def comes_room(folders: Sequence[Path], least_bytes: int, pause_seconds: float) -> None:
+    """Return once there is so much free where each folder is, or will be made, and say what is waited for.
+
+    For a start, as after a reboot, on a disk that is full: a process that runs waits for one that fills up likewise.
+    """
+    for folder in folders:
+        told = False
+        while (free := _free_bytes(folder)) < least_bytes:
+            if not told:
+                found = f"{size(free)} are free where {folder} is, and {size(least_bytes)} are the least to start with"
+                log.error("waiting for the disk", because=found, hint="make space; it goes on by itself then")
+                told = True
+            await asyncio.sleep(pause_seconds)
+        if told:
+            log.info("there is room on the disk again", folder=str(folder))
+
+
+def _free_bytes(folder: Path) -> int:
+    """No end of it where the folder cannot be asked: whoever comes to use it says why better."""
+    try:
+        return shutil.disk_usage(existing_part(folder)).free
+    except OSError:
+        return sys.maxsize
