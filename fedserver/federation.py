@@ -33,7 +33,7 @@ from fedserver.store.models import StoredModel
 from fedserver.traffic import Traffic
 from fedserver.working_time import WorkingTime
 from fedstream.encodings import Encoding
-from fedstream.errors import WrongState
+from fedstream.errors import FedstreamError, WrongState
 from fedstream.plan import Plan
 from fedstream.schema import ModelSchema, TaskMeaning
 from fedstream.waiting import comes
@@ -41,6 +41,10 @@ from fedtask.messages import TaskDescription
 
 log = structlog.get_logger()
 T = TypeVar("T")
+
+
+class FederationFailed(FedstreamError):
+    """The federation could not go on. The message says why and what to do."""
 
 
 class FederationState(enum.Enum):
@@ -132,6 +136,12 @@ class Federation:
     def model_ref(self) -> ModelRef | None:
         """The current global model."""
         return ref_of(self.model) if self.model is not None else None
+
+    @property
+    def best_model(self) -> StoredModel | None:
+        """The best global model so far; the current one where none has been scored."""
+        best = self.progress.best
+        return self.state.models.get(best.digest.sha256) if best is not None else self.model
 
     @property
     def plan(self) -> Plan:

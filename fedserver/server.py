@@ -16,7 +16,6 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from fedserver import lifecycle
 from fedserver.addresses import Advertised, enrolment_listen, keep_advertised, reached_as
 from fedserver.admin_socket import AdminSocket
 from fedserver.bounds import channel_options
@@ -24,10 +23,14 @@ from fedserver.clock import Clock, SystemClock
 from fedserver.config import ServerConfig
 from fedserver.desk import Desk
 from fedserver.disk import DiskRefuses, DiskWatch
+from fedserver.driver import is_over, run_rounds
 from fedserver.enrolment import AuditLog
 from fedserver.evaluation import Evaluator
-from fedserver.federation import Federation, FederationState
+from fedserver.farewell import say_farewell
+from fedserver.federation import Federation, FederationFailed, FederationState
 from fedserver.gate import Gate, Office, server_identity
+from fedserver.preparation import prepare
+from fedserver.results import Made, finish
 from fedserver.services.admin import AdminServicer
 from fedserver.services.enrolment import CertificateServicer, EnrolmentServicer
 from fedserver.services.negotiation import NegotiationServicer
@@ -36,6 +39,7 @@ from fedserver.services.transfer import TransferServicer, add_transfer_to_server
 from fedserver.store import DamagedFile, State, StateError
 from fedserver.store.database import RESTORE
 from fedserver.store.disk import FreeBytes, free_bytes
+from fedserver.upkeep import keep_working_time
 from fedstream.errors import FedstreamError
 from fedstream.files import FileSystem
 from fedstream.signals import is_heeded
@@ -126,7 +130,7 @@ class Server:
         )
         self._admin = grpc.aio.server()
         self._admin_socket = AdminSocket(config.state)
-        self.made = lifecycle.Made()
+        self.made = Made()
         self._contact: dict[str, Any] = {}
         self._starting: asyncio.Task[None] | None = None
 
@@ -226,7 +230,7 @@ class Server:
         """
         try:
             return await self._live()
-        except (lifecycle.FederationFailed, StateError, DamagedFile, DiskRefuses) as error:
+        except (FederationFailed, StateError, DamagedFile, DiskRefuses) as error:
             self.federation.stand(FederationState.FAILED, str(error))
             raise
         except (OSError, sqlite3.Error) as error:
@@ -250,11 +254,11 @@ class Server:
         await self._prepare()
         # Until now a first start is in the log alone: keys, settings and the initial model.
         await asyncio.to_thread(self._state.database.checkpoint)
-        reason = await lifecycle.run_rounds(federation, self._desk)
-        self.made = await lifecycle.finish(federation, reason)
-        await lifecycle.say_farewell(federation, reason)
-        await lifecycle.keep_working_time(federation)
-        if lifecycle.is_over(federation):
+        reason = await run_rounds(federation, self._desk)
+        self.made = await finish(federation, reason)
+        await say_farewell(federation, reason)
+        await keep_working_time(federation)
+        if is_over(federation):
             self._leave_word(reason)
         federation.stand(FederationState.FINISHED, reason)
         return reason
@@ -266,7 +270,7 @@ class Server:
             FederationFailed: it could not be prepared.
             StoppedUnready: it was stopped before it was.
         """
-        preparing = asyncio.create_task(lifecycle.prepare(self.federation))
+        preparing = asyncio.create_task(prepare(self.federation))
         stopped = asyncio.create_task(self.federation.stop_requested.wait())
         try:
             await asyncio.wait({preparing, stopped}, return_when=asyncio.FIRST_COMPLETED)

@@ -16,8 +16,9 @@ from fedserver.config import ServerConfig
 from fedserver.disk import DiskRefuses
 from fedserver.enrolment.handshakes import HandshakeWatch, watching_handshakes
 from fedserver.exit_codes import ExitCode
-from fedserver.lifecycle import FederationFailed, Made
+from fedserver.federation import FederationFailed
 from fedserver.open_files import allow_many_open_files
+from fedserver.results import Made
 from fedserver.runtime import collect_cycles_seldom, take_short_turns
 from fedserver.server import Listening, Server, StoppedUnready
 from fedserver.store import DamagedFile, StateError

@@ -14,7 +14,7 @@ import pytest
 
 from fedclient.exit_codes import ExitCode
 from fedserver.config import ServerConfig
-from fedserver.lifecycle import FederationFailed
+from fedserver.federation import FederationFailed
 from fedserver.server import Listening, Server
 from fedstream import wire
 from fedstream.schema import TaskMeaning

@@ -18,11 +18,12 @@ from unittest import mock
 import grpc
 from google.protobuf.message import Message
 
-from fedserver import lifecycle
 from fedserver.clock import SystemClock
 from fedserver.config import ServerConfig
 from fedserver.desk import Desk
+from fedserver.driver import revive
 from fedserver.federation import Federation
+from fedserver.preparation import prepare
 from fedserver.services.negotiation import NegotiationServicer
 from fedserver.services.transfer import TransferServicer
 from fedserver.store import State
@@ -155,8 +156,8 @@ class Life:
 
     async def recover(self) -> None:
         """What a server does before it goes on with the rounds."""
-        await lifecycle.prepare(self.federation)
-        await lifecycle.revive(self.federation, self.desk)
+        await prepare(self.federation)
+        await revive(self.federation, self.desk)
 
 
 @dataclass(slots=True)

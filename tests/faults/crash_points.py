@@ -27,7 +27,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedserver import lifecycle
+from fedserver.driver import run_rounds
+from fedserver.preparation import prepare
 from fedstream.weights_file import WeightsFile
 from tests.faults.bench import NUM_SITES, Life, Site
 from tests.faults.federation import models_of
@@ -87,9 +88,9 @@ class Trial:
         return power
 
     async def _whole(self, life: Life) -> None:
-        await lifecycle.prepare(life.federation)
+        await prepare(life.federation)
         sites = [asyncio.create_task(site.take_part(life)) for site in self.sites]
-        rounds = asyncio.create_task(lifecycle.run_rounds(life.federation, life.desk))
+        rounds = asyncio.create_task(run_rounds(life.federation, life.desk))
         await asyncio.wait({rounds, *sites}, return_when=asyncio.FIRST_COMPLETED)
         for task in (rounds, *sites):
             if task.done():

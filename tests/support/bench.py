@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from fedserver import lifecycle
 from fedserver.clock import Clock, SystemClock
 from fedserver.config import ServerConfig
 from fedserver.coordinator.participation import Participation
@@ -22,10 +21,13 @@ from fedserver.coordinator.population import Introduction
 from fedserver.coordinator.round import Round
 from fedserver.desk import Desk, UploadStatus
 from fedserver.disk import DiskWatch
+from fedserver.driver import revive
 from fedserver.federation import Federation
 from fedserver.phases import RoundWork, run_round
+from fedserver.preparation import prepare
 from fedserver.store import State, UpdateFacts
 from fedserver.store.disk import FreeBytes, free_bytes
+from fedserver.upkeep import collect_garbage
 from fedstream.files import FileSystem
 from fedstream.manifest import manifest_of
 from fedstream.schema import ModelSchema
@@ -97,8 +99,8 @@ class Bench:
         """Prepared, and with what an earlier process left; one client for each letter of `clients`."""
         bench = cls(folder, **settings)
         try:
-            await lifecycle.prepare(bench.federation)
-            bench.revived = await lifecycle.revive(bench.federation, bench.desk)
+            await prepare(bench.federation)
+            bench.revived = await revive(bench.federation, bench.desk)
             for name in clients:
                 bench.join(name)
             await bench.federation.register.settled()
@@ -136,7 +138,7 @@ class Bench:
         """What `run_rounds` does when a round is over."""
         work = await asyncio.wait_for(running, 20.0)
         await self.desk.clear()
-        await lifecycle.collect_garbage(self.federation)
+        await collect_garbage(self.federation)
         return work
 
     async def accept(self, name: str) -> str:

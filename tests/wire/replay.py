@@ -14,8 +14,9 @@ import pytest
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from fedserver import lifecycle
+from fedserver.farewell import say_farewell
 from fedserver.federation import FederationState
+from fedserver.preparation import prepare
 from fedserver.services.negotiation import NegotiationServicer
 from fedserver.services.transfer import TransferServicer
 from fedstream.dtypes import DataType
@@ -172,7 +173,7 @@ class Player:
         if what == happening.OPENS:
             self._at_work.append(await self._bench.open_round())
         elif what == happening.FEDERATION_ENDS:
-            farewell = lifecycle.say_farewell(federation, "all 1 rounds done")
+            farewell = say_farewell(federation, "all 1 rounds done")
             self._at_work.append(asyncio.create_task(farewell))
         elif what == happening.STOPPED:
             federation.stop(finish_round=False)
@@ -209,7 +210,7 @@ async def replay(folder: Path, steps: list[Step], monkeypatch: pytest.MonkeyPatc
     clock = SetClock(1000.0)
     bench = Bench(folder, clock=clock, rounds=1)
     bench.federation.evaluator = Worker()  # type: ignore[assignment]
-    await lifecycle.prepare(bench.federation)
+    await prepare(bench.federation)
     bench.desk.open()
     bench.federation.stand(FederationState.WAITING, "for 1 more client")
     player = Player(bench, clock)

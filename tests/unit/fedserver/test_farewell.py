@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from fedserver import lifecycle
 from fedserver.coordinator.effects import TellFederationOutcome
 from fedserver.coordinator.population import ClientState, Introduction
+from fedserver.farewell import say_farewell
 from tests.support.bench import Bench
 
 pytestmark = pytest.mark.numpy_task
@@ -24,7 +24,7 @@ async def one_round(folder: Path) -> None:
 async def test_farewell_of_a_server_started_again_waits_for_those_of_the_last_round(tmp_path: Path) -> None:
     await one_round(tmp_path)
     async with Bench.running(tmp_path, "a") as bench:
-        farewell = asyncio.create_task(lifecycle.say_farewell(bench.federation, "all rounds done"))
+        farewell = asyncio.create_task(say_farewell(bench.federation, "all rounds done"))
         await asyncio.sleep(0.05)
         assert not farewell.done()
         assert bench.federation.standing.reason == "b may not have heard how it ended"
@@ -38,7 +38,7 @@ async def test_farewell_of_a_server_started_again_waits_for_those_of_the_last_ro
 async def test_client_that_comes_back_after_the_end_hears_the_outcome_at_once(tmp_path: Path) -> None:
     await one_round(tmp_path)
     async with Bench.running(tmp_path) as bench:
-        farewell = asyncio.create_task(lifecycle.say_farewell(bench.federation, "all rounds done"))
+        farewell = asyncio.create_task(say_farewell(bench.federation, "all rounds done"))
         await asyncio.sleep(0.05)
         heard = bench.federation.welcome(Introduction("a", 10, "bench"))
         farewell.cancel()
@@ -46,10 +46,10 @@ async def test_client_that_comes_back_after_the_end_hears_the_outcome_at_once(tm
 
 
 async def test_farewell_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lifecycle, "_COMING_BACK_SECONDS", 0.05)
+    monkeypatch.setattr("fedserver.farewell._COMING_BACK_SECONDS", 0.05)
     await one_round(tmp_path)
     async with Bench.running(tmp_path) as bench:
-        await asyncio.wait_for(lifecycle.say_farewell(bench.federation, "all rounds done"), 5.0)
+        await asyncio.wait_for(say_farewell(bench.federation, "all rounds done"), 5.0)
 
 
 async def test_farewell_of_a_server_that_ran_the_rounds_waits_for_whoever_was_cut_off_after_its_update(
@@ -60,7 +60,7 @@ async def test_farewell_of_a_server_that_ran_the_rounds_waits_for_whoever_was_cu
         for name in "ab":
             bench.federation.sessions.close(bench.federation.sessions.open(name))
         bench.federation.gone("b", ClientState.DISCONNECTED, "the connection was lost")
-        farewell = asyncio.create_task(lifecycle.say_farewell(bench.federation, "all rounds done"))
+        farewell = asyncio.create_task(say_farewell(bench.federation, "all rounds done"))
         await asyncio.sleep(0.05)
         assert not farewell.done()
         assert bench.federation.standing.reason == "b may not have heard how it ended"
@@ -80,7 +80,7 @@ async def test_farewell_waits_for_whoever_is_killed_between_the_outcome_and_the_
             await bench.play(1, 2)
         federation, sessions = bench.federation, bench.federation.sessions
         first, second = (sessions.open(name) for name in "ab")
-        farewell = asyncio.create_task(lifecycle.say_farewell(federation, "all rounds done"))
+        farewell = asyncio.create_task(say_farewell(federation, "all rounds done"))
         await asyncio.sleep(0.05)
         federation.heard_the_end.add("a")
         for session, name in ((first, "a"), (second, "b")):
@@ -104,7 +104,7 @@ async def test_farewell_ends_with_a_stop_that_comes_in_it_and_names_who_is_still
     async with Bench.running(tmp_path, "a") as bench:
         await bench.play(1)
         with capture_logs() as logs:
-            farewell = asyncio.create_task(lifecycle.say_farewell(bench.federation, "all rounds done"))
+            farewell = asyncio.create_task(say_farewell(bench.federation, "all rounds done"))
             await asyncio.sleep(0.05)
             assert not farewell.done()
             bench.federation.stop(finish_round=False)
@@ -113,10 +113,10 @@ async def test_farewell_ends_with_a_stop_that_comes_in_it_and_names_who_is_still
 
 
 async def test_farewell_names_those_that_are_still_fetching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lifecycle, "_LISTING_SECONDS", 0.02)
+    monkeypatch.setattr("fedserver.farewell._LISTING_SECONDS", 0.02)
     async with Bench.running(tmp_path, "ab") as bench:
         await bench.play(1, 2)
-        farewell = asyncio.create_task(lifecycle.say_farewell(bench.federation, "all rounds done"))
+        farewell = asyncio.create_task(say_farewell(bench.federation, "all rounds done"))
         sessions = bench.federation.sessions
         said: list[str] = []
         for name in "ab":
@@ -132,7 +132,7 @@ async def test_farewell_of_a_federation_that_was_stopped_lets_its_sites_fetch(tm
         await bench.play(1)
         bench.federation.stop(finish_round=False)
         session = bench.federation.sessions.open("a")
-        farewell = asyncio.create_task(lifecycle.say_farewell(bench.federation, "stopped"))
+        farewell = asyncio.create_task(say_farewell(bench.federation, "stopped"))
         await asyncio.sleep(0.1)
         assert not farewell.done()
         bench.federation.sessions.close(session)
@@ -146,4 +146,4 @@ async def test_farewell_waits_for_nobody_who_left_or_gave_nothing(tmp_path: Path
         for name, state in (("a", ClientState.LEFT), ("b", ClientState.DISCONNECTED)):
             bench.federation.sessions.close(bench.federation.sessions.open(name))
             bench.federation.gone(name, state, "gone")
-        await asyncio.wait_for(lifecycle.say_farewell(bench.federation, "all rounds done"), 5.0)
+        await asyncio.wait_for(say_farewell(bench.federation, "all rounds done"), 5.0)

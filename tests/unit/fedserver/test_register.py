@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from fedserver import lifecycle
 from fedserver.coordinator.population import STOPPED_REASON, Client, ClientState, Introduction
+from fedserver.driver import run_rounds
 from fedserver.handshake import Decline, DeclineReason
+from fedserver.preparation import prepare
 from fedserver.store import StateError
 from fedserver.store.row_checks import register
 from tests.support.bench import Bench, image_of
@@ -74,7 +75,7 @@ async def test_client_that_is_only_remembered_is_given_no_offer_and_is_waited_fo
     async with Bench.running(tmp_path / "live", "ab", min_clients=2) as bench:
         image_of(tmp_path / "live", tmp_path / "killed")
     async with Bench.running(tmp_path / "killed", "a", min_clients=2) as bench:
-        running = asyncio.create_task(lifecycle.run_rounds(bench.federation, bench.desk))
+        running = asyncio.create_task(run_rounds(bench.federation, bench.desk))
         await asyncio.sleep(0.05)
         assert (bench.federation.round, bench.federation.standing.reason) == (None, "for 1 more client")
         running.cancel()
@@ -85,7 +86,7 @@ async def test_client_that_was_declined_before_the_server_was_ready_keeps_its_fi
         first_seen = bench.federation.population["a"].first_seen
     again = Bench(tmp_path)
     again.federation.turn_away(introduction("a"), Decline(DeclineReason.PROTOCOL, "upgrade the client"))
-    await lifecycle.prepare(again.federation)
+    await prepare(again.federation)
     await again.federation.register.settled()
     again.state.close()
     async with Bench.running(tmp_path) as bench:
@@ -118,7 +119,7 @@ async def test_client_is_welcome_while_the_disk_refuses_and_is_kept_when_it_is_w
     disk = FullDisk()
     async with Bench.running(tmp_path / "live", files=disk, min_clients=2) as bench:
         disk.join(bench.state.database)
-        running = asyncio.create_task(lifecycle.run_rounds(bench.federation, bench.desk))
+        running = asyncio.create_task(run_rounds(bench.federation, bench.desk))
         disk.fill()
         bench.join("a")
         bench.join("b")
@@ -165,5 +166,5 @@ async def test_row_of_a_client_that_is_damaged_is_named(tmp_path: Path) -> None:
     connection.close()
     bench = Bench(tmp_path)
     with pytest.raises(StateError, match="a row of table clients in the state database is damaged"):
-        await lifecycle.prepare(bench.federation)
+        await prepare(bench.federation)
     bench.state.close()

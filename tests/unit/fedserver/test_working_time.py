@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fedserver import lifecycle
+from fedserver.federation import FederationFailed
+from fedserver.preparation import prepare
 from fedserver.records import federation_record
+from fedserver.upkeep import keep_working_time
 from fedtask.report import FederationRecord
 from tests.support.bench import Bench, image_of
 from tests.support.clocks import SetClock
@@ -68,7 +70,7 @@ async def test_server_that_ended_by_itself_loses_no_working_time(tmp_path: Path)
     first = SetClock(50_000.0, FIRST)
     async with Bench.running(tmp_path, clock=first) as bench:
         first.advance(30.0)
-        await lifecycle.keep_working_time(bench.federation)
+        await keep_working_time(bench.federation)
     second = SetClock(0.0, FIRST + 60.0)
     async with Bench.running(tmp_path, clock=second) as bench:
         second.advance(2.0)
@@ -77,8 +79,8 @@ async def test_server_that_ended_by_itself_loses_no_working_time(tmp_path: Path)
 
 async def test_start_that_failed_before_it_was_ready_is_not_the_first_start(tmp_path: Path) -> None:
     failed = Bench(tmp_path, clock=SetClock(50_000.0, FIRST), test=str(tmp_path / "nowhere"))
-    with pytest.raises(lifecycle.FederationFailed):
-        await lifecycle.prepare(failed.federation)
+    with pytest.raises(FederationFailed):
+        await prepare(failed.federation)
     failed.state.close()
     async with Bench.running(tmp_path, clock=SetClock(0.0, FIRST + 60.0)) as bench:
         assert times(bench) == (datetime.fromtimestamp(FIRST + 60.0, UTC), 0.0)

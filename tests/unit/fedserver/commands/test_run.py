@@ -9,7 +9,7 @@ import structlog
 
 from fedserver.commands.run import _ended
 from fedserver.exit_codes import ExitCode
-from fedserver.lifecycle import Made
+from fedserver.results import Made
 
 
 @pytest.mark.parametrize("rounds", [True, False])

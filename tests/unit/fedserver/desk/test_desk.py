@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from fedserver import lifecycle
 from fedserver.desk.window import BUDGET_BYTES, MIN_WINDOW_BYTES
+from fedserver.driver import revive
+from fedserver.preparation import prepare
 from fedserver.store import UpdateFacts, UploadState
 from fedserver.store.rounds import late_updates
 from fedstream.errors import RoundClosed, UnknownUpload
@@ -40,7 +41,7 @@ async def test_calls_about_an_upload_that_come_while_it_is_restored_wait_for_it(
     upload_id = await leave_half_an_upload(tmp_path)
     bench = Bench(tmp_path)
     try:
-        await lifecycle.prepare(bench.federation)
+        await prepare(bench.federation)
         asked = asyncio.create_task(bench.desk.opened())
         facts, manifest = UpdateFacts(10), manifest_of(SCHEMA, WEIGHTS)
         begun = asyncio.create_task(bench.desk.begin(upload_id, manifest, facts))
@@ -48,7 +49,7 @@ async def test_calls_about_an_upload_that_come_while_it_is_restored_wait_for_it(
         await asyncio.sleep(0.05)
         assert [task.done() for task in (asked, begun, finished)] == [False, False, False]
 
-        await lifecycle.revive(bench.federation, bench.desk)
+        await revive(bench.federation, bench.desk)
 
         assert (await begun).upload.committed_size == 100
         assert bench.desk.status(upload_id).committed_size == 100

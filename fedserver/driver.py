@@ -1,0 +1,85 @@
+"""Rounds, one after the other, until all are done or something ends the federation."""
+
+from __future__ import annotations
+
+import structlog
+
+from fedserver.coordinator.round import Round
+from fedserver.desk import Desk
+from fedserver.federation import Federation, ref_of
+from fedserver.phases import Stopped, run_round
+from fedserver.store import StateError
+from fedserver.store.rounds import received_bytes, unfinished
+from fedserver.upkeep import collect_garbage
+
+log = structlog.get_logger()
+
+_LONGEST_RETRY_SECONDS = 300.0
+"""To which the delay after rounds that fail one after the other grows, unless it is longer from the start."""
+
+
+async def run_rounds(federation: Federation, desk: Desk) -> str:
+    """Run rounds until all are done or something ends the federation; returns why it ended."""
+    number, failures = federation.history[-1].number + 1 if federation.history else 1, 0
+    revived = await revive(federation, desk)
+    if revived is None and (stopping := federation.progress.why_stopping()) is not None:
+        return stopping  # an earlier process had come to that end, and was killed in its last words
+    while number <= federation.config.rounds:
+        try:
+            work = await run_round(federation, number, revived)
+        except Stopped as stopped:
+            return str(stopped)
+        revived = None
+        await desk.clear()
+        await collect_garbage(federation)
+        if federation.stop_requested.is_set():
+            return "stopped by the coordinator"
+        stopping = federation.progress.why_stopping()
+        if stopping is not None:
+            return stopping
+        failures = 0 if work.model is not None else failures + 1
+        if failures and number < federation.config.rounds:
+            await federation.rest(_retry_delay(federation.config.retry_delay_seconds, failures))
+        number += 1
+    return f"all {federation.config.rounds} rounds done"
+
+
+def _retry_delay(seconds: float, failures: int) -> float:
+    """Doubled with each further failure: what fails at once, as at a site without its disk, would use up all rounds."""
+    return min(seconds * 2.0 ** min(failures - 1, 30), max(seconds, _LONGEST_RETRY_SECONDS))
+
+
+def is_over(federation: Federation) -> bool:
+    """Whether a server that is started again, with the same settings, would have no round to run."""
+    history = federation.history
+    all_done = bool(history) and history[-1].number >= federation.config.rounds
+    return all_done or federation.progress.why_stopping() is not None
+
+
+async def revive(federation: Federation, desk: Desk) -> Round | None:
+    """Take up the round that an earlier process left at work, with its uploads and what was in.
+
+    Raises:
+        StateError: it started from another model than the last one there is.
+    """
+    if federation.history:
+        desk.remember(federation.history[-1].number)
+    left = unfinished(federation.state.database)
+    if left is None or federation.model is None:
+        desk.open()
+        return None
+    if left.row.base_sha256_hex != federation.model.digest.hex:
+        message = (
+            f"round {left.row.number} started from model {left.row.base_sha256_hex[:12]}, but the last one stored is"
+        )
+        raise StateError(f"{message} {federation.model.digest}; restore a backup (`fedserver restore`)")
+    round_ = federation.take_up(left.revive(ref_of(federation.model), federation.now))
+    # Before an update that is damaged is asked for again: it was received all the same.
+    federation.traffic.received = received_bytes(federation.state.database, round_.number)
+    await desk.restore()
+    desk.open()
+    log.info("going on", round=round_.number, updates_in=len(round_.completed))
+    for part in round_.participations:
+        if part.is_outstanding:
+            federation.sessions.say([round_.offer_of(part)])  # it may have connected while the round was being read
+    return round_

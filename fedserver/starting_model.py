@@ -1,0 +1,91 @@
+"""The model that a federation goes on from: the last one that is stored, or the task's initial one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import structlog
+
+from fedserver.federation import Federation, FederationFailed
+from fedserver.store.models import StoredModel
+from fedserver.store.retention import SCRATCH_MODEL
+from fedserver.store.state import SOURCES_FACT
+from fedstream.errors import UnknownModel
+from fedstream.manifest import described
+from fedstream.weights_file import WeightsFile
+
+log = structlog.get_logger()
+
+
+async def model_to_go_on_from(federation: Federation, version: int) -> StoredModel:
+    """The stored model of that version, the last that a round has made, or the initial one, made if need be.
+
+    Raises:
+        FederationFailed: it is not of this task, or not of the initial weights that the options name.
+        TaskError, WorkerCrashed: the initial model cannot be made.
+        DamagedFile: it is not what was stored.
+    """
+    stored = _model_of(federation, version)
+    if stored is None:
+        return await _initial_model(federation)
+    await asyncio.to_thread(stored.check)
+    assert federation.schema is not None, "the schema is learned before the model is looked at"
+    expected = [(spec.name, spec.dtype, spec.shape) for spec in federation.schema]
+    if [(entry.name, entry.dtype, entry.shape) for entry in stored.manifest] != expected:
+        raise FederationFailed(
+            f"the state directory {federation.state.folder} holds another model than this task's; "
+            "give another --state, or the settings it was begun with"
+        )
+    _compare_sources(federation, stored)
+    return stored
+
+
+def _model_of(federation: Federation, version: int) -> StoredModel | None:
+    try:
+        return federation.state.models.of_version(version)
+    except UnknownModel:
+        return None
+
+
+def _compare_sources(federation: Federation, stored: StoredModel) -> None:
+    """See that nobody takes the model there is for one that was made as the options say.
+
+    After the first round there is no way back, and the options may as well be left out.
+    """
+    begun, given = federation.state.fact(SOURCES_FACT), _sources(federation)
+    known = json.loads(begun) if begun is not None else given
+    differing = [option for option, value in given.items() if value is not None and value != known[option]]
+    if not differing:
+        return
+    words = f"the first model in {federation.state.folder} was not made with this {' and '.join(differing)}"
+    if stored.version == 0:
+        raise FederationFailed(f"{words}; give another --state to begin anew, or leave that off")
+    log.warning("going on from the last model all the same", because=words)
+
+
+def _sources(federation: Federation) -> dict[str, str | None]:
+    given = {
+        "--backbone-weights": federation.config.backbone_weights,
+        "--initial-model": federation.config.initial_model,
+    }
+    return {option: _whole(value) if value is not None else None for option, value in given.items()}
+
+
+def _whole(source: str | Path) -> str:
+    """A file by its whole path, however it was named; a word such as `random` as it is."""
+    return str(Path(source).resolve()) if Path(source).exists() else str(source)
+
+
+async def _initial_model(federation: Federation) -> StoredModel:
+    config, state = federation.config, federation.state
+    scratch = state.folder / SCRATCH_MODEL
+    await federation.evaluator.initial_model(config.seed, config.backbone_weights, config.initial_model, scratch)
+    assert federation.schema is not None, "the schema is learned before the model is made"
+    try:
+        tensors = described(federation.schema, WeightsFile(scratch).on_demand())
+        await asyncio.to_thread(state.remember, SOURCES_FACT, json.dumps(_sources(federation)))
+        return await asyncio.to_thread(state.models.add, 0, federation.schema, tensors)
+    finally:
+        scratch.unlink()

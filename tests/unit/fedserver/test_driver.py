@@ -1,0 +1,74 @@
+"""How rounds follow each other, and what a server that is started again goes on with."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from fedserver.coordinator.participation import Stage
+from fedserver.driver import _retry_delay, run_rounds
+from tests.support.bench import Bench
+from tests.support.clocks import SetClock
+
+pytestmark = pytest.mark.numpy_task
+
+
+async def test_failed_round_is_followed_by_its_delay_whatever_changes_meanwhile(tmp_path: Path) -> None:
+    settings = {"min_clients": 2, "rounds": 3, "retry_delay_seconds": 0.4}
+    async with Bench.running(tmp_path, "ab", **settings) as bench:
+        rounds, begun = asyncio.create_task(run_rounds(bench.federation, bench.desk)), time.monotonic()
+        while not rounds.done():
+            for part in bench.federation.round.participations if bench.federation.round is not None else []:
+                if part.stage is Stage.OFFERED:
+                    bench.federation.apply(
+                        bench.round.decline(part.client, part.offer_id, "busy", bench.federation.now)
+                    )
+            bench.federation.touch()
+            await asyncio.sleep(0.01)
+        assert await rounds == "all 3 rounds done"
+        assert time.monotonic() - begun >= 0.4 + 0.8  # doubled, and none after the last
+
+
+def test_delay_after_failed_rounds_grows_to_five_minutes_and_a_longer_one_stays() -> None:
+    assert [_retry_delay(5.0, failures) for failures in (1, 2, 3, 7, 1000)] == [5, 10, 20, 300, 300]
+    assert [_retry_delay(600.0, failures) for failures in (1, 2)] == [600, 600]
+
+
+async def test_delay_after_a_failed_round_ends_with_a_stop(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path) as bench:
+        resting = asyncio.create_task(bench.federation.rest(60.0))
+        await asyncio.sleep(0)
+        bench.federation.stop(finish_round=False)
+        await asyncio.wait_for(resting, 5.0)
+
+
+async def test_federation_that_had_stopped_early_ends_when_it_is_started_again(tmp_path: Path) -> None:
+    settings = {"early_stopping_rounds": 1, "rounds": 9}
+    async with Bench.running(tmp_path, "a", accuracies=[0.8, 0.7], **settings) as bench:
+        await bench.play(1)
+        await bench.play(2)
+    async with Bench.running(tmp_path, "a", accuracies=[0.9], **settings) as bench:
+        reason = await asyncio.wait_for(run_rounds(bench.federation, bench.desk), 10.0)
+        assert reason.startswith("early stopping: no better holdout score for 1 rounds")
+        assert len(bench.federation.history) == 2
+
+
+async def test_time_that_a_round_took_before_a_crash_is_not_given_again(tmp_path: Path) -> None:
+    clock = SetClock(1000.0)
+    settings = {"round_timeout_seconds": 3600.0, "lease_seconds": 3600.0}
+    async with Bench.running(tmp_path, "a", clock=clock, **settings) as bench:
+        running = await bench.open_round()
+        await bench.accept("a")
+        clock.advance(1000.0)
+        bench.federation.touch()
+        stored = "SELECT json_extract(row, '$.seconds_left') FROM participations"
+        while bench.state.database.query(stored)[0][0] > 2600.0:  # noqa: ASYNC110 - the driver tells nobody
+            await asyncio.sleep(0.01)
+        running.cancel()
+    later = SetClock(5.0)
+    async with Bench.running(tmp_path, clock=later, **settings) as bench:
+        assert bench.part("a").deadline - later.monotonic() == 2600.0
+        assert later.monotonic() - bench.round.opened == 1000.0

@@ -1,0 +1,82 @@
+"""Phases of a round: what is said of its updates, and how long its score is waited for."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from fedserver import phases
+from fedtask.worker import WorkerCrashed
+from tests.support.bench import SCHEMA, Bench, Worker
+from tests.support.tasks import random_weights
+
+pytestmark = pytest.mark.numpy_task
+
+
+@pytest.mark.parametrize(("examples", "warned"), [((10, 10, 21), ["c"]), ((10, 10, 20), [])])
+async def test_site_that_outweighs_all_others_together_is_told_of(
+    tmp_path: Path, examples: tuple[int, ...], warned: list[str]
+) -> None:
+    async with Bench.running(tmp_path, min_clients=3) as bench:
+        for name, count in zip("abc", examples, strict=True):
+            bench.join(name, count)
+        running = await bench.open_round()
+        with capture_logs() as logs:
+            for name, count in zip("abc", examples, strict=True):
+                await bench.send(name, random_weights(SCHEMA, 1), count)
+            await bench.end_round(running)
+    assert [event["client"] for event in logs if event["event"].startswith("one site outweighs")] == warned
+
+
+async def test_evaluation_that_hangs_does_not_keep_a_federation_from_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = asyncio.Event()
+
+    async def hangs(_worker: Worker, _weights: Path) -> None:
+        await ended.wait()
+        raise WorkerCrashed("the worker process ended with status -9")
+
+    async def close(_worker: Worker) -> None:
+        ended.set()
+
+    monkeypatch.setattr(Worker, "evaluate", hangs)
+    monkeypatch.setattr(Worker, "close", close, raising=False)
+    monkeypatch.setattr(phases, "_LAST_SCORE_SECONDS", 0.1)
+    async with Bench.running(tmp_path, "a") as bench:
+        running = await bench.open_round()
+        await bench.send("a", random_weights(SCHEMA, 1))
+        await asyncio.sleep(0.1)
+        bench.federation.stop(finish_round=False)
+        work = await bench.end_round(running)
+        assert work.evaluation_reason.startswith("evaluation failed: the worker process ended")
+
+
+async def test_evaluation_that_hangs_is_ended_by_a_second_word_that_does_not_wait_for_the_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(phases, "_LAST_SCORE_SECONDS", 0.1)
+    async with Bench.running(tmp_path) as bench:
+        scoring: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        ended = asyncio.Event()
+
+        async def close() -> None:
+            ended.set()
+            scoring.set_result(None)
+
+        bench.federation.evaluator.close = close  # type: ignore[method-assign]
+
+        async def score() -> Any:
+            return await scoring
+
+        waiting = asyncio.create_task(phases._unless_stopped(bench.federation, score()))
+        bench.federation.stop(finish_round=True)
+        await asyncio.sleep(0.3)
+        assert not ended.is_set()
+        bench.federation.stop(finish_round=False)
+        await asyncio.wait_for(waiting, 10.0)
+        assert ended.is_set()
