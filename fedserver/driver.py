@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import structlog
 
-from fedserver.coordinator.round import Round
 from fedserver.desk import Desk
 from fedserver.federation import Federation, ref_of
+from fedserver.intake import Intake
 from fedserver.phases import Stopped, run_round
 from fedserver.store import StateError
 from fedserver.store.rounds import received_bytes, unfinished
@@ -56,7 +56,7 @@ def is_over(federation: Federation) -> bool:
     return all_done or federation.progress.why_stopping() is not None
 
 
-async def revive(federation: Federation, desk: Desk) -> Round | None:
+async def revive(federation: Federation, desk: Desk) -> Intake | None:
     """Take up the round that an earlier process left at work, with its uploads and what was in.
 
     Raises:
@@ -65,7 +65,7 @@ async def revive(federation: Federation, desk: Desk) -> Round | None:
     if federation.history:
         desk.remember(federation.history[-1].number)
     left = unfinished(federation.state.database)
-    if left is None or federation.model is None:
+    if left is None:
         desk.open()
         return None
     if left.row.base_sha256_hex != federation.model.digest.hex:
@@ -73,7 +73,8 @@ async def revive(federation: Federation, desk: Desk) -> Round | None:
             f"round {left.row.number} started from model {left.row.base_sha256_hex[:12]}, but the last one stored is"
         )
         raise StateError(f"{message} {federation.model.digest}; restore a backup (`fedserver restore`)")
-    round_ = federation.take_up(left.revive(ref_of(federation.model), federation.now))
+    revived = federation.take_up(left.revive(ref_of(federation.model), federation.now))
+    round_ = revived.round
     # Before an update that is damaged is asked for again: it was received all the same.
     federation.traffic.received = received_bytes(federation.state.database, round_.number)
     await desk.restore()
@@ -82,4 +83,4 @@ async def revive(federation: Federation, desk: Desk) -> Round | None:
     for part in round_.participations:
         if part.is_outstanding:
             federation.sessions.say([round_.offer_of(part)])  # it may have connected while the round was being read
-    return round_
+    return revived

@@ -23,8 +23,6 @@ _COMING_BACK_SECONDS = 40.0
 async def say_farewell(federation: Federation, reason: str) -> None:
     """Tell every client how the federation ended, and wait for them to hear it."""
     best, last = federation.best_model, federation.model
-    if best is None or last is None:
-        return
     log.debug("phase", name="farewell")
     was_stopped = federation.stop_requested.is_set()
     outcome = TellFederationOutcome("", reason, ref_of(last), ref_of(best), federation.metrics_of_best())

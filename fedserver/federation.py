@@ -105,10 +105,10 @@ class Federation:
         self.started = clock.wall()
         self.working_time = WorkingTime.of_new_process(clock)
         self.description: TaskDescription | None = None
-        self.schema: ModelSchema | None = None
-        self.model: StoredModel | None = None
-        self.round: Round | None = None
+        """What preparation has learned of the task; `None` before."""
+        self._model: StoredModel | None = None
         self.intake: Intake | None = None
+        """The round at work, or the last one, with its updates; `None` before the first."""
         self.phase = "select"
         self.history = History(state.database)
         self.traffic = Traffic()
@@ -127,18 +127,38 @@ class Federation:
     # What everyone may ask.
 
     @property
+    def task(self) -> TaskDescription:
+        """What is learned; known once `ready` is set."""
+        assert self.description is not None, "asked before the federation is ready"
+        return self.description
+
+    @property
+    def schema(self) -> ModelSchema:
+        """The model's tensors; known once `ready` is set."""
+        return self.task.schema
+
+    @property
     def meaning(self) -> TaskMeaning:
         """What the task's classes and inputs mean; known once `ready` is set."""
-        assert self.description is not None, "asked before the federation is ready"
-        return self.description.meaning
+        return self.task.meaning
+
+    @property
+    def model(self) -> StoredModel:
+        """The current global model; there once `ready` is set."""
+        assert self._model is not None, "asked before the federation is ready"
+        return self._model
+
+    @model.setter
+    def model(self, model: StoredModel) -> None:
+        self._model = model
 
     @property
     def model_ref(self) -> ModelRef | None:
-        """The current global model."""
-        return ref_of(self.model) if self.model is not None else None
+        """The name of the current global model; `None` before there is one."""
+        return ref_of(self._model) if self._model is not None else None
 
     @property
-    def best_model(self) -> StoredModel | None:
+    def best_model(self) -> StoredModel:
         """The best global model so far; the current one where none has been scored."""
         best = self.progress.best
         return self.state.models.get(best.digest.sha256) if best is not None else self.model
@@ -146,9 +166,13 @@ class Federation:
     @property
     def plan(self) -> Plan:
         """What clients are offered, before their own seeds: the task's default with the coordinator's settings."""
-        assert self.description is not None, "asked before the federation is ready"
         given = self.config.plan.model_dump(exclude_none=True)
-        return replace(self.description.default_plan, **given)
+        return replace(self.task.default_plan, **given)
+
+    @property
+    def round(self) -> Round | None:
+        """The round at work, or the last one; `None` before the first."""
+        return self.intake.round if self.intake is not None else None
 
     @property
     def idle(self) -> list[Client]:
@@ -204,9 +228,8 @@ class Federation:
         self.touch()
         if self.outcome is not None:
             return [replace(self.outcome, client=client.name)]
-        part = self.round.of_client(client.name) if self.round is not None else None
-        if self.round is not None and part is not None and part.is_outstanding:
-            return [self.round.offer_of(part)]
+        if (round_ := self.round) is not None and (part := round_.of_client(client.name)) and part.is_outstanding:
+            return [round_.offer_of(part)]
         return [self.waiting_notice(client.name)]
 
     def turn_away(self, introduction: Introduction, decline: Decline) -> None:
@@ -259,7 +282,6 @@ class Federation:
 
     def draw_up(self, number: int, cohort: list[Client]) -> Round:
         """A new round for a cohort. Nobody knows of it before it is durable, and then taken up."""
-        assert self.model is not None, "a round is opened when there is a model"
         rules, invitations = self._rules(len(cohort)), self._invite(number, cohort)
         return Round.open(number, ref_of(self.model), rules, invitations, self.now)
 
@@ -275,27 +297,23 @@ class Federation:
             return self.update_encodings
         return list(dict.fromkeys((*self.update_encodings, self.round.rules.update_encoding)))
 
-    def take_up(self, round_: Round) -> Round:
+    def take_up(self, round_: Round) -> Intake:
         """Make a round, new or of an earlier process, the one at work.
 
         Raises:
             DamagedFile: its base model cannot be used.
         """
-        assert self.model is not None, "a round is at work when there is a model"
-        assert self.schema is not None, "a round is at work when there is a schema"
         self.intake = Intake(self.schema, self.model, self.strategy, round_)
-        self.round = round_
-        return round_
+        return self.intake
 
-    async def keep(self, part: Participation) -> None:
+    async def keep(self, round_: Round, part: Participation) -> None:
         """Make the state of one client's part durable, before anyone is told of it.
 
         Nothing that a client says changes a part whose update is being checked; the end of the check is kept by itself.
         """
-        assert self.round is not None, "only parts of the round at work change"
         if part.stage is Stage.FINISHING:
             return
-        await self.state.journal.write(rounds.participation(self.round, part, self.now))
+        await self.state.journal.write(rounds.participation(round_, part, self.now))
 
     async def durably(self, step: Callable[[], Awaitable[T]]) -> T:
         """Do a step that needs the disk; while the disk refuses, say so, wait, and do it again.

@@ -54,7 +54,7 @@ class Intake:
         schema: of the federation's model.
         base: the model that the round started from.
         strategy: what each update weighs.
-        round_: whose cohort bounds the weights.
+        round_: whose updates they are, and whose cohort bounds the weights.
         threads: to fold one update with.
 
     Raises:
@@ -66,6 +66,7 @@ class Intake:
     ) -> None:
         self._schema, self._base_model, self._threads = schema, base, threads
         self.base = base.weights()
+        self.round = round_
         self._strategy = strategy
         self._limits = ExampleLimits()
         self._taken: dict[int, _Taken] = {}

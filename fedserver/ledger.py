@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from fedserver.config import ServerConfig
 from fedserver.coordinator.effects import ModelRef
 from fedserver.coordinator.participation import Participation
-from fedserver.coordinator.round import Round
 from fedserver.federation import Federation, ref_of
 from fedserver.intake import Intake
 from fedserver.store import UploadState
@@ -37,20 +36,18 @@ _OF_THIS_MACHINE = frozenset({"listen", "enrol_listen", "advertise", "client_ca"
 
 
 def ledger_entry(
-    federation: Federation, round_: Round, intake: Intake, model: StoredModel | None, record: RoundRecord, text: str
+    federation: Federation, intake: Intake, model: StoredModel | None, record: RoundRecord, text: str
 ) -> Entry:
     """A closed round's entry.
 
     Args:
         federation: whose round it is.
-        round_: closed, with all outcomes settled.
-        intake: that took its updates.
+        intake: the round, closed, with all outcomes settled, and its updates.
         model: what came out, if anything.
         record: of the round.
         text: the record as it is stored.
     """
-    state = federation.state
-    assert federation.schema is not None, "a round ends when there is a schema"
+    state, round_ = federation.state, intake.round
     uploads = {said.rank: said for said in said_of_finished(state.database, round_.number)}
     weights = intake.weights
     late = late_updates(state.database, round_.number)

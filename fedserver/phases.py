@@ -62,17 +62,21 @@ class RoundWork:
 
     number: int
     cohort: list[Client] = field(default_factory=list)
-    round: Round | None = None
-    intake: Intake | None = None
+    taken_up: Intake | None = None
     model: StoredModel | None = None
     evaluation: Evaluation | None = None
     evaluation_reason: str = ""
 
     @property
+    def intake(self) -> Intake:
+        """What takes the round's updates, once it is open."""
+        assert self.taken_up is not None, "this phase comes after `offer`"
+        return self.taken_up
+
+    @property
     def opened(self) -> Round:
         """The round, once it is open."""
-        assert self.round is not None, "this phase comes after `select`"
-        return self.round
+        return self.intake.round
 
 
 class Phase(Protocol):
@@ -115,7 +119,6 @@ async def _has_disk_space(federation: Federation, work: RoundWork) -> bool:
     config = federation.config
     if federation.disk.trouble is not None:
         await federation.outlast_disk_trouble()
-    assert federation.model is not None, "a cohort is picked when there is a model"
     work.cohort = select_cohort(federation.idle, config.cohort_size, config.seed, work.number)
     shortage = federation.disk.shortage(len(work.cohort), federation.model.manifest.size_bytes)
     if shortage:
@@ -131,11 +134,10 @@ async def offer(federation: Federation, work: RoundWork) -> None:
         await federation.state.journal.write(*rounds.keeping(round_, federation.now))
         return round_
 
-    work.round = federation.take_up(await federation.durably(open_round))
-    work.intake = federation.intake
+    work.taken_up = federation.take_up(await federation.durably(open_round))
     names = ", ".join(client.name for client in work.cohort)
     federation.stand(FederationState.RUNNING, f"round {work.number}: offered to {names}")
-    federation.sessions.say(work.round.offer_of(part) for part in work.round.participations)
+    federation.sessions.say(work.opened.offer_of(part) for part in work.opened.participations)
 
 
 async def collect(federation: Federation, work: RoundWork) -> None:
@@ -191,7 +193,6 @@ def names_of(clients: Sequence[str]) -> str:
 
 async def aggregate(federation: Federation, work: RoundWork) -> None:
     """Screen the updates against each other and fix each one's share."""
-    assert work.intake is not None, "this phase comes after `offer`"
     round_ = work.opened
     completed = {part.rank for part in round_.completed}
     for rank, reason in (await work.intake.screen(completed)).items():
@@ -209,7 +210,6 @@ async def aggregate(federation: Federation, work: RoundWork) -> None:
 
 async def publish(federation: Federation, work: RoundWork) -> None:
     """Make the new global model, store it, and let it be the current one. The sums are of no use after it."""
-    assert work.intake is not None, "this phase comes after `offer`"
     if not work.opened.succeeded:
         await work.intake.release()
         return
@@ -270,7 +270,7 @@ def _headline(evaluation: Evaluation) -> dict[str, float]:
 PHASES: Sequence[Phase] = (select, offer, collect, aggregate, publish, evaluate)
 
 
-async def run_round(federation: Federation, number: int, revived: Round | None = None) -> RoundWork:
+async def run_round(federation: Federation, number: int, revived: Intake | None = None) -> RoundWork:
     """Run one round through all phases, keep its record, and tell every client how it ended.
 
     A round that an earlier process left at work is `revived`: it has been offered, and goes on with `collect`.
@@ -278,7 +278,7 @@ async def run_round(federation: Federation, number: int, revived: Round | None =
     Raises:
         Stopped: from `select`; the round has not opened.
     """
-    work = RoundWork(number, round=revived, intake=federation.intake if revived is not None else None)
+    work = RoundWork(number, taken_up=revived)
     phases = PHASES if revived is None else PHASES[PHASES.index(collect) :]
     with structlog.contextvars.bound_contextvars(round=number):
         for phase in phases:
@@ -296,8 +296,7 @@ async def conclude(federation: Federation, work: RoundWork) -> None:
     record = round_record(federation, round_, federation.traffic.take(), work.evaluation, work.evaluation_reason)
     sha256 = work.model.digest.sha256 if work.model is not None else None
     text = rounds.text_of(record)
-    assert work.intake is not None, "this phase comes after `offer`"
-    entry = appending(ledger_entry(federation, round_, work.intake, work.model, record, text))
+    entry = appending(ledger_entry(federation, work.intake, work.model, record, text))
     set_aside = [
         settling(part.upload_id, UploadState.QUARANTINED, part.reason)
         for part in round_.participations
@@ -317,7 +316,6 @@ async def conclude(federation: Federation, work: RoundWork) -> None:
 
 def _outcome_for(federation: Federation, work: RoundWork, record: RoundRecord, client: str) -> TellRoundOutcome:
     round_, part = work.opened, work.opened.of_client(client)
-    assert federation.model is not None, "a round ended before there was a model"
     return TellRoundOutcome(
         client=client,
         round_number=round_.number,

@@ -36,7 +36,6 @@ async def prepare(federation: Federation) -> None:
             log.warning("going on from the commit before", because=state.database.interrupted)
         _require_rounds_left(federation)
         federation.description = await federation.evaluator.describe()
-        federation.schema = federation.description.schema
         await asyncio.to_thread(_require_same_meaning, federation)
         # Before a model is made, which stays: a folder that is missing is mended by its name, and no trace is left.
         await federation.evaluator.open()

@@ -79,8 +79,7 @@ def federation_record(
     config, best = federation.config, federation.progress.best
     best_round = best.version if best is not None and best.version else None
     rounds = tuple(federation.history)
-    assert federation.description is not None, "reported before the federation was ready"
-    words = federation.description.report_words
+    words = federation.task.report_words
     return FederationRecord(
         federation_name=config.name,
         task_name=config.task,
@@ -128,7 +127,6 @@ def _outcome_word(federation: Federation) -> str:
 
 
 def _model_words(federation: Federation) -> str:
-    assert federation.schema is not None, "reported before the federation was ready"
     schema = federation.schema
     trainable = sum(spec.num_elements for spec in schema if spec.trainable)
     values = sum(spec.num_elements for spec in schema)

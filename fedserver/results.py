@@ -49,8 +49,6 @@ async def finish(federation: Federation, reason: str) -> Made:
     """Test, export and report. What cannot be made is said, and the rest is made."""
     federation.stand(FederationState.FINISHING, "models and report are being made")
     best, last = federation.best_model, federation.model
-    assert last is not None, "a federation is finished after it was prepared"
-    assert best is not None, "the initial model is the best there is before any round"
     test = await _test(federation, best)
     test_summary = federation.evaluator.test_summary
     if test_summary is not None and (shared := await asyncio.to_thread(overlap, federation.config)):

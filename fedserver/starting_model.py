@@ -31,7 +31,6 @@ async def model_to_go_on_from(federation: Federation, version: int) -> StoredMod
     if stored is None:
         return await _initial_model(federation)
     await asyncio.to_thread(stored.check)
-    assert federation.schema is not None, "the schema is learned before the model is looked at"
     expected = [(spec.name, spec.dtype, spec.shape) for spec in federation.schema]
     if [(entry.name, entry.dtype, entry.shape) for entry in stored.manifest] != expected:
         raise FederationFailed(
@@ -82,7 +81,6 @@ async def _initial_model(federation: Federation) -> StoredModel:
     config, state = federation.config, federation.state
     scratch = state.folder / SCRATCH_MODEL
     await federation.evaluator.initial_model(config.seed, config.backbone_weights, config.initial_model, scratch)
-    assert federation.schema is not None, "the schema is learned before the model is made"
     try:
         tensors = described(federation.schema, WeightsFile(scratch).on_demand())
         await asyncio.to_thread(state.remember, SOURCES_FACT, json.dumps(_sources(federation)))

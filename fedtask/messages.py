@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from fedtask.task import Metrics, ReportWords
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, for what is made once
 class TaskDescription:
     """What a worker says of its task once it has built the model."""
 
@@ -24,7 +25,7 @@ class TaskDescription:
     default_plan: Plan
     report_words: ReportWords = field(default_factory=ReportWords)
 
-    @property
+    @functools.cached_property
     def schema(self) -> ModelSchema:
         """The tensors as a schema."""
         return ModelSchema(self.tensors)

@@ -64,7 +64,6 @@ class Desk:
 
     async def _begin_anew(self, upload_id: str, manifest: Manifest, facts: UpdateFacts) -> OpenUpload:
         federation, round_ = self._federation, self._tray.round
-        assert federation.model is not None, "a round is open only when there is a model"
         missing = manifest.indexes_changed_from(federation.model.manifest)
         upload = await asyncio.to_thread(federation.state.uploads.begin, upload_id, manifest, missing, facts)
         try:

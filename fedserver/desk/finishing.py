@@ -9,7 +9,6 @@ import structlog
 from fedserver.coordinator.participation import Outcome, Participation
 from fedserver.coordinator.round import Round
 from fedserver.desk.tray import OpenUpload, Tray, UploadStatus
-from fedserver.federation import Federation
 from fedserver.store import Upload, UploadState
 from fedserver.store.rounds import participation
 from fedserver.store.uploads import forgetting, settling
@@ -33,7 +32,8 @@ async def take_in(tray: Tray, upload_id: str, opened: OpenUpload) -> UploadStatu
             _require_complete(opened.upload)
             part = round_.begin_finish(upload_id)
             log.debug("upload is checked", client=part.client)
-            reason = await _admit(federation, part, opened)
+            survey = await opened.inspection.finish()
+            reason = await tray.intake.admit(part, opened.upload.seal, survey)
             return await _settle(tray, round_, part, opened.upload, reason)
     except DigestMismatch:
         round_.abandon_finish(upload_id, federation.now)
@@ -51,13 +51,6 @@ def _require_complete(upload: Upload) -> None:
     if committed < size:
         message = f"{committed} of {size} bytes are committed; resume there, then finish"
         raise BodyIncomplete(message, committed_size=committed, body_size=size)
-
-
-async def _admit(federation: Federation, part: Participation, opened: OpenUpload) -> str:
-    """Returns why the update is kept aside, or nothing if it is in."""
-    survey = await opened.inspection.finish()
-    assert federation.intake is not None, "a round has its intake from the start"
-    return await federation.intake.admit(part, opened.upload.seal, survey)
 
 
 async def _settle(tray: Tray, round_: Round, part: Participation, upload: Upload, reason: str) -> UploadStatus:

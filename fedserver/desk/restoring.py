@@ -44,12 +44,10 @@ async def _go_on(tray: Tray, stored: StoredUpload) -> None:
 
 
 async def _fold_again(tray: Tray, stored: StoredUpload) -> None:
-    intake, part = tray.federation.intake, tray.round.of_upload(stored.upload_id)
-    assert intake is not None, "a revived round has its intake"
-    update = stored.upload.update()
+    part, update = tray.round.of_upload(stored.upload_id), stored.upload.update()
     if part.outcome is Outcome.COMPLETED:
         await asyncio.to_thread(update.check)
-        refused = await intake.admit(part, lambda: update)
+        refused = await tray.intake.admit(part, lambda: update)
         assert not refused, f"an update that was in is refused now: {refused}"
     tray.finish(stored.upload_id, stored.upload, stored.state, stored.reason)
 

@@ -10,6 +10,7 @@ from fedserver.coordinator.round import Round
 from fedserver.desk.inspection import Inspection
 from fedserver.desk.threads import ByteThreads
 from fedserver.federation import Federation
+from fedserver.intake import Intake
 from fedserver.store import Upload, UploadState
 from fedserver.store.uploads import ended_uploads
 from fedstream.errors import LimitExceeded, UnknownUpload
@@ -84,21 +85,24 @@ class Tray:
         self._finished_before: dict[str, UploadStatus] = {}
 
     @property
-    def round(self) -> Round:
-        """The round at work, or the last one.
+    def intake(self) -> Intake:
+        """The round at work, or the last one, with its updates.
 
         Raises:
             UnknownUpload: there was none yet.
         """
-        if self.federation.round is None:
+        if self.federation.intake is None:
             raise UnknownUpload("no round has opened yet; wait for an offer")
-        return self.federation.round
+        return self.federation.intake
+
+    @property
+    def round(self) -> Round:
+        """The round at work, or the last one; see `intake`."""
+        return self.intake.round
 
     def put(self, upload_id: str, upload: Upload) -> OpenUpload:
         """An upload is at work from now on."""
-        assert self.federation.intake is not None, "a round has its intake from the start"
-        intake = self.federation.intake
-        inspection = Inspection(upload, intake.base, intake.survey(), self.threads)
+        inspection = Inspection(upload, self.intake.base, self.intake.survey(), self.threads)
         received = self._received.setdefault(upload_id, Received())
         received.beginnings += 1
         self.open[upload_id] = OpenUpload(upload, inspection, received=received)

@@ -55,8 +55,7 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
             server_time=messages.write_unix_time(federation.clock.wall()),
         )
         if federation.description is not None:
-            response.meaning.CopyFrom(wire.write_meaning(federation.description.meaning))
-        if federation.schema is not None:
+            response.meaning.CopyFrom(wire.write_meaning(federation.meaning))
             response.schema_sha256 = federation.schema.digest()
         return response
 
@@ -124,7 +123,6 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
         decline = check_meaning(self.federation.meaning, wire.read_meaning(hello.meaning))
         if decline is not None:
             return decline
-        assert self.federation.schema is not None, "a ready federation has its schema"
         if hello.schema_sha256 == self.federation.schema.digest():
             return None
         query = negotiation_pb2.NegotiateResponse(schema_query=negotiation_pb2.SchemaQuery())
@@ -242,5 +240,5 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
             return
         part = round_.of_client(client)
         if part is not None:
-            await self.federation.keep(part)
+            await self.federation.keep(round_, part)
         self.federation.apply(effects)

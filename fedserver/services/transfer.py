@@ -78,7 +78,6 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
             if request.WhichOneof("kind") == "header":
                 raise InvalidRequest("the header comes once", field="header")
             entries += wire.read_encoded_part(request.part, self.federation.encodings_taken)
-            assert self.federation.schema is not None, "an upload id is told only when there is a schema"
             if len(entries) > min(header.num_tensors, len(self.federation.schema)):
                 break  # what is wrong with it shows below, and no more is gathered than the model has
         if header is None:
@@ -89,7 +88,6 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
 
     def _check_manifest(self, header: transfer_pb2.UpdateHeader, entries: list[TensorEntry]) -> Manifest:
         schema = self.federation.schema
-        assert schema is not None, "an upload id is told only when there is a schema"
         if len(entries) != header.num_tensors and len(entries) <= len(schema):
             raise InvalidManifest(f"{header.num_tensors} tensors were declared, {len(entries)} came")
         manifest = check_manifest(entries, schema)

@@ -46,7 +46,6 @@ async def a_round(folder: Path, **settings: Any) -> AsyncIterator[tuple[Server, 
         yield server, listening, site, upload_id
         if (await site.status(upload_id)).state == transfer_pb2.UPLOAD_STATE_ADMITTED:
             return
-        assert server.federation.schema is not None
         finished = await site.upload(upload_id, server.federation.schema, random_weights(server.federation.schema, 1))
         assert finished.state == transfer_pb2.UPLOAD_STATE_ADMITTED
 
@@ -156,7 +155,6 @@ async def test_stream_on_which_nothing_comes_is_ended(tmp_path: Path) -> None:
         await refused_in_time(site.negotiation.Negotiate().read())
         await refused_in_time(site.transfer.WriteChunks().read())
         await refused_in_time(site.transfer.PutManifest(never()))
-        assert server.federation.schema is not None
         weights = random_weights(server.federation.schema, 1)
         header, *_ = manifest_messages(upload_id, manifest_of(server.federation.schema, weights))
         await refused_in_time(site.transfer.PutManifest(and_then_never(header)))
@@ -165,7 +163,6 @@ async def test_stream_on_which_nothing_comes_is_ended(tmp_path: Path) -> None:
 async def test_update_that_comes_again_and_again_is_refused_beyond_the_bound(tmp_path: Path) -> None:
     async with a_round(tmp_path, max_resent_bytes=500) as (server, _, site, upload_id):
         schema = server.federation.schema
-        assert schema is not None
         weights = random_weights(schema, 1)
         manifest = manifest_of(schema, weights)
         missing = (await site.put_manifest(upload_id, manifest)).missing_tensors
@@ -186,7 +183,6 @@ async def test_update_whose_digests_never_match_is_refused_after_it_came_whole_t
         await site.join("alpha", server)
         upload_id = (await site.agree()).upload_id
         schema = server.federation.schema
-        assert schema is not None
         weights = random_weights(schema, 1)
         manifest = manifest_of(schema, weights)
 
@@ -265,7 +261,6 @@ LARGE = {"task": "tests.support.tasks:Shapes", "task_settings": {"large_mib": "1
 
 async def downloads(server: Server, site: BareSite, count: int) -> list[Any]:
     """So many downloads, of which nothing is read."""
-    assert server.federation.model is not None
     request = transfer_pb2.ReadChunksRequest(
         model_sha256=server.federation.model.digest.sha256, max_chunk_bytes=limits.MAX_CHUNK_BYTES
     )

@@ -170,7 +170,6 @@ async def test_failure_that_nobody_foresaw_is_logged_in_full_and_is_no_decision(
 async def test_damaged_model_that_is_asked_for_is_named_in_the_log(tmp_path: Path) -> None:
     async with serving(tmp_path / "state") as (server, listening), BareSite.dial(listening) as site:
         model = server.federation.model
-        assert model is not None
         model.path.write_bytes(b"no weights")
         with structlog.testing.capture_logs() as logs:
             error = await refusal(site.download(model.digest.sha256))
@@ -185,7 +184,6 @@ async def test_damaged_model_that_is_asked_for_is_named_in_the_log(tmp_path: Pat
 async def test_run_on_a_damaged_model_ends_with_the_status_for_a_bad_state(tmp_path: Path) -> None:
     async with serving(tmp_path / "state") as (server, _):
         model = server.federation.model
-        assert model is not None
     data = bytearray(model.path.read_bytes())
     data[-1] ^= 1
     model.path.write_bytes(data)

@@ -88,7 +88,6 @@ async def test_client_is_welcomed_with_the_encodings_that_both_ends_take(
     ):
         described = await site.negotiation.DescribeTask(negotiation_pb2.DescribeTaskRequest())
         assert wire.read_encodings(described.capabilities.encodings) == [Encoding.INT8_ZSTD, Encoding.RAW]
-        assert server.federation.schema is not None
         capabilities = common_pb2.Capabilities(encodings=[*wire.write_encodings(client_takes), 99])
         answer = await site.hello("a", server.federation.schema, server.federation.meaning, capabilities=capabilities)
         assert wire.read_encodings(answer.welcome.encodings) == welcome

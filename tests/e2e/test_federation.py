@@ -147,7 +147,6 @@ async def test_federation_starts_from_the_model_of_an_earlier_one(finished: Fede
     earlier = finished.server.out / "models" / "GLOBAL_MODEL.safetensors"
     async with serving(tmp_path, initial_model=earlier) as (server, _):
         model = server.federation.model
-        assert model is not None
         begun, expected = model.weights(), load_file(earlier)
         assert {name: values.tobytes() for name, values in begun.items()} == {
             name: values.tobytes() for name, values in expected.items()

@@ -37,7 +37,6 @@ async def a_round_at_work(folder: Path, **settings: Any) -> AsyncIterator[tuple[
         offer = await site.agree()
         yield server, listening
         schema = server.federation.schema
-        assert schema is not None
         finished = await site.upload(offer.upload_id, schema, random_weights(schema, 1))
         assert finished.state == transfer_pb2.UPLOAD_STATE_ADMITTED
         outcome = (await site.hear()).round_outcome
@@ -120,7 +119,6 @@ async def test_hello_that_does_not_fit_is_declined_and_the_stream_ends_well(
     tmp_path: Path, name: str, fields: dict[str, Any], num_examples: int, reason: str, message: str
 ) -> None:
     async with a_round_at_work(tmp_path) as (server, listening), BareSite.dial(listening) as site:
-        assert server.federation.schema is not None
         answer = await site.hello(name, server.federation.schema, server.federation.meaning, num_examples, **fields)
         expected = negotiation_pb2.Declined(
             reason=negotiation_pb2.DeclineReason.Value(f"DECLINE_REASON_{reason}"), message=message
@@ -164,7 +162,6 @@ async def test_client_that_waits_for_a_model_that_cannot_be_made_keeps_no_server
 
 async def declined_meaning(tmp_path: Path, meaning: TaskMeaning) -> negotiation_pb2.Declined:
     async with serving(tmp_path) as (server, listening), BareSite.dial(listening) as site:
-        assert server.federation.schema is not None
         return (await site.hello("beta", server.federation.schema, meaning)).declined
 
 

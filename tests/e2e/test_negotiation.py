@@ -30,9 +30,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.numpy_task, pytest.mark.timeout(240)]
 
 
 def schema_of(server: Server) -> ModelSchema:
-    schema = server.federation.schema
-    assert schema is not None
-    return schema
+    return server.federation.schema
 
 
 async def bring_in(site: BareSite, server: Server, upload_id: str) -> None:

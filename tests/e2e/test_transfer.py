@@ -42,7 +42,6 @@ async def a_round(folder: Path, **settings: Any) -> AsyncIterator[tuple[Server, 
 
 def trained(server: Server, seed: int = 1) -> tuple[ModelSchema, dict[str, np.ndarray]]:
     schema = server.federation.schema
-    assert schema is not None
     return schema, random_weights(schema, seed)
 
 
@@ -75,7 +74,6 @@ async def test_model_with_a_large_a_scalar_and_an_empty_tensor_comes_back_bit_fo
         model = (await site.hear()).round_outcome.global_model
         body = await site.download(model.model_digest.sha256, chunk_bytes)
         expected = dict(weights)
-        assert server.federation.model is not None
         expected["flags"] = server.federation.state.models.of_version(0).weights()["flags"]  # never averaged
         manifest = manifest_of(schema, expected)
         assert body == body_of(manifest, expected, range(len(manifest)))
@@ -99,7 +97,6 @@ async def test_small_model_comes_back_bit_for_bit_at_every_chunk_size_from_one_b
 async def test_download_resumes_at_every_offset(tmp_path: Path) -> None:
     async with a_round(tmp_path) as (server, _, site, _):
         model = server.federation.model
-        assert model is not None
         whole = await site.download(model.digest.sha256)
         for offset in (0, 1, 7, len(whole) // 2, len(whole) - 1, len(whole)):
             assert await site.download(model.digest.sha256, offset=offset) == whole[offset:]
@@ -109,7 +106,6 @@ async def test_download_resumes_at_every_offset(tmp_path: Path) -> None:
 
 async def test_update_equal_to_the_base_needs_no_body(tmp_path: Path) -> None:
     async with a_round(tmp_path) as (server, _, site, upload_id):
-        assert server.federation.model is not None
         schema, base = trained(server)[0], server.federation.model.weights()
         response = await site.put_manifest(upload_id, manifest_of(schema, base))
         assert (list(response.missing_tensors), response.body_size_bytes) == ([], 0)

@@ -25,7 +25,6 @@ ROUNDS = st.lists(st.sampled_from("mns"), min_size=1, max_size=7)
 async def play(bench: Bench, kind: str, number: int) -> None:
     running = await bench.open_round(number)
     base = bench.federation.model
-    assert base is not None
     for name in "ab":
         if kind == "n":
             part = bench.part(name)

@@ -23,6 +23,7 @@ from fedserver.desk import Desk, UploadStatus
 from fedserver.disk import DiskWatch
 from fedserver.driver import revive
 from fedserver.federation import Federation
+from fedserver.intake import Intake
 from fedserver.phases import RoundWork, run_round
 from fedserver.preparation import prepare
 from fedserver.store import State, UpdateFacts
@@ -91,7 +92,7 @@ class Bench:
         disk = DiskWatch(self.state, self.config.min_free_bytes, self.config.retry_delay_seconds, free)
         self.federation = Federation(self.config, self.state, worker, clock or SystemClock(), disk)
         self.desk = Desk(self.federation)
-        self.revived: Round | None = None
+        self.revived: Intake | None = None
 
     @classmethod
     @asynccontextmanager
@@ -127,7 +128,7 @@ class Bench:
 
     async def open_round(self, number: int | None = None) -> asyncio.Task[RoundWork]:
         """Start a round, or go on with the one that was left; returns when clients can work."""
-        number = number or (self.revived.number if self.revived else len(self.federation.history) + 1)
+        number = number or (self.revived.round.number if self.revived else len(self.federation.history) + 1)
         running = asyncio.create_task(run_round(self.federation, number, self.revived))
         while not running.done() and (self.federation.round is None or self.round.number != number):  # noqa: ASYNC110 - the driver tells clients only
             await asyncio.sleep(0.001)
@@ -145,7 +146,7 @@ class Bench:
         """A client takes its offer; returns the id of its upload."""
         part = self.part(name)
         self.federation.apply(self.round.accept(name, part.offer_id, self.federation.now))
-        await self.federation.keep(part)
+        await self.federation.keep(self.round, part)
         return part.upload_id
 
     async def begin(self, name: str, weights: Mapping[str, np.ndarray], num_examples: int = 10) -> str:

@@ -140,7 +140,6 @@ class BareSite:
     async def join(self, name: str, server: Server, num_examples: int = 10) -> None:
         """Say hello and be welcome."""
         schema, meaning = server.federation.schema, server.federation.meaning
-        assert schema is not None
         answer = await self.hello(name, schema, meaning, num_examples)
         assert answer.WhichOneof("kind") == "welcome", answer
 

@@ -230,7 +230,6 @@ async def test_base_damaged_while_a_round_runs_is_not_passed_on(tmp_path: Path) 
     async with Bench.running(tmp_path / "state", "a") as bench:
         running = await bench.open_round()
         model = bench.federation.model
-        assert model is not None
         weights = {**random_weights(SCHEMA, 1), "large": model.weights()["large"].copy()}  # `large` passes through
         flip_in_place(model.path)
         await bench.send("a", weights)

@@ -65,7 +65,7 @@ async def test_update_that_is_admitted_while_another_client_expires_is_in_after_
             await settling.reached.wait()
             assert bench.part("a").stage is Stage.FINISHING
             everything = bench.state.journal.write(*rounds.keeping(bench.round, bench.federation.now))
-            of_a = bench.federation.keep(bench.part("a"))
+            of_a = bench.federation.keep(bench.round, bench.part("a"))
             others = asyncio.gather(everything, of_a)
         await asyncio.gather(finished, others)
         assert bench.part("a").outcome is Outcome.COMPLETED

@@ -94,7 +94,6 @@ async def test_restored_state_goes_on_to_the_same_model(folder: Path, tmp_path: 
 async def test_upload_that_travels_encoded_goes_on_where_it_was(tmp_path: Path, is_finished_meanwhile: bool) -> None:
     async with Bench.running(tmp_path / "live", "a", update_encoding="int8") as bench:
         running = await bench.open_round()
-        assert bench.federation.model is not None
         base = dict(bench.federation.model.weights())
         weights = {**base, "large": base["large"] + np.float32(0.5)}
         body = encode(Encoding.INT8, np.full_like(base["large"], 0.5))
