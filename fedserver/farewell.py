@@ -7,11 +7,11 @@ import asyncio
 import structlog
 
 from fedserver.coordinator.effects import TellFederationOutcome
-from fedserver.coordinator.participation import Outcome
 from fedserver.coordinator.population import ClientState
 from fedserver.federation import Federation, FederationState, ref_of
 from fedserver.phases import names_of
 from fedserver.sessions import LONGEST_FAREWELL_SECONDS
+from fedstream.outcomes import Outcome
 
 log = structlog.get_logger()
 

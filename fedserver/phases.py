@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import structlog
 
 from fedserver.coordinator.effects import TellRoundOutcome
-from fedserver.coordinator.participation import Outcome
 from fedserver.coordinator.population import Client, select_cohort
 from fedserver.coordinator.round import Round
 from fedserver.federation import Federation, FederationState, ref_of
@@ -24,6 +23,7 @@ from fedserver.store.clients import keeping
 from fedserver.store.ledger import appending, last_hash
 from fedserver.store.models import StoredModel
 from fedserver.store.uploads import settling
+from fedstream.outcomes import Outcome
 from fedtask.report import RoundRecord
 from fedtask.task import Evaluation, TaskError
 from fedtask.worker import WorkerCrashed

@@ -8,12 +8,12 @@ import json
 import structlog
 
 from fedserver.config import folder_of
-from fedserver.coordinator.participation import Outcome
 from fedserver.federation import Federation, FederationFailed, ref_of
 from fedserver.overlap import overlap
 from fedserver.starting_model import model_to_go_on_from
 from fedserver.store.rounds import unfinished
 from fedserver.store.state import KEEP_ROUNDS_FACT, MEANING_FACT, TASK_FACT
+from fedstream.outcomes import Outcome
 from fedstream.schema import TaskMeaning
 from fedtask.task import TaskError
 from fedtask.worker import WorkerCrashed

@@ -24,8 +24,7 @@ from fedserver.services.round_messages import write_detail, write_records
 from fedserver.store.rounds import records
 from fedstream.sizes import part_of, size
 from fedstream.v1 import admin_pb2, negotiation_pb2
-
-_OUTCOMES = ("completed", "quarantined", "declined", "withdrawn", "failed", "expired", "cancelled")
+from fedtask.report import OUTCOMES
 
 
 def show_rounds(state: Path, number: int | None, *, as_json: bool) -> None:
@@ -88,7 +87,7 @@ def _round_row(one: admin_pb2.Round) -> Sequence[str]:
 
 def _counts(counts: admin_pb2.OutcomeCounts) -> str:
     """`4 = 3 completed + 1 expired`."""
-    parts = [(getattr(counts, outcome), outcome) for outcome in ("outstanding", *_OUTCOMES)]
+    parts = [(getattr(counts, outcome), outcome) for outcome in ("outstanding", *OUTCOMES)]
     shown = " + ".join(f"{number} {outcome}" for number, outcome in parts if number)
     return f"{counts.offered} = {shown}" if shown else str(counts.offered)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedserver.coordinator.participation import Outcome, Participation
+from fedserver.coordinator.participation import Participation
 from fedstream.manifest import Digest
+from fedstream.outcomes import Outcome
 
 
 @dataclass(frozen=True, slots=True)

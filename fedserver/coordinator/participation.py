@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from fedstream.outcomes import Outcome
 from fedstream.plan import Plan
 
 
@@ -24,18 +25,6 @@ class Stage(enum.Enum):
     WORKING = "working"
     FINISHING = "finishing"
     ENDED = "ended"
-
-
-class Outcome(enum.Enum):
-    """How a participation ended. Every offer ends in exactly one."""
-
-    COMPLETED = "completed"
-    QUARANTINED = "quarantined"
-    DECLINED = "declined"
-    WITHDRAWN = "withdrawn"
-    FAILED = "failed"
-    EXPIRED = "expired"
-    CANCELLED = "cancelled"
 
 
 class Phase(enum.Enum):

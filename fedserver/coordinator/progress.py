@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedserver.coordinator.effects import ModelRef
-
-Score = tuple[float, float]
+from fedstream.scores import score_of
 
 
 @dataclass(slots=True)
@@ -16,8 +15,6 @@ class Progress:
     """The best global model by its holdout score.
 
     `patience` is rounds without a better one before stopping, 0 for never.
-
-    A better score is a higher accuracy or, where that is equal or the task has none, a lower loss.
     """
 
     patience: int
@@ -47,13 +44,3 @@ class Progress:
             return None
         best = self.best.version
         return f"early stopping: no better holdout score for {self.patience} rounds; the best was round {best}"
-
-
-def score_of(metrics: Mapping[str, float | None]) -> Score:
-    """What models are compared by, the larger the better. A value that is missing or NaN is worse than any other."""
-    return _rank(metrics.get("accuracy"), sign=1), _rank(metrics.get("loss"), sign=-1)
-
-
-def _rank(value: float | None, sign: int) -> float:
-    # Every comparison with NaN is false: a diverged model that came first would stay the best for ever.
-    return -math.inf if value is None or math.isnan(value) else sign * value

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 
 from fedserver.coordinator.effects import Cancel, Confirm, Effect, MakeOffer, ModelRef, RenewLease, Withdraw
 from fedserver.coordinator.participation import (
-    Outcome,
     OutcomeCounts,
     Participation,
     Phase,
@@ -23,6 +22,7 @@ from fedserver.coordinator.participation import (
 )
 from fedstream.encodings import Encoding
 from fedstream.errors import RoundClosed, UnknownUpload
+from fedstream.outcomes import Outcome
 from fedstream.plan import Plan
 
 

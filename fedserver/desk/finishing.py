@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import structlog
 
-from fedserver.coordinator.participation import Outcome, Participation
+from fedserver.coordinator.participation import Participation
 from fedserver.coordinator.round import Round
 from fedserver.desk.tray import OpenUpload, Tray, UploadStatus
 from fedserver.store import Upload, UploadState
 from fedserver.store.rounds import participation
 from fedserver.store.uploads import forgetting, settling
 from fedstream.errors import BodyIncomplete, DigestMismatch
+from fedstream.outcomes import Outcome
 
 log = structlog.get_logger()
 

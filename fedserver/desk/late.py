@@ -10,13 +10,14 @@ import asyncio
 import structlog
 
 from fedserver.aggregation import QuarantineReason
-from fedserver.coordinator.participation import Outcome, Participation
+from fedserver.coordinator.participation import Participation
 from fedserver.desk.tray import OpenUpload, Tray, UploadStatus
 from fedserver.federation import Federation
 from fedserver.store import Upload, UploadState
 from fedserver.store.rounds import ParticipationRow, being_late, late_updates, part_of_upload
 from fedserver.store.uploads import settled
 from fedstream.errors import DigestMismatch, RoundClosed
+from fedstream.outcomes import Outcome
 
 log = structlog.get_logger()
 

@@ -6,11 +6,11 @@ import asyncio
 
 import structlog
 
-from fedserver.coordinator.participation import Outcome
 from fedserver.desk.tray import Tray
 from fedserver.store import DamagedFile, UploadState
 from fedserver.store.rounds import keeping
 from fedserver.store.uploads import StoredUpload, forgetting, resetting
+from fedstream.outcomes import Outcome
 
 log = structlog.get_logger()
 

@@ -24,11 +24,12 @@ from fedserver.coordinator.effects import (
     TellWaiting,
     Withdraw,
 )
-from fedserver.coordinator.participation import Outcome, Phase, ProgressReport
+from fedserver.coordinator.participation import Phase, ProgressReport
 from fedserver.coordinator.population import Introduction
 from fedserver.handshake import Decline
 from fedstream import limits, wire
 from fedstream.errors import InvalidRequest
+from fedstream.outcomes import Outcome
 from fedstream.v1 import common_pb2, negotiation_pb2
 
 OUTCOMES: Mapping[Outcome, negotiation_pb2.Outcome.ValueType] = {

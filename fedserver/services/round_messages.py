@@ -9,7 +9,8 @@ from fedserver.store.database import Database
 from fedserver.store.ledger import RoundModels, models_of_rounds
 from fedserver.store.rounds import late_updates
 from fedstream import wire
-from fedstream.v1 import admin_pb2, negotiation_pb2
+from fedstream.outcomes import Outcome
+from fedstream.v1 import admin_pb2
 from fedtask.report import Contribution, RoundRecord
 
 
@@ -55,7 +56,7 @@ def _write_contribution(one: Contribution, late_update: str) -> admin_pb2.Partic
     return admin_pb2.Participation(
         client_name=one.client_name,
         rank=one.rank,
-        outcome=negotiation_pb2.Outcome.Value(f"OUTCOME_{one.outcome.upper()}"),
+        outcome=messages.OUTCOMES[Outcome(one.outcome)],
         reason=one.reason,
         epochs=one.epochs or 0,
         committed_size=one.upload_bytes,

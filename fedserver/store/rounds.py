@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedserver.coordinator.effects import ModelRef
-from fedserver.coordinator.participation import Outcome, Participation, Stage
+from fedserver.coordinator.participation import Participation, Stage
 from fedserver.coordinator.round import Round, RoundRules
 from fedserver.store.database import RESTORE, Database
 from fedserver.store.errors import StateError
 from fedserver.store.journal import Statement
 from fedserver.store.uploads import UploadState
+from fedstream.outcomes import Outcome
 from fedstream.plan import Plan
 from fedtask.adapters import adapter
 from fedtask.report import RoundRecord

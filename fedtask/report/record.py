@@ -15,13 +15,14 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, PlainSerializer, with_config
 
+from fedstream.outcomes import Outcome
 from fedstream.plan import Plan
 from fedtask.adapters import adapter
 from fedtask.metrics import evaluation_from_json, evaluation_to_json
 from fedtask.task import Evaluation
 
-OUTCOMES = ("completed", "quarantined", "declined", "withdrawn", "failed", "expired", "cancelled")
-"""How an offer can end. Every offer ends in just one of these ways, so their counts add up to the offers made."""
+OUTCOMES = tuple(outcome.value for outcome in Outcome)
+"""How an offer can end, in words."""
 
 
 def _without_nan(values: Mapping[str, float | None]) -> dict[str, float | None]:

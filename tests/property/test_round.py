@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fedserver.coordinator.effects import Cancel, Confirm, Effect, RenewLease, Withdraw
-from fedserver.coordinator.participation import Outcome, Phase, ProgressReport, Stage
+from fedserver.coordinator.participation import Phase, ProgressReport, Stage
 from fedserver.coordinator.round import Round
 from fedstream.errors import RoundClosed
+from fedstream.outcomes import Outcome
 from tests.unit.fedserver.coordinator.rounds import OPENED, PLAN, open_round, part_of
 
 pytestmark = pytest.mark.numpy_task

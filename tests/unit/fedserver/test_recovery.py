@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from fedserver.coordinator.participation import Outcome, Stage
+from fedserver.coordinator.participation import Stage
 from fedserver.store import DamagedFile, StateError, StateReader
 from fedserver.store.row_checks import register
 from fedserver.verification import verify
+from fedstream.outcomes import Outcome
 from tests.support.bench import SCHEMA, Bench, image_of
 from tests.support.clocks import SetClock
 from tests.support.tasks import random_weights

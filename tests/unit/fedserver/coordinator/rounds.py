@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from fedserver.coordinator.effects import ModelRef
-from fedserver.coordinator.participation import Outcome, Participation
+from fedserver.coordinator.participation import Participation
 from fedserver.coordinator.round import Invitation, Round, RoundRules
 from fedstream.manifest import Digest
+from fedstream.outcomes import Outcome
 from fedstream.plan import Plan
 
 BASE = ModelRef(6, Digest(b"\x06" * 32, 100))

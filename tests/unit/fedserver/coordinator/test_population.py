@@ -16,7 +16,7 @@ from fedserver.coordinator.population import (
     Population,
     select_cohort,
 )
-from fedserver.coordinator.progress import Progress, score_of
+from fedserver.coordinator.progress import Progress
 from fedstream.manifest import Digest
 
 pytestmark = pytest.mark.numpy_task
@@ -271,10 +271,6 @@ def test_best_model_is_the_first_of_the_highest_accuracy_then_lowest_loss(
     accuracy, loss = scores[best - 1]
     assert progress.best == ref(best)
     assert (progress.best_metrics, progress.why_stopping()) == ({"accuracy": accuracy, "loss": loss}, None)
-
-
-def test_score_of_no_metrics_is_below_every_other() -> None:
-    assert score_of({}) == (-math.inf, -math.inf) < score_of({"loss": 1e300}) < score_of({"accuracy": 0.0})
 
 
 def test_progress_stops_after_patience_rounds_without_better_and_names_the_best() -> None:

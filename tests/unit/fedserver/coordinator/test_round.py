@@ -9,9 +9,10 @@ from dataclasses import replace
 import pytest
 
 from fedserver.coordinator.effects import Cancel, Confirm, Effect, MakeOffer, RenewLease, Withdraw
-from fedserver.coordinator.participation import Outcome, OutcomeCounts, Phase, ProgressReport, Stage
+from fedserver.coordinator.participation import OutcomeCounts, Phase, ProgressReport, Stage
 from fedserver.coordinator.round import Round
 from fedstream.errors import RoundClosed, UnknownUpload
+from fedstream.outcomes import Outcome
 from tests.unit.fedserver.coordinator.rounds import BASE, OPENED, PLAN, accept, complete, ends, open_round, part_of
 
 pytestmark = pytest.mark.numpy_task

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from fedserver.coordinator.participation import Outcome, Stage
+from fedserver.coordinator.participation import Stage
 from fedserver.store import UpdateFacts, rounds
 from fedserver.store.journal import Journal, Statement
 from fedserver.store.uploads import beginning
 from fedstream.errors import DigestMismatch, RoundClosed, UnknownUpload
 from fedstream.files import RealFileSystem
 from fedstream.manifest import manifest_of
+from fedstream.outcomes import Outcome
 from tests.support.bench import SCHEMA, Bench, image_of
 from tests.support.tasks import random_weights
 
