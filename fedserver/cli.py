@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fedserver import options
 from fedserver.cli_stored import stored
-from fedserver.cli_words import DEFAULT_STATE, MOST_ROUNDS, State, class_folders, task_settings
+from fedserver.cli_words import class_folders, task_settings
 from fedserver.exit_codes import ExitCode, fail
+from fedserver.options import DEFAULT_STATE, MOST_ROUNDS
 from fedstream.command_line import LogLevel, make_app
 
 if TYPE_CHECKING:
@@ -22,10 +24,8 @@ app = make_app("fedserver", "Coordinate a federation: sites train one model toge
 
 @app.command()
 def init(
-    state: State = DEFAULT_STATE,
-    advertise: Annotated[
-        list[str] | None, typer.Option(help="Name or address under which sites reach this server; repeatable.")
-    ] = None,
+    state: options.State = DEFAULT_STATE,
+    advertise: options.Advertise = None,
     listen: Annotated[str, typer.Option(help="HOST:PORT for members.")] = "0.0.0.0:8443",
     enrol_listen: Annotated[str, typer.Option(help="HOST:PORT for joining. [default: the port after it]")] = "",
 ) -> None:
@@ -40,127 +40,51 @@ def init(
 
 @app.command()
 def run(
-    config: Annotated[Path | None, typer.Option(help="TOML file; options given here go over it.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the federation. [default: federation]")] = None,
-    listen: Annotated[
-        str | None, typer.Option(help="HOST:PORT. [default: as `init` says, else 127.0.0.1:8443]")
-    ] = None,
-    advertise: Annotated[
-        list[str] | None, typer.Option(help="Name or address under which sites reach this server; repeatable.")
-    ] = None,
-    enrol_listen: Annotated[
-        str | None, typer.Option(help="HOST:PORT where sites join. [default: the port after --listen]")
-    ] = None,
-    client_ca: Annotated[
-        Path | None,
-        typer.Option(help="Also let in sites with certificates of this authority (PEM); they need no invitation."),
-    ] = None,
-    certificate_days: Annotated[
-        float | None, typer.Option(help="Validity of a site's certificate; it renews by itself. [default: 90]")
-    ] = None,
-    open_enrolment: Annotated[
-        bool | None,
-        typer.Option(
-            "--open-enrolment",
-            help="Ask for no certificates: whoever has the join command can join, under any name, also another site's.",
-        ),
-    ] = None,
-    plaintext: Annotated[
-        bool | None, typer.Option("--plaintext", help="No TLS and no certificates; loopback only.")
-    ] = None,
-    task: Annotated[str | None, typer.Option(help="Task name or module:Class. [default: brain_mri]")] = None,
-    task_set: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the task; repeatable.")] = None,
-    rounds: Annotated[int | None, typer.Option(help="Rounds to run, failed ones included. [default: 10]")] = None,
-    min_clients: Annotated[int | None, typer.Option(help="Clients a round needs. [default: 2]")] = None,
-    cohort_size: Annotated[int | None, typer.Option(help="Clients to pick per round; 0 for all.")] = None,
-    reporting_goal: Annotated[int | None, typer.Option(help="Updates that close a round; 0 for all.")] = None,
-    round_timeout_seconds: Annotated[
-        float | None, typer.Option(help="How long a round waits for updates. [default: 3600]")
-    ] = None,
-    longest_round_seconds: Annotated[
-        float | None, typer.Option(help="What a counter-offer may ask for. [default: twice the timeout]")
-    ] = None,
-    lease_seconds: Annotated[
-        float | None, typer.Option(help="Silence after which a client is given up. [default: 60]")
-    ] = None,
-    join_timeout_seconds: Annotated[
-        float | None, typer.Option(help="How long to wait for enough clients. [default: 86400]")
-    ] = None,
-    retry_delay_seconds: Annotated[
-        float | None,
-        typer.Option(
-            help="Before what failed, a round or a full disk, is tried again; doubled with each round that fails, up "
-            "to 300. [default: 5]"
-        ),
-    ] = None,
-    keep_rounds: Annotated[
-        int | None, typer.Option(help="Rounds whose updates and models are kept. [default: 10]")
-    ] = None,
-    min_free_bytes: Annotated[
-        int | None,
-        typer.Option(
-            help="Bytes that must stay free on the disk; no round is offered that may leave less. [268435456]"
-        ),
-    ] = None,
-    max_connections: Annotated[
-        int | None, typer.Option(help="On each port, of all sites together. [default: 4000]")
-    ] = None,
-    max_streams_per_connection: Annotated[
-        int | None, typer.Option(help="Calls that one connection may have open. [default: 16]")
-    ] = None,
-    max_examples: Annotated[
-        int | None,
-        typer.Option(
-            help="Training examples that a site may say it has; its weight goes by them. [default: 10 million]"
-        ),
-    ] = None,
-    max_resent_bytes: Annotated[
-        int | None, typer.Option(help="Bytes of one update that may come more than once. [default: 1073741824]")
-    ] = None,
-    handshake_timeout_seconds: Annotated[
-        float | None, typer.Option(help="For TLS and HTTP/2 to be agreed on. [default: 20]")
-    ] = None,
-    message_timeout_seconds: Annotated[
-        float | None,
-        typer.Option(help="For a stream's first message, and between parts of a manifest. [default: 30]"),
-    ] = None,
-    strategy: Annotated[str | None, typer.Option(help="fedavg, uniform or rank_decay. [default: fedavg]")] = None,
-    update_encoding: Annotated[
-        str | None,
-        typer.Option(help="How updates travel: raw, zstd, bfloat16[+zstd] or int8[+zstd]. [default: raw]"),
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Local epochs at most. [default: the task's]")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Examples in one step of local training. [default: the task's]")
-    ] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Size of a step of local training, such as 0.0001. [default: the task's]")
-    ] = None,
-    early_stopping_patience: Annotated[
-        int | None, typer.Option(help="Epochs without a better loss before a site stops; 0 for never. [the task's]")
-    ] = None,
-    early_stopping_rounds: Annotated[
-        int | None, typer.Option(help="Rounds without a better holdout score before stopping; 0 for never.")
-    ] = None,
-    holdout: Annotated[
-        str | None, typer.Option(help="Folder <class>/* to score every global model on, or `phantom`.")
-    ] = None,
-    test: Annotated[str | None, typer.Option(help="Folder <class>/* that is looked at once, at the end.")] = None,
-    classes: Annotated[
-        list[str] | None, typer.Option(help="CLASS=FOLDER where the holdout's folders have other names.")
-    ] = None,
-    initial_model: Annotated[Path | None, typer.Option(help="Start from this model file.")] = None,
-    backbone_weights: Annotated[
-        str | None, typer.Option(help="Weights file to start from, `imagenet` to download, or `random`.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of cohort, initial head and plans. [default: 0]")] = None,
-    state: Annotated[Path | None, typer.Option(help=f"State directory. [default: {DEFAULT_STATE}]")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where report and models go. [default: runs/server]")] = None,
-    pictures: Annotated[
-        bool | None,
-        typer.Option("--pictures/--no-pictures", help="Draw the report's pictures, or leave its tables alone. [drawn]"),
-    ] = None,
-    log_json: Annotated[bool | None, typer.Option("--log-json/--log-text", help="[default: by terminal]")] = None,
+    config: options.Config = None,
+    name: options.Name = None,
+    listen: options.Listen = None,
+    advertise: options.Advertise = None,
+    enrol_listen: options.EnrolListen = None,
+    client_ca: options.ClientCa = None,
+    certificate_days: options.CertificateDays = None,
+    open_enrolment: options.OpenEnrolment = None,
+    plaintext: options.Plaintext = None,
+    task: options.Task = None,
+    task_set: options.TaskSet = None,
+    rounds: options.Rounds = None,
+    min_clients: options.MinClients = None,
+    cohort_size: options.CohortSize = None,
+    reporting_goal: options.ReportingGoal = None,
+    round_timeout_seconds: options.RoundTimeoutSeconds = None,
+    longest_round_seconds: options.LongestRoundSeconds = None,
+    lease_seconds: options.LeaseSeconds = None,
+    join_timeout_seconds: options.JoinTimeoutSeconds = None,
+    retry_delay_seconds: options.RetryDelaySeconds = None,
+    keep_rounds: options.KeepRounds = None,
+    min_free_bytes: options.MinFreeBytes = None,
+    max_connections: options.MaxConnections = None,
+    max_streams_per_connection: options.MaxStreamsPerConnection = None,
+    max_examples: options.MaxExamples = None,
+    max_resent_bytes: options.MaxResentBytes = None,
+    handshake_timeout_seconds: options.HandshakeTimeoutSeconds = None,
+    message_timeout_seconds: options.MessageTimeoutSeconds = None,
+    strategy: options.Strategy = None,
+    update_encoding: options.UpdateEncoding = None,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
+    learning_rate: options.LearningRate = None,
+    early_stopping_patience: options.EarlyStoppingPatience = None,
+    early_stopping_rounds: options.EarlyStoppingRounds = None,
+    holdout: options.Holdout = None,
+    test: options.Test = None,
+    classes: options.HoldoutClasses = None,
+    initial_model: options.InitialModel = None,
+    backbone_weights: options.BackboneWeights = None,
+    seed: options.Seed = None,
+    state: options.StateDir = None,
+    out: options.Out = None,
+    pictures: options.Pictures = None,
+    log_json: options.LogJson = None,
     log_level: LogLevel = "info",
 ) -> None:
     """Run a federation to its end, then write report and models.
@@ -173,26 +97,26 @@ def run(
     raise typer.Exit(asyncio.run(run_server(settings, log_json, log_level)))
 
 
-def _settings(options: Mapping[str, Any]) -> ServerConfig:
+def _settings(given: Mapping[str, Any]) -> ServerConfig:
     """What the options of a command, by their parameters' names, make of the file that one of them may name."""
     from fedserver.addresses import chosen
     from fedserver.config import ConfigError, PlanSettings, ServerConfig, load_config
 
-    flags = {key: value for key, value in options.items() if key in ServerConfig.model_fields}
-    flags["task_settings"] = task_settings(options["task_set"])
-    flags["classes"] = class_folders(options["classes"])
-    flags["plan"] = {key: options.get(key) for key in PlanSettings.model_fields}
+    flags = {key: value for key, value in given.items() if key in ServerConfig.model_fields}
+    flags["task_settings"] = task_settings(given["task_set"])
+    flags["classes"] = class_folders(given["classes"])
+    flags["plan"] = {key: given.get(key) for key in PlanSettings.model_fields}
     try:
-        return load_config(options["config"], flags, chosen)
+        return load_config(given["config"], flags, chosen)
     except ConfigError as error:
         raise fail(str(error), ExitCode.BAD_CONFIGURATION) from error
 
 
 @app.command()
 def invite(
-    name: Annotated[str, typer.Argument(help="Name of the site.")],
+    name: options.Site,
     valid_hours: Annotated[float | None, typer.Option(help="How long the token can be used. [default: 72]")] = None,
-    state: State = DEFAULT_STATE,
+    state: options.State = DEFAULT_STATE,
 ) -> None:
     """Print a join token for one site, and the command that it is for. It can be used once, under this name.
 
@@ -207,8 +131,8 @@ def invite(
 
 @app.command()
 def clients(
-    state: State = DEFAULT_STATE,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    state: options.State = DEFAULT_STATE,
+    as_json: options.AsJson = False,
 ) -> None:
     """List the sites: invited, enrolled or revoked, until when, and when last seen. Needs no running server.
 
@@ -221,8 +145,8 @@ def clients(
 
 @app.command()
 def revoke(
-    name: Annotated[str, typer.Argument(help="Name of the site.")],
-    state: State = DEFAULT_STATE,
+    name: options.Site,
+    state: options.State = DEFAULT_STATE,
 ) -> None:
     """Keep a site out, at once: its certificates and invitations count no more, and its open calls end.
 
@@ -237,9 +161,9 @@ def revoke(
 
 @app.command()
 def status(
-    state: State = DEFAULT_STATE,
+    state: options.State = DEFAULT_STATE,
     watch: Annotated[bool, typer.Option("--watch", help="Show it again every second until Ctrl-C.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Show what the federation does, what it waits for and since when, and where each client is.
 
@@ -257,8 +181,8 @@ def rounds(
     number: Annotated[
         int | None, typer.Option("--round", help="One round, with each client's part.", min=0, max=MOST_ROUNDS)
     ] = None,
-    state: State = DEFAULT_STATE,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    state: options.State = DEFAULT_STATE,
+    as_json: options.AsJson = False,
 ) -> None:
     """List the rounds, or show one with what became of each client's offer. Works without a running server too.
 
@@ -270,7 +194,7 @@ def rounds(
 
 
 @app.command()
-def pause(state: State = DEFAULT_STATE) -> None:
+def pause(state: options.State = DEFAULT_STATE) -> None:
     """Open no further round until `fedserver resume`; the round at work goes on to its end.
 
     Sites stay connected and wait. A server that is started again is not paused.
@@ -283,7 +207,7 @@ def pause(state: State = DEFAULT_STATE) -> None:
 
 
 @app.command()
-def resume(state: State = DEFAULT_STATE) -> None:
+def resume(state: options.State = DEFAULT_STATE) -> None:
     """Take a pause back: the next round opens as soon as there are enough sites.
 
     Example: fedserver resume --state runs/server/state
@@ -295,7 +219,7 @@ def resume(state: State = DEFAULT_STATE) -> None:
 
 @app.command()
 def stop(
-    state: State = DEFAULT_STATE,
+    state: options.State = DEFAULT_STATE,
     finish_round: Annotated[
         bool, typer.Option("--finish-round", help="Wait for the round at work, and lose nothing.")
     ] = False,
@@ -315,25 +239,23 @@ def stop(
 @app.command()
 def doctor(
     config: Annotated[Path | None, typer.Option(help="The TOML file of `fedserver run`; options go over it.")] = None,
-    listen: Annotated[
-        str | None, typer.Option(help="HOST:PORT. [default: as `init` says, else 127.0.0.1:8443]")
-    ] = None,
+    listen: options.Listen = None,
     advertise: Annotated[list[str] | None, typer.Option(help="Name under which sites reach it; repeatable.")] = None,
     enrol_listen: Annotated[str | None, typer.Option(help="HOST:PORT where sites join. [the port after]")] = None,
     client_ca: Annotated[Path | None, typer.Option(help="Authority (PEM) whose sites need no invitation.")] = None,
     open_enrolment: Annotated[bool | None, typer.Option("--open-enrolment", help="Ask for no certificates.")] = None,
     plaintext: Annotated[bool | None, typer.Option("--plaintext", help="No TLS; loopback only.")] = None,
-    task: Annotated[str | None, typer.Option(help="Task name or module:Class. [default: brain_mri]")] = None,
-    task_set: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the task; repeatable.")] = None,
+    task: options.Task = None,
+    task_set: options.TaskSet = None,
     holdout: Annotated[str | None, typer.Option(help="Folder <class>/*, or `phantom`.")] = None,
     test: Annotated[str | None, typer.Option(help="Folder <class>/*, looked at once, at the end.")] = None,
-    classes: Annotated[list[str] | None, typer.Option(help="CLASS=FOLDER; repeatable.")] = None,
+    classes: options.Classes = None,
     initial_model: Annotated[Path | None, typer.Option(help="Model file to start from.")] = None,
     backbone_weights: Annotated[str | None, typer.Option(help="Weights file, `imagenet` or `random`.")] = None,
     min_free_bytes: Annotated[int | None, typer.Option(help="Bytes that must stay free on the disk.")] = None,
-    state: Annotated[Path | None, typer.Option(help=f"State directory. [default: {DEFAULT_STATE}]")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where report and models go. [default: runs/server]")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    state: options.StateDir = None,
+    out: options.Out = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Check whether a server could run with these settings, and say what to do where it could not.
 
@@ -376,7 +298,7 @@ def conformance(
         Path | None, typer.Option(help="Folder to keep transcripts and the client's words in. [default: not kept]")
     ] = None,
     lanes: Annotated[int, typer.Option(help="Scenes at a time.", min=1, max=64)] = 4,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: options.AsJson = False,
     show: Annotated[bool, typer.Option("--list", help="Name the scenes, and play none.")] = False,
 ) -> None:
     """Try whether a client, in any language, keeps to docs/protocol.md: plays scenes with it, and judges rule by rule.
@@ -410,10 +332,10 @@ def demo(
         str | None,
         typer.Option(help="even, quantity or dirichlet:ALPHA. [default: dirichlet:0.5, on the phantom even]"),
     ] = None,
-    strategy: Annotated[str, typer.Option(help="fedavg, uniform or rank_decay.")] = "fedavg",
+    strategy: options.StrategyName = "fedavg",
     update_encoding: Annotated[str, typer.Option(help="raw, zstd, bfloat16[+zstd] or int8[+zstd].")] = "raw",
-    epochs: Annotated[int | None, typer.Option(help="Local epochs at most. [default: the task's]")] = None,
-    task_set: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the task; repeatable.")] = None,
+    epochs: options.Epochs = None,
+    task_set: options.TaskSet = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
 ) -> None:

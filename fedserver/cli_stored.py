@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from fedserver.cli_words import DEFAULT_STATE, MOST_ROUNDS, State, class_folders, task_settings
+from fedserver import options
+from fedserver.cli_words import class_folders, task_settings
+from fedserver.options import DEFAULT_STATE, MOST_ROUNDS
 
 stored = typer.Typer()
 
@@ -17,8 +19,8 @@ def verify(
     number: Annotated[
         int | None, typer.Option("--round", help="This round and the chain only.", min=0, max=MOST_ROUNDS)
     ] = None,
-    state: State = DEFAULT_STATE,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    state: options.State = DEFAULT_STATE,
+    as_json: options.AsJson = False,
 ) -> None:
     """Check what is stored: the ledger's chain, every file, and every aggregate by making it again.
 
@@ -34,7 +36,7 @@ def verify(
 
 @stored.command()
 def gc(
-    state: State = DEFAULT_STATE,
+    state: options.State = DEFAULT_STATE,
     keep_rounds: Annotated[
         int | None,
         typer.Option(help="Rounds whose updates and models stay. [default: as the server ran]", min=0, max=MOST_ROUNDS),
@@ -55,7 +57,7 @@ def gc(
 @stored.command()
 def backup(
     out: Annotated[Path, typer.Option(help="Folder or .tar file to make; it must not be there yet.")],
-    state: State = DEFAULT_STATE,
+    state: options.State = DEFAULT_STATE,
 ) -> None:
     """Copy the state directory, as it is at one instant, also while a server runs on it.
 
@@ -69,7 +71,7 @@ def backup(
 @stored.command()
 def restore(
     source: Annotated[Path, typer.Argument(help="What `fedserver backup` made.", metavar="BACKUP")],
-    state: State = DEFAULT_STATE,
+    state: options.State = DEFAULT_STATE,
 ) -> None:
     """Make a state directory of a backup, after checking every byte. Nothing is ever overwritten.
 
@@ -87,11 +89,11 @@ def export(
         int | None, typer.Option("--round", help="Model of this round. [default: the last]", min=0, max=MOST_ROUNDS)
     ] = None,
     stem: Annotated[str | None, typer.Option(help="File name without its ending. [default: as `run` calls it]")] = None,
-    state: State = DEFAULT_STATE,
+    state: options.State = DEFAULT_STATE,
     task: Annotated[
         str | None, typer.Option(help="Task name or module:Class. [default: the federation's, with its settings]")
     ] = None,
-    task_set: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the task; repeatable.")] = None,
+    task_set: options.TaskSet = None,
 ) -> None:
     """Write a round's global model for use without this project (for brain_mri: .keras and .h5).
 
@@ -108,10 +110,10 @@ def export(
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Model file: .keras, .h5 or .weights.h5.")],
     holdout: Annotated[str, typer.Option(help="Folder <class>/*, or `phantom`.")],
-    task: Annotated[str, typer.Option(help="Task name or module:Class.")] = "brain_mri",
-    task_set: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the task; repeatable.")] = None,
-    classes: Annotated[list[str] | None, typer.Option(help="CLASS=FOLDER; repeatable.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    task: options.TaskName = "brain_mri",
+    task_set: options.TaskSet = None,
+    classes: options.Classes = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Score one model file on a labelled folder. Needs no server and no state directory.
 
@@ -129,15 +131,15 @@ def evaluate(
 def aggregate(
     models: Annotated[list[Path], typer.Argument(help="Model files of the clients, in order of rank.")],
     out: Annotated[Path, typer.Option(help="Model file to write; its ending decides the format.")],
-    strategy: Annotated[str, typer.Option(help="fedavg, uniform or rank_decay.")] = "fedavg",
+    strategy: options.StrategyName = "fedavg",
     examples: Annotated[
         str | None, typer.Option(help="Training examples of each model, such as 400,320; fedavg needs them.")
     ] = None,
     base: Annotated[Path | None, typer.Option(help="The model they started from, for the same bits.")] = None,
     holdout: Annotated[str | None, typer.Option(help="Score the result on this folder.")] = None,
-    task: Annotated[str, typer.Option(help="Task name or module:Class.")] = "brain_mri",
-    task_set: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the task; repeatable.")] = None,
-    classes: Annotated[list[str] | None, typer.Option(help="CLASS=FOLDER; repeatable.")] = None,
+    task: options.TaskName = "brain_mri",
+    task_set: options.TaskSet = None,
+    classes: options.Classes = None,
 ) -> None:
     """Aggregate model files of sites that can only send files.
 

@@ -1,19 +1,9 @@
-"""Options that several commands of `fedserver` have, and how their words are read."""
+"""How the words are read that options of several commands of `fedserver` take."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from fedserver.exit_codes import ExitCode, fail
 from fedtask.class_folders import split_pairs
-
-State = Annotated[Path, typer.Option(help="State directory of the server.", show_default=True)]
-MOST_ROUNDS = 1_000_000
-"""As `fedserver.config` allows. Numbers far beyond fit neither the database nor the wire."""
-DEFAULT_STATE = Path("runs/server/state")
 
 
 def task_settings(words: list[str] | None) -> dict[str, str]:
