@@ -52,6 +52,7 @@ class ServerConfig(BaseModel):
     listen: str = "127.0.0.1:8443"
     advertise: list[str] = []
     enrol_listen: str = ""
+    metrics_listen: str = ""
     plaintext: bool = False
     open_enrolment: bool = False
     client_ca: Path | None = None
@@ -95,9 +96,9 @@ class ServerConfig(BaseModel):
         split_address(value)
         return value
 
-    @field_validator("enrol_listen")
+    @field_validator("enrol_listen", "metrics_listen")
     @classmethod
-    def _enrol_listen_is_an_address(cls, value: str) -> str:
+    def _other_listen_is_an_address(cls, value: str) -> str:
         if value:
             split_address(value)
         return value

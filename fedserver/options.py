@@ -43,6 +43,9 @@ Advertise = Annotated[
     list[str] | None, typer.Option(help="Name or address under which sites reach this server; repeatable.")
 ]
 EnrolListen = Annotated[str | None, typer.Option(help="HOST:PORT where sites join. [default: the port after --listen]")]
+MetricsListen = Annotated[
+    str | None, typer.Option(help="HOST:PORT where Prometheus may read numbers, in plain HTTP. [default: nowhere]")
+]
 ClientCa = Annotated[
     Path | None,
     typer.Option(help="Also let in sites with certificates of this authority (PEM); they need no invitation."),

@@ -7,9 +7,9 @@ import signal
 import socket
 import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
@@ -54,6 +54,9 @@ from fedstream.v1 import (
     transfer_pb2,
 )
 
+if TYPE_CHECKING:
+    from fedserver.metrics import MetricsPort
+
 log = structlog.get_logger()
 
 OPTIONS = (
@@ -87,6 +90,7 @@ class Listening:
     fingerprint: str | None
     admin_address: str
     enrolment_address: str | None = None
+    metrics_address: str | None = None
 
 
 class StoppedUnready(FedstreamError):
@@ -133,6 +137,7 @@ class Server:
         self.made = Made()
         self._contact: dict[str, Any] = {}
         self._starting: asyncio.Task[None] | None = None
+        self._metrics: MetricsPort | None = None
 
     def _open_gate(self) -> Gate | None:
         """The gate, unless the coordinator has chosen to have none."""
@@ -165,13 +170,22 @@ class Server:
         # Whoever starts it may be interrupted; gRPC's own start does not bear that. It is waited for in `close`.
         self._starting = asyncio.create_task(self._start_ports())
         await asyncio.shield(self._starting)
+        if self._config.metrics_listen:
+            self._metrics = self._open_metrics()
+            listening = replace(listening, metrics_address=self._metrics.address)
         for service in ("", *services):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         contact: dict[str, Any] = {"address": listening.address, "fingerprint": listening.fingerprint}
         contact |= {"enrolment": listening.enrolment_address, "admin": listening.admin_address}
+        contact |= {"metrics": listening.metrics_address}
         self._state.write_contact(contact)
         self._contact = contact
         return listening
+
+    def _open_metrics(self) -> MetricsPort:
+        from fedserver.metrics import MetricsPort  # a twentieth of a start, for those who want it
+
+        return MetricsPort(self._config.metrics_listen, self.federation)
 
     async def _start_ports(self) -> None:
         for each in (self._public, self._enrolment, self._admin):
@@ -298,6 +312,8 @@ class Server:
         """
         if self._starting is not None:
             await asyncio.wait({self._starting})
+        if self._metrics is not None:
+            await self._metrics.close()
         await self._health.enter_graceful_shutdown()
         self.federation.is_leaving = True  # or a client that comes just now would be told, and could fetch nothing
         public_seconds = _DOWNLOAD_SECONDS if self.federation.outcome is not None else _LEAVE_SECONDS

@@ -121,7 +121,8 @@ def announce(config: ServerConfig, listening: Listening) -> None:
             console.print(f"  {key} = {json.dumps(value)}", markup=False)
     else:
         log.info("configuration", **effective)
-    log.info("serving", address=listening.address, fingerprint=listening.fingerprint)
+    metrics = {"metrics": f"http://{listening.metrics_address}/metrics"} if listening.metrics_address else {}
+    log.info("serving", address=listening.address, fingerprint=listening.fingerprint, **metrics)
     console.print(
         f"\n[bold]{escape(config.name)}[/bold]: {config.task}, {config.rounds} rounds, at least {config.min_clients} "
         f"sites a round, {config.strategy}."

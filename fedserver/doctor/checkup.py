@@ -18,9 +18,10 @@ def run_doctor(config: ServerConfig, say: Callable[[str], None], *, as_json: boo
 
 
 def checks_for(config: ServerConfig) -> Sequence[Check[ServerConfig]]:
-    """The checks of one server. Without TLS there is none of a certificate, without certificates none of joining."""
+    """The checks of one server, of what it is to have: a certificate, a port for joining, one for metrics."""
     left_out = {"certificate"} if config.plaintext else set()
     left_out |= {"port for joining", "client authority"} if config.plaintext or config.open_enrolment else set()
+    left_out |= set() if config.metrics_listen else {"port for metrics"}
     return [check for check in _CHECKS if check.name not in left_out]
 
 
@@ -31,6 +32,7 @@ _CHECKS = (
     Check("certificate", state.certificate, ExitCode.BAD_STATE, ("database",)),
     Check("port", network.port, ExitCode.BAD_CONFIGURATION),
     Check("port for joining", network.enrolment_port, ExitCode.BAD_CONFIGURATION),
+    Check("port for metrics", network.metrics_port, ExitCode.BAD_CONFIGURATION),
     Check("advertised names", network.names, ExitCode.BAD_CONFIGURATION),
     Check("client authority", files.client_authority, ExitCode.BAD_CONFIGURATION),
     Check("out folder", state.out_folder, ExitCode.BAD_CONFIGURATION),

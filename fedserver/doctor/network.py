@@ -33,6 +33,11 @@ def enrolment_port(config: ServerConfig) -> Result:
     return _port(config, listen, "--enrol-listen", "enrolment")
 
 
+def metrics_port(config: ServerConfig) -> Result:
+    """Likewise the port where Prometheus reads numbers."""
+    return _port(config, config.metrics_listen, "--metrics-listen", "metrics")
+
+
 def _port(config: ServerConfig, address: str, option: str, contact_key: str) -> Result:
     """`contact_key` is where a running server says which of its addresses this is."""
     host, number = tls.split_address(address)
