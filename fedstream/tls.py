@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import re
 import socket
 import ssl
 from dataclasses import dataclass, field
@@ -26,8 +27,11 @@ SERVER_NAME = "fedstream-server"
 
 _CONNECT_TIMEOUT_SECONDS = 10.0
 _ANSWER_SECONDS = 2.0
+_LAST_PORT = 65_535
 _NOT_YET_VALID, _EXPIRED = 9, 10
 """OpenSSL's codes: `X509_V_ERR_CERT_NOT_YET_VALID` and `X509_V_ERR_CERT_HAS_EXPIRED`."""
+_DNS_CHARACTERS = re.compile(r"[A-Za-z0-9._-]+")
+"""With the underline, which no host's name should have and some have."""
 _WHATEVER_THE_TIME = 0x200000
 """OpenSSL's `X509_V_FLAG_NO_CHECK_TIME`, which Python has no name for."""
 
@@ -272,8 +276,10 @@ def split_address(address: str) -> tuple[str, int]:
     """
     host, _, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isdecimal() or int(port) > 65_535:
+    if not host or not port.isdecimal() or "/" in host:
         raise ValueError(f"{address!r} is no address; write HOST:PORT, such as fl.example.org:8443")
+    if int(port) > _LAST_PORT:
+        raise ValueError(f"{address!r} is no address; ports go up to {_LAST_PORT}")
     if ":" in host and not address.startswith("["):
         raise ValueError(f"{address!r} is no address; write an IPv6 address in brackets, such as [::1]:8443")
     return host, int(port)
@@ -296,7 +302,20 @@ def ascii_host(host: str) -> str:
         raise ValueError(f"{host!r} can be no name of a machine ({error})") from error
     if not ascii_name:
         raise ValueError("the name of a machine is empty")
+    if not _DNS_CHARACTERS.fullmatch(ascii_name) and not _is_address(ascii_name):
+        raise ValueError(
+            f"{host!r} is no name of a machine: write the name or address alone, without https:// and without a port, "
+            "such as fl.example.org"
+        )
     return ascii_name
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def is_loopback(host: str) -> bool:

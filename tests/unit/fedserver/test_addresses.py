@@ -67,7 +67,7 @@ def test_name_beyond_ascii_is_advertised_and_certified_as_dns_has_it(tmp_path: P
     assert load_config(None, {"state": folder, "advertise": ["klinik-münchen.de"]}, chosen).advertise == [dns]
 
 
-@pytest.mark.parametrize("name", ["", "a..b", "x" * 64, "\udcff.de"])
+@pytest.mark.parametrize("name", ["", "a..b", "x" * 64, "\udcff.de", "fl.example.org:8443", "https://fl.example.org"])
 def test_name_that_no_machine_can_have_is_refused_before_anything_is_made(tmp_path: Path, name: str) -> None:
     code, said = run("init", "--advertise", name, "--state", str(tmp_path / "state"))
     assert (code, said.startswith("fedserver: --advertise: ")) == (ExitCode.BAD_CONFIGURATION, True), said

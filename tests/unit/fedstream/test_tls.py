@@ -23,6 +23,7 @@ from fedstream.tls import (
     CHANNEL_OPTIONS,
     FingerprintMismatch,
     Identity,
+    ascii_host,
     channel_credentials,
     fetch_certificate,
     fingerprint,
@@ -219,12 +220,29 @@ def test_address_is_split_into_host_and_port(address: str, parts: tuple[str, int
 
 
 @pytest.mark.parametrize(
-    "address", ["", ":", "host", "host:", ":8443", "[]:8443", "host:65536", "host:-1", "host:x", "a:1 "]
+    "address", ["", ":", "host", "host:", ":8443", "[]:8443", "host:-1", "host:x", "a:1 ", "https://host:8443"]
 )
 def test_address_that_is_none_is_refused_with_an_example(address: str) -> None:
     with pytest.raises(ValueError, match="is no address; write HOST:PORT, such as") as caught:
         split_address(address)
     assert repr(address) in str(caught.value)
+
+
+def test_address_with_a_port_that_is_none_says_how_far_they_go() -> None:
+    with pytest.raises(ValueError, match="'host:65536' is no address; ports go up to 65535"):
+        split_address("host:65536")
+
+
+@pytest.mark.parametrize("host", ["fl.example.org", "fl.example.org.", "my_server", "192.0.2.7", "2001:db8::1"])
+def test_host_that_can_be_one_stays_as_it_is(host: str) -> None:
+    assert ascii_host(host) == host
+
+
+@pytest.mark.parametrize("host", ["https://fl.example.org", "fl.example.org:8443", "fl example", "[::1]", "a,b", "*"])
+def test_host_with_more_than_a_name_is_refused_with_an_example(host: str) -> None:
+    with pytest.raises(ValueError, match=r"is no name of a machine: write .* without a port, such as") as caught:
+        ascii_host(host)
+    assert repr(host) in str(caught.value)
 
 
 def test_loopback_is_what_only_this_machine_can_reach() -> None:
