@@ -335,8 +335,24 @@ def _nothing_known(
     looked_for = _as_folders([local for locals_ in wanted.values() for local in locals_])
     holds = f"the folders {_as_folders(found)}" if found else "no folders"
     message = f"looked in {folder} for {looked_for}, one folder of images per class, and found {holds}. "
+    return message + _way_to_classes(folder, wanted, found, class_names)
+
+
+def _way_to_classes(
+    folder: Path, wanted: Mapping[str, list[str]], found: Sequence[str], class_names: Sequence[str]
+) -> str:
+    """What to do where no class has a folder."""
+    locals_ = {local for locals_ in wanted.values() for local in locals_}
+    if folder.resolve().name in locals_:
+        return f"It is the folder of one class: give the folder above it, {folder.resolve().parent}"
+    deeper = [folder / name for name in found if any((folder / name / local).is_dir() for local in locals_)]
+    if deeper:
+        return f"They stand one level deeper, in {shown([str(path) for path in deeper])}"
+    alike = {name: other for name in class_names for other in found if other.casefold() == name.casefold()}
+    if len(alike) == len(class_names):
+        return "Small and capital letters differ: write --classes " + ",".join(f"{n}={o}" for n, o in alike.items())
     option = f"{mending_option(class_names)}{_writing_marks(found)}"
-    return f"{message}If the classes have other names here, say which is which: {option}"
+    return f"If the classes have other names here, say which is which: {option}"
 
 
 def _writing_marks(names: Sequence[str]) -> str:

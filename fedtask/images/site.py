@@ -15,6 +15,7 @@ from fedtask.images.folders import (
     Progress,
     SkippedFile,
     count_by_reason,
+    counted,
     examine,
     list_folder,
     mending_option,
@@ -143,23 +144,30 @@ def list_train(folder: Path, class_names: Sequence[str], classes: Mapping[str, s
         raise TaskError(f"there is no folder {folder}; give the one that holds train/<class>/* as --data")
     if (folder / _TRAIN).is_dir():
         return list_folder(folder / _TRAIN, class_names, classes)
-    found = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    looked = (
-        f"looked in {folder} for train/, with one folder of images per class ({', '.join(class_names)}), and found "
-    )
-    raise TaskError(f"{looked}{shown(found) or 'nothing'}; {_way_to_train(folder, class_names)}")
+    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    folders = sorted(entry.name for entry in entries if entry.is_dir())
+    files = [counted(len(entries) - len(folders), "file")] if len(folders) < len(entries) else []
+    found = " and ".join([*([shown(folders)] if folders else []), *files]) or "nothing"
+    looked = f"looked in {folder} for train/, with one folder of images per class ({', '.join(class_names)})"
+    raise TaskError(f"{looked}, and found {found}; {_way_to_train(folder, folders, class_names)}")
 
 
-def _way_to_train(folder: Path, class_names: Sequence[str]) -> str:
-    """What to do where there is no `train/`."""
-    whole, misnamed = folder.resolve(), _misnamed(folder, _TRAIN)
+def _way_to_train(folder: Path, folders: Sequence[str], class_names: Sequence[str]) -> str:
+    """What to do where there is no `train/` among the `folders` in it."""
+    whole = folder.resolve()
+    above = next((parent.parent for parent in (whole, *whole.parents[:1]) if parent.name in (_TRAIN, _VAL)), None)
+    if above is not None and (above / _TRAIN).is_dir():
+        return f"give the folder {above} as --data"
+    misnamed = _misnamed(folder, _TRAIN)
     if misnamed is not None:
         return f"rename {misnamed} to {_TRAIN}"
-    if whole.name == _TRAIN:
-        return f"give the folder above it, {whole.parent}, as --data"
+    deeper = [folder / name for name in folders if (folder / name / _TRAIN).is_dir()]
+    if deeper:
+        return f"give the folder within it, {shown([str(path) for path in deeper])}, as --data"
+    move = f"move the class folders into {folder / _TRAIN} or " if folders else ""
     return (
-        f"move the class folders into {folder / _TRAIN} or give another folder as --data. Class folders of other names "
-        f"are mapped with {mending_option(class_names)}"
+        f"{move}give another folder as --data. Class folders of other names are mapped with "
+        f"{mending_option(class_names)}"
     )
 
 

@@ -130,6 +130,25 @@ def test_list_only_unknown_folders_says_what_was_looked_for_where_and_what_was_f
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "folders", "way"),
+    [
+        (".", ("No", "YES", "notes"), "Small and capital letters differ: write --classes no=No,yes=YES"),
+        (".", ("No", "tumour"), "If the classes have other names here, say which is which: --classes no=FOLDER,"),
+        (".", ("train/no", "val/no", "val/yes"), "They stand one level deeper, in {folder}/train, {folder}/val"),
+        ("val/no", ("val/no",), "It is the folder of one class: give the folder above it, {folder}/val"),
+    ],
+)
+def test_list_folder_without_classes_says_where_they_are(
+    tmp_path: Path, given: str, folders: tuple[str, ...], way: str
+) -> None:
+    for name in folders:
+        (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(TaskError) as caught:
+        list_folder(tmp_path / given, CLASSES, {})
+    assert f". {way.format(folder=tmp_path)}" in str(caught.value)
+
+
 def test_list_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"there is no folder .*/gone; looked there for no/, yes/"):
         list_folder(tmp_path / "gone", CLASSES, {})

@@ -200,11 +200,30 @@ def test_site_without_train_says_what_was_found_instead(make_site: MakeSite) -> 
     )
 
 
-def test_site_one_level_too_deep_is_told_to_give_the_folder_above(make_site: MakeSite) -> None:
-    folder = make_site({"train/no": 1, "train/yes": 1})
+@pytest.mark.parametrize(
+    ("given", "found"), [("train", "no, yes"), ("val", "no"), ("train/no", "2 files"), ("train/yes", "1 file")]
+)
+def test_site_whose_folder_is_too_deep_is_told_which_to_give(make_site: MakeSite, given: str, found: str) -> None:
+    folder = make_site({"train/no": 2, "train/yes": 1, "val/no": 1})
     with pytest.raises(TaskError) as caught:
-        open_small(folder / "train")
-    assert str(caught.value).endswith(f"and found no, yes; give the folder above it, {folder}, as --data")
+        open_small(folder / given)
+    assert str(caught.value).endswith(f"and found {found}; give the folder {folder} as --data")
+
+
+def test_site_whose_folder_is_not_deep_enough_is_told_which_to_give(make_site: MakeSite) -> None:
+    folder = make_site({"scans/train/no": 1, "scans/train/yes": 1})
+    (folder / "notes.txt").write_text("of the ward")
+    with pytest.raises(TaskError) as caught:
+        open_small(folder)
+    told = f"and found scans and 1 file; give the folder within it, {folder / 'scans'}, as --data"
+    assert str(caught.value).endswith(told)
+
+
+def test_site_of_files_alone_is_not_told_to_move_folders(make_site: MakeSite) -> None:
+    folder = make_site({"no": 12})
+    with pytest.raises(TaskError) as caught:
+        open_small(folder / "no")
+    assert "and found 12 files; give another folder as --data. Class folders of other" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["Train", "TRAIN", "Training"])
