@@ -117,6 +117,13 @@ class Client:
         if judged.verdict is Verdict.FAILED:
             raise Stop(ExitCode.BAD_CONFIGURATION, f"--out: {judged.found}. {judged.advice}")
 
+    def _require_data(self) -> None:
+        """See that the data is there: a slip in its path would be told only when a server has answered."""
+        data = self._config.data
+        if data is not None and not data.exists():
+            wanted = "give the one that holds train/, or `phantom` for generated images, as --data"
+            raise Stop(ExitCode.BAD_DATA, f"there is no folder {data} (looked from {Path.cwd()}); {wanted}")
+
     async def leave(self, reason: str) -> None:
         """Tell the server that this client goes, if there is a session."""
         if self._session is not None:
@@ -124,6 +131,8 @@ class Client:
 
     async def _run(self) -> str:
         self._note.load()
+        if self._note.ending is None:  # else it may be over, and nothing is left to train
+            self._require_data()
         try:
             ending = await self._take_part()
             return await self._finish(ending)

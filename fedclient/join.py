@@ -64,7 +64,12 @@ def places(token: JoinToken, server: str | None, enrolment: str | None) -> tuple
                 split_address(address)
     except ValueError as error:
         raise Stop(ExitCode.BAD_CONFIGURATION, str(error)) from error
-    return server or token.server, enrolment or token.enrolment
+    server, enrolment = server or token.server, enrolment or token.enrolment
+    if server == enrolment:  # it would join, and never reach the server
+        message = f"{server} cannot be both the server and where sites join; the token says {token.server} for the "
+        message += f"server, and {token.enrolment} for joining (--enrolment)"
+        raise Stop(ExitCode.BAD_CONFIGURATION, message)
+    return server, enrolment
 
 
 async def join(
@@ -131,7 +136,11 @@ async def _until_answered(
 
 async def _ask(address: str, token: JoinToken, request: enrolment_pb2.EnrolRequest) -> enrolment_pb2.EnrolResponse:
     # Nothing but a TLS handshake goes out before the certificate is known to be the token's.
-    certificate = await asyncio.to_thread(tls.fetch_certificate, address, token.fingerprint)
+    try:
+        certificate = await asyncio.to_thread(tls.fetch_certificate, address, token.fingerprint)
+    except tls.HungUp as error:
+        message = f"{address} hung up after the handshake; if it goes on doing so, it is for sites that have joined"
+        raise TransportError(f"{message}: the token says {token.enrolment} for joining (--enrolment)") from error
     credentials = tls.channel_credentials(certificate)
     options = (*tls.CHANNEL_OPTIONS, *tls.options_to(address), ("grpc.use_local_subchannel_pool", 1))
     async with grpc.aio.secure_channel(address, credentials, options=options) as channel:

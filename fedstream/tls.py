@@ -57,6 +57,10 @@ def fingerprint(certificate: bytes) -> str:
     return f"sha256:{hashlib.sha256(ssl.PEM_cert_to_DER_cert(certificate.decode())).hexdigest()}"
 
 
+class HungUp(TransportError):
+    """The server ended the connection right after the handshake: it wants a certificate, or is just being stopped."""
+
+
 def fetch_certificate(address: str, expected: str) -> bytes:
     """The server's certificate, PEM, if its fingerprint is `expected`. Blocks for at most 10 s.
 
@@ -80,7 +84,7 @@ def fetch_certificate(address: str, expected: str) -> bytes:
         raise FingerprintMismatch(message)
     _require_its_time(address, shown.certificate)
     if shown.hung_up:  # which a server that is just being stopped does too, so that it is worth coming back
-        raise TransportError(
+        raise HungUp(
             f"{address} hung up after the handshake; if it goes on doing so, it takes only sites with a certificate: "
             "ask the coordinator for an invitation, run `fedclient join`, and leave --fingerprint out"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator
@@ -11,9 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from fedclient.exit_codes import ExitCode
+from fedclient.calls import Patience
+from fedclient.exit_codes import ExitCode, Stop
+from fedclient.identity import IdentityFolder
+from fedclient.join import join as enter
 from fedserver.addresses import lasting_port
 from fedstream.certificates import facts_of, issue_site, make_authority, make_key, make_request, read_request
+from fedstream.join_token import JoinToken
 from tests.support.processes import PATIENCE_SECONDS, Running, Said, Stage, stage, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.numpy_task, pytest.mark.timeout(300)]
@@ -234,6 +239,18 @@ def test_server_that_asks_for_no_certificates_invites_nobody(scene: Stage) -> No
     said = scene.command("fedserver", "invite", "alpha", "--state", str(server.state))
     assert said.status == 1
     assert "was started with --plaintext or --open-enrolment and asks its sites for no certificates" in said.err
+
+
+def test_joining_at_the_port_for_members_is_told_where_to_join(scene: Stage) -> None:
+    server = scene.server()
+    said = scene.command("fedserver", "invite", "alpha", "--state", str(server.state))
+    (text,) = TOKEN.findall(said.out)
+    token, folder = JoinToken.decode(text), IdentityFolder(scene.folder / "identity")
+    with pytest.raises(Stop) as caught:
+        asyncio.run(enter(token, token.server, token.server, folder, Patience(give_up_after_seconds=0.1)))
+    assert caught.value.code is ExitCode.UNREACHABLE
+    assert f"it is for sites that have joined: the token says {token.enrolment} for joining" in caught.value.message
+    assert asyncio.run(enter(token, token.server, token.enrolment, folder)).startswith("joined as alpha")
 
 
 def test_invitation_by_a_running_server_says_whether_it_takes_an_earlier_one_back(scene: Stage) -> None:

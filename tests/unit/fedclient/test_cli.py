@@ -122,6 +122,7 @@ async def test_run_with_wrong_fingerprint_exits_6_at_once(tmp_path: Path) -> Non
 
 
 async def test_run_with_unusable_data_exits_3_and_names_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
     async with scripted() as server:
         arguments = at(server.address, tmp_path, "--plaintext", "--data", f"{tmp_path}/none")
         process = await begin(*arguments)
@@ -129,6 +130,16 @@ async def test_run_with_unusable_data_exits_3_and_names_the_folder(tmp_path: Pat
 
     assert process.returncode == ExitCode.BAD_DATA
     assert f"{tmp_path}/none" in errors.decode()
+
+
+async def test_run_with_a_folder_that_is_not_there_exits_3_and_asks_no_server(tmp_path: Path) -> None:
+    process = await begin(*at("127.0.0.1:9", tmp_path, "--plaintext", "--data", f"{tmp_path}/none"))
+    _, errors = await asyncio.wait_for(process.communicate(), 20)
+
+    assert process.returncode == ExitCode.BAD_DATA
+    last = errors.decode().splitlines()[-1]
+    assert last.startswith(f"fedclient: there is no folder {tmp_path}/none (looked from ")
+    assert "connecting" not in errors.decode()
 
 
 def endless(base: list[Digest], training: asyncio.Event, left: list[str]) -> Callable[[Talk], Awaitable[None]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fedclient.exit_codes import ExitCode, Stop
-from fedclient.join import read_token
+from fedclient.join import places, read_token
 from fedstream.join_token import JoinToken
 
 pytestmark = pytest.mark.numpy_task
@@ -39,3 +39,30 @@ def test_text_without_one_token_is_refused_and_says_why(text: str, message: str)
         read_token(text)
 
     assert (caught.value.code, caught.value.message) == (ExitCode.BAD_CONFIGURATION, message)
+
+
+@pytest.mark.parametrize(
+    ("server", "enrolment", "found"),
+    [
+        (None, None, ("fl.example.org:8443", "[::1]:8444")),
+        ("10.0.0.1:9443", None, ("10.0.0.1:9443", "10.0.0.1:8444")),
+        ("10.0.0.1:9443", "10.0.0.2:9", ("10.0.0.1:9443", "10.0.0.2:9")),
+    ],
+)
+def test_place_is_where_the_token_says_but_for_what_is_given(
+    server: str | None, enrolment: str | None, found: tuple[str, str]
+) -> None:
+    assert places(TOKENS[0], server, enrolment) == found
+
+
+@pytest.mark.parametrize(("server", "enrolment"), [("10.0.0.1:8444", None), (None, "fl.example.org:8443")])
+def test_one_port_for_both_server_and_joining_is_refused_before_the_token_is_used(
+    server: str | None, enrolment: str | None
+) -> None:
+    with pytest.raises(Stop) as caught:
+        places(TOKENS[0], server, enrolment)
+    assert caught.value.code is ExitCode.BAD_CONFIGURATION
+    assert caught.value.message.endswith(
+        " cannot be both the server and where sites join; the token says fl.example.org:8443 for the server, and "
+        "[::1]:8444 for joining (--enrolment)"
+    )
