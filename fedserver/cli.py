@@ -339,7 +339,9 @@ def demo(
     epochs: options.Epochs = None,
     task_set: options.TaskSet = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="Where everything goes; an earlier demo there is replaced.")] = Path(
+        "runs/demo"
+    ),
 ) -> None:
     """Try it on this machine: a server and several sites as separate processes, with TLS, to the report.
 

@@ -71,6 +71,15 @@ def limited(labels: npt.NDArray[np.int64], most: int, seed: int) -> Indices:
     return np.sort(np.concatenate(chosen))
 
 
+def require_division(division: str) -> None:
+    """See that `divide` knows the words.
+
+    Raises:
+        TaskError: it does not.
+    """
+    _parse(division)
+
+
 def _parse(division: str) -> tuple[str, float]:
     kind, colon, text = division.partition(":")
     try:

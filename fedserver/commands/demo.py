@@ -21,12 +21,17 @@ from rich.live import Live
 
 from fedserver.commands.admin import CALL_SECONDS
 from fedserver.commands.status import picture
+from fedserver.config import ConfigError, load_config
 from fedserver.exit_codes import ExitCode, fail
 from fedserver.store.state import read_contact
 from fedstream.signals import is_heeded
 from fedstream.sizes import size
 from fedstream.v1 import admin_pb2, admin_pb2_grpc
-from fedtask.brain_mri.settings import DEMO, Preset
+from fedtask.brain_mri.settings import DEMO, Preset, read_brain_mri_settings
+from fedtask.division import require_division
+from fedtask.images.folders import list_folder
+from fedtask.images.site import list_train
+from fedtask.task import TaskError
 
 _MARKER = "demo.json"
 _HOLDOUT_IMAGES = 300
@@ -55,8 +60,7 @@ class DemoPlan:
 def run_demo(plan: DemoPlan) -> None:
     """Start everything, show how it goes, and say where the report is."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    if plan.data is not None:  # before anything is removed: a slip is not to cost an earlier demo, or the data
-        _require_folders(plan.data, plan.out)
+    _require_sense(plan)  # before anything is removed: a slip is not to cost an earlier demo, or the data
     for end in (signal.SIGTERM, signal.SIGHUP):  # or server and sites would go on without it
         if is_heeded(end):
             signal.signal(end, _leave)
@@ -69,11 +73,12 @@ def run_demo(plan: DemoPlan) -> None:
         names = [f"site_{number}" for number in range(_clients(plan))]
         _join(plan, contact, names)
         console.print(f"{len(names)} sites invited and joined, each with a key and a certificate of its own")
+        sites = []
         for number, name in enumerate(names):
-            command = _client_command(plan, data, name, number)
-            stack.enter_context(_process(command, plan.out / "logs" / f"{name}.log"))
+            command, log = _client_command(plan, data, name, number), plan.out / "logs" / f"{name}.log"
+            sites.append(_Site(name, log, stack.enter_context(_process(command, log))))
         console.print(f"{_clients(plan)} sites started; every process writes its log to {plan.out / 'logs'}")
-        _show_until_over(server, contact, console)
+        _show_until_over(server, sites, contact, console)
         if server.wait(_LEAVE_SECONDS) or not _summary(plan).exists():
             # The sites would wait for it to come back, and are ended with this block.
             log = plan.out / "logs" / "server.log"
@@ -105,6 +110,24 @@ def _phantom(plan: DemoPlan, console: Console) -> Path:
     command += ["--size", DEMO.settings["image_size"]]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return folder
+
+
+def _require_sense(plan: DemoPlan) -> None:
+    """See what can be seen of the options at once; the rest is found by the server and the sites."""
+    try:
+        given = {"rounds": plan.rounds, "strategy": plan.strategy, "update_encoding": plan.update_encoding}
+        load_config(None, {**given, "seed": plan.seed, "plan": {"epochs": plan.epochs}})
+        settings = read_brain_mri_settings(plan.task_settings)
+        require_division(_division(plan))
+        if plan.data is not None:
+            _require_folders(plan.data, plan.out)
+            list_train(plan.data, settings.class_names, {})
+            list_folder(plan.data / "val", settings.class_names, {})
+    except (ConfigError, TaskError, ValueError) as error:
+        raise fail(str(error), ExitCode.BAD_CONFIGURATION) from error
+    weights = plan.backbone_weights
+    if weights not in (None, "random", "imagenet") and not Path(str(weights)).is_file():
+        raise fail(f"--backbone-weights: there is no file {weights}", ExitCode.BAD_CONFIGURATION)
 
 
 def _require_folders(data: Path, out: Path) -> None:
@@ -228,36 +251,71 @@ def _await_contact(server: subprocess.Popen[bytes], out: Path) -> dict[str, Any]
     raise fail(f"the server did not start; see {out / 'logs' / 'server.log'}", ExitCode.FAILED)
 
 
-def _show_until_over(server: subprocess.Popen[bytes], contact: Mapping[str, Any], console: Console) -> None:
+@dataclass(frozen=True, slots=True)
+class _Site:
+    """A site's process, and where it writes."""
+
+    name: str
+    log: Path
+    process: subprocess.Popen[bytes]
+
+
+def _require_no_failure(server: subprocess.Popen[bytes], sites: Sequence[_Site]) -> None:
+    """End where a site has ended with an error: each round needs all of them, and the server would wait for a day.
+
+    One that was killed may be tried out: it can be started again.
+    """
+    failed = next((site for site in sites if (site.process.poll() or 0) > 0), None)
+    if failed is None:
+        return
+    _wait_quietly(server, 2.0)  # if the federation failed, its word says more
+    if server.poll() is None:
+        lines = failed.log.read_text(errors="replace").splitlines()
+        said = next((f": {line.removeprefix('fedclient: ')}" for line in reversed(lines) if line), "")
+        raise fail(
+            f"{failed.name} ended with status {failed.process.returncode}{said}; see {failed.log}", ExitCode.FAILED
+        )
+
+
+def _show_until_over(
+    server: subprocess.Popen[bytes], sites: Sequence[_Site], contact: Mapping[str, Any], console: Console
+) -> None:
     with grpc.insecure_channel(contact["admin"]) as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
         show = _show_live if console.is_terminal else _show_lines
         try:
-            show(server, stub, console)
+            show(server, sites, stub, console)
         except grpc.RpcError:
             return  # it has just ended: its exit status says how
 
 
-def _show_live(server: subprocess.Popen[bytes], stub: admin_pb2_grpc.AdminServiceStub, console: Console) -> None:
+def _show_live(
+    server: subprocess.Popen[bytes], sites: Sequence[_Site], stub: admin_pb2_grpc.AdminServiceStub, console: Console
+) -> None:
     with Live(console=console, refresh_per_second=4) as live:
         while server.poll() is None:
             live.update(picture(stub))
+            _require_no_failure(server, sites)
             time.sleep(0.5)
 
 
-def _show_lines(server: subprocess.Popen[bytes], stub: admin_pb2_grpc.AdminServiceStub, console: Console) -> None:
+def _show_lines(
+    server: subprocess.Popen[bytes], sites: Sequence[_Site], stub: admin_pb2_grpc.AdminServiceStub, console: Console
+) -> None:
     said, shown = "", 0
     while server.poll() is None:
         state = stub.GetState(admin_pb2.GetStateRequest(), timeout=CALL_SECONDS)
         if state.reason != said:
             said = state.reason
-            console.print(said)
+            is_waiting = state.state == admin_pb2.FEDERATION_STATE_WAITING
+            console.print(f"waiting {said}" if is_waiting and said.startswith("for ") else said)
         rounds = stub.ListRounds(admin_pb2.ListRoundsRequest(page_size=1000), timeout=CALL_SECONDS).rounds
         over = [one for one in rounds if one.phase == admin_pb2.ROUND_PHASE_DONE]
         for one in over[shown:]:
             scores = ", ".join(f"{metric.name} {metric.value:.4f}" for metric in one.metrics if metric.name in _CURVE)
             console.print(f"round {one.number} over: {scores or one.reason}")
         shown = len(over)
+        _require_no_failure(server, sites)
         time.sleep(0.5)
 
 

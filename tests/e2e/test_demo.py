@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -62,6 +63,20 @@ def test_demo_whose_server_fails_says_why_and_does_not_wait_for_its_sites(tmp_pa
     assert "the federation did not finish: " in done.stderr
     assert "other.h5 does not hold weights of MobileNetV2" in done.stderr
     assert str(out / "logs" / "server.log") in done.stderr
+
+
+def test_demo_whose_site_fails_says_why_and_does_not_wait_for_it(tmp_path: Path) -> None:
+    out, command = command_of(tmp_path, "random")
+    for picture in (tmp_path / "data" / "train").rglob("*.*"):
+        picture.write_text("no picture")
+    # The server would wait a day for a site.
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100)
+    assert done.returncode == ExitCode.FAILED
+    assert re.search(r"fedserver: site_[01] ended with status 3: .*train", done.stderr), done.stderr
+    assert f"see {out / 'logs' / 'site_'}" in done.stderr
+    assert "waiting for 2 more clients" in done.stdout
+    with pytest.raises(ProcessLookupError):
+        os.kill(read_contact(out / "server")["pid"], 0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -23,10 +23,10 @@ def earlier(tmp_path: Path) -> Path:
     return tmp_path / "earlier"
 
 
-def refused(data: Path, out: Path) -> str:
+def refused(data: Path | None, out: Path, *more: str) -> str:
     """The message with which the demo refuses; it leaves everything as it is."""
     before = sorted(out.rglob("*"))
-    result = CliRunner().invoke(app, ["demo", "--data", str(data), "--out", str(out)])
+    result = CliRunner().invoke(app, ["demo", *(["--data", str(data)] if data else []), "--out", str(out), *more])
     assert result.exit_code == ExitCode.BAD_CONFIGURATION, result.exception
     assert sorted(out.rglob("*")) == before
     return result.output
@@ -41,3 +41,33 @@ def test_demo_whose_data_is_of_the_earlier_one_leaves_both(earlier: Path, tmp_pa
     assert words in refused(earlier / "phantom", earlier)
     (tmp_path / "link").symlink_to(earlier / "phantom")
     assert words in refused(tmp_path / "link", earlier)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--division", "odd"), "unknown division 'odd'; use even, quantity, "),
+        (("--strategy", "mean"), "strategy: unknown strategy 'mean'; choose one of fedavg, uniform, rank_decay"),
+        (("--update-encoding", "zip"), "update_encoding: Input should be 'raw', 'zstd', "),
+        (("--rounds", "0"), "rounds: Input should be greater than or equal to 1"),
+        (("--epochs", "0"), "plan.epochs: Input should be greater than or equal to 1"),
+        (("--task-set", "aplha=1"), "unknown setting 'aplha'; known are classes, positive_class, alpha, "),
+        (("--backbone-weights", "none.h5"), "--backbone-weights: there is no file none.h5"),
+    ],
+)
+def test_demo_with_an_option_that_cannot_be_leaves_the_earlier_one(
+    earlier: Path, more: tuple[str, ...], says: str
+) -> None:
+    assert says in refused(None, earlier, *more)
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_demo_whose_class_folders_have_other_names_leaves_the_earlier_one(
+    earlier: Path, tmp_path: Path, part: str
+) -> None:
+    for name in ("train/no", "train/yes", "val/no", "val/yes"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    for name in ("no", "yes"):
+        (tmp_path / "data" / part / name).rename(tmp_path / "data" / part / f"{name} tumour")
+    said = refused(tmp_path / "data", earlier)
+    assert f"looked in {tmp_path / 'data' / part} for no/, yes/, one folder of images per class, and found" in said
