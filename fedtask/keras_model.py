@@ -193,9 +193,14 @@ def _first_difference(found: list[tuple[str, Any]], wanted: list[tuple[str, tupl
     return enumerate_some([f"{len(found)} arrays there and {len(wanted)} here", *differing])
 
 
+_VALUES = " Target variable: <Variable"
+"""Where Keras begins to list numbers of a weight whose shape in a file is another."""
+
+
 def _summary(model: Any) -> str:
     return f"{len(model.weights)} arrays, {model.count_params():,} numbers"
 
 
 def _first_lines(error: Exception) -> str:
-    return " ".join(str(error).split())[:500] or type(error).__name__
+    text, *_ = " ".join(str(error).split()).partition(_VALUES)
+    return text[:500] or type(error).__name__

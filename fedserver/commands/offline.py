@@ -39,10 +39,17 @@ def evaluate_file(
     as_json: bool,
 ) -> None:
     """Score one model file."""
+    is_there = model.is_file()
 
     async def work(worker: TaskWorker, folder: Path) -> tuple[Evaluation, SiteSummary]:
         weights = folder / "model.safetensors"
-        await worker.read_model(model, weights)
+        try:
+            await worker.read_model(model, weights)
+        except TaskError as error:
+            if not is_there:
+                raise
+            hint = "if it was made with other settings of the task, which the federation's report lists, give them with"
+            raise TaskError(f"{error}; {hint} --task-set NAME=VALUE") from error
         summary = await worker.open_holdout(folder_of(holdout), classes)
         return await worker.evaluate(weights), summary
 

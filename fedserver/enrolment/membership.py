@@ -129,7 +129,8 @@ class Membership:
         """
         if not limits.is_client_name(name) or name == SERVER_NAME:
             message = "a name has 1 to 64 characters of a-z A-Z 0-9 . _ - and starts with a letter or digit"
-            raise InvalidRequest(f"{message}; {SERVER_NAME} is the server's own", field="client_name")
+            named = f"{name[:80]!r} is no name for a site: {message}"
+            raise InvalidRequest(f"{named}; {SERVER_NAME} is the server's own", field="client_name")
         if not timedelta() < valid_for <= LONGEST_INVITATION:
             raise InvalidRequest("an invitation is valid for more than 0 and at most 366 days", field="valid_for")
         token_id, secret = make_secret()
@@ -205,7 +206,10 @@ class Membership:
         """The answer again to the key that had it: it may have been lost on its way."""
         of_key = [one for one in self.book.live_certificates(invitation.name) if one.key_sha256 == request.key_sha256]
         if invitation.key_sha256 != request.key_sha256:
-            raise TokenUsed("another key has joined with this token; ask the coordinator for a new one")
+            raise TokenUsed(
+                "another key has joined with this token. If that was not you, with another --identity, tell the "
+                "coordinator at once: somebody else has this site's name; else ask for a new token"
+            )
         if not of_key:
             raise TokenRevoked("the certificate that this token gave was revoked; ask the coordinator for a new token")
         facts = {"site": invitation.name, "peer": peer}

@@ -122,6 +122,14 @@ def test_model_evaluated_offline_is_shown_with_every_score(federation: Federatio
     assert "These are generated phantom images, not patients." in said.out
 
 
+def test_model_of_other_settings_is_refused_with_where_they_are_given(federation: Federation) -> None:
+    model = str(federation.result)
+    said = federation.scene.command("fedserver", "evaluate", model, "--holdout", "phantom", "--task", "linear")
+    assert said.status == ExitCode.BAD_CONFIGURATION
+    assert "holds another model: " in said.err
+    assert said.err.endswith("which the federation's report lists, give them with --task-set NAME=VALUE\n")
+
+
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder that takes no file, not even of root")
 def test_aggregate_to_a_folder_that_takes_no_file_says_so_before_the_work(federation: Federation) -> None:
     words = ("--strategy", "uniform", "--out", "/proc/self/x.safetensors")

@@ -153,7 +153,10 @@ def test_command_on_what_is_no_state_directory_says_so(tmp_path: Path, command: 
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(("no name",), "a name has 1 to 64"), (("a", "--valid-hours", "0"), "--valid-hours: give more than 0")],
+    [
+        (("no name",), "'no name' is no name for a site: a name has 1 to 64"),
+        (("a", "--valid-hours", "0"), "--valid-hours: give more than 0"),
+    ],
 )
 def test_invitation_that_cannot_be_is_refused(state: Path, words: tuple[str, ...], message: str) -> None:
     code, said = run("invite", *words, "--state", str(state))

@@ -145,6 +145,14 @@ def test_file_that_is_no_model_is_refused(upper_task, tmp_path, name, content, m
         upper_task.read_model(tmp_path / name)
 
 
+def test_archive_of_another_width_is_refused_without_its_numbers(upper_task, tmp_path):
+    wider = BrainMri({**SMALL, "alpha": "0.5"})
+    wider.export(wider.initial_weights(3, "random"), tmp_path, "model")
+    with pytest.raises(TaskError, match=r"does not hold this model .* shape") as caught:
+        upper_task.read_model(tmp_path / "model.keras")
+    assert "value=[" not in str(caught.value)
+
+
 def test_archive_without_weights_is_refused(upper_task, tmp_path):
     with zipfile.ZipFile(tmp_path / "model.keras", "w") as archive:
         archive.writestr("config.json", "{}")
