@@ -94,7 +94,8 @@ def _counts(counts: admin_pb2.OutcomeCounts) -> str:
 
 def participation_table(detail: admin_pb2.GetRoundResponse, now: float) -> Table:
     """One round with each client's part in it."""
-    title = f"Round {detail.round.number}: {detail.round.reason}"
+    number = detail.round.number
+    title = f"Round {number}: {detail.round.reason.removeprefix(f'round {number}: ')}"
     columns = ("rank", "site", "outcome", "doing", "upload", "examples", "weight", "time", "seen", "why")
     return compact_table(title, columns, (_part_row(part, now) for part in detail.participations))
 
@@ -102,6 +103,7 @@ def participation_table(detail: admin_pb2.GetRoundResponse, now: float) -> Table
 def _part_row(part: admin_pb2.Participation, now: float) -> Sequence[str]:
     outcome = negotiation_pb2.Outcome.Name(part.outcome).removeprefix("OUTCOME_").lower()
     at_work = part.outcome == negotiation_pb2.OUTCOME_UNSPECIFIED
+    went_well = part.outcome == negotiation_pb2.OUTCOME_COMPLETED
     return (
         str(part.rank),
         part.client_name,
@@ -112,7 +114,7 @@ def _part_row(part: admin_pb2.Participation, now: float) -> Sequence[str]:
         f"{part.weight:.3f}" if part.weight else "",
         span(part.duration.ToTimedelta().total_seconds()),
         f"{seconds_since(part.last_seen, now)} ago" if part.HasField("last_seen") else "",
-        "; ".join(filter(None, ("" if at_work else part.reason, part.late_update))),
+        "; ".join(filter(None, ("" if at_work or went_well else part.reason, part.late_update))),
     )
 
 

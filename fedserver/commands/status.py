@@ -72,10 +72,11 @@ def _never_seen(folder: Path, seen: Container[str]) -> str:
 
 def _headline(state: admin_pb2.GetStateResponse, now: float) -> Text:
     name = admin_pb2.FederationState.Name(state.state).removeprefix("FEDERATION_STATE_").lower()
-    connected = f"{state.clients_connected} sites connected (a round needs {state.min_clients})"
+    sites = "site" if state.clients_connected == 1 else "sites"
+    connected = f"{state.clients_connected} {sites} connected (a round needs {state.min_clients})"
     lines = [
         f"{state.federation_name}: {name} for {seconds_since(state.since, now)}: {state.reason}",
-        f"round {state.round.number} of {state.rounds}, {connected}, running for {seconds_since(state.started, now)}",
+        f"round {state.round.number} of {state.rounds}, {connected}, started {seconds_since(state.started, now)} ago",
     ]
     if state.best_round:
         lines.append(f"best model so far: round {state.best_round}")

@@ -28,4 +28,5 @@ def stop(state: Path, *, finish_round: bool) -> None:
     """End the federation."""
     with administration(state) as stub:
         stub.Stop(admin_pb2.StopRequest(finish_round=finish_round), timeout=CALL_SECONDS)
-    typer.echo("stopping: the report is written, then the server ends")
+    first = "the round at work is finished, then " if finish_round else ""
+    typer.echo(f"stopping: {first}the report is written, and the server ends")

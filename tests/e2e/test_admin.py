@@ -152,7 +152,7 @@ async def check_work(operator: Operator, alpha: BareSite, offer: negotiation_pb2
     assert status["round"]["counts"] == {**COUNTS, "offered": 1, "outstanding": 1}
     assert [(one["name"], one["state"]) for one in status["clients"]] == [("alpha", "CLIENT_STATE_WORKING")]
     table = (await operator.say("status")).out
-    assert re.match(rf"trial: running for \d+ s: {AT_WORK}\nround 1 of 9, 1 sites connected", table)
+    assert re.match(rf"trial: running for \d+ s: {AT_WORK}\nround 1 of 9, 1 site connected", table)
     assert re.search(r"alpha +at work +training, epoch 2 of 3", table)
     (part,) = (await operator.say("rounds", "--round", "1", "--json")).json["participations"]
     told = {"client_name": "alpha", "outcome": "OUTCOME_UNSPECIFIED", "phase": "PHASE_TRAINING"}
@@ -165,7 +165,7 @@ async def check_work(operator: Operator, alpha: BareSite, offer: negotiation_pb2
 async def stop_after_the_round(operator: Operator, alpha: BareSite, offer: negotiation_pb2.Offer) -> None:
     """The round at work is awaited, and no other one opens."""
     said = await operator.say("stop", "--finish-round")
-    assert said.out == "stopping: the report is written, then the server ends\n"
+    assert said.out == "stopping: the round at work is finished, then the report is written, and the server ends\n"
     assert (await operator.status())["reason"] == AT_WORK
     finished = await alpha.upload(offer.upload_id, TASK.schema(), random_weights(TASK.schema(), 1))
     assert finished.reason == ""

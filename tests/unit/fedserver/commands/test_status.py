@@ -49,6 +49,14 @@ def test_reason_of_a_site_is_shown_as_it_was_said() -> None:
     assert shown(participation_table(detail(), 0.0)).startswith(f"Round 1: {REASON} ")
 
 
+def test_round_is_named_once_and_a_part_that_went_well_has_no_reason() -> None:
+    state = admin_pb2.Round(number=3, reason="round 3: 1 of 2 updates in, waiting for beta")
+    part = admin_pb2.Participation(client_name="alpha", reason="ended", outcome="OUTCOME_COMPLETED", late_update="late")
+    told = shown(participation_table(admin_pb2.GetRoundResponse(round=state, participations=[part]), 0.0))
+    assert told.startswith("Round 3: 1 of 2 updates in, waiting for beta ")
+    assert ("ended" in told, "late" in told) == (False, True)
+
+
 def test_name_of_a_federation_is_announced_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     run.announce(ServerConfig(name="[/trial]", state=Path("state")), Listening("127.0.0.1:8443", None, "unix:x"))
     assert "\n[/trial]: brain_mri, 10 rounds" in capsys.readouterr().err
