@@ -16,7 +16,7 @@ from fedclient.preview.messages import Facts, sample_messages
 from fedclient.preview.show import as_json as shown_as_json
 from fedclient.preview.show import as_lines
 from fedclient.training import Trainer
-from fedstream.errors import FedstreamError
+from fedstream.errors import FedstreamError, TransportError
 from fedstream.files import RealFileSystem
 
 NOWHERE = {"server": "127.0.0.1:0", "plaintext": True}
@@ -55,7 +55,8 @@ async def _look(config: ClientConfig, settings: Mapping[str, str]) -> tuple[Fact
         await trainer.close()
     memory = SiteMemory(config.state_folder / "memory.json", task.federation_name, RealFileSystem())
     names = dict.fromkeys(name for row in memory.rows for name in row if name not in ("round", "epoch"))
-    learns = f"{task.task_name} in {task.federation_name!r}" if task.federation_name else task.task_name
+    asked = f" in {task.federation_name!r}" if task.federation_name else ", as named here and not by a server"
+    learns = f"{task.task_name}{asked}"
     return Facts(config, site, memory.experience, list(names)), learns
 
 
@@ -72,7 +73,12 @@ async def _ask(config: ClientConfig, settings: Mapping[str, str]) -> TaskOnOffer
     except Stop:
         raise
     except FedstreamError as error:
-        message = f"{plain_words(error)}; without the server, give --task and leave --server out"
+        if config.task is not None and isinstance(error, TransportError):
+            # A site that has joined has a server in any case, and may want to look before that runs.
+            return TaskOnOffer("", config.task, settings)
+        message = (
+            f"{plain_words(error)}; without the server, name the task with --task, and its settings with --task-set"
+        )
         raise Stop(ExitCode.UNREACHABLE, message) from error
     finally:
         await connection.close()

@@ -29,6 +29,7 @@ from fedserver.store.database import Database
 from fedserver.store.members import (
     Invitation,
     InvitationState,
+    IssuedCertificate,
     SiteState,
     kept_certificates,
     kept_invitations,
@@ -51,6 +52,8 @@ class Letter:
     server: str
     replaces: bool
     """Whether an earlier token, which could still be used, is taken back by it."""
+    is_member: bool
+    """Whether a site of that name has joined before, whose place is taken by whoever joins with it."""
 
 
 def invite(state: Path, name: str, valid_hours: float | None) -> None:
@@ -64,6 +67,8 @@ def invite(state: Path, name: str, valid_hours: float | None) -> None:
     typer.echo("and then takes part with\n\n    fedclient run --data DATA_FOLDER\n")
     if letter.replaces:
         typer.echo(f"The earlier token of {name}, which was not used, is taken back.")
+    if letter.is_member:
+        typer.echo(f"{name} has joined before: once this token is used, the certificate that it has now is refused.")
     typer.echo("The token is a secret: whoever uses it first is this site. Send it over a channel that you trust.")
     if is_loopback(split_address(letter.server)[0]):
         typer.echo(f"Only this machine reaches {letter.server}. For sites elsewhere, start the server with --advertise")
@@ -76,21 +81,27 @@ def _ask_server(state: Path, name: str, valid_for: timedelta | None) -> Letter:
         request.valid_for.CopyFrom(Duration(seconds=math.ceil(valid_for.total_seconds())))
     with reading(state) as reader:
         replaces = _is_waited_for(name, kept_invitations(reader.database))
+        is_member = _is_member(name, kept_certificates(reader.database))
     with administration(state) as stub:
         answer = stub.Invite(request, timeout=CALL_SECONDS)
-    return Letter(answer.token, answer.expires.ToDatetime(UTC), answer.server_address, replaces)
+    return Letter(answer.token, answer.expires.ToDatetime(UTC), answer.server_address, replaces, is_member)
 
 
 def _write_letter(state: Path, name: str, valid_for: timedelta | None) -> Letter:
     with _office(state) as office:
         replaces = _is_waited_for(name, office.membership.book.open_invitations(name))
+        is_member = _is_member(name, office.membership.book.live_certificates(name))
         token, expires = asyncio.run(office.invite(name, valid_for))
-        return Letter(token, expires, office.advertised.server, replaces)
+        return Letter(token, expires, office.advertised.server, replaces, is_member)
 
 
 def _is_waited_for(name: str, invitations: Iterable[Invitation]) -> bool:
     still_open = (one for one in invitations if one.name == name and one.state is InvitationState.OPEN)
     return any(one.expires > time.time() for one in still_open)
+
+
+def _is_member(name: str, certificates: Iterable[IssuedCertificate]) -> bool:
+    return any(one.name == name and not one.is_revoked for one in certificates)
 
 
 def revoke(state: Path, name: str) -> None:

@@ -253,6 +253,22 @@ def test_joining_at_the_port_for_members_is_told_where_to_join(scene: Stage) -> 
     assert asyncio.run(enter(token, token.server, token.enrolment, folder)).startswith("joined as alpha")
 
 
+def test_invitation_of_a_member_says_that_it_costs_it_its_certificate(scene: Stage) -> None:
+    server = scene.server()
+    words = "alpha has joined before: once this token is used, the certificate that it has now is refused.\n"
+
+    def said() -> Said:
+        return scene.command("fedserver", "invite", "alpha", "--state", str(server.state))
+
+    first = said()
+    (token,) = TOKEN.findall(first.out)
+    assert scene.command("fedclient", "join", "--token", token, "--identity", str(scene.folder / "alpha")).status == 0
+    with_server = said()
+    assert scene.command("fedserver", "stop", "--state", str(server.state)).status == 0
+    server.wait()
+    assert [words in one.out for one in (first, with_server, said())] == [False, True, True]
+
+
 def test_invitation_by_a_running_server_says_whether_it_takes_an_earlier_one_back(scene: Stage) -> None:
     state = str(scene.server().state)
     said = [scene.command("fedserver", "invite", "alpha", "--state", state) for _ in range(2)]

@@ -37,6 +37,14 @@ def test_preview_asks_the_server_what_is_learned_and_joins_nothing(scene: Stage)
     assert server.until("nobody to have joined", lambda look: look.clients == {})
 
 
+def test_preview_of_a_site_whose_server_is_not_there_takes_the_task_that_is_named(scene: Stage) -> None:
+    named = ("--task", "linear", "--task-set", "tensors=3", "--json")
+    without = preview(scene, *named)
+    unreachable = preview(scene, "--server", "127.0.0.1:1", "--plaintext", *named)
+    assert (unreachable.status, hello(unreachable)) == (0, hello(without)), unreachable.err
+    assert unreachable.json["learns"] == "linear, as named here and not by a server"
+
+
 def test_preview_that_cannot_know_the_task_says_what_to_give(scene: Stage) -> None:
     nameless = preview(scene)
     unreachable = preview(scene, "--server", "127.0.0.1:1", "--plaintext")
@@ -47,7 +55,7 @@ def test_preview_that_cannot_know_the_task_says_what_to_give(scene: Stage) -> No
         "fedclient: name the server with --server HOST:PORT, or, to ask none, the task with --task\n",
     )
     assert (unreachable.status, unreachable.out) == (5, "")
-    assert "without the server, give --task and leave --server out" in unreachable.err
+    assert "without the server, name the task with --task, and its settings with --task-set" in unreachable.err
     assert (malformed.status, malformed.err) == (
         2,
         "fedclient: --task-set takes NAME=VALUE, such as alpha=0.35, not 'tensors'\n",
