@@ -6,6 +6,7 @@ import pytest
 
 from tests.e2e.foreign import ClientSuite
 from tests.e2e.foreign_conformance import ConformanceSuite
+from tests.e2e.foreign_endings import EndingSuite
 from tests.e2e.foreign_joining import JoiningSuite
 from tests.support.cpp import CPP
 from tests.support.foreign import marks
@@ -14,6 +15,10 @@ pytestmark = [*marks(CPP), pytest.mark.timeout(1_500)]  # whichever is the first
 
 
 class TestCppClient(ClientSuite):
+    client = CPP
+
+
+class TestEndingsInCpp(EndingSuite):
     client = CPP
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.e2e.foreign import ClientSuite
 from tests.e2e.foreign_conformance import ConformanceSuite
 from tests.e2e.foreign_encodings import EncodingSuite
+from tests.e2e.foreign_endings import EndingSuite
 from tests.e2e.foreign_joining import JoiningSuite
 from tests.support.foreign import marks
 from tests.support.go import GO
@@ -13,6 +14,10 @@ pytestmark = marks(GO)
 
 
 class TestGoClient(ClientSuite):
+    client = GO
+
+
+class TestEndingsInGo(EndingSuite):
     client = GO
 
 

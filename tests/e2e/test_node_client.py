@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.e2e.foreign import ClientSuite
 from tests.e2e.foreign_conformance import ConformanceSuite
 from tests.e2e.foreign_encodings import EncodingSuite
+from tests.e2e.foreign_endings import EndingSuite
 from tests.e2e.foreign_joining import JoiningSuite
 from tests.support.foreign import marks
 from tests.support.node import NODE
@@ -13,6 +14,10 @@ pytestmark = marks(NODE)
 
 
 class TestNodeClient(ClientSuite):
+    client = NODE
+
+
+class TestEndingsInNode(EndingSuite):
     client = NODE
 
 

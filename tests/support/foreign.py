@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,9 +25,10 @@ class ForeignClient:
 
     `missing` is why it cannot run here, empty if it can; it builds nothing. `build` makes it ready, and skips the test
     where what it needs cannot be had; it is called before each use, and quick but for the first time. `run`, `slow` and
-    `join` are its commands up to their options; `slow` waits `SLOW_HEAD_SECONDS` before it trains, 3 by default.
-    `own_tests` are run in `folder`. `training_error` is how far a weight may be from Python's: as far as sums in
-    another order and another library's tanh make it in float64, unless it says more.
+    `join` are its commands up to their options; `slow` waits `SLOW_HEAD_SECONDS` before it trains, 3 by default, and
+    with `SLOW_HEAD_FAILS` fails then. `own_tests` are run in `folder`. `training_error` is how far a weight may be from
+    Python's: as far as sums in another order and another library's tanh make it in float64, unless it says more.
+    `knows_nohup` is whether its runtime leaves signals ignored that were ignored when it was started.
     """
 
     language: str
@@ -38,6 +40,7 @@ class ForeignClient:
     own_tests: Sequence[Sequence[str]]
     join: Sequence[str]
     training_error: float = 1e-9
+    knows_nohup: bool = True
 
 
 def marks(client: ForeignClient) -> list[pytest.MarkDecorator]:
@@ -61,7 +64,7 @@ def _certificates(listening: Listening, name: str) -> list[str]:
     return [word for option, file in files.items() for word in (option, str(folder / file))]
 
 
-def start(
+def command(
     scene: Stage,
     client: ForeignClient,
     name: str,
@@ -70,11 +73,16 @@ def start(
     *options: str,
     slow: bool = False,
     state: str = "state",
-) -> Running:
-    """Start one; what it makes is in the folder of its name, and what it keeps in the folder `state` there."""
+) -> list[str]:
+    """How one is started; what it makes is in the folder of its name, and what it keeps in the folder `state` there."""
     client.build()
     folder = scene.folder / name
     trust = [] if "--fingerprint" in options else _certificates(listening, name)
     words = [*(client.slow if slow else client.run), "--server", listening.address, *trust, "--name", name]
     words += ["--data", str(data), "--out", str(folder), "--state-dir", str(folder / state)]
-    return scene.launch(name, [*words, *options])
+    return [*words, *options]
+
+
+def start(scene: Stage, client: ForeignClient, name: str, *where: Any, **how: Any) -> Running:
+    """Start one, with all that `command` is told."""
+    return scene.launch(name, command(scene, client, name, *where, **how))

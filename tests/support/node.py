@@ -36,4 +36,5 @@ NODE = ForeignClient(
     join=[*_MAIN, "join"],
     own_tests=[["npm", "test", "--silent"]],
     training_error=1e-6,  # TensorFlow.js computes in float32
+    knows_nohup=False,
 )

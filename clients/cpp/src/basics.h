@@ -19,7 +19,17 @@ using Seconds = std::chrono::duration<double>;
 inline double seconds_since(Clock::time_point began) { return Seconds(Clock::now() - began).count(); }
 
 /// How the program ends; the same numbers as of the Python client.
-enum class Exit { kFinished, kDefect, kBadOption, kBadData, kDeclined, kUnreachable, kUntrusted, kReplaced = 8 };
+enum class Exit {
+  kFinished,
+  kDefect,
+  kBadOption,
+  kBadData,
+  kDeclined,
+  kUnreachable,
+  kUntrusted,
+  kTrainingFailed,
+  kReplaced
+};
 
 /// This client is to end, with words for its operator.
 struct Stop : std::runtime_error {
@@ -52,6 +62,11 @@ struct Refusal : std::runtime_error {
 
 /// Nobody wants this work any more, here or at the server.
 struct Dropped : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+/// The fine-tune itself failed, for a reason that may be there the next time too.
+struct TrainingFailed : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 

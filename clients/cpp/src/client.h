@@ -21,9 +21,11 @@ struct RunConfig {
   std::uint32_t max_epochs = 0;
 };
 
-/// The signal by which the operator has asked for the end, or 0. The first one leaves some seconds for a good-bye.
+/// The signal by which the operator has asked for the end, or 0. The first one leaves some seconds for a good-bye, and
+/// the next ends at once; but a hang-up of a terminal is often sent twice, by the shell and by the system.
 inline volatile std::sig_atomic_t stop_signal = 0;
 inline void on_signal(int number) {
+  if (stop_signal != 0 && number == SIGHUP) return;
   if (stop_signal != 0) _exit(128 + stop_signal);
   stop_signal = number;
   alarm(4);
@@ -88,6 +90,7 @@ class Client {
       wrong(std::string("the folder for what must survive a restart cannot be used: ") + error.what());
     }
     for (const int number : {SIGINT, SIGTERM, SIGALRM}) std::signal(number, on_signal);
+    if (std::signal(SIGHUP, SIG_IGN) != SIG_IGN) std::signal(SIGHUP, on_signal);  // `nohup` has it ignored
   }
 
   /// Take part until the federation ends; returns how it ended, in words for people. @throws Stop

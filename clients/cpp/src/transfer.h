@@ -11,6 +11,7 @@ namespace fedstream::client {
 struct Site {
   Task task;
   fs::path folder;
+  int failed_trainings = 0;  // since the last update that was delivered
 };
 
 /// The server's end: the connection, and the terms that were agreed on it.

@@ -18,7 +18,7 @@ using Request = v1::NegotiateRequest;
 
 class Work {
  public:
-  Work(const Site& site, v1::Offer offer) : site_(site), offer_(std::move(offer)) {}
+  Work(Site& site, v1::Offer offer) : site_(site), offer_(std::move(offer)) {}
 
   /// Waits until nothing runs any more: two fine-tunes at a time would take each other's time and files.
   ~Work() {
@@ -92,6 +92,8 @@ class Work {
 
  private:
   static constexpr char kFailure[] = "the work failed; the log of the site says why";
+  /// Failed trainings in a row after which a person should have a look.
+  static constexpr int kMostFailures = 3;
   enum State { kOffered, kWorking, kOver, kFailed };
 
   /// The thread has ended: see how.
@@ -100,11 +102,15 @@ class Work {
     try {
       facts["kept_aside_because"] = result_.get();
       state_ = kOver;
+      site_.failed_trainings = 0;
       log_line("info", "update delivered", facts);
     } catch (const std::exception& error) {
       const bool is_wanted = dynamic_cast<const Dropped*>(&error) == nullptr;
       state_ = is_wanted ? kFailed : kOver;
       if (const auto* stop = dynamic_cast<const Stop*>(&error)) stop_ = *stop;
+      if (dynamic_cast<const TrainingFailed*>(&error) != nullptr && ++site_.failed_trainings >= kMostFailures) {
+        stop_ = Stop(Exit::kTrainingFailed, "local training failed three times in a row; the log says why");
+      }
       facts["because"] = error.what();
       log_line(is_wanted ? "error" : "info", "the work on this round ended", facts);
     }
@@ -150,8 +156,7 @@ class Work {
 
   Model train(const Model& base, const v1::Plan& plan) {
     const auto began = Clock::now();
-    Model update = site_.task.fine_tune(
-        base, plan, [this](const v1::Progress& progress) { show(progress); }, effort_);
+    Model update = fine_tune(base, plan);
     auto& header = *update.mutable_header();
     header.set_upload_id(offer_.upload_id());
     header.set_num_tensors(std::uint32_t(update.values_size()));
@@ -165,12 +170,23 @@ class Work {
     return update;
   }
 
+  Model fine_tune(const Model& base, const v1::Plan& plan) {
+    try {
+      return site_.task.fine_tune(
+          base, plan, [this](const v1::Progress& progress) { show(progress); }, effort_);
+    } catch (const Dropped&) {
+      throw;
+    } catch (const std::exception& error) {
+      throw TrainingFailed(error.what());
+    }
+  }
+
   void show(const v1::Progress& progress) {
     const std::lock_guard lock(mutex_);
     progress_ = progress;
   }
 
-  const Site& site_;
+  Site& site_;
   const v1::Offer offer_;
   State state_ = kOffered;
   std::optional<Stop> stop_;

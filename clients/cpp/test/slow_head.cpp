@@ -1,5 +1,5 @@
 /// The command with a task for tests: the same fine-tune after a wait of `SLOW_HEAD_SECONDS`, in which a test may do
-/// its worst.
+/// its worst; with `SLOW_HEAD_FAILS` it fails then.
 #include <cstdlib>
 
 #include "../src/command.h"
@@ -16,6 +16,7 @@ int main(int argc, char** argv) {
       report(progress);
       const char* seconds = std::getenv("SLOW_HEAD_SECONDS");
       effort.sleep(seconds == nullptr ? 3 : std::strtod(seconds, nullptr));
+      if (std::getenv("SLOW_HEAD_FAILS") != nullptr) throw std::runtime_error("broken");
       return tune(base, plan, report, effort);
     };
     return task;

@@ -129,7 +129,7 @@ TEST(fine_tune_ends_early_and_when_it_is_told_to) {
 }
 
 TEST(offers_are_answered_within_the_limits) {
-  const Site site{{}, check::folder()};
+  Site site{{}, check::folder()};
   v1::Offer offer;
   offer.mutable_plan()->set_epochs(10);
   const Work work(site, offer);

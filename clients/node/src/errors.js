@@ -42,6 +42,7 @@ export const EXIT = Object.freeze({
   UNTRUSTED: 6,
   TRAINING_FAILED: 7,
   REPLACED: 8,
+  HUNG_UP: 129,
   INTERRUPTED: 130,
   TERMINATED: 143,
 });

@@ -1,6 +1,6 @@
 #!/usr/bin/env node
 /** The command: which one, signals and exit codes. */
-import { realpathSync } from 'node:fs';
+import { closeSync, realpathSync } from 'node:fs';
 import path from 'node:path';
 import process from 'node:process';
 import { pathToFileURL } from 'node:url';
@@ -10,7 +10,7 @@ import { makeLog } from './log.js';
 import { HELP, JOIN_HELP, readJoin, readRun, RUN_HELP } from './options.js';
 
 const COMMANDS = { join, run };
-const SIGNALS = { SIGINT: EXIT.INTERRUPTED, SIGTERM: EXIT.TERMINATED };
+const SIGNALS = { SIGHUP: EXIT.HUNG_UP, SIGINT: EXIT.INTERRUPTED, SIGTERM: EXIT.TERMINATED };
 
 async function main([command, ...words]) {
   if (['--help', '-h'].includes(command)) return HELP;
@@ -33,12 +33,32 @@ async function run(words) {
   if (config.help) return RUN_HELP;
   const { Client } = await import('./client.js'); // gRPC takes a moment to load, and --help is to be quick
   const trainer = await import(config.task ? pathToFileURL(path.resolve(config.task)) : './train_head.js');
+  // Whose terminal is closed has to say good-bye, and whose output is lost otherwise goes on.
+  [process.stdout, process.stderr].forEach((output) => output.on('error', () => {}));
   const client = new Client(config, trainer, makeLog({ client: config.name }));
-  Object.entries(SIGNALS).forEach(([signal, code]) => process.once(signal, async () => {
-    await client.leave('stopped by its operator');
-    process.exit(code);
-  }));
+  heedSignals(client);
   return `${await client.run()}\n`;
+}
+
+/** The first says good-bye, and the next is for a person in a hurry: what was finished is on disk already. */
+function heedSignals(client) {
+  const names = Object.keys(SIGNALS);
+  const stop = async (name) => {
+    names.forEach((one) => process.removeAllListeners(one));
+    process.on('SIGHUP', () => {}); // of a terminal that is closed, both the shell and the system send one
+    await client.leave('stopped by its operator');
+    if (name === 'SIGHUP') [0, 1, 2].forEach(close); // or Node would abort, since it cannot restore the terminal's mode
+    process.exit(SIGNALS[name]);
+  };
+  names.forEach((one) => process.once(one, stop));
+}
+
+function close(descriptor) {
+  try {
+    closeSync(descriptor);
+  } catch {
+    // It is closed already.
+  }
 }
 
 // Also by way of the symbolic link that npm makes of a command.

@@ -61,7 +61,8 @@ metrics are sent. It reconnects by itself, and never repeats a finished training
   --help                    this text
 
 Exit codes: 0 the federation finished; 1 defect; 2 wrong option; 3 unusable data; 4 declined; 5 unreachable;
-6 untrusted; 7 training failed; 8 another client of the same name took over; 130 and 143 stopped by a signal.
+6 untrusted; 7 training failed several times in a row; 8 another client of the same name took over; 129 stopped by SIGHUP,
+as when its terminal is closed; 130 by Ctrl-C; 143 by SIGTERM.
 `;
 
 const JOIN_OPTIONS = texts('token', 'token-file', 'enrolment', 'identity');

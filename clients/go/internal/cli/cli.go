@@ -27,8 +27,13 @@ A client of a fedstream federation. Only weights, counts and metrics leave this 
 fedstream-client COMMAND --help lists a command's options.
 
 Exit codes: 0 the federation finished; 1 defect; 2 wrong option; 3 unusable data; 4 declined; 5 unreachable;
-6 untrusted; 7 training failed; 8 another client of the same name took over; 130 and 143 stopped by a signal.
+6 untrusted; 7 training failed several times in a row; 8 another client of the same name took over; 129 stopped by SIGHUP,
+as when its terminal is closed; 130 by Ctrl-C; 143 by SIGTERM.
 `
+
+var codes = map[os.Signal]int{
+	syscall.SIGHUP: fault.HungUp, os.Interrupt: fault.Interrupted, syscall.SIGTERM: fault.Terminated,
+}
 
 // How long a session may take to end once the operator has stopped this client.
 const goodBye = 3 * time.Second
@@ -83,15 +88,26 @@ func run(words []string, learned task.Task) error {
 		}
 		ended <- err
 	}()
-	asked := make(chan os.Signal, 1)
-	signal.Notify(asked, os.Interrupt, syscall.SIGTERM)
 	select {
 	case err := <-ended:
 		return err
-	case number := <-asked:
-		signal.Stop(asked) // the next one is for a person in a hurry; what was finished is on disk already
+	case number := <-notified():
+		// The next one is for a person in a hurry; what was finished is on disk already. Not so a hang-up: of a terminal that
+		// is closed, both the shell and the system send one.
+		signal.Reset(os.Interrupt, syscall.SIGTERM)
 		return leave(took, number, ended, cancel)
 	}
+}
+
+// notified gives the signals by which the operator asks for the end. A hang-up that is ignored, as `nohup` has it, stays so.
+func notified() <-chan os.Signal {
+	signal.Ignore(syscall.SIGPIPE) // whose output is lost goes on
+	asked := make(chan os.Signal, 1)
+	signal.Notify(asked, os.Interrupt, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) {
+		signal.Notify(asked, syscall.SIGHUP)
+	}
+	return asked
 }
 
 // leave says good-bye, and waits until the server knows.
@@ -106,11 +122,7 @@ func leave(took *client.Client, number os.Signal, ended <-chan error, cancel fun
 	case <-time.After(goodBye):
 	}
 	cancel()
-	code := fault.Interrupted
-	if number == syscall.SIGTERM {
-		code = fault.Terminated
-	}
-	return fault.Stopf(code, "stopped by %v; start it again to take part again", number)
+	return fault.Stopf(codes[number], "stopped by %v; start it again to take part again", number)
 }
 
 func join(words []string) error {
@@ -118,7 +130,7 @@ func join(words []string) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer cancel()
 	said, err := asked.folder.Join(ctx, asked.token, asked.server, asked.enrolment, logs.New(os.Stderr, asked.token.Name))
 	if errors.Is(err, context.Canceled) {

@@ -25,6 +25,7 @@ const (
 	Untrusted        = 6
 	TrainingFailed   = 7
 	Replaced         = 8
+	HungUp           = 129
 	Interrupted      = 130
 	Terminated       = 143
 )

@@ -1,6 +1,7 @@
 package work
 
 import (
+	"errors"
 	"sync"
 	"sync/atomic"
 
@@ -10,7 +11,7 @@ import (
 	"fedstream/client/internal/transfer"
 )
 
-// Failed works in a row after which a person should have a look.
+// Failed trainings in a row after which a person should have a look.
 const mostFailures = 3
 
 // A Bench has the one offer that a client works on at a time, and decides about it. It outlives the negotiation's streams.
@@ -130,7 +131,7 @@ func (b *Bench) Cancel(offerID, reason string) {
 	}
 }
 
-// CheckHealth gives a Stop when the work has failed several times in a row, or the server does not let this site in.
+// CheckHealth gives a Stop when training has failed several times in a row, or the server does not let this site in.
 func (b *Bench) CheckHealth() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -139,22 +140,21 @@ func (b *Bench) CheckHealth() error {
 	}
 	b.job.mu.Lock()
 	defer b.job.mu.Unlock()
-	switch refusal := fault.Refused(b.job.failure); {
-	case b.job.state == Delivered:
-		b.counted, b.failures = b.job, 0
-	case b.job.state == Failed && refusal == nil:
-		b.counted = b.job
-		b.failures++
-	case b.job.state == Failed:
-		b.counted, b.failures = b.job, 0
-		if refusal.Reason == fault.Unauthenticated || refusal.Reason == fault.PermissionDenied {
-			return fault.NotLetIn(refusal)
-		}
-	}
-	if b.failures < mostFailures {
+	if b.job.state != Delivered && b.job.state != Failed {
 		return nil
 	}
-	return fault.Stopf(fault.TrainingFailed, "the work failed %d times in a row; the log says why", mostFailures)
+	b.counted = b.job
+	if refusal := fault.Refused(b.job.failure, fault.Unauthenticated, fault.PermissionDenied); refusal != nil {
+		return fault.NotLetIn(refusal)
+	}
+	if training := (*trainingFailure)(nil); !errors.As(b.job.failure, &training) {
+		b.failures = 0
+		return nil
+	}
+	if b.failures++; b.failures < mostFailures {
+		return nil
+	}
+	return fault.Stopf(fault.TrainingFailed, "local training failed %d times in a row; the log says why", mostFailures)
 }
 
 // Close drops what is being done, and waits until it is.

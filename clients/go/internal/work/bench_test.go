@@ -22,12 +22,13 @@ func checked(failures ...error) error {
 }
 
 func TestWorkThatFailedEndsTheClientOnlyWhereItIsHopeless(t *testing.T) {
-	broken := errors.New("broken")
+	broken, full := &trainingFailure{errors.New("broken")}, errors.New("no space left on device")
 	for _, one := range []struct {
 		failures []error
 		code     int // 0 where the client goes on
 	}{
 		{[]error{broken, broken}, 0},
+		{[]error{full, full, full}, 0},
 		{[]error{broken, broken, broken}, fault.TrainingFailed},
 		{[]error{broken, broken, &fault.Refusal{Reason: fault.SchemaMismatch}, broken}, 0},
 		{[]error{&fault.Refusal{Reason: fault.PermissionDenied}}, fault.Untrusted},

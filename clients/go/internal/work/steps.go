@@ -79,12 +79,18 @@ func (j *Job) train(ctx context.Context, base []model.Entry, plan task.Plan) (*s
 		}
 	})
 	if err != nil {
-		return nil, err
+		return nil, &trainingFailure{err}
 	}
 	span := time.Since(began)
 	j.measured(span / time.Duration(max(tuned.Epochs, 1)))
 	return j.keep(tuned, span)
 }
+
+// trainingFailure says that the fine-tune itself failed, for a reason that may be there the next time too. Not so where a
+// transfer failed, or the disk is full: the next round may find that mended.
+type trainingFailure struct{ error }
+
+func (f *trainingFailure) Unwrap() error { return f.error }
 
 func (j *Job) measured(epoch time.Duration) {
 	j.mu.Lock()

@@ -1,8 +1,10 @@
-// Command slow-client is the client with a training that waits SLOW_HEAD_SECONDS first, in which a test may do its worst.
+// Command slow-client is the client with a training that waits SLOW_HEAD_SECONDS first, in which a test may do its worst; with
+// SLOW_HEAD_FAILS it fails then.
 package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"strconv"
 	"time"
@@ -37,6 +39,9 @@ func (s slowTraining) FineTune(
 	case <-ctx.Done():
 		return task.Tuned{}, ctx.Err()
 	case <-time.After(time.Duration(seconds * float64(time.Second))):
+	}
+	if os.Getenv("SLOW_HEAD_FAILS") != "" {
+		return task.Tuned{}, errors.New("broken")
 	}
 	return s.Training.FineTune(ctx, base, plan, report)
 }

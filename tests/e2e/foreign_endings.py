@@ -1,0 +1,105 @@
+"""With which status a client in another language ends, and that it says good-bye before. 25 s."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from functools import partial
+from typing import Any, ClassVar
+
+import pytest
+
+from fedclient.exit_codes import ExitCode
+from tests.support.features import SETTINGS, write_site
+from tests.support.foreign import ForeignClient, command
+from tests.support.processes import Running, RunningServer, Stage
+
+TASK = "brain_mri_head"
+
+
+def is_idle(server: RunningServer) -> None:
+    server.until("the client", lambda look: look.clients.get("alpha") == "idle")
+
+
+def has_left(server: RunningServer) -> None:
+    server.until("it to have left", lambda look: look.clients["alpha"] == "left")
+
+
+class EndingSuite:
+    """The statuses that `fedclient run --help` lists, where a test elsewhere does not see to them already."""
+
+    client: ClassVar[ForeignClient]
+
+    def words(self, scene: Stage, server: RunningServer, *options: str, **how: Any) -> list[str]:
+        data = write_site(scene.folder, seed=1)
+        return command(scene, self.client, "alpha", server.listening, data, *options, **how)
+
+    def open(self, scene: Stage, words: list[str], **how: Any) -> subprocess.Popen[bytes]:
+        """Start it with standard output and error of another kind than a file."""
+        process = subprocess.Popen(words, cwd=scene.folder, stdin=subprocess.DEVNULL, **how)
+        scene.running.append(Running(process, scene.folder / "none"))
+        return process
+
+    @pytest.mark.parametrize(
+        ("number", "code"),
+        [
+            (signal.SIGHUP, ExitCode.HUNG_UP),
+            (signal.SIGINT, ExitCode.INTERRUPTED),
+            (signal.SIGTERM, ExitCode.TERMINATED),
+        ],
+    )
+    def test_client_stopped_by_a_signal_leaves_and_ends_with_its_status(
+        self, scene: Stage, number: signal.Signals, code: ExitCode
+    ) -> None:
+        server = scene.server("--min-clients", "2", task=TASK, **SETTINGS)
+        client = scene.launch("alpha", self.words(scene, server))
+        is_idle(server)
+        client.process.send_signal(number)
+        assert client.wait(10) == code, client.text
+        has_left(server)
+
+    def test_client_whose_terminal_is_closed_leaves_though_it_hears_of_it_twice(self, scene: Stage) -> None:
+        server = scene.server("--min-clients", "2", task=TASK, **SETTINGS)
+        near, far = os.openpty()  # the process is the leader of the session whose terminal that is
+        words = self.words(scene, server)
+        process = self.open(scene, words, stdout=far, stderr=far, preexec_fn=partial(os.login_tty, far))
+        os.close(far)
+        is_idle(server)
+        os.close(near)
+        process.send_signal(signal.SIGHUP)  # from the shell; the system has sent one as well
+        assert process.wait(10) == ExitCode.HUNG_UP
+        has_left(server)
+
+    def test_client_with_hang_ups_ignored_goes_on_after_one(self, scene: Stage) -> None:
+        if not self.client.knows_nohup:
+            pytest.skip(f"the runtime of {self.client.language} heeds every signal again")
+        server = scene.server("--min-clients", "2", task=TASK, **SETTINGS)
+        client = scene.launch("alpha", ["nohup", *self.words(scene, server)])
+        is_idle(server)
+        client.process.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            client.process.wait(0.5)
+        client.process.send_signal(signal.SIGTERM)
+        assert client.wait(10) == ExitCode.TERMINATED, client.text
+
+    def test_client_whose_output_is_lost_goes_on_to_the_end(self, scene: Stage) -> None:
+        server = scene.server("--rounds", "1", "--min-clients", "1", task=TASK, **SETTINGS)
+        process = self.open(scene, self.words(scene, server), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for pipe in (process.stdout, process.stderr):
+            assert pipe is not None
+            pipe.close()
+        assert (process.wait(30), server.wait()) == (ExitCode.FINISHED, 0)
+        assert (scene.folder / "alpha" / "GLOBAL_MODEL.safetensors").exists()
+
+    def test_training_that_fails_three_times_ends_the_client(
+        self, scene: Stage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("SLOW_HEAD_SECONDS", "0")
+        monkeypatch.setenv("SLOW_HEAD_FAILS", "yes")
+        server = scene.server("--min-clients", "1", "--retry-delay-seconds", "0.1", task=TASK, **SETTINGS)
+        client = scene.launch("alpha", self.words(scene, server, slow=True))
+        assert client.wait() == ExitCode.TRAINING_FAILED, client.text
+        assert "failed" in client.text.splitlines()[-1]
+        assert [line["because"] for line in client.events if line["level"] == "error"] == ["broken"] * 3
+        has_left(server)
