@@ -1,7 +1,8 @@
-"""With which status a client in another language ends, and that it says good-bye before. 25 s."""
+"""How a client in another language ends, and that it keeps to what its site allows. 30 s."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -11,9 +12,14 @@ from typing import Any, ClassVar
 import pytest
 
 from fedclient.exit_codes import ExitCode
+from fedserver.clock import Clock
+from fedserver.coordinator.effects import Confirm
+from fedserver.services import messages
+from fedstream.v1 import negotiation_pb2
 from tests.support.features import SETTINGS, write_site
-from tests.support.foreign import ForeignClient, command
-from tests.support.processes import Running, RunningServer, Stage
+from tests.support.foreign import ForeignClient, command, start
+from tests.support.processes import Running, RunningServer, Stage, looking
+from tests.support.serving import serving
 
 TASK = "brain_mri_head"
 
@@ -27,7 +33,7 @@ def has_left(server: RunningServer) -> None:
 
 
 class EndingSuite:
-    """The statuses that `fedclient run --help` lists, where a test elsewhere does not see to them already."""
+    """The statuses that `fedclient run --help` lists, where no test elsewhere sees to them already, and limits."""
 
     client: ClassVar[ForeignClient]
 
@@ -91,6 +97,34 @@ class EndingSuite:
             pipe.close()
         assert (process.wait(30), server.wait()) == (ExitCode.FINISHED, 0)
         assert (scene.folder / "alpha" / "GLOBAL_MODEL.safetensors").exists()
+
+    async def test_plan_of_more_epochs_than_the_site_allows_is_not_trained(
+        self, scene: Stage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        honest = messages.write_effect.dispatch(Confirm)
+
+        def greedy(effect: Confirm, clock: Clock) -> negotiation_pb2.NegotiateResponse:
+            response: negotiation_pb2.NegotiateResponse = honest(effect, clock)
+            response.confirm.plan.epochs = 10
+            return response
+
+        messages.write_effect.register(Confirm, greedy)
+        try:
+            async with serving(scene.folder, task=TASK, task_settings=SETTINGS, min_clients=1) as (_, listening):
+                data = write_site(scene.folder, seed=1)
+                options = ("alpha", listening, data, "--max-epochs", "1")
+                client = await asyncio.to_thread(start, scene, self.client, *options)
+                failed = negotiation_pb2.OUTCOME_FAILED
+                await asyncio.to_thread(
+                    looking,
+                    listening,
+                    "failure",
+                    lambda look: [part.outcome for part in look.parts.values()] == [failed],
+                )
+                client.end()
+        finally:
+            messages.write_effect.register(Confirm, honest)
+        assert client.said("trained") == []
 
     def test_training_that_fails_three_times_ends_the_client(
         self, scene: Stage, monkeypatch: pytest.MonkeyPatch

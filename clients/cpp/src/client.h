@@ -190,6 +190,7 @@ class Client {
     if (message.has_welcome()) {
       peer_.terms = message.welcome();
       if (peer_.terms.max_chunk_bytes() == 0) peer_.terms.set_max_chunk_bytes(kDefaultChunkBytes);
+      if (peer_.terms.max_chunk_bytes() > kMaxChunkBytes) peer_.terms.set_max_chunk_bytes(kMaxChunkBytes);
       if (peer_.terms.window_bytes() == 0) peer_.terms.set_window_bytes(kDefaultWindowBytes);
       effort_.advance();
     }

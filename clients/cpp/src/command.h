@@ -43,8 +43,8 @@ inline int run_command(int argc, char** argv, const OpenTask& open_task) {
   CLI::App app("Take part in a federation that learns brain_mri_head. Only weights, counts and metrics are sent.");
   app.footer(
       "Exit codes: 0 the federation finished; 1 defect; 2 wrong option; 3 unusable data; 4 declined; 5 unreachable;\n"
-      "6 untrusted; 7 training failed several times in a row; 8 another client of the same name took over; 129 stopped by "
-      "SIGHUP,\nas when its terminal is closed; 130 by Ctrl-C; 143 by SIGTERM.");
+      "6 untrusted; 7 training failed several times in a row; 8 another client of the same name took over;\n"
+      "129 stopped by SIGHUP, as when its terminal is closed; 130 by Ctrl-C; 143 by SIGTERM.");
   app.require_subcommand(1);
   JoinOptions options;
   auto& joining = *app.add_subcommand("join", "Join a federation, once, with the token that its coordinator has sent.");

@@ -29,8 +29,10 @@ class Work {
   bool is_for(const std::string& offer_id) const { return offer_.offer_id() == offer_id && state_ != kOver; }
 
   /// The answer to the offer, also when a cut made it come again: what is worked on, or trained, stands as agreed.
-  Request answer(std::uint32_t max_epochs) const {
+  Request answer(std::uint32_t max_epochs) {
     Request answer;
+    max_epochs_ = max_epochs;
+    agreed_epochs_ = offer_.plan().epochs();
     if (state_ == kFailed) {
       answer.mutable_decline()->set_offer_id(offer_.offer_id());
       answer.mutable_decline()->set_reason(kFailure);
@@ -38,17 +40,27 @@ class Work {
       answer.mutable_accept()->set_offer_id(offer_.offer_id());
     } else {
       answer.mutable_counter_offer()->set_offer_id(offer_.offer_id());
-      answer.mutable_counter_offer()->set_epochs(max_epochs);
+      answer.mutable_counter_offer()->set_epochs(agreed_epochs_ = max_epochs);
     }
     return answer;
   }
 
-  /// Begin, or go on with, what was agreed.
+  /// Begin, or go on with, what was agreed. More is refused, since what a site allows holds whatever the server says, and
+  /// so is a plan that cannot be carried out (R-RND-13).
   void confirm(const v1::Confirmation& confirmation, const Peer& peer) {
     lease_seconds_ = seconds_of(confirmation.lease());
     if (state_ != kOffered) return;
+    auto plan = confirmation.plan();
+    if (plan.epochs() > agreed_epochs_ || plan.epochs() == 0 || plan.batch_size() == 0 ||
+        !std::isfinite(plan.learning_rate())) {
+      state_ = kFailed;
+      log_line("error", "the server goes by other terms than were agreed on",
+               {{"agreed_epochs", agreed_epochs_}, {"plan", json_of(plan)}});
+      return;
+    }
+    if (max_epochs_ > 0) plan.set_epochs(std::min(plan.epochs(), max_epochs_));  // trained by an earlier agreement
     state_ = kWorking;
-    result_ = std::async(std::launch::async, [this, plan = confirmation.plan(), peer] { return run(plan, peer); });
+    result_ = std::async(std::launch::async, [this, plan, peer] { return run(plan, peer); });
   }
 
   void renew(const v1::LeaseRenewal& renewal) {
@@ -189,6 +201,7 @@ class Work {
   Site& site_;
   const v1::Offer offer_;
   State state_ = kOffered;
+  std::uint32_t agreed_epochs_ = 0, max_epochs_ = 0;  // that may be trained; of the second, 0 is no limit
   std::optional<Stop> stop_;
   double lease_seconds_ = 0;  // 0 while nothing is to be told
   Clock::time_point told_at_;

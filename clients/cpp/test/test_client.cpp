@@ -132,9 +132,31 @@ TEST(offers_are_answered_within_the_limits) {
   Site site{{}, check::folder()};
   v1::Offer offer;
   offer.mutable_plan()->set_epochs(10);
-  const Work work(site, offer);
+  Work work(site, offer);
   CHECK(work.answer(0).has_accept() && work.answer(10).has_accept());
   CHECK(work.answer(3).counter_offer().epochs() == 3);
+}
+
+TEST(plan_of_more_than_was_agreed_or_that_cannot_be_is_refused) {
+  Site site{{}, check::folder()};
+  v1::Offer offer;
+  offer.mutable_plan()->set_epochs(10);
+  v1::Confirmation sound;
+  sound.mutable_lease()->set_seconds(60);
+  *sound.mutable_plan() = plan(4);
+  auto endless = sound, empty = sound, unbatched = sound, undefined = sound;
+  endless.mutable_plan()->set_epochs(1'000'000);
+  empty.mutable_plan()->set_epochs(0);
+  unbatched.mutable_plan()->set_batch_size(0);
+  undefined.mutable_plan()->set_learning_rate(NAN);
+  for (const auto& [confirmation, max_epochs] :
+       {std::pair(sound, 3U), {endless, 0U}, {empty, 0U}, {unbatched, 0U}, {undefined, 0U}}) {
+    Work work(site, offer);
+    work.answer(max_epochs);
+    work.confirm(confirmation, {});
+    const auto said = work.sign_of_life();
+    CHECK(said && said->has_failure() && work.answer(0).has_decline());
+  }
 }
 
 TEST(trouble_is_tried_again_and_a_refusal_never) {

@@ -16,6 +16,7 @@ export class Bench {
   terms = null;
   #site;
   #limits;
+  #agreedEpochs = 0; // at most, that may be trained for the offer
   #askedForTime = false;
   #counted = null;
   #failures = 0;
@@ -41,10 +42,11 @@ export class Bench {
     if (!isRepeated) {
       job?.drop('another offer came');
       await job?.stopped(); // two fine-tunes at a time would take each other's time and files
-      this.job = new Job(offer, this.#site);
+      this.job = new Job(offer, this.#site, this.#limits.maxSeconds);
       const trouble = planTrouble(offer.plan) || baseTrouble(offer);
       if (trouble) return this.#decline(trouble);
     }
+    this.#agreedEpochs = this.job.offer.plan.epochs;
     if (await this.job.isTrained()) return { accept: true };
     const terms = { epochs: offer.plan.epochs, timeRemaining: seconds(offer.time_remaining) };
     const answer = reply(terms, this.#limits, this.#site.experience);
@@ -53,6 +55,7 @@ export class Bench {
     if (answer.accept) return answer;
     this.#askedForTime = answer.counter.seconds !== null;
     const { epochs, seconds: needed, reason } = answer.counter;
+    if (epochs) this.#agreedEpochs = epochs;
     return { counter: { epochs, time_needed: writeDuration(needed), reason } };
   }
 
@@ -61,11 +64,16 @@ export class Bench {
     return { decline: reason };
   }
 
-  /** Begin, or go on with, what was agreed. */
+  /** Begin, or go on with, what was agreed. More is refused: what a site allows holds whatever the server says. */
   confirm({ offer_id, plan }) {
     if (this.job?.offer.offer_id !== offer_id) return;
-    const trouble = planTrouble(plan);
-    if (trouble) this.job.fail(trouble); else this.job.start(plan, () => this.terms);
+    const [agreed, { maxEpochs }] = [this.#agreedEpochs, this.#limits];
+    const excess = plan?.epochs > agreed && `${plan.epochs} epochs were confirmed, and ${agreed} agreed on`;
+    const trouble = planTrouble(plan) || excess;
+    if (trouble) return this.job.fail(trouble);
+    // What is trained already was by an earlier agreement.
+    const epochs = Math.min(plan.epochs, maxEpochs || plan.epochs);
+    return this.job.start({ ...plan, epochs }, () => this.terms);
   }
 
   withdraw(withdrawal) {

@@ -16,6 +16,11 @@ import { entryOf, modelDigest } from './model.js';
 import { isOf, pack } from './packing.js';
 import { Damaged, Unwanted, Upload } from './upload.js';
 
+/** A timer cannot wait for longer. */
+const LONGEST_TIMER_MS = 2 ** 31 - 1;
+
+class TookTooLong extends Error {}
+
 export class Job {
   state = 'offered';
   reason = '';
@@ -25,6 +30,7 @@ export class Job {
   failure = null;
   progress = { phase: 'PHASE_UNSPECIFIED', epoch: 0, epochs: 0, fraction: 0, metrics: {} };
   #site;
+  #maxSeconds;
   #abort = new AbortController();
   #done = Promise.resolve();
 
@@ -32,10 +38,12 @@ export class Job {
    * @param {object} offer the contract's message
    * @param {object} site what jobs work with: connection, store, schema, training, experience,
    *   patience, federation (its name), encodings (those taken), log
+   * @param {number | null} [maxSeconds] of training that the site allows
    */
-  constructor(offer, site) {
+  constructor(offer, site, maxSeconds = null) {
     this.offer = offer;
     this.#site = site;
+    this.#maxSeconds = maxSeconds;
   }
 
   get #baseHex() {
@@ -158,8 +166,8 @@ export class Job {
     for (const entry of base) weights.set(entry.name, await store.read(entry));
     const began = performance.now();
     this.progress = { ...this.progress, phase: 'PHASE_TRAINING', fraction: 0 };
-    const report = (news) => this.#report(news);
-    const tuned = await this.#watched(training.fineTune(weights, plan, report, this.#abort.signal));
+    const report = (news) => this.#report(news, (performance.now() - began) / 1000);
+    const tuned = await this.#watched((signal) => training.fineTune(weights, plan, report, signal));
     const trainingSeconds = (performance.now() - began) / 1000;
     experience.epochSeconds = trainingSeconds / Math.max(1, tuned.epochs);
     const record = await this.#keep(tuned, trainingSeconds);
@@ -168,12 +176,18 @@ export class Job {
     return record;
   }
 
+  /** Within the site's limit on time: how long epochs take is known only once some have run. */
   async #watched(fineTune) {
+    const limit = new AbortController();
+    const milliseconds = Math.min(this.#maxSeconds * 1000, LONGEST_TIMER_MS);
+    const timer = this.#maxSeconds === null ? null : setTimeout(() => limit.abort(), milliseconds);
     try {
-      return await fineTune;
+      return await fineTune(AbortSignal.any([this.#abort.signal, limit.signal]));
     } catch (error) {
       this.trainingFailed = true;
-      throw error;
+      throw limit.signal.aborted ? new TookTooLong("the site's limit on training time was reached") : error;
+    } finally {
+      clearTimeout(timer);
     }
   }
 
@@ -187,7 +201,10 @@ export class Job {
     return record;
   }
 
-  #report({ epoch, epochs, fraction, metrics }) {
+  #report({ epoch, epochs, fraction, metrics }, seconds) {
+    const done = fraction * epochs;
+    // Also a fine-tune that is stopped teaches how long an epoch takes.
+    if (done >= 1) this.#site.experience.epochSeconds = seconds / done;
     this.progress = { phase: 'PHASE_TRAINING', epoch, epochs, fraction, metrics };
   }
 
@@ -198,7 +215,7 @@ export class Job {
 
 /** A reason that may leave this site: no file names, no paths. */
 function generalWords(error) {
-  if (error instanceof Unwanted) return error.message;
+  if (error instanceof Unwanted || error instanceof TookTooLong) return error.message;
   if (isRefusal(error, 'UNKNOWN_MODEL')) return 'the base model is not published any more';
   return error instanceof Refusal ? `the server refused a call: ${error.reason}` : 'the work failed at the site';
 }

@@ -61,8 +61,8 @@ metrics are sent. It reconnects by itself, and never repeats a finished training
   --help                    this text
 
 Exit codes: 0 the federation finished; 1 defect; 2 wrong option; 3 unusable data; 4 declined; 5 unreachable;
-6 untrusted; 7 training failed several times in a row; 8 another client of the same name took over; 129 stopped by SIGHUP,
-as when its terminal is closed; 130 by Ctrl-C; 143 by SIGTERM.
+6 untrusted; 7 training failed several times in a row; 8 another client of the same name took over;
+129 stopped by SIGHUP, as when its terminal is closed; 130 by Ctrl-C; 143 by SIGTERM.
 `;
 
 const JOIN_OPTIONS = texts('token', 'token-file', 'enrolment', 'identity');
@@ -122,7 +122,7 @@ export function readRun(words) {
     plaintext: values.plaintext ?? false,
     name,
     data: values.data,
-    maxEpochs: Math.floor(number(values, 'max-epochs') ?? 0),
+    maxEpochs: wholeNumber(values, 'max-epochs') ?? 0,
     maxSeconds: maxSeconds(values),
     encodings: orWrong(() => taken(values['update-encoding'] ?? AUTO)),
     out: values.out ?? path.join('runs', name),
@@ -197,8 +197,18 @@ function number(values, name) {
   return value;
 }
 
+function wholeNumber(values, name) {
+  const value = number(values, name);
+  // Half an epoch would be none, which is no limit.
+  if (value !== undefined && !(Number.isInteger(value) && value < 2 ** 32)) {
+    wrong(`--${name} is a whole number, not ${values[name]}`);
+  }
+  return value;
+}
+
 function maxSeconds(values) {
   const [hours, seconds] = [number(values, 'max-hours'), number(values, 'max-seconds')];
+  if (hours === 0 || seconds === 0) wrong('a limit of time is more than 0; without one, leave it off');
   if (hours !== undefined && seconds !== undefined) wrong('give either --max-hours or --max-seconds, not both');
   return seconds ?? (hours === undefined ? null : hours * 3600);
 }

@@ -85,6 +85,8 @@ for (const [what, words] of Object.entries({
   'two limits on time': [...GOOD, '--max-hours', '1', '--max-seconds', '9'],
   'a name with a slash': [...GOOD, '--name', 'a/b'],
   'a number that is none': [...GOOD, '--max-epochs', 'many'],
+  'a part of an epoch': [...GOOD, '--max-epochs', '0.5'],
+  'no time at all': [...GOOD, '--max-hours', '0'],
   'an unknown option': [...GOOD, '--speed', '9'],
 })) test(`options with ${what} are refused`, () => assert.throws(() => readRun(words), { exitCode: 2 }));
 

@@ -93,14 +93,14 @@ class Calls {
 }
 
 /** A client in front of a scripted server. `fineTune` may fail or take its time. */
-async function scene(t, { fineTune = async () => tuned(), collect = () => {} } = {}) {
+async function scene(t, { fineTune = async () => tuned(), collect = () => {}, limits = {} } = {}) {
   const [calls, talk] = [new Calls(), new Talk()];
   let trainings = 0;
   const training = { fineTune: (...words) => { trainings += 1; return fineTune(...words); } };
   const experience = { epochSeconds: null, transferSeconds: 0, moreTimeRefused: false };
   const site = { connection: calls, store: await openStore(t), schema: model.specs, training, experience,
     patience: PATIENCE, federation: 'f', log: quiet };
-  const bench = new Bench(site, { maxEpochs: 0, maxSeconds: null });
+  const bench = new Bench(site, { maxEpochs: 0, maxSeconds: null, ...limits });
   let collected = null;
   const begin = (stream) => {
     const session = new Session(stream, site, bench, async (outcome) => { collected = outcome; await collect(); });
@@ -162,6 +162,42 @@ test('plans that cannot be and offers without a base are declined', async (t) =>
   await talk.hear(about('accept', 'y'));
   talk.say(confirm('y', { ...PLAN, batch_size: 0 }));
   assert.match((await talk.hear(about('failure', 'y'))).failure.reason, /batch size/);
+});
+
+test('confirmation of more than was agreed is refused', async (t) => {
+  const client = await scene(t, { limits: { maxEpochs: 3, maxSeconds: 60 } });
+  const { experience, talk } = client;
+  const offered = { plan: { ...PLAN, epochs: 10 }, time_remaining: span(10_000) };
+  talk.say(WELCOME, offer('1', offered));
+  assert.equal((await talk.hear(about('counter_offer', '1'))).counter_offer.epochs, 3);
+  talk.say(confirm('1', { ...PLAN, epochs: 4 }));
+  assert.match((await talk.hear(about('failure', '1'))).failure.reason, /^4 epochs were confirmed, and 3 agreed on$/);
+  talk.say(offer('2'));
+  await talk.hear(about('accept', '2'));
+  talk.say(confirm('2', { ...PLAN, epochs: 3 }));
+  await talk.hear(about('failure', '2'));
+  experience.epochSeconds = 100;
+  talk.say(offer('3', offered));
+  await talk.hear(about('decline', '3'));
+  talk.say(confirm('3'), offer('4'));
+  await talk.hear(about('decline', '4'));
+  assert.equal(client.trainings, 0);
+});
+
+test('training ends with the limit on time of the site, and teaches how long an epoch takes', async (t) => {
+  const fineTune = async (base, plan, report, signal) => {
+    for (let epoch = 1; ; epoch += 1) {
+      await sleep(10, undefined, { signal });
+      report({ epoch, epochs: plan.epochs, fraction: epoch / plan.epochs, metrics: {} });
+    }
+  };
+  const { experience, talk } = await scene(t, { fineTune, limits: { maxSeconds: 0.2 } });
+  const plan = { ...PLAN, epochs: 1_000 };
+  talk.say(WELCOME, offer('1', { plan }));
+  await talk.hear(about('accept', '1'));
+  talk.say(confirm('1', plan));
+  assert.match((await talk.hear(about('failure', '1'))).failure.reason, /limit on training time was reached/);
+  assert.ok(experience.epochSeconds >= 0.01 && experience.epochSeconds < 0.1, `${experience.epochSeconds} s`);
 });
 
 test('sign of life is given in every third of a lease, also before the confirmation', async (t) => {

@@ -27,8 +27,8 @@ A client of a fedstream federation. Only weights, counts and metrics leave this 
 fedstream-client COMMAND --help lists a command's options.
 
 Exit codes: 0 the federation finished; 1 defect; 2 wrong option; 3 unusable data; 4 declined; 5 unreachable;
-6 untrusted; 7 training failed several times in a row; 8 another client of the same name took over; 129 stopped by SIGHUP,
-as when its terminal is closed; 130 by Ctrl-C; 143 by SIGTERM.
+6 untrusted; 7 training failed several times in a row; 8 another client of the same name took over;
+129 stopped by SIGHUP, as when its terminal is closed; 130 by Ctrl-C; 143 by SIGTERM.
 `
 
 var codes = map[os.Signal]int{

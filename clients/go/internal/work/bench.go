@@ -2,6 +2,7 @@ package work
 
 import (
 	"errors"
+	"fmt"
 	"sync"
 	"sync/atomic"
 
@@ -23,7 +24,8 @@ type Bench struct {
 	terms atomic.Pointer[transfer.Terms] // apart: a job asks for them while it is waited for to stop
 
 	mu           sync.Mutex
-	job          *Job // guarded by mu, like all below
+	job          *Job   // guarded by mu, like all below
+	agreed       uint32 // epochs, at most, that may be trained for the offer
 	experience   Experience
 	askedForTime bool
 	counted      *Job
@@ -94,19 +96,32 @@ func (b *Bench) Consider(offer Offer) Reply {
 		job.drop("another offer came")
 	}
 	b.job = newJob(offer, b.shop, b.Terms)
+	b.job.mostTraining = b.limits.MaxTraining
+	b.agreed = offer.Epochs
 	if b.job.isTrained() {
 		return Reply{}
 	}
 	reply := answer(offer.Epochs, offer.Remaining, b.limits, b.experience)
+	b.agreed = reply.agreedEpochs(offer.Epochs)
 	b.askedForTime = reply.Counter != nil && reply.Counter.Time > 0
 	return reply
 }
 
-// Confirm begins, or goes on with, what was agreed.
+// Confirm begins, or goes on with, what was agreed. More is refused: what a site allows holds whatever the server says.
 func (b *Bench) Confirm(offerID string, plan task.Plan) {
-	if job := b.Job(offerID); job != nil {
-		job.start(plan)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.job == nil || b.job.Offer.ID != offerID {
+		return
 	}
+	if plan.Epochs > b.agreed {
+		b.job.refuse(fmt.Sprintf("%d epochs were confirmed, and %d agreed on", plan.Epochs, b.agreed))
+		return
+	}
+	if most := b.limits.MaxEpochs; most > 0 { // what is trained already was by an earlier agreement
+		plan.Epochs = min(plan.Epochs, most)
+	}
+	b.job.start(plan)
 }
 
 // Withdraw says that the server takes an offer back.

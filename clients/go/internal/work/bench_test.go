@@ -1,11 +1,15 @@
 package work
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"testing"
+	"time"
 
 	"fedstream/client/internal/fault"
+	"fedstream/client/internal/store"
+	"fedstream/client/internal/task"
 )
 
 // checked gives what a bench says after each of these failures, in a row.
@@ -19,6 +23,61 @@ func checked(failures ...error) error {
 		health = bench.CheckHealth()
 	}
 	return health
+}
+
+func TestConfirmationOfMoreThanWasAgreedIsRefused(t *testing.T) {
+	kept, err := store.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kept.Close()
+	shop := &Shop{Store: kept, Log: slog.New(slog.DiscardHandler)}
+	for what, one := range map[string]struct {
+		limits    Limits
+		epoch     time.Duration
+		confirmed uint32
+	}{
+		"more than was offered":       {Limits{}, 0, 11},
+		"more than was asked for":     {Limits{MaxEpochs: 3}, 0, 4},
+		"more than there is time for": {Limits{MaxTraining: time.Minute}, 30 * time.Second, 3},
+		"what was declined":           {Limits{MaxTraining: time.Minute}, time.Hour, 1},
+	} {
+		bench := NewBench(shop, one.limits)
+		bench.experience.Epoch = one.epoch
+		bench.Consider(Offer{ID: "a", Epochs: 10, Remaining: time.Hour})
+		bench.Confirm("a", task.Plan{Epochs: one.confirmed})
+		if state, reason := bench.Job("a").State(); state != Failed || reason == "" {
+			t.Errorf("%s: %v %q", what, state, reason)
+		}
+	}
+}
+
+// patient trains until it is stopped, and says each 10 ms that an epoch is done.
+type patient struct{ task.Training }
+
+func (patient) FineTune(
+	ctx context.Context, _ map[string][]byte, plan task.Plan, report func(task.Progress),
+) (task.Tuned, error) {
+	for epoch := uint32(1); ; epoch++ {
+		select {
+		case <-ctx.Done():
+			return task.Tuned{}, ctx.Err()
+		case <-time.After(10 * time.Millisecond):
+			report(task.Progress{Epoch: epoch, Epochs: plan.Epochs, Fraction: float32(epoch) / float32(plan.Epochs)})
+		}
+	}
+}
+
+func TestTrainingEndsWithTheSitesLimitOnTimeAndTeachesHowLongAnEpochTakes(t *testing.T) {
+	job := newJob(Offer{}, &Shop{Training: patient{}, Log: slog.New(slog.DiscardHandler)}, nil)
+	job.mostTraining = 200 * time.Millisecond
+	_, err := job.train(t.Context(), nil, task.Plan{Epochs: 1000})
+	if training := (*trainingFailure)(nil); !errors.As(err, &training) || generalWords(err) != errTooLong.Error() {
+		t.Errorf("ends with %v", err)
+	}
+	if job.epoch < 10*time.Millisecond || job.epoch > 100*time.Millisecond {
+		t.Errorf("an epoch took %v", job.epoch)
+	}
 }
 
 func TestWorkThatFailedEndsTheClientOnlyWhereItIsHopeless(t *testing.T) {

@@ -64,6 +64,8 @@ type Job struct {
 	terms func() transfer.Terms
 	done  chan struct{} // closed when nothing runs any more
 
+	mostTraining time.Duration // that the site allows; 0 for no limit
+
 	mu       sync.Mutex
 	cancel   context.CancelFunc // guarded by mu, like all below
 	state    State
@@ -109,6 +111,16 @@ func (j *Job) start(plan task.Plan) {
 	j.state, j.cancel = Working, cancel
 	j.progress = Progress{Phase: pb.Phase_PHASE_DOWNLOADING}
 	go j.run(ctx, plan)
+}
+
+// refuse ends it before it has begun. Nothing happens if it has.
+func (j *Job) refuse(reason string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.state == Offered {
+		j.shop.Log.Error("the server goes by other terms than were agreed on", "because", reason)
+		j.state, j.reason = Failed, reason
+	}
 }
 
 // drop stops it: the server does not want it any more. A job that has ended stays as it is. It returns when nothing runs
@@ -163,6 +175,9 @@ func (j *Job) run(ctx context.Context, plan task.Plan) {
 func generalWords(err error) string {
 	if fault.Refused(err, fault.UnknownModel) != nil {
 		return "the base model is not published any more"
+	}
+	if errors.Is(err, errTooLong) {
+		return errTooLong.Error()
 	}
 	if refusal := fault.Refused(err); refusal != nil {
 		return "the server refused a call: " + refusal.Reason

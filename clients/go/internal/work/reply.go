@@ -39,6 +39,17 @@ type Counter struct {
 	Reason string
 }
 
+// agreedEpochs says how many may be trained for an offer of so many that was answered so.
+func (r Reply) agreedEpochs(planned uint32) uint32 {
+	switch {
+	case r.Decline != "":
+		return 0
+	case r.Counter != nil && r.Counter.Epochs > 0:
+		return min(planned, r.Counter.Epochs)
+	}
+	return planned
+}
+
 // answer accepts, or counters with the fewest changes that make the offer fit, or declines if nothing can.
 func answer(planned uint32, remaining time.Duration, limits Limits, known Experience) Reply {
 	var reasons []string

@@ -72,18 +72,34 @@ func (j *Job) train(ctx context.Context, base []model.Entry, plan task.Plan) (*s
 	}
 	j.show(Progress{Phase: pb.Phase_PHASE_TRAINING, Progress: task.Progress{Epochs: plan.Epochs}})
 	began := time.Now()
+	ctx, cancel := j.withinLimit(ctx)
+	defer cancel()
 	tuned, err := j.shop.Training.FineTune(ctx, weights, plan, func(progress task.Progress) {
 		j.show(Progress{pb.Phase_PHASE_TRAINING, progress})
-		if progress.Epoch > 1 { // also a fine-tune that is stopped teaches how long an epoch takes
-			j.measured(time.Since(began) / time.Duration(progress.Epoch))
+		// Also a fine-tune that is stopped teaches how long an epoch takes.
+		if done := float64(progress.Fraction) * float64(progress.Epochs); done >= 1 {
+			j.measured(time.Duration(float64(time.Since(began)) / done))
 		}
 	})
+	if err != nil && errors.Is(context.Cause(ctx), errTooLong) {
+		err = errTooLong
+	}
 	if err != nil {
 		return nil, &trainingFailure{err}
 	}
 	span := time.Since(began)
 	j.measured(span / time.Duration(max(tuned.Epochs, 1)))
 	return j.keep(tuned, span)
+}
+
+var errTooLong = errors.New("the site's limit on training time was reached")
+
+// withinLimit gives what a fine-tune may take: how long its epochs take is known only once some have run.
+func (j *Job) withinLimit(ctx context.Context) (context.Context, context.CancelFunc) {
+	if j.mostTraining <= 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeoutCause(ctx, j.mostTraining, errTooLong)
 }
 
 // trainingFailure says that the fine-tune itself failed, for a reason that may be there the next time too. Not so where a
