@@ -18,7 +18,7 @@ from fedserver.services import messages
 from fedstream.v1 import negotiation_pb2
 from tests.support.features import SETTINGS, write_site
 from tests.support.foreign import ForeignClient, command, start
-from tests.support.processes import Running, RunningServer, Stage, looking
+from tests.support.processes import Running, RunningServer, Stage, looking, until
 from tests.support.serving import serving
 
 TASK = "brain_mri_head"
@@ -97,6 +97,20 @@ class EndingSuite:
             pipe.close()
         assert (process.wait(30), server.wait()) == (ExitCode.FINISHED, 0)
         assert (scene.folder / "alpha" / "GLOBAL_MODEL.safetensors").exists()
+
+    def test_second_client_on_one_state_folder_is_refused_until_the_first_is_killed(self, scene: Stage) -> None:
+        server = scene.server("--min-clients", "2", task=TASK, **SETTINGS)
+        words = self.words(scene, server)
+        first = scene.launch("alpha", words)
+        is_idle(server)
+        second = scene.launch("second", words)
+        assert second.wait(20) == ExitCode.BAD_CONFIGURATION, second.text
+        assert f"another client uses {scene.folder / 'alpha' / 'state'}" in second.text.splitlines()[-1]
+        first.process.kill()
+        first.wait()
+        third = scene.launch("third", words)
+        until("the third", lambda: third.said("welcome") or third.said("the server says"))
+        third.end()
 
     async def test_plan_of_more_epochs_than_the_site_allows_is_not_trained(
         self, scene: Stage, monkeypatch: pytest.MonkeyPatch

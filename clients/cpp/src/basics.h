@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <google/protobuf/util/json_util.h>
 #include <google/protobuf/util/time_util.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -124,6 +125,14 @@ inline void make_folder(const fs::path& folder) {
   make_folder(above);
   fs::create_directory(folder);
   sync(above.empty() ? "." : above);
+}
+
+/// Keep a folder to this process until it ends, however it ends. @returns false if another one has it
+inline bool lock_folder(const fs::path& folder) {
+  const int descriptor = ::open((folder / "lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);  // and stays open
+  if (descriptor >= 0 && ::flock(descriptor, LOCK_EX | LOCK_NB) == 0) return true;
+  if (descriptor < 0 || errno != EWOULDBLOCK) fail(folder / "lock");
+  return false;
 }
 
 inline std::string read_file(const fs::path& file) {

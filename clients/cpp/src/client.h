@@ -86,6 +86,10 @@ class Client {
     log_name = config_.access.name;
     try {
       make_folder(config_.state_dir);
+      if (!lock_folder(config_.state_dir)) {
+        wrong("another client uses " + config_.state_dir.string() +
+              ": stop it, or give this one another --name or --state-dir");
+      }
     } catch (const fs::filesystem_error& error) {
       wrong(std::string("the folder for what must survive a restart cannot be used: ") + error.what());
     }

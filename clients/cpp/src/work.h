@@ -45,7 +45,7 @@ class Work {
     return answer;
   }
 
-  /// Begin, or go on with, what was agreed. More is refused, since what a site allows holds whatever the server says, and
+  /// Begin, or go on with, what was agreed. More is refused, since what a site allows holds whatever the server says;
   /// so is a plan that cannot be carried out (R-RND-13).
   void confirm(const v1::Confirmation& confirmation, const Peer& peer) {
     lease_seconds_ = seconds_of(confirmation.lease());

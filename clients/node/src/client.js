@@ -11,6 +11,7 @@ import * as limits from './limits.js';
 import { canonicalSchema, sha256 } from './model.js';
 import { asSafetensors } from './safetensors.js';
 import { IdentityFolder } from './identity.js';
+import { lockFolder } from './lock.js';
 import { renewIfDue } from './renewal.js';
 import { Session } from './session.js';
 import { Store } from './store.js';
@@ -30,6 +31,7 @@ export class Client {
   #config;
   #log;
   #connection;
+  #store;
   #site = null;
   #bench = null;
   #session = null;
@@ -49,6 +51,7 @@ export class Client {
     this.trainer = trainer;
     this.#log = log;
     this.#connection = new Connection(config);
+    this.#store = new Store(config.stateDir);
     this.#identity = config.identity ? new IdentityFolder(config.identity) : null;
   }
 
@@ -57,6 +60,7 @@ export class Client {
     const { giveUpAfter, server } = this.#config;
     const patience = { firstSeconds: 0.5, longestSeconds: 30, giveUpAfterSeconds: giveUpAfter };
     const options = { howFar: () => this.#sessions, patience, doing: 'talking to the server', log: this.#log };
+    const lock = await this.#openStore();
     try {
       const { reason } = await untilDone(() => this.#oneSession(), options);
       return await this.#finish(`federation finished: ${reason}`);
@@ -66,7 +70,24 @@ export class Client {
     } finally {
       await this.#bench?.close();
       this.#connection.close();
+      lock.close();
     }
+  }
+
+  /** Make what must survive a restart ready, for this process alone; returns its lock. */
+  async #openStore() {
+    const { stateDir } = this.#config;
+    let lock;
+    try {
+      await this.#store.open();
+      lock = await lockFolder(stateDir);
+    } catch (error) {
+      const words = `the folder for what must survive a restart cannot be used: ${error.message}`;
+      throw new Stop(EXIT.BAD_CONFIGURATION, words);
+    }
+    if (lock) return lock;
+    const words = `another client uses ${stateDir}: stop it, or give this one another --name or --state-dir`;
+    throw new Stop(EXIT.BAD_CONFIGURATION, words);
   }
 
   /** Tell the server that this client goes, if there is a session. */
@@ -78,7 +99,7 @@ export class Client {
     if (this.#saved === null) {
       throw new Stop(EXIT.UNREACHABLE, `${text}\nbut its final model could not be had: ask the coordinator for it`);
     }
-    await this.#site.store.clear();
+    await this.#store.clear();
     return `${text}\nsaved ${this.#saved}`;
   }
 
@@ -143,17 +164,10 @@ export class Client {
       throw new Stop(EXIT.DECLINED, words);
     }
     const training = await this.trainer.open(task.task_settings, this.#config.data);
-    const store = new Store(this.#config.stateDir);
-    try {
-      await store.open();
-    } catch (error) {
-      const words = `the folder for what must survive a restart cannot be used: ${error.message}`;
-      throw new Stop(EXIT.BAD_CONFIGURATION, words);
-    }
     this.#settings = settings;
     this.#site = {
       connection: this.#connection,
-      store,
+      store: this.#store,
       training,
       schema: training.schema,
       experience: { epochSeconds: null, transferSeconds: 0, moreTimeRefused: false },
@@ -196,7 +210,7 @@ export class Client {
     const model = best ?? last;
     const entries = await this.#fetch(model?.model_digest?.sha256);
     if (entries === null) return;
-    const values = await Promise.all(entries.map((entry) => this.#site.store.read(entry)));
+    const values = await Promise.all(entries.map((entry) => this.#store.read(entry)));
     await mkdir(this.#config.out, { recursive: true });
     this.#saved = path.join(this.#config.out, 'GLOBAL_MODEL.safetensors');
     await writeDurably(this.#saved, asSafetensors(entries, values));
