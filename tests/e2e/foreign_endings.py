@@ -14,8 +14,10 @@ import pytest
 from fedclient.exit_codes import ExitCode
 from fedserver.clock import Clock
 from fedserver.coordinator.effects import Confirm
+from fedserver.server import Listening
 from fedserver.services import messages
-from fedstream.v1 import negotiation_pb2
+from fedserver.services.transfer import TransferServicer
+from fedstream.v1 import negotiation_pb2, transfer_pb2
 from tests.support.features import SETTINGS, write_site
 from tests.support.foreign import ForeignClient, command, start
 from tests.support.processes import Running, RunningServer, Stage, looking, until
@@ -46,6 +48,17 @@ class EndingSuite:
         process = subprocess.Popen(words, cwd=scene.folder, stdin=subprocess.DEVNULL, **how)
         scene.running.append(Running(process, scene.folder / "none"))
         return process
+
+    async def fails(self, scene: Stage, listening: Listening, *options: str) -> Running:
+        """Start it, and end it as soon as it has told the server that it failed."""
+        where = ("alpha", listening, write_site(scene.folder, seed=1))
+        client = await asyncio.to_thread(start, scene, self.client, *where, *options)
+        failed = negotiation_pb2.OUTCOME_FAILED
+        await asyncio.to_thread(
+            looking, listening, "failure", lambda look: [part.outcome for part in look.parts.values()] == [failed]
+        )
+        client.end()
+        return client
 
     @pytest.mark.parametrize(
         ("number", "code"),
@@ -125,20 +138,28 @@ class EndingSuite:
         messages.write_effect.register(Confirm, greedy)
         try:
             async with serving(scene.folder, task=TASK, task_settings=SETTINGS, min_clients=1) as (_, listening):
-                data = write_site(scene.folder, seed=1)
-                options = ("alpha", listening, data, "--max-epochs", "1")
-                client = await asyncio.to_thread(start, scene, self.client, *options)
-                failed = negotiation_pb2.OUTCOME_FAILED
-                await asyncio.to_thread(
-                    looking,
-                    listening,
-                    "failure",
-                    lambda look: [part.outcome for part in look.parts.values()] == [failed],
-                )
-                client.end()
+                client = await self.fails(scene, listening, "--max-epochs", "1")
         finally:
             messages.write_effect.register(Confirm, honest)
         assert client.said("trained") == []
+
+    async def test_list_of_missing_tensors_that_makes_no_sense_is_a_failure_at_once(
+        self, scene: Stage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        put = TransferServicer.PutManifest
+        answered: list[list[int]] = []
+
+        async def disordered(servicer: TransferServicer, *call: Any) -> transfer_pb2.PutManifestResponse:
+            answer: transfer_pb2.PutManifestResponse = await put(servicer, *call)
+            answered.append(list(answer.missing_tensors))
+            answer.missing_tensors[:] = [1, 0]
+            return answer
+
+        monkeypatch.setattr(TransferServicer, "PutManifest", disordered)
+        async with serving(scene.folder, task=TASK, task_settings=SETTINGS, min_clients=1) as (_, listening):
+            client = await self.fails(scene, listening)
+        assert answered == [[0, 1]]
+        assert len(client.said("trained")) == 1
 
     def test_training_that_fails_three_times_ends_the_client(
         self, scene: Stage, monkeypatch: pytest.MonkeyPatch

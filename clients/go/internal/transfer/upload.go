@@ -159,13 +159,13 @@ func (u *Upload) putManifest(ctx context.Context) error {
 		return err
 	}
 	missing, err := wire.ReadIndexes(answer.GetMissingTensors(), len(tensors))
-	if err != nil {
-		return fault.Troublef("%v", err)
+	if err != nil { // the server has a defect, which another try would not mend
+		return err
 	}
 	u.body = newBody(u.Store, packed.Tensors, missing)
 	if answer.GetBodySizeBytes() != u.body.size {
 		u.body = nil
-		return fault.Troublef("the server counts the body otherwise")
+		return fault.Malformedf(fault.InvalidRequest, "the server counts the body otherwise")
 	}
 	u.granted = int(answer.GetWindowBytes())
 	u.commit(answer.GetCommittedSize())
