@@ -161,6 +161,16 @@ class EndingSuite:
         assert answered == [[0, 1]]
         assert len(client.said("trained")) == 1
 
+    def test_folder_for_the_final_model_that_cannot_be_is_told_before_any_work(self, scene: Stage) -> None:
+        server = scene.server("--min-clients", "1", task=TASK, **SETTINGS)
+        words = self.words(scene, server)
+        out = words.index("--out") + 1
+        words[out] = f"{write_site(scene.folder, seed=1)}/below-a-file"
+        client = scene.launch("alpha", words)
+        assert client.wait(20) == ExitCode.BAD_CONFIGURATION, client.text
+        assert "--out: " in client.text.splitlines()[-1]
+        assert client.said("trained") == []
+
     def test_training_that_fails_three_times_ends_the_client(
         self, scene: Stage, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -93,6 +93,12 @@ class Client {
     } catch (const fs::filesystem_error& error) {
       wrong(std::string("the folder for what must survive a restart cannot be used: ") + error.what());
     }
+    try {  // before rounds of work: that the final model cannot be written would be found at the end
+      fs::create_directories(config_.out);
+      if (::access(config_.out.c_str(), W_OK) != 0) fail(config_.out);
+    } catch (const fs::filesystem_error& error) {
+      wrong("--out: models cannot be written to " + config_.out.string() + ": " + error.code().message());
+    }
     for (const int number : {SIGINT, SIGTERM, SIGALRM}) std::signal(number, on_signal);
     if (std::signal(SIGHUP, SIG_IGN) != SIG_IGN) std::signal(SIGHUP, on_signal);  // `nohup` has it ignored
   }
@@ -253,6 +259,9 @@ class Client {
       fs::create_directories(config_.out);
       write_durably(file, safetensors(site_->task.schema, model));
       return ending + "saved " + file.string();
+    } catch (const fs::filesystem_error& error) {
+      throw Stop(Exit::kBadOption, ending + "but its model could not be written (" + error.what() +
+                                       "): make room, and ask the coordinator for it");
     } catch (const std::runtime_error& error) {  // a new session would find no server
       throw Stop(Exit::kUnreachable, ending + "but no final model is here (" + error.what() + "): ask the coordinator");
     }

@@ -1,5 +1,5 @@
 /** A client from start to end: the task described, the data opened, one session after another, the final model kept. */
-import { mkdir } from 'node:fs/promises';
+import { access, constants, mkdir } from 'node:fs/promises';
 import path from 'node:path';
 import { untilDone } from './backoff.js';
 import { Bench } from './bench.js';
@@ -62,6 +62,7 @@ export class Client {
     const options = { howFar: () => this.#sessions, patience, doing: 'talking to the server', log: this.#log };
     const lock = await this.#openStore();
     try {
+      await this.#requireOut();
       const { reason } = await untilDone(() => this.#oneSession(), options);
       return await this.#finish(`federation finished: ${reason}`);
     } catch (error) {
@@ -88,6 +89,17 @@ export class Client {
     if (lock) return lock;
     const words = `another client uses ${stateDir}: stop it, or give this one another --name or --state-dir`;
     throw new Stop(EXIT.BAD_CONFIGURATION, words);
+  }
+
+  /** See that the final model can be written, before rounds of work: that it cannot would be found at the end. */
+  async #requireOut() {
+    const { out } = this.#config;
+    try {
+      await mkdir(out, { recursive: true });
+      await access(out, constants.W_OK);
+    } catch (error) {
+      throw new Stop(EXIT.BAD_CONFIGURATION, `--out: models cannot be written to ${out}: ${error.message}`);
+    }
   }
 
   /** Tell the server that this client goes, if there is a session. */
@@ -152,13 +164,12 @@ export class Client {
     return new Stop(EXIT.REPLACED, `another client called ${this.#config.name} took over: names must be unique`);
   }
 
-  /** Open data and stores, once; a server never names the code that is run. */
+  /** Open the data for the server's task, unless that is done; a server never names the code that is run. */
   async #prepare(task) {
     // Sorted, since a map comes in any order.
     const settings = JSON.stringify(Object.entries(task.task_settings).sort());
-    const before = this.#settings;
-    if (before === settings) return this.#enter(task.federation_name);
-    if (before !== null) throw new Stop(EXIT.DECLINED, 'the server has other settings now: start this client again');
+    if (this.#settings === settings) return this.#enter(task.federation_name);
+    await this.#bench?.close();
     if (task.task_name !== this.trainer.taskName) {
       const words = `this federation learns ${task.task_name}, and this client ${this.trainer.taskName}`;
       throw new Stop(EXIT.DECLINED, words);
@@ -211,9 +222,15 @@ export class Client {
     const entries = await this.#fetch(model?.model_digest?.sha256);
     if (entries === null) return;
     const values = await Promise.all(entries.map((entry) => this.#store.read(entry)));
-    await mkdir(this.#config.out, { recursive: true });
-    this.#saved = path.join(this.#config.out, 'GLOBAL_MODEL.safetensors');
-    await writeDurably(this.#saved, asSafetensors(entries, values));
+    const file = path.join(this.#config.out, 'GLOBAL_MODEL.safetensors');
+    try {
+      await mkdir(this.#config.out, { recursive: true });
+      await writeDurably(file, asSafetensors(entries, values));
+    } catch (error) {
+      const words = `the final model cannot be written: ${error.message}; make room, and ask the coordinator for it`;
+      throw new Stop(EXIT.BAD_CONFIGURATION, words);
+    }
+    this.#saved = file;
     this.#log('info', 'federation over', { best_round: model.version, ...readMetrics(metrics) });
   }
 

@@ -86,6 +86,9 @@ func (c *Client) Run(ctx context.Context) (string, error) {
 			"the folder for what must survive a restart cannot be used: %v", err)
 	}
 	defer c.store.Close()
+	if err := c.requireOut(); err != nil {
+		return "", err
+	}
 	defer c.connection.Close()
 	defer c.leavePlace("the client stops")
 	patience := backoff.Usual

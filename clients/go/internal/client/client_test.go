@@ -49,7 +49,7 @@ func TestClientThatIsRefusedEndsAsTheReasonSays(t *testing.T) {
 			pb.RegisterNegotiationServiceServer(running, refusing)
 		})
 		config := client.Config{
-			Server: address, StateDir: t.TempDir(), Trust: &link.Trust{}, GiveUpAfter: time.Millisecond,
+			Server: address, StateDir: t.TempDir(), Out: t.TempDir(), Trust: &link.Trust{}, GiveUpAfter: time.Millisecond,
 		}
 		_, err := client.New(config, nil, slog.New(slog.DiscardHandler)).Run(t.Context())
 		var stop *fault.Stop

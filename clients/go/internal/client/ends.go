@@ -93,6 +93,21 @@ func (c *Client) collect(ctx context.Context, outcome *pb.FederationOutcome) err
 	return nil
 }
 
+// requireOut sees that the final model can be written, before rounds of work: that it cannot would be found at the end.
+func (c *Client) requireOut() error {
+	err := os.MkdirAll(c.config.Out, 0o755)
+	if err == nil {
+		var probe *os.File
+		if probe, err = os.CreateTemp(c.config.Out, ".probe"); err == nil {
+			err = errors.Join(probe.Close(), os.Remove(probe.Name()))
+		}
+	}
+	if err != nil {
+		return fault.Stopf(fault.BadConfiguration, "--out: models cannot be written to %s: %v", c.config.Out, err)
+	}
+	return nil
+}
+
 func (c *Client) save(entries []model.Entry) error {
 	c.saved = filepath.Join(c.config.Out, "GLOBAL_MODEL.safetensors")
 	return errors.Join(os.MkdirAll(c.config.Out, 0o755), durable.Write(c.saved, func(to io.Writer) error {
