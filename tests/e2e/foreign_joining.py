@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import stat
 import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import ClassVar
 
+import grpc
 import pytest
+import time_machine
 
 from fedclient.exit_codes import ExitCode
 from fedclient.identity import IdentityFolder, Membership
+from fedstream.certificates import issue_server, make_authority
 from fedstream.join_token import JoinToken
+from fedstream.tls import Identity, server_credentials
 from tests.e2e.foreign import TASK
 from tests.support.features import SETTINGS, write_site
 from tests.support.foreign import ForeignClient
+from tests.support.handshakes import identity_of
 from tests.support.joining import invited, joined
 from tests.support.processes import PATIENCE_SECONDS, Running, RunningServer, Said, Stage, until
+
+
+@contextlib.contextmanager
+def answering(identity: Identity) -> Iterator[str]:
+    """The address of a server of which a handshake is all that there is."""
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_secure_port("127.0.0.1:0", server_credentials(identity, None))
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(0)
 
 
 class JoiningSuite:
@@ -48,6 +69,25 @@ class JoiningSuite:
 
     def invite(self, server: RunningServer, name: str) -> JoinToken:
         return asyncio.run(invited(server.listening.admin_address, name))
+
+    def test_server_whose_certificate_is_not_valid_yet_is_tried_again(self, scene: Stage) -> None:
+        self.client.build()
+        with time_machine.travel(datetime.now(UTC) + timedelta(days=2)):
+            authority = make_authority()
+            server = issue_server(authority, [])
+        site, words = identity_of(authority, "alpha"), [*self.client.run, "--name", "alpha"]
+        files = {"--certificate": site.certificate, "--key": site.key, "--server-ca": authority.certificate}
+        for option, content in files.items():
+            file = scene.folder / option[2:]
+            file.write_bytes(content)
+            words += [option, str(file)]
+        words += ["--data", str(write_site(scene.folder, seed=1)), "--state-dir", str(scene.folder / "state")]
+        with answering(server) as address:
+            client = scene.launch("alpha", [*words, "--server", address])
+            tries = until("two tries", lambda: client.said("trying again")[1:])
+            client.end()
+        assert client.process.returncode == ExitCode.TERMINATED
+        assert "set this machine's clock" in tries[0]["because"]
 
     def test_site_joins_with_a_token_and_takes_part(self, scene: Stage) -> None:
         server, identity = self.serve(scene), scene.folder / "identity"

@@ -1,4 +1,5 @@
 /// Who answers at an address: a TLS handshake of our own before the channel is made.
+#include <absl/time/clock.h>
 #include <openssl/err.h>
 #include <openssl/ssl.h>
 
@@ -44,7 +45,14 @@ std::pair<Certificate, bool> shake_hands(const std::string& address, const std::
     if (BIO_wait(connection.get(), begun + 10, 20) != 1) throw Trouble(address + " does not answer in time");
   }
   if (connected != 1) {
-    if (const auto wrong = SSL_get_verify_result(session); wrong != X509_V_OK) {
+    const auto wrong = SSL_get_verify_result(session);
+    if (wrong == X509_V_ERR_CERT_NOT_YET_VALID) {  // a machine whose clock is wrong after its start may set it soon
+      throw Trouble("the certificate of the server at " + address +
+                    " is not valid yet, and this machine's clock says " +
+                    absl::FormatTime(absl::RFC3339_sec, absl::Now(), absl::UTCTimeZone()) +
+                    ": set this machine's clock");
+    }
+    if (wrong != X509_V_OK) {
       throw Stop(Exit::kUntrusted, "the server at " + address + " has no certificate of this federation's authority (" +
                                        X509_verify_cert_error_string(wrong) +
                                        "): it is another server, or somebody is in between. Ask the coordinator");

@@ -82,6 +82,10 @@ async function fetchCertificate(server, fingerprint) {
 
 async function checkServer(server, { key, certificate, authority }) {
   const { problem, hungUp } = await shakeHands(server, { key, cert: certificate, ca: authority });
+  if (problem === 'CERT_NOT_YET_VALID') { // a machine whose clock is wrong after its start may set it soon
+    throw new Trouble(`the certificate of the server at ${server} is not valid yet, and this machine's clock says `
+      + `${new Date().toISOString()}: set this machine's clock`);
+  }
   if (problem) {
     throw new Stop(EXIT.UNTRUSTED, `the server at ${server} has no certificate of this federation's authority `
       + `(${problem}): it is another server, or somebody is in between. Ask the coordinator.`);

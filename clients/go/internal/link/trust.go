@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
@@ -74,7 +75,7 @@ func (t *Trust) credentials(address string) (credentials.TransportCredentials, e
 // judge remembers why a server is not trusted. With an error the handshake ends before anything is sent.
 func (t *Trust) judge(address string, wrong error) error {
 	words := ""
-	if wrong != nil {
+	if clock := (*early)(nil); wrong != nil && !errors.As(wrong, &clock) {
 		words = fmt.Sprintf("the server at %s %v: it is another server, or somebody is in between. Ask the coordinator",
 			address, wrong)
 	}
@@ -102,13 +103,30 @@ func checkAuthority(shown []*x509.Certificate, authority *x509.Certificate) erro
 	for _, certificate := range shown[1:] {
 		between.AddCert(certificate)
 	}
-	_, err := shown[0].Verify(x509.VerifyOptions{
+	options := x509.VerifyOptions{
 		Roots: roots, Intermediates: between, DNSName: ServerName, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	})
-	if err != nil {
-		return fmt.Errorf("has no certificate of this federation's authority (%w)", err)
 	}
-	return nil
+	_, err := shown[0].Verify(options)
+	if err == nil {
+		return nil
+	}
+	if begins := shown[0].NotBefore; time.Now().Before(begins) {
+		options.CurrentTime = begins
+		if _, wrong := shown[0].Verify(options); wrong == nil {
+			return &early{begins}
+		}
+	}
+	return fmt.Errorf("has no certificate of this federation's authority (%w)", err)
+}
+
+// early says that the right server's certificate is not valid yet. A machine whose clock is wrong after its start may set it
+// soon, so that it is worth coming back.
+type early struct{ begins time.Time }
+
+func (e *early) Error() string {
+	const form = "2006-01-02 15:04 MST"
+	return fmt.Sprintf("the server's certificate is valid from %s on, and this machine's clock says %s: set this machine's clock",
+		e.begins.UTC().Format(form), time.Now().UTC().Format(form))
 }
 
 // FingerprintOf gives `sha256:` and 64 digits: the SHA-256 of a certificate's DER form.
