@@ -22,6 +22,7 @@ import structlog
 from fedserver.clock import Clock
 from fedserver.store.state import AUDIT_LOG
 from fedstream import limits
+from fedstream.files import sync_to_medium
 
 log = structlog.get_logger()
 
@@ -115,7 +116,7 @@ def _append_durably(descriptor: int, line: bytes) -> None:
         left = line
         while left:  # the last bytes of a disk may take half a line; the next try says that it is full
             left = left[os.write(descriptor, left) :]
-        os.fsync(descriptor)
+        sync_to_medium(descriptor)
     except OSError:
         with contextlib.suppress(OSError):
             os.ftruncate(descriptor, size)

@@ -36,7 +36,7 @@ from fedserver.store.updates import WAY_OUT, WAY_OUT_OVER
 from fedserver.store.upload_file import on_their_way
 from fedserver.store.uploads import UploadState, entries_of, file_of, is_encoded
 from fedstream.errors import FedstreamError
-from fedstream.files import TEMPORARY_SUFFIX, RealFileSystem, publish
+from fedstream.files import TEMPORARY_SUFFIX, RealFileSystem, publish, sync_to_medium
 from fedstream.manifest import parse_canonical
 from fedstream.weights_file import header_of
 
@@ -274,7 +274,7 @@ def _private(path: Path) -> Iterator[IO[bytes]]:
 
 def _sync(file: IO[bytes]) -> None:
     file.flush()
-    os.fsync(file.fileno())
+    sync_to_medium(file.fileno())
 
 
 def _copy_bytes(source: Source, target: IO[bytes], size_bytes: int) -> None:

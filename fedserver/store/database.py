@@ -313,6 +313,8 @@ def _connect_writing(path: Path, trace: str) -> sqlite3.Connection:
     path.chmod(0o600)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
+    for pragma in ("fullfsync", "checkpoint_fullfsync"):  # on macOS alone: as `fedstream.files.sync_to_medium` does
+        connection.execute(f"PRAGMA {pragma} = ON")
     return connection
 
 

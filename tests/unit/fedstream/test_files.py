@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import stat
 from collections.abc import Iterator
@@ -133,3 +135,30 @@ def test_opening_a_file_keeps_what_is_in_it_and_removing_is_safe_twice(tmp_path:
     files.remove(path)
     files.remove(path)
     assert not path.exists()
+
+
+def test_sync_asks_macos_for_the_medium_and_not_only_for_the_drive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", lambda _descriptor, command: asked.append(f"fcntl {command}"))
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: asked.append("fsync"))
+    write_durably(RealFileSystem(), tmp_path / "file", [b"data"])
+
+    assert asked == ["fcntl 51", "fcntl 51"]  # of the file, and of its name
+
+
+def test_sync_of_a_file_system_that_does_not_know_the_call_is_an_fsync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_descriptor: int, _command: int) -> None:
+        raise OSError(errno.ENOTTY, "Inappropriate ioctl for device")
+
+    asked: list[str] = []
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: asked.append("fsync"))
+    write_durably(RealFileSystem(), tmp_path / "file", [b"data"])
+
+    assert asked == ["fsync", "fsync"]
