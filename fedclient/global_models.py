@@ -6,8 +6,7 @@ asked for makes rounds shorter, and a server that goes as soon as the federation
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 
 import structlog
 
@@ -17,6 +16,7 @@ from fedclient.requests import CHUNK_BYTES
 from fedstream.errors import FedstreamError
 from fedstream.manifest import Digest
 from fedstream.schema import ModelSchema
+from fedstream.scores import score_of
 
 log = structlog.get_logger()
 
@@ -35,7 +35,7 @@ class GlobalModels:
         self._newest: Digest | None = None
         self._final: frozenset[Digest] = frozenset()
         self._best: Digest | None = None
-        self._best_score = (-math.inf, -math.inf)
+        self._best_score = score_of({})
 
     async def fetch_ahead(self, outcome: RoundOutcome) -> None:
         """Fetch the model that a round has made. Failing to costs nothing: it is asked for again when it is needed."""
@@ -45,8 +45,8 @@ class GlobalModels:
         self._newest = model.digest
         if not outcome.succeeded:
             return
-        score = _score(outcome.metrics)
-        if score > self._best_score:
+        score = score_of(outcome.metrics)
+        if score > self._best_score:  # a guess at which one the server will call the best; a wrong one is a download
             self._best, self._best_score = model.digest, score
         try:
             await self._downloader.fetch_ahead(model.digest, self._schema, CHUNK_BYTES)
@@ -60,9 +60,3 @@ class GlobalModels:
     async def keep_only(self, in_use: Callable[[], Collection[Digest]]) -> None:
         """Drop all models but those, the newest, the one that is the best so far, and the final ones."""
         await self._downloader.keep_only(lambda: {*in_use(), *self._final, *filter(None, (self._newest, self._best))})
-
-
-def _score(metrics: Mapping[str, float | None]) -> tuple[float, float]:
-    """The server's order of models, only to guess which one it will call the best: a wrong guess is a download."""
-    accuracy, loss = metrics.get("accuracy"), metrics.get("loss")
-    return (-math.inf if accuracy is None else accuracy, -math.inf if loss is None else -loss)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
+from collections.abc import Iterator
 from datetime import timedelta
 
 import structlog
@@ -51,6 +53,15 @@ class DiskWatch:
         if trouble is not None:
             self._take_in(trouble, error)
         return trouble
+
+    @contextlib.contextmanager
+    def letting_be(self) -> Iterator[None]:
+        """For a step that may be left undone where the disk refuses it: that is taken in, and the step let be."""
+        try:
+            yield
+        except (OSError, sqlite3.Error) as error:
+            if self.note(error) is None:
+                raise
 
     def _take_in(self, trouble: DiskTrouble, error: BaseException) -> None:
         if trouble is not self.trouble:

@@ -299,11 +299,8 @@ class Server:
 
     def _leave_word(self, reason: str) -> None:
         """Let local commands say afterwards that this was the end. Where the disk refuses, it is let be."""
-        try:
+        with self.federation.disk.letting_be():
             self._state.write_contact({**self._contact, "over": reason, "rounds": len(self.federation.history)})
-        except OSError as error:
-            if self.federation.disk.note(error) is None:
-                raise
 
     async def close(self) -> None:
         """Stop serving and let go of everything, also of a start that was interrupted.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 
 import structlog
 
@@ -17,22 +16,16 @@ async def collect_garbage(federation: Federation) -> None:
     """Throw away what falls out of the retention. Where the disk refuses, it is left for the next time."""
     state, best = federation.state, federation.progress.best
     try:
-        expired = await asyncio.to_thread(state.collect, federation.config.keep_rounds, best.version if best else 0)
+        with federation.disk.letting_be():
+            keep_rounds = federation.config.keep_rounds
+            expired = await asyncio.to_thread(state.collect, keep_rounds, best.version if best else 0)
+            if expired.rounds or expired.models:
+                log.debug("collected", rounds=expired.rounds, models=len(expired.models))
     except BackupAtWork as error:
         log.info("nothing is collected now", because=str(error))
-        return
-    except (OSError, sqlite3.Error) as error:
-        if federation.disk.note(error) is None:
-            raise
-        return
-    if expired.rounds or expired.models:
-        log.debug("collected", rounds=expired.rounds, models=len(expired.models))
 
 
 async def keep_working_time(federation: Federation) -> None:
     """Keep how long servers have run by now, for one that is started again. Where the disk refuses, it is let be."""
-    try:
+    with federation.disk.letting_be():
         await federation.state.journal.write(federation.working_time.keeping(federation.now))
-    except (OSError, sqlite3.Error) as error:
-        if federation.disk.note(error) is None:
-            raise

@@ -118,13 +118,10 @@ class Tray:
         if self.open.get(upload_id) is opened:
             del self.open[upload_id]
         opened.inspection.stop()
-        try:
+        # Its row is gone already, or goes now: where the disk refuses, the next start removes the file.
+        with self.federation.disk.letting_be():
             async with self.changing[upload_id]:
                 await self.threads.sync(opened.upload.drop)  # which waits for an fsync that is under way
-        except OSError as error:
-            if self.federation.disk.note(error) is None:
-                raise
-            # Its row is gone already, or goes now: the next start removes the file.
 
     async def finish_failed(self, upload_id: str, opened: OpenUpload) -> None:
         """An upload was not finished, and may be again; but for one whose round ended meanwhile and left it to this."""
