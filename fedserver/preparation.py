@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 
 import structlog
 
@@ -43,10 +44,11 @@ async def prepare(federation: Federation) -> None:
         if shared := await asyncio.to_thread(overlap, federation.config):
             log.warning("test set", warning=shared)
         federation.model = await model_to_go_on_from(federation, _recall(federation))
-        await asyncio.to_thread(_remember_settings, federation)
+        await federation.durably(lambda: asyncio.to_thread(_remember_settings, federation))
         await federation.evaluator.rest()
         # Last, so that a first try which failed for want of a folder is not the federation's first start.
-        federation.working_time = await asyncio.to_thread(federation.working_time.going_on, state)
+        going_on = partial(federation.working_time.going_on, state)
+        federation.working_time = await federation.durably(lambda: asyncio.to_thread(going_on))
     except (TaskError, WorkerCrashed) as error:
         raise FederationFailed(str(error)) from error
     federation.ready.set()

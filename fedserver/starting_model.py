@@ -81,9 +81,13 @@ async def _initial_model(federation: Federation) -> StoredModel:
     config, state = federation.config, federation.state
     scratch = state.folder / SCRATCH_MODEL
     await federation.evaluator.initial_model(config.seed, config.backbone_weights, config.initial_model, scratch)
-    try:
+
+    def store() -> StoredModel:
+        state.remember(SOURCES_FACT, json.dumps(_sources(federation)))
         tensors = described(federation.schema, WeightsFile(scratch).on_demand())
-        await asyncio.to_thread(state.remember, SOURCES_FACT, json.dumps(_sources(federation)))
-        return await asyncio.to_thread(state.models.add, 0, federation.schema, tensors)
+        return state.models.add(0, federation.schema, tensors)
+
+    try:
+        return await federation.durably(lambda: asyncio.to_thread(store))
     finally:
         scratch.unlink()

@@ -212,7 +212,7 @@ class TaskWorker:
                 if on_report is not None:
                     on_report(from_json(EpochReport, message["report"]))
             elif "trouble" in message:
-                log.warning("the training process waits", because=message["trouble"])
+                log.warning("the worker process waits", because=message["trouble"])
             elif "error" in message:
                 raise TaskError(message["error"])
             elif "cancelled" in message:

@@ -79,8 +79,8 @@ class Worker:
         description = TaskDescription(self._task.meaning(), self._schema.tensors, self._task.default_plan(), words)
         return to_json(description)
 
-    def initial_weights(self, _request: int, seed: int, source: str | None, out: str) -> None:
-        self._write(self._task.initial_weights(seed, source), Path(out))
+    def initial_weights(self, request: int, seed: int, source: str | None, out: str) -> None:
+        self._write_whole(request, Path(out), self._task.initial_weights(seed, source))
 
     def open_site(self, _request: int, options: dict[str, Any]) -> Any:
         return to_json(checked_summary(self._task.open_site(from_json(SiteOptions, options)), "open_site"))
@@ -95,7 +95,7 @@ class Worker:
         report = partial(self._report, request)
         tuned = checked_tuned(self._task.fine_tune(base_weights, from_json(Plan, plan), report), self._schema)
         changed = self._changed(base_weights, tuned.weights)
-        self._write_when_it_can(request, Path(out), Manifest(tuple(changed)), tuned.weights)
+        self._write_when_it_can(request, Path(out), Manifest(tuple(changed)), tuned.weights, "what was trained")
         update = LocalUpdate(
             changed=tuple(EntryRecord.of(entry) for entry in changed),
             num_examples=tuned.num_examples,
@@ -106,18 +106,18 @@ class Worker:
         )
         return to_json(update)
 
-    def _write_when_it_can(self, request: int, out: Path, changed: Manifest, weights: Weights) -> None:
-        """Write what was trained. While the disk refuses, say so and try again: training anew would take longer."""
+    def _write_when_it_can(self, request: int, out: Path, manifest: Manifest, weights: Weights, what: str) -> None:
+        """Write what was made. While the disk refuses, say so and try again: making it anew would take longer."""
         told = ""
         while True:
             try:
-                return write_durably(RealFileSystem(), out, file_parts(changed, weights))
+                return write_durably(RealFileSystem(), out, file_parts(manifest, weights))
             except OSError as error:
                 if not may_pass(error):
                     raise
                 if str(error) != told:
                     told = str(error)
-                    self._send({"id": request, "trouble": f"what was trained cannot be written yet: {told}"})
+                    self._send({"id": request, "trouble": f"{what} cannot be written yet: {told}"})
             time.sleep(_DISK_RETRY_SECONDS)
             if request in self._cancelled:
                 raise Cancelled
@@ -148,16 +148,16 @@ class Worker:
             raise TaskError("the model is not this task's: its tensors have other names")
         return checked_files(self._task.export(whole, Path(folder), stem))
 
-    def read_model(self, _request: int, path: str, out: str) -> None:
-        self._write(self._task.read_model(Path(path)), Path(out))
+    def read_model(self, request: int, path: str, out: str) -> None:
+        self._write_whole(request, Path(out), self._task.read_model(Path(path)))
 
     def render_report(self, _request: int, record: dict[str, Any], folder: str, pictures: bool) -> None:
         from fedtask import report  # few requests need it
 
         report.render(report.record_from_json(record), Path(folder), pictures=pictures)
 
-    def _write(self, weights: Weights, out: Path) -> None:
-        write_durably(RealFileSystem(), out, file_parts(manifest_of(self._schema, weights), weights))
+    def _write_whole(self, request: int, out: Path, weights: Weights) -> None:
+        self._write_when_it_can(request, out, manifest_of(self._schema, weights), weights, "the model")
 
 
 def _crash_words(error: Exception) -> list[str]:

@@ -118,6 +118,24 @@ async def test_site_is_told_to_come_back_at_every_call_while_the_disk_is_full_an
         assert (await status_of(listening))[0] == "FEDERATION_STATE_RUNNING"
 
 
+async def test_first_model_waits_for_space_on_a_disk_that_fills_up_before_it_is_stored(tmp_path: Path) -> None:
+    files = FullDisk()
+    places = {"listen": "127.0.0.1:0", "state": tmp_path / "state", "out": tmp_path / "out", "task": SHAPES}
+    server = Server(ServerConfig.model_validate({**places, "plaintext": True, "retry_delay_seconds": 0.05}), files)
+    await server.start()
+    files.fill()
+    life, standing = asyncio.create_task(server.run()), lambda: server.federation.standing
+    async with asyncio.timeout(30):
+        while "for the disk" not in standing().reason:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.02)
+        assert not server.federation.ready.is_set()
+        files.free()
+        await server.federation.ready.wait()
+    server.federation.stop(finish_round=False)
+    assert await asyncio.wait_for(life, 30) == "stopped by the coordinator"
+    await server.close()
+
+
 async def test_state_folder_that_is_moved_away_is_told_and_waited_for(tmp_path: Path) -> None:
     state, away = tmp_path / "state", tmp_path / "away"
     async with serving(state) as (server, listening), BareSite.dial(listening) as site:
@@ -210,7 +228,7 @@ def test_training_of_a_site_whose_state_folder_is_moved_away_waits_for_it(scene:
     until("it to train", lambda: client.said("training"))
     state, away = scene.folder / "alpha" / "state", scene.folder / "away"
     state.rename(away)
-    until("what was trained to wait", lambda: client.said("the training process waits"))
+    until("what was trained to wait", lambda: client.said("the worker process waits"))
     away.rename(state)
     assert (client.wait(), server.wait()) == (0, 0)
     assert len(client.said("trained")) == 1
