@@ -345,7 +345,8 @@ def _way_to_classes(
     locals_ = {local for locals_ in wanted.values() for local in locals_}
     if folder.resolve().name in locals_:
         return f"It is the folder of one class: give the folder above it, {folder.resolve().parent}"
-    deeper = [folder / name for name in found if any((folder / name / local).is_dir() for local in locals_)]
+    is_part = {name: any((folder / name / local).is_dir() for local in locals_) for name in found}
+    deeper = [folder / name for name in found if is_part[name] or name in ("train", "val")]
     if deeper:
         return f"They stand one level deeper, in {shown([str(path) for path in deeper])}"
     alike = {name: other for name in class_names for other in found if other.casefold() == name.casefold()}

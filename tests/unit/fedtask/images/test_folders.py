@@ -136,6 +136,7 @@ def test_list_only_unknown_folders_says_what_was_looked_for_where_and_what_was_f
         (".", ("No", "YES", "notes"), "Small and capital letters differ: write --classes no=No,yes=YES"),
         (".", ("No", "tumour"), "If the classes have other names here, say which is which: --classes no=FOLDER,"),
         (".", ("train/no", "val/no", "val/yes"), "They stand one level deeper, in {folder}/train, {folder}/val"),
+        (".", ("train/healthy",), "They stand one level deeper, in {folder}/train"),
         ("val/no", ("val/no",), "It is the folder of one class: give the folder above it, {folder}/val"),
     ],
 )
