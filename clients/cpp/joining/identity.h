@@ -35,8 +35,8 @@ struct JoinToken {
   std::string server, enrolment;  // HOST:PORT
 };
 
-/// The token that `text` is; white space around or in it does not count.
+/// The token that stands alone in the text, or in the whole of what `fedserver invite` printed.
 /// @throws Stop it is none; the message does not hold any part of it
-JoinToken decode_token(std::string text);
+JoinToken decode_token(const std::string& printed);
 
 }  // namespace fedstream::client

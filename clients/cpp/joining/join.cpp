@@ -4,6 +4,7 @@
 #include <absl/strings/str_split.h>
 
 #include <iostream>
+#include <set>
 
 #include "../src/calls.h"
 #include "certificates.h"
@@ -14,6 +15,7 @@ namespace fedstream::client {
 namespace {
 
 constexpr std::size_t kIdBytes = 8, kSecretBytes = 16, kFingerprintBytes = 32, kCheckBytes = 4;
+constexpr char kPrefix[] = "fsj1_";
 constexpr std::size_t kTextAt = kIdBytes + kSecretBytes + kFingerprintBytes;
 
 v1::EnrolResponse enrol(const std::string& address, const JoinToken& token, const v1::EnrolRequest& request) {
@@ -71,12 +73,25 @@ std::string become_member(const JoinToken& token, const Access& wanted, const st
   return facts_of(own.certificate).last_day();
 }
 
+/// The one token among the words of a text. A text that begins with one is nothing else: a mail program may have broken
+/// it into several words.
+std::string token_in(const std::string& text) {
+  const std::vector<std::string> words = absl::StrSplit(text, absl::ByAnyChar(" \t\r\n"), absl::SkipEmpty());
+  std::set<std::string> found;
+  for (const auto& word : words) {
+    if (word.rfind(kPrefix, 0) == 0) found.insert(word);
+  }
+  if (found.empty() || words[0].rfind(kPrefix, 0) == 0) return absl::StrJoin(words, "");
+  if (found.size() > 1) wrong("there are several join tokens in this text: give the one that is for this site");
+  return *found.begin();
+}
+
 }  // namespace
 
-JoinToken decode_token(std::string text) {
-  text.erase(std::remove_if(text.begin(), text.end(), [](unsigned char c) { return std::isspace(c); }), text.end());
+JoinToken decode_token(const std::string& printed) {
+  const auto text = token_in(printed);
   std::string contents;
-  const bool is_token = text.rfind("fsj1_", 0) == 0 && text.size() <= 2'048 && text.find('=') == std::string::npos &&
+  const bool is_token = text.rfind(kPrefix, 0) == 0 && text.size() <= 2'048 && text.find('=') == std::string::npos &&
                         absl::WebSafeBase64Unescape(text.substr(5), &contents) &&
                         contents.size() > kTextAt + kCheckBytes;
   const auto check = contents.substr(contents.size() - std::min(contents.size(), kCheckBytes));

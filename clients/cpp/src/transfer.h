@@ -116,7 +116,7 @@ class Transfer {
     std::string body;
     std::int64_t before = -1;
     for (const std::int64_t index : answer.missing_tensors()) {  // R-UP-5
-      if (index >= update.values_size() || index <= before) throw Refusal("the server lacks tensors that there are not");
+      if (index >= update.values_size() || index <= before) throw Refusal("it lacks tensors that there are not");
       body += update.values(int(before = index));
     }
     log_line("info", effort_.tries() == 1 ? "sending the update" : "resuming the upload",

@@ -175,6 +175,14 @@ TEST(tokens_are_read_or_refused) {
   }
 }
 
+TEST(token_is_found_in_the_whole_of_what_was_printed_and_not_among_several) {
+  const auto vector = check::vectors("tokens.txt").front();
+  const auto token = text(vector, "token");
+  const auto printed = "Send:\n\n    fedclient join --token " + token + "\n\nor its --token " + token + " alone.\n";
+  CHECK(decode_token(printed).name == text(vector, "name"));
+  CHECK_THROWS(Stop, decode_token("one " + token + "\ntwo " + token + "x"));
+}
+
 // Of the malformed messages those that a client may be sent: entries and manifests of models, chunks, plans.
 
 /// Whether a manifest counts for a client that has this schema.

@@ -27,7 +27,7 @@ users of this machine: \`--token -\` and \`--token-file\` are not.
 
   HOST:PORT                 address of the server [as the token says]
   --token TOKEN             the token; \`-\` to read it from standard input
-  --token-file FILE         a file with the token
+  --token-file FILE         a file with the token, or with all that fedserver invite printed
   --enrolment HOST:PORT     where to join, if that is elsewhere than the token says
   --identity DIR            folder for this site's key [~/.local/state/fedstream/identity]
   --help                    this text

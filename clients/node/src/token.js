@@ -15,13 +15,13 @@ const MAX_TEXT_BYTES = 2_048;
  */
 
 /**
- * The token that `text` is; white space around or in it does not count.
+ * The token that `text` is, or that stands in the whole of what `fedserver invite` printed.
  * @param {string} text
  * @returns {Token}
  * @throws {Error} it is none; the message does not hold any part of it
  */
 export function readToken(text) {
-  const contents = unpack(text.replace(/\s/g, ''));
+  const contents = unpack(tokenIn(text.trim()));
   const fingerprint = `sha256:${contents.subarray(FINGERPRINT_AT, TEXT_AT).toString('hex')}`;
   const [id, secret] = [contents.subarray(0, SECRET_AT), contents.subarray(SECRET_AT, FINGERPRINT_AT)];
   return { id, secret, fingerprint, ...readNames(contents.subarray(TEXT_AT)) };
@@ -35,6 +35,14 @@ export function places(token, server, enrolment) {
   if (!server || enrolment) return { server: server ?? token.server, enrolment: enrolment ?? token.enrolment };
   const { host } = splitAddress(server);
   return { server, enrolment: shownAddress(host, splitAddress(token.enrolment).port) };
+}
+
+/** A text that begins with a token is nothing else: a mail program may have broken it into several words. */
+function tokenIn(text) {
+  const found = new Set(text.split(/\s+/).filter((word) => word.startsWith(PREFIX)));
+  if (found.size === 0 || text.startsWith(PREFIX)) return text.replace(/\s/g, '');
+  if (found.size === 1) return [...found][0];
+  throw new Error(`there are ${found.size} join tokens in this text: give the one that is for this site`);
 }
 
 function unpack(text) {

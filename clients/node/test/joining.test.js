@@ -23,6 +23,13 @@ for (const { case: what, malformed, token, ...expected } of readVectors('tokens.
   });
 }
 
+test('token is found in the whole of what was printed, and not among several', () => {
+  const [{ token, name }] = readVectors('tokens.txt');
+  const printed = `Send this to site-a:\n\n    fedclient join --token ${token}\n\nor its --token ${token} alone.\n`;
+  assert.equal(readToken(printed).name, name);
+  assert.throws(() => readToken(`one ${token}\ntwo ${token}x`), /2 join tokens/);
+});
+
 test('key is made once, for its owner alone, and never changed', async (t) => {
   const identity = identityFolder(t);
   const key = await identity.key();

@@ -28,7 +28,7 @@ type joining struct {
 func readJoin(words []string, input io.Reader) (*joining, error) {
 	flags := newFlags("join", joinHelp)
 	text := flags.String("token", "", "the token from the coordinator; - to read it from standard input")
-	file := flags.String("token-file", "", "a `FILE` with the token")
+	file := flags.String("token-file", "", "a `FILE` with the token, or with all that fedserver invite printed")
 	enrolment := flags.String("enrolment", "", "`HOST:PORT` where to join, if that is elsewhere than the token says")
 	folder := flags.String("identity", "", "`DIR` for this site's key [~/.local/state/fedstream/identity]")
 	places, err := parse(flags, words)

@@ -11,6 +11,8 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 
 	"fedstream/client/internal/limits"
@@ -38,9 +40,12 @@ type Token struct {
 
 var errDamaged = errors.New("the join token is damaged: copy it again, whole")
 
-// Decode reads a token; white space around or in it does not count. No error holds any part of it.
+// Decode reads a token, alone or in the whole of what `fedserver invite` printed. No error holds any part of it.
 func Decode(text string) (*Token, error) {
-	text = strings.Join(strings.Fields(text), "")
+	text, err := inText(strings.Fields(text))
+	if err != nil {
+		return nil, err
+	}
 	packed, isOne := strings.CutPrefix(text, prefix)
 	if !isOne || len(text) > longest {
 		return nil, errors.New("this is no join token: one begins with " + prefix + ", as `fedserver invite` prints it")
@@ -56,6 +61,24 @@ func Decode(text string) (*Token, error) {
 	token := &Token{ID: contents[:idBytes], Secret: contents[idBytes : idBytes+secretBytes]}
 	token.Fingerprint = "sha256:" + hex.EncodeToString(contents[idBytes+secretBytes:fixedBytes])
 	return token, token.readNames(string(contents[fixedBytes:]))
+}
+
+// inText gives the one token among the words of a text. A text that begins with one is nothing else: a mail program may have
+// broken it into several words.
+func inText(words []string) (string, error) {
+	var found []string
+	for _, word := range words {
+		if strings.HasPrefix(word, prefix) && !slices.Contains(found, word) {
+			found = append(found, word)
+		}
+	}
+	switch {
+	case len(found) == 0 || strings.HasPrefix(words[0], prefix):
+		return strings.Join(words, ""), nil
+	case len(found) > 1:
+		return "", fmt.Errorf("there are %d join tokens in this text: give the one that is for this site", len(found))
+	}
+	return found[0], nil
 }
 
 func (t *Token) readNames(text string) error {

@@ -35,6 +35,18 @@ func TestTokensReadAsTheVectorsSay(t *testing.T) {
 	}
 }
 
+func TestTokenIsFoundInTheWholeOfWhatWasPrinted(t *testing.T) {
+	vector := vectors.Read(t, "tokens.txt")[0]
+	text, other := vector.Text(t, "token"), vector.Text(t, "token")+"x"
+	printed := "Send this to site-a:\n\n    fedclient join --token " + text + "\n\nor its --token " + text + " alone.\n"
+	if read, err := token.Decode(printed); err != nil || read.Name != vector.Text(t, "name") {
+		t.Errorf("%+v, %v", read, err)
+	}
+	if _, err := token.Decode("one " + text + "\ntwo " + other); err == nil || !strings.Contains(err.Error(), "2 join tokens") {
+		t.Error(err)
+	}
+}
+
 func TestOtherTextIsNoTokenAndIsNotRepeated(t *testing.T) {
 	for _, text := range []string{"", "fsj1_", "fsj1_secret!", "fsj1_" + strings.Repeat("A", 4_000), "secret"} {
 		if _, err := token.Decode(text); err == nil || strings.Contains(err.Error(), "secret") {
