@@ -102,8 +102,7 @@ async def _run(client: Client) -> str:
     await asyncio.wait({work, asked}, return_when=asyncio.FIRST_COMPLETED)
     if work.done():
         return work.result()
-    words = "leaving" if asked.result() is signal.SIGHUP else "leaving; once more to end at once"
-    log.info(words, signal=asked.result().name)
+    log.info("leaving; Ctrl-C or SIGTERM to end at once", signal=asked.result().name)
     await client.leave("stopped by its operator")
     work.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -115,11 +114,11 @@ async def _run(client: Client) -> str:
 def _ask_to_stop(asked: asyncio.Future[signal.Signals], number: signal.Signals) -> None:
     if not asked.done():
         asked.set_result(number)
-        if number is signal.SIGHUP:  # of a terminal that is closed, both the shell and the system send one
-            return
-        # The next one is for a person in a hurry; what was finished is on disk already.
-        asyncio.get_running_loop().remove_signal_handler(number)
-        signal.signal(number, signal.SIG_DFL)
+        # The next one is for a person in a hurry; what was finished is on disk already. Not so a hang-up: of a terminal
+        # that is closed, both the shell and the system send one.
+        for hasty in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().remove_signal_handler(hasty)
+            signal.signal(hasty, signal.SIG_DFL)
 
 
 def predict_images(model: Path, images: Sequence[Path]) -> Iterator[str]:

@@ -200,6 +200,32 @@ async def test_run_whose_terminal_is_closed_leaves_cleanly_though_it_hears_of_it
     assert (status, left) == (ExitCode.HUNG_UP, ["stopped by its operator"])
 
 
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_second_signal_ends_a_run_whose_good_bye_is_not_answered(tmp_path: Path, first: signal.Signals) -> None:
+    here: list[Scripted] = []
+    training, leaving = asyncio.Event(), asyncio.Event()
+
+    async def script(talk: Talk) -> None:
+        await talk.welcome()
+        await talk.agree(here[0].base, epochs=1000)
+        await talk.hear("progress")
+        training.set()
+        await talk.hear("leave")
+        leaving.set()
+        await asyncio.sleep(60)
+
+    async with scripted(script) as server:
+        here.append(server)
+        process = await begin(*at(server.address, tmp_path, "--plaintext", "--name", "site"))
+        await asyncio.wait_for(training.wait(), 20)
+        process.send_signal(first)
+        await asyncio.wait_for(leaving.wait(), 20)
+        process.send_signal(signal.SIGINT)
+        await asyncio.wait_for(process.communicate(), 20)
+
+    assert process.returncode == -signal.SIGINT
+
+
 async def test_run_with_hang_ups_ignored_goes_on_after_one(tmp_path: Path) -> None:
     base: list[Digest] = []
     left: list[str] = []
