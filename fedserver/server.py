@@ -336,9 +336,9 @@ class Server:
 
     def _on_signal(self, number: signal.Signals) -> None:
         self.federation.stop(finish_round=False)
-        loop = asyncio.get_running_loop()
-        loop.remove_signal_handler(number)
-        signal.signal(number, signal.SIG_DFL)  # which asks no code of ours, whatever that is busy with
+        for hasty in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().remove_signal_handler(hasty)
+            signal.signal(hasty, signal.SIG_DFL)  # which asks no code of ours, whatever that is busy with
         log.warning("stopping", signal=number.name, hint="once more to end at once")
 
 

@@ -250,10 +250,11 @@ async def test_server_goes_on_after_a_hang_up_and_says_so(scene: Stage) -> None:
     assert ignored["hint"] == "`fedserver stop` or SIGTERM ends the federation"
 
 
-def test_second_signal_ends_a_server_whose_task_is_busy(scene: Stage) -> None:
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_second_signal_ends_a_server_whose_task_is_busy(scene: Stage, first: signal.Signals) -> None:
     server = scene.server("--log-level", "debug", task="tests.support.tasks:SlowEnd", python_path=ROOT)
     server.until("the server to be ready", lambda look: look.state.state == admin_pb2.FEDERATION_STATE_WAITING)
-    server.process.send_signal(signal.SIGINT)
+    server.process.send_signal(first)
     until("the task to be busy", lambda: "writing the model" in server.text)
     server.process.send_signal(signal.SIGINT)
     assert server.wait(10.0) == -signal.SIGINT
