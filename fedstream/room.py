@@ -34,8 +34,9 @@ async def comes_room(folders: Sequence[Path], least_bytes: int, pause_seconds: f
 
 
 def _free_bytes(folder: Path) -> int:
-    """No end of it where the folder cannot be asked: whoever comes to use it says why better."""
+    """No end of it where nobody can be asked, or there is no disk, as of /proc: whoever uses it says why better."""
     try:
-        return shutil.disk_usage(existing_part(folder)).free
+        disk = shutil.disk_usage(existing_part(folder))
     except OSError:
         return sys.maxsize
+    return disk.free if disk.total else sys.maxsize
