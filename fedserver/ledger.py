@@ -32,7 +32,9 @@ from fedserver.store.rounds import late_updates
 from fedserver.store.uploads import Said, said_of_finished
 from fedtask.report import RoundRecord
 
-_OF_THIS_MACHINE = frozenset({"listen", "enrol_listen", "advertise", "client_ca", "state", "out", "pictures"})
+_OF_THIS_MACHINE = frozenset(
+    {"listen", "enrol_listen", "metrics_listen", "advertise", "client_ca", "state", "out", "pictures"}
+)
 
 
 def ledger_entry(

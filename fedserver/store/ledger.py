@@ -114,8 +114,9 @@ class Entry:
     `previous` is the hash of the entry before; 64 zeros in the first. `closed` is by the server's wall clock, ISO 8601,
     for people only. `aggregate` is null if the round made no model. `cohort` is by rank. `late` has what was known when
     the round ended. `code` has the versions of fedstream, numpy and Python. `configuration_sha256` is of the canonical
-    JSON of the settings without those that belong to the machine: `listen`, `enrol_listen`, `advertise`, `client_ca`,
-    `state`, `out` and `pictures`. `record_sha256` is of the round's record as table `rounds` has it.
+    JSON of the settings without those that belong to the machine: `listen`, `enrol_listen`, `metrics_listen`,
+    `advertise`, `client_ca`, `state`, `out` and `pictures`. `record_sha256` is of the round's record as table
+    `rounds` has it.
     """
 
     format: Literal["fedstream ledger v1"]
