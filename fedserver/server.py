@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import socket
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -42,7 +40,6 @@ from fedserver.store.disk import FreeBytes, free_bytes
 from fedserver.upkeep import keep_working_time
 from fedstream.errors import FedstreamError
 from fedstream.files import FileSystem
-from fedstream.signals import is_heeded
 from fedstream.tls import Identity, fingerprint, server_credentials, shown_address, split_address
 from fedstream.v1 import (
     admin_pb2,
@@ -321,25 +318,6 @@ class Server:
         await self.federation.register.settled()
         self._desk.close()
         self._state.close()
-
-    def stop_on_signals(self) -> None:
-        """End in good order at the first SIGINT or SIGTERM; a second one ends the process at once.
-
-        A hang-up is ignored: that a terminal is closed, or its connection is lost, is to end no federation.
-        """
-        loop = asyncio.get_running_loop()
-        if is_heeded(signal.SIGHUP):
-            hint = "`fedserver stop` or SIGTERM ends the federation"
-            loop.add_signal_handler(signal.SIGHUP, partial(log.warning, "a hang-up (SIGHUP) is ignored", hint=hint))
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._on_signal, number)
-
-    def _on_signal(self, number: signal.Signals) -> None:
-        self.federation.stop(finish_round=False)
-        for hasty in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().remove_signal_handler(hasty)
-            signal.signal(hasty, signal.SIG_DFL)  # which asks no code of ours, whatever that is busy with
-        log.warning("stopping", signal=number.name, hint="once more to end at once")
 
 
 def _name(module: object, service: str) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shlex
 import sqlite3
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -21,6 +23,7 @@ from fedserver.open_files import allow_many_open_files
 from fedserver.results import Made
 from fedserver.runtime import collect_cycles_seldom, take_short_turns
 from fedserver.server import Listening, Server, StoppedUnready
+from fedserver.signals import stop_on_signals
 from fedserver.store import DamagedFile, StateError
 from fedserver.store.disk import trouble_of
 from fedstream import limits
@@ -48,14 +51,16 @@ async def run_server(config: ServerConfig, log_json: bool | None, log_level: str
 
 
 async def _serve(config: ServerConfig, handshakes: HandshakeWatch) -> ExitCode:
-    least_bytes = min(config.min_free_bytes, limits.WINDOW_BYTES)  # with less, a server that runs waits as well
-    await comes_room((config.state, config.out), least_bytes, config.retry_delay_seconds)
+    if not await _room_comes(config):
+        log.warning("stopped", because="stopped by the coordinator while there was no room on the disk")
+        return ExitCode.FINISHED
     server: Server | None = None
     try:
         _require_folder(config.out)
         server = Server(config)
         handshakes.audit = server.audit
-        server.stop_on_signals()  # now, or an interrupted start would end in the middle of anything
+        # Now, or an interrupted start would end in the middle of anything.
+        stop_on_signals(partial(server.federation.stop, finish_round=False))
         listening = await server.start()
     except (StateError, ValueError, OSError, sqlite3.Error) as error:
         log.error("cannot start", error=str(error))
@@ -67,6 +72,24 @@ async def _serve(config: ServerConfig, handshakes: HandshakeWatch) -> ExitCode:
     finally:
         if server is not None:
             await server.close()
+
+
+async def _room_comes(config: ServerConfig) -> bool:
+    """Wait until there is room on the disks to start with; whether it came before a signal to stop."""
+    stopped = asyncio.Event()
+    stop_on_signals(stopped.set)  # also a hang-up is as little the end as later on
+    least_bytes = min(config.min_free_bytes, limits.WINDOW_BYTES)  # with less, a server that runs waits as well
+    coming = asyncio.create_task(comes_room((config.state, config.out), least_bytes, config.retry_delay_seconds))
+    stopping = asyncio.create_task(stopped.wait())
+    try:
+        await asyncio.wait({coming, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if coming.done():
+            await coming
+    finally:
+        for task in (coming, stopping):
+            task.cancel()
+        await asyncio.gather(coming, stopping, return_exceptions=True)
+    return not stopped.is_set()
 
 
 def _require_folder(out: Path) -> None:

@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -307,11 +308,31 @@ def test_start_on_a_full_disk_is_told_and_waits_for_room(small_disk: Path, scene
         ballast.unlink()
         server = starting.result()
     assert told["because"] == f"0 bytes are free where {server.state} is, and 1.0 MB are the least to start with"
+    until("the server to have made its model", lambda: server.said("waiting"))
     ballast = fill(small_disk, 0)
     client = scene.client("alpha", server.listening)
     until("the site to wait", lambda: client.said(WAITING))
     ballast.unlink()
     assert (client.wait(), server.wait()) == (0, 0)
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_wait_for_room_at_a_start_outlives_a_hang_up_and_ends_in_good_order_when_it_is_stopped(
+    ending: signal.Signals, small_disk: Path, scene: Stage
+) -> None:
+    fill(small_disk, 0)
+    folders = ("--state", str(small_disk / "state"), "--out", str(small_disk / "out"))
+    options = ("--plaintext", "--task", "linear", "--listen", "127.0.0.1:0", "--retry-delay-seconds", "0.1")
+    server = scene.start("waiting", ["fedserver.cli", "run", *folders, *options])
+    until("the server to wait", lambda: server.said(WAITING))
+    server.process.send_signal(signal.SIGHUP)
+    until("the hang-up to be seen", lambda: server.said("a hang-up (SIGHUP) is ignored"))
+    assert server.process.poll() is None
+    server.process.send_signal(ending)
+    assert server.wait() == ExitCode.FINISHED
+    [told] = server.said("stopped")
+    assert told["because"] == "stopped by the coordinator while there was no room on the disk"
+    assert not (small_disk / "state").exists()
 
 
 def test_disk_without_room_for_a_new_database_is_full_whatever_sqlite_calls_it(small_disk: Path) -> None:

@@ -1,0 +1,35 @@
+"""How a server's process takes the signals of whoever runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from functools import partial
+
+import structlog
+
+from fedstream.signals import is_heeded
+
+log = structlog.get_logger()
+
+
+def stop_on_signals(stop: Callable[[], None]) -> None:
+    """Call `stop` at the first SIGINT or SIGTERM, from now on; a second one ends the process at once.
+
+    A hang-up is ignored: that a terminal is closed, or its connection is lost, is to end no federation.
+    """
+    loop = asyncio.get_running_loop()
+    if is_heeded(signal.SIGHUP):
+        hint = "`fedserver stop` or SIGTERM ends the federation"
+        loop.add_signal_handler(signal.SIGHUP, partial(log.warning, "a hang-up (SIGHUP) is ignored", hint=hint))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, _on_signal, number, stop)
+
+
+def _on_signal(number: signal.Signals, stop: Callable[[], None]) -> None:
+    stop()
+    for hasty in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().remove_signal_handler(hasty)
+        signal.signal(hasty, signal.SIG_DFL)  # which asks no code of ours, whatever that is busy with
+    log.warning("stopping", signal=number.name, hint="once more to end at once")
