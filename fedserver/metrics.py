@@ -1,7 +1,7 @@
-"""What a federation does, in numbers for Prometheus, and the port where it reads them.
+"""What a federation does, in numbers for Prometheus, which reads them at `fedserver.metrics_port`.
 
-The numbers are put together on the event loop, where a federation lives, whenever they are asked for; the port is a
-thread of the library's. No number is of one site alone: whoever watches a machine need not know who takes part.
+The numbers are put together on the event loop, where a federation lives, whenever they are asked for. No number is of
+one site alone: whoever watches a machine need not know who takes part.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import TimeoutError as NoAnswer
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -22,11 +21,12 @@ from fedserver.coordinator.population import ClientState
 from fedserver.federation import Federation, FederationState
 from fedserver.store.disk import free_bytes
 from fedstream.outcomes import Outcome
-from fedstream.tls import shown_address, split_address
 from fedtask.report import RoundRecord
 
 _PATIENCE_SECONDS = 5.0
 """Prometheus itself gives up after ten."""
+_RECORDS_AT_ONCE = 200
+"""Of rounds that are over, since there may be thousands. What is counted is kept, also where nobody waits any more."""
 
 
 @dataclass(slots=True)
@@ -91,17 +91,17 @@ class FederationCollector(Collector):
         looking = asyncio.run_coroutine_threadsafe(self.look(), self._loop)
         try:
             snapshot = looking.result(_PATIENCE_SECONDS)
-        except NoAnswer:
+        except NoAnswer as error:
             looking.cancel()
-            raise
+            raise TimeoutError("the server is busy, or about to end") from error
         yield from families(snapshot)
 
     async def look(self) -> Snapshot:
         """Put together what there is to say now."""
         federation = self._federation
         async with self._counting:
-            if self._totals.rounds < len(federation.history):
-                for record in await asyncio.to_thread(lambda: federation.history[self._totals.rounds :]):
+            while (counted := self._totals.rounds) < len(federation.history):
+                for record in await asyncio.to_thread(self._some_records, counted):
                     self._totals.add(record)
         # A round's bytes are taken from the one count a moment before they are in the other.
         self._most_received = max(self._most_received, self._totals.received_bytes + federation.traffic.received)
@@ -124,6 +124,9 @@ class FederationCollector(Collector):
             best_round=federation.progress.best.version if federation.progress.best is not None else 0,
             folder=federation.state.folder,
         )
+
+    def _some_records(self, start: int) -> Sequence[RoundRecord]:
+        return self._federation.history[start : start + _RECORDS_AT_ONCE]
 
 
 def families(seen: Snapshot) -> Iterator[Metric]:
@@ -167,32 +170,3 @@ def _labelled(
     for key, value in values.items():
         family.add_metric([key], value)
     return family
-
-
-class MetricsPort:
-    """A port where Prometheus reads the numbers of a federation and of its process, in plain HTTP.
-
-    Args:
-        listen: HOST:PORT.
-        federation: that they are of; on the running event loop.
-
-    Raises:
-        OSError: it cannot be listened on.
-    """
-
-    def __init__(self, listen: str, federation: Federation) -> None:
-        registry = CollectorRegistry()
-        registry.register(FederationCollector(federation, asyncio.get_running_loop()))
-        ProcessCollector(registry=registry)
-        host, port = split_address(listen)
-        try:
-            self._server, self._thread = start_http_server(port, host, registry)
-        except OSError as error:
-            raise OSError(f"cannot listen on {listen} for metrics: {error.strerror or error}") from error
-        self.address = shown_address(host, self._server.server_port)
-
-    async def close(self) -> None:
-        """Close it; a question that is being answered is not waited for."""
-        await asyncio.to_thread(self._server.shutdown)
-        self._server.server_close()
-        self._thread.join()

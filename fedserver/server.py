@@ -52,7 +52,7 @@ from fedstream.v1 import (
 )
 
 if TYPE_CHECKING:
-    from fedserver.metrics import MetricsPort
+    from fedserver.metrics_port import MetricsPort
 
 log = structlog.get_logger()
 
@@ -180,7 +180,7 @@ class Server:
         return listening
 
     def _open_metrics(self) -> MetricsPort:
-        from fedserver.metrics import MetricsPort  # a twentieth of a start, for those who want it
+        from fedserver.metrics_port import MetricsPort  # a twentieth of a start, for those who want it
 
         return MetricsPort(self._config.metrics_listen, self.federation)
 

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import socket
+import struct
+import threading
+import time
+import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from fedserver import metrics, metrics_port
 from fedserver.exit_codes import ExitCode
 from fedserver.server import Listening
+from fedserver.store.history import History
 from fedstream.manifest import manifest_of
-from tests.support.processes import Stage
+from tests.support.processes import Stage, until
 from tests.support.serving import BareSite, body_of, serving
 from tests.support.tasks import Shapes, random_weights
 
@@ -99,6 +107,84 @@ async def test_document_has_every_number(tmp_path: Path) -> None:
 
     table = DOCUMENT.read_text("utf-8").split("| number | what it is |\n")[1].split("\n\n")[0]
     assert re.findall(r"^\| `(fedstream_\w+)[^`]*` \| (.*) \|$", table, flags=re.MULTILINE) == helped
+
+
+async def call(listening: Listening) -> socket.socket:
+    assert listening.metrics_address is not None
+    host, _, port = listening.metrics_address.rpartition(":")
+    return await asyncio.to_thread(socket.create_connection, (host, int(port)), 30)
+
+
+async def test_callers_that_say_nothing_take_no_more_than_their_places_and_not_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics_port._Caller, "timeout", 2.0)
+    async with serving(tmp_path, **SETTINGS) as (_, listening):
+        before = threading.active_count()
+        with contextlib.ExitStack() as silent:
+            for _ in range(3 * metrics_port._AT_ONCE):
+                silent.enter_context(await call(listening))
+            with pytest.raises((OSError, urllib.error.URLError)):
+                await scrape(listening)
+            assert metrics_port._AT_ONCE // 2 < threading.active_count() - before <= metrics_port._AT_ONCE + 4
+            await asyncio.sleep(2.5)
+            assert "fedstream_info" in await scrape(listening)
+
+
+async def test_caller_that_hangs_up_leaves_nothing_in_the_log(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with serving(tmp_path, **SETTINGS) as (_, listening):
+        caller = await call(listening)
+        caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # as a scan of ports does
+        caller.close()
+        assert "fedstream_info" in await scrape(listening)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+async def test_busy_server_is_told_as_such_and_costs_no_later_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(metrics, "_PATIENCE_SECONDS", 0.2)
+    async with serving(tmp_path, **SETTINGS) as (server, listening):
+        await asyncio.wait_for(server.federation.ready.wait(), 30)
+        asking = asyncio.create_task(scrape(listening))
+        await asyncio.sleep(0)  # the thread asks, and
+        time.sleep(1.0)  # noqa: ASYNC251 - the loop that could answer is held up
+        with pytest.raises(urllib.error.HTTPError, match="503: Service Unavailable"):
+            await asking
+        assert "fedstream_info" in await scrape(listening)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+async def test_count_of_what_is_over_goes_on_where_a_question_was_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "_RECORDS_AT_ONCE", 1)
+    read: list[int] = []
+    real = History.__getitem__
+
+    def noted(history: History, place: Any) -> Any:
+        if isinstance(place, slice) and place.stop is not None:
+            read.append(place.start)
+        return real(history, place)
+
+    async with serving(tmp_path, **SETTINGS) as (server, listening), BareSite.dial(listening) as site:
+        schema = Shapes({}).schema()
+        await site.join("alpha", server)
+        for _ in range(2):
+            await site.upload((await site.agree()).upload_id, schema, random_weights(schema, 1))
+            assert (await site.hear()).round_outcome.succeeded
+        await site.agree()
+        monkeypatch.setattr(History, "__getitem__", noted)
+        collector = metrics.FederationCollector(server.federation, asyncio.get_running_loop())
+        given_up = asyncio.create_task(collector.look())
+        await asyncio.to_thread(until, "the first to be counted", lambda: len(read) > 1)
+        given_up.cancel()
+        seen = await collector.look()
+    assert seen.totals.rounds == seen.totals.succeeded == 2
+    assert read[:1] == [0]
+    assert 0 not in read[1:]
 
 
 def test_port_for_numbers_that_is_taken_is_said_at_the_start(scene: Stage) -> None:
