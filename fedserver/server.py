@@ -306,13 +306,13 @@ class Server:
         """
         if self._starting is not None:
             await asyncio.wait({self._starting})
-        if self._metrics is not None:
-            await self._metrics.close()
         await self._health.enter_graceful_shutdown()
         self.federation.is_leaving = True  # or a client that comes just now would be told, and could fetch nothing
         public_seconds = _DOWNLOAD_SECONDS if self.federation.outcome is not None else _LEAVE_SECONDS
         others = (each.stop(_LEAVE_SECONDS) for each in (self._enrolment, self._admin))
         await asyncio.gather(self._public.stop(public_seconds), *others)
+        if self._metrics is not None:  # not before: a client that came while it closes would be told of the end in vain
+            await self._metrics.close()
         self._admin_socket.remove()
         await self.federation.evaluator.close()
         await self.federation.register.settled()
