@@ -251,6 +251,10 @@ def _await_contact(server: subprocess.Popen[bytes], out: Path) -> dict[str, Any]
     raise fail(f"the server did not start; see {out / 'logs' / 'server.log'}", ExitCode.FAILED)
 
 
+_SIGNALLED = 128
+"""Above it are the statuses of sites that a signal has ended with time for a good-bye; of others they are negative."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Site:
     """A site's process, and where it writes."""
@@ -263,9 +267,9 @@ class _Site:
 def _require_no_failure(server: subprocess.Popen[bytes], sites: Sequence[_Site]) -> None:
     """End where a site has ended with an error: each round needs all of them, and the server would wait for a day.
 
-    One that was killed may be tried out: it can be started again.
+    Not of one that a signal has ended, which may be tried out: it can be started again.
     """
-    failed = next((site for site in sites if (site.process.poll() or 0) > 0), None)
+    failed = next((site for site in sites if 0 < (site.process.poll() or 0) < _SIGNALLED), None)
     if failed is None:
         return
     _wait_quietly(server, 2.0)  # if the federation failed, its word says more

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from fedserver.cli import app
+from fedserver.commands import demo
 from fedserver.exit_codes import ExitCode
 
 pytestmark = pytest.mark.numpy_task
@@ -71,3 +76,34 @@ def test_demo_whose_class_folders_have_other_names_leaves_the_earlier_one(
         (tmp_path / "data" / part / name).rename(tmp_path / "data" / part / f"{name} tumour")
     said = refused(tmp_path / "data", earlier)
     assert f"looked in {tmp_path / 'data' / part} for no/, yes/, one folder of images per class, and found" in said
+
+
+@pytest.fixture
+def server() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that goes on."""
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def site_that_ended(ending: str, log: Path) -> demo._Site:
+    log.write_text("fedclient: there is no folder data\n")
+    process = subprocess.Popen([sys.executable, "-c", f"import os, signal, sys; {ending}"])
+    process.wait()
+    return demo._Site("site_0", log, process)
+
+
+def test_demo_ends_where_a_site_has_failed(
+    server: subprocess.Popen[bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(typer.Exit):
+        demo._require_no_failure(server, [site_that_ended("sys.exit(3)", tmp_path / "log")])
+    assert "site_0 ended with status 3: there is no folder data; see" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", ["sys.exit(0)", "sys.exit(143)", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_demo_goes_on_where_a_site_is_done_or_was_stopped_to_try_it_out(
+    ending: str, server: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    demo._require_no_failure(server, [site_that_ended(ending, tmp_path / "log")])
