@@ -19,6 +19,16 @@ from fedstream.sizes import size
 log = structlog.get_logger()
 
 
+def enough_bytes(min_free_bytes: int) -> int:
+    """What has to be free for a server to work at all. With less it waits, be it at its start or later."""
+    return min(min_free_bytes, limits.WINDOW_BYTES)
+
+
+def pause_seconds(retry_seconds: float) -> float:
+    """Between two looks at a disk in trouble: never none, which would be a hot loop."""
+    return max(retry_seconds, 0.01)
+
+
 class DiskRefuses(FedstreamError):
     """A durable step cannot be done and can no longer be waited for. The message says why and what to do."""
 
@@ -35,8 +45,8 @@ class DiskWatch:
 
     def __init__(self, state: State, min_free_bytes: int, retry_seconds: float, free: FreeBytes = free_bytes) -> None:
         self._state, self._min_free_bytes, self._free = state, min_free_bytes, free
-        self._enough_bytes = min(min_free_bytes, limits.WINDOW_BYTES)
-        self.retry_seconds = max(retry_seconds, 0.01)
+        self._enough_bytes = enough_bytes(min_free_bytes)
+        self.retry_seconds = pause_seconds(retry_seconds)
         self.trouble: DiskTrouble | None = None
 
     def note(self, error: BaseException) -> DiskTrouble | None:

@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from fedserver.addresses import reached_as
 from fedserver.config import ServerConfig
-from fedserver.disk import DiskRefuses
+from fedserver.disk import DiskRefuses, enough_bytes, pause_seconds
 from fedserver.enrolment.handshakes import HandshakeWatch, watching_handshakes
 from fedserver.exit_codes import ExitCode
 from fedserver.federation import FederationFailed
@@ -26,7 +26,6 @@ from fedserver.server import Listening, Server, StoppedUnready
 from fedserver.signals import stop_on_signals
 from fedserver.store import DamagedFile, StateError
 from fedserver.store.disk import trouble_of
-from fedstream import limits
 from fedstream.checkup.machine import judge_folder
 from fedstream.checkup.runner import Verdict
 from fedstream.heap import keep_few_heaps
@@ -78,8 +77,8 @@ async def _room_comes(config: ServerConfig) -> bool:
     """Wait until there is room on the disks to start with; whether it came before a signal to stop."""
     stopped = asyncio.Event()
     stop_on_signals(stopped.set)  # also a hang-up is as little the end as later on
-    least_bytes = min(config.min_free_bytes, limits.WINDOW_BYTES)  # with less, a server that runs waits as well
-    coming = asyncio.create_task(comes_room((config.state, config.out), least_bytes, config.retry_delay_seconds))
+    least_bytes, pause = enough_bytes(config.min_free_bytes), pause_seconds(config.retry_delay_seconds)
+    coming = asyncio.create_task(comes_room((config.state, config.out), least_bytes, pause))
     stopping = asyncio.create_task(stopped.wait())
     try:
         await asyncio.wait({coming, stopping}, return_when=asyncio.FIRST_COMPLETED)

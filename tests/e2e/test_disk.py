@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -333,6 +334,22 @@ def test_wait_for_room_at_a_start_outlives_a_hang_up_and_ends_in_good_order_when
     [told] = server.said("stopped")
     assert told["because"] == "stopped by the coordinator while there was no room on the disk"
     assert not (small_disk / "state").exists()
+
+
+def test_wait_for_room_at_a_start_takes_no_processor_where_tries_follow_at_once(small_disk: Path, scene: Stage) -> None:
+    fill(small_disk, 0)
+    folders = ("--state", str(small_disk / "state"), "--out", str(small_disk / "out"))
+    options = ("--plaintext", "--task", "linear", "--listen", "127.0.0.1:0", "--retry-delay-seconds", "0")
+    server = scene.start("waiting", ["fedserver.cli", "run", *folders, *options])
+    until("the server to wait", lambda: server.said(WAITING))
+    before = processor_seconds(server.process.pid)
+    time.sleep(2.0)
+    assert processor_seconds(server.process.pid) - before < 0.5
+
+
+def processor_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_disk_without_room_for_a_new_database_is_full_whatever_sqlite_calls_it(small_disk: Path) -> None:
