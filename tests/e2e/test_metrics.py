@@ -1,4 +1,4 @@
-"""What Prometheus reads of a server, over real HTTP. 5 s."""
+"""What Prometheus reads of a server, over real HTTP. 12 s."""
 
 from __future__ import annotations
 
@@ -38,12 +38,13 @@ SETTINGS = {
 }
 
 
-async def scrape(listening: Listening) -> str:
-    def read() -> str:
-        with urllib.request.urlopen(f"http://{listening.metrics_address}/metrics", timeout=30) as answer:
-            return str(answer.read(), "utf-8")
+def read(listening: Listening) -> str:
+    with urllib.request.urlopen(f"http://{listening.metrics_address}/metrics", timeout=30) as answer:
+        return str(answer.read(), "utf-8")
 
-    return await asyncio.to_thread(read)
+
+async def scrape(listening: Listening) -> str:
+    return await asyncio.to_thread(read, listening)
 
 
 async def numbers(listening: Listening) -> dict[str, float]:
@@ -115,20 +116,26 @@ async def call(listening: Listening) -> socket.socket:
     return await asyncio.to_thread(socket.create_connection, (host, int(port)), 30)
 
 
+def is_answered(listening: Listening) -> bool:
+    try:
+        return "fedstream_info" in read(listening)
+    except OSError:  # hung up on
+        return False
+
+
 async def test_callers_that_say_nothing_take_no_more_than_their_places_and_not_for_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics_port._Caller, "timeout", 2.0)
+    monkeypatch.setattr(metrics_port._Caller, "timeout", 4.0)
     async with serving(tmp_path, **SETTINGS) as (_, listening):
         before = threading.active_count()
         with contextlib.ExitStack() as silent:
             for _ in range(3 * metrics_port._AT_ONCE):
                 silent.enter_context(await call(listening))
-            with pytest.raises((OSError, urllib.error.URLError)):
-                await scrape(listening)
+            assert not await asyncio.to_thread(is_answered, listening)
             assert metrics_port._AT_ONCE // 2 < threading.active_count() - before <= metrics_port._AT_ONCE + 4
-            await asyncio.sleep(2.5)
-            assert "fedstream_info" in await scrape(listening)
+            await asyncio.sleep(4.0)
+            await asyncio.to_thread(until, "an answer", lambda: is_answered(listening))
 
 
 async def test_caller_that_hangs_up_leaves_nothing_in_the_log(
@@ -161,12 +168,12 @@ async def test_count_of_what_is_over_goes_on_where_a_question_was_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metrics, "_RECORDS_AT_ONCE", 1)
-    read: list[int] = []
+    starts: list[int] = []
     real = History.__getitem__
 
     def noted(history: History, place: Any) -> Any:
         if isinstance(place, slice) and place.stop is not None:
-            read.append(place.start)
+            starts.append(place.start)
         return real(history, place)
 
     async with serving(tmp_path, **SETTINGS) as (server, listening), BareSite.dial(listening) as site:
@@ -179,12 +186,12 @@ async def test_count_of_what_is_over_goes_on_where_a_question_was_given_up(
         monkeypatch.setattr(History, "__getitem__", noted)
         collector = metrics.FederationCollector(server.federation, asyncio.get_running_loop())
         given_up = asyncio.create_task(collector.look())
-        await asyncio.to_thread(until, "the first to be counted", lambda: len(read) > 1)
+        await asyncio.to_thread(until, "the first to be counted", lambda: len(starts) > 1)
         given_up.cancel()
         seen = await collector.look()
     assert seen.totals.rounds == seen.totals.succeeded == 2
-    assert read[:1] == [0]
-    assert 0 not in read[1:]
+    assert starts[:1] == [0]
+    assert 0 not in starts[1:]
 
 
 def test_port_for_numbers_that_is_taken_is_said_at_the_start(scene: Stage) -> None:
