@@ -220,17 +220,17 @@ def caveats(record: FederationRecord) -> list[str]:
 
 def _less_certain(scored: Evaluation, unit: str) -> str:
     """That the intervals do not know of patients; and those that do, where the data says whose each example is."""
-    if not scored.grouped_intervals:
-        return (
-            f"Intervals are per {unit}, not per patient. Where several {unit}s come from one patient, the truth is "
-            "less certain than the intervals say."
-        )
     names = {"accuracy": "accuracy", "sensitivity": "sensitivity", "specificity": "specificity", "auc": "AUC"}
     wide = [
         f"{shown} {interval_of(name, scored.grouped_intervals[name])}"
         for name, shown in names.items()
         if name in scored.grouped_intervals
     ]
+    if not wide:
+        return (
+            f"Intervals are per {unit}, not per patient. Where several {unit}s come from one patient, the truth is "
+            "less certain than the intervals say."
+        )
     return (
         f"Intervals are per {unit}. By their sub-folders the {unit}s are of {scored.num_groups:,} patients, if each is "
         f"one: where all {unit}s of a patient are right or wrong together, the 95% intervals are {', '.join(wide)}."
