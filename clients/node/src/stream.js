@@ -5,15 +5,12 @@ import { fromServiceError } from './status.js';
 /** How long a stream of chunks may stand still before it is taken for broken. */
 export const STALL_MS = 120_000;
 const MOST_QUEUED = 4;
-/** While a message is being written: of a call that is paused, gRPC holds back how it ended, and the write would wait. */
-const MOST_QUEUED_WRITING = 1024;
 
 export class Stream {
   #call;
   #queue = [];
   #failure = null;
   #ended = false;
-  #isWriting = false;
   #waiting = new Set();
 
   /**
@@ -28,7 +25,7 @@ export class Stream {
     call.on('status', () => signal?.removeEventListener('abort', abort));
     call.on('data', (message) => {
       this.#queue.push(message);
-      if (this.#queue.length >= (this.#isWriting ? MOST_QUEUED_WRITING : MOST_QUEUED)) call.pause();
+      if (this.#queue.length >= MOST_QUEUED) call.pause();
       this.#wake();
     });
     call.on('error', (error) => {
@@ -69,16 +66,11 @@ export class Stream {
   /** Write one message; waits while gRPC's buffer is full. If the stream has ended, raises what it ended with. */
   async write(message) {
     this.#check();
-    if (this.#call.write(message)) return;
-    this.#isWriting = true;
-    if (this.#call.isPaused()) this.#call.resume();
-    try {
+    if (!this.#call.write(message)) {
       while (this.#call.writableNeedDrain) {
         await this.#change(STALL_MS);
         this.#check();
       }
-    } finally {
-      this.#isWriting = false;
     }
   }
 
