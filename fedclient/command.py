@@ -21,7 +21,7 @@ from fedclient.identity import IdentityFolder, default_identity_folder
 from fedclient.join import join, places, read_token
 from fedstream.heap import keep_few_heaps, keep_freed_memory
 from fedstream.logs import configure_logs, go_on_without_output
-from fedstream.signals import is_heeded
+from fedstream.signals import end_at_once_from_now_on, is_heeded
 from fedtask.task import TaskError
 
 log = structlog.get_logger()
@@ -114,11 +114,9 @@ async def _run(client: Client) -> str:
 def _ask_to_stop(asked: asyncio.Future[signal.Signals], number: signal.Signals) -> None:
     if not asked.done():
         asked.set_result(number)
-        # The next one is for a person in a hurry; what was finished is on disk already. Not so a hang-up: of a terminal
-        # that is closed, both the shell and the system send one.
-        for hasty in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().remove_signal_handler(hasty)
-            signal.signal(hasty, signal.SIG_DFL)
+        # What was finished is on disk already. A second hang-up is heard still: of a terminal that is closed, both the
+        # shell and the system send one.
+        end_at_once_from_now_on()
 
 
 def predict_images(model: Path, images: Sequence[Path]) -> Iterator[str]:

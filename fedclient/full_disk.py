@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -12,7 +11,7 @@ from typing import TypeVar
 
 import structlog
 
-from fedstream.files import may_pass
+from fedstream.files import FULL, may_pass
 
 log = structlog.get_logger()
 
@@ -24,8 +23,7 @@ RETRY_SECONDS = 2.0
 
 def disk_words(error: OSError, folder: Path) -> str:
     """What the disk refuses where, and what to do, for people here; `folder` is for an error that names none."""
-    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    advice = "make space there" if is_full else "see to that folder and its disk"
+    advice = "make space there" if error.errno in FULL else "see to that folder and its disk"
     return f"{error.filename or folder}: {error.strerror or error}; {advice}"
 
 

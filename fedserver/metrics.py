@@ -11,7 +11,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import TimeoutError as NoAnswer
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
@@ -116,7 +116,9 @@ class FederationCollector(Collector):
             rounds_planned=federation.config.rounds,
             round=federation.round.number if federation.round is not None else last.number if last is not None else 0,
             clients=Counter(client.state for client in federation.population),
-            totals=self._totals,
+            totals=replace(
+                self._totals, offers=Counter(self._totals.offers)
+            ),  # read in another thread than it is added to
             received_bytes=self._most_received,
             sent_bytes=self._most_sent,
             last_round_seconds=last.duration_seconds if last is not None else None,

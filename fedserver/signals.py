@@ -9,7 +9,7 @@ from functools import partial
 
 import structlog
 
-from fedstream.signals import is_heeded
+from fedstream.signals import end_at_once_from_now_on, is_heeded
 
 log = structlog.get_logger()
 
@@ -29,7 +29,5 @@ def stop_on_signals(stop: Callable[[], None]) -> None:
 
 def _on_signal(number: signal.Signals, stop: Callable[[], None]) -> None:
     stop()
-    for hasty in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().remove_signal_handler(hasty)
-        signal.signal(hasty, signal.SIG_DFL)  # which asks no code of ours, whatever that is busy with
+    end_at_once_from_now_on()
     log.warning("stopping", signal=number.name, hint="once more to end at once")

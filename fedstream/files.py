@@ -18,7 +18,10 @@ from typing import Protocol
 TEMPORARY_SUFFIX = ".partial"
 
 
-_PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Numbers of errors by which a disk says that it takes no more."""
+
+_PASSING = FULL | {errno.EROFS, errno.EIO}
 
 
 def may_pass(error: OSError) -> bool:

@@ -12,15 +12,19 @@ import structlog
 
 from fedstream.checkup.machine import existing_part
 from fedstream.sizes import size
+from fedstream.waiting import comes
 
 log = structlog.get_logger()
 
 
-async def comes_room(folders: Sequence[Path], least_bytes: int, pause_seconds: float) -> None:
-    """Return once there is so much free where each folder is, or will be made, and say what is waited for.
+async def comes_room(
+    folders: Sequence[Path], least_bytes: int, pause_seconds: float, stopped: asyncio.Event | None = None
+) -> bool:
+    """Wait until so much is free where each folder is, or will be made, and say so; whether it came before a stop.
 
     For a start, as after a reboot, on a disk that is full: a process that runs waits for one that fills up likewise.
     """
+    stopped = stopped or asyncio.Event()
     for folder in folders:
         told = False
         while (free := _free_bytes(folder)) < least_bytes:
@@ -28,9 +32,11 @@ async def comes_room(folders: Sequence[Path], least_bytes: int, pause_seconds: f
                 found = f"{size(free)} are free where {folder} is, and {size(least_bytes)} are the least to start with"
                 log.error("waiting for the disk", because=found, hint="make space; it goes on by itself then")
                 told = True
-            await asyncio.sleep(pause_seconds)
+            if await comes(stopped, pause_seconds):
+                return False
         if told:
             log.info("there is room on the disk again", folder=str(folder))
+    return True
 
 
 def _free_bytes(folder: Path) -> int:

@@ -78,17 +78,7 @@ async def _room_comes(config: ServerConfig) -> bool:
     stopped = asyncio.Event()
     stop_on_signals(stopped.set)  # also a hang-up is as little the end as later on
     least_bytes, pause = enough_bytes(config.min_free_bytes), pause_seconds(config.retry_delay_seconds)
-    coming = asyncio.create_task(comes_room((config.state, config.out), least_bytes, pause))
-    stopping = asyncio.create_task(stopped.wait())
-    try:
-        await asyncio.wait({coming, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if coming.done():
-            await coming
-    finally:
-        for task in (coming, stopping):
-            task.cancel()
-        await asyncio.gather(coming, stopping, return_exceptions=True)
-    return not stopped.is_set()
+    return await comes_room((config.state, config.out), least_bytes, pause, stopped)
 
 
 def _require_folder(out: Path) -> None:

@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
-from fedstream.files import TEMPORARY_SUFFIX, FileSystem
+from fedstream.files import FULL, TEMPORARY_SUFFIX, FileSystem
 
 FreeBytes = Callable[[Path], int]
 """How many bytes may still be written below a folder."""
@@ -26,9 +26,7 @@ class DiskTrouble(enum.Enum):
 
 
 _BY_ERRNO = {
-    errno.ENOSPC: DiskTrouble.FULL,
-    errno.EDQUOT: DiskTrouble.FULL,
-    errno.EFBIG: DiskTrouble.FULL,
+    **dict.fromkeys(FULL, DiskTrouble.FULL),
     errno.EROFS: DiskTrouble.READ_ONLY,
     errno.EACCES: DiskTrouble.READ_ONLY,
     errno.EPERM: DiskTrouble.READ_ONLY,

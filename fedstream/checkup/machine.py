@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import shutil
@@ -11,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from fedstream.checkup.runner import Result, failed, ok, warning
+from fedstream.files import FULL
 from fedstream.sizes import size
 
 GB, MB = 10**9, 10**6
@@ -45,8 +45,7 @@ def judge_folder(folder: Path, least_bytes: int, comfortable_bytes: int) -> Resu
         free = shutil.disk_usage(place).free
         _try_to_write(place)
     except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        mending = "Make space there" if is_full else f"Give this user the right to write in {place}"
+        mending = "Make space there" if error.errno in FULL else f"Give this user the right to write in {place}"
         return failed(f"{place} cannot be written ({error.strerror or error})", f"{mending}, or name another folder")
     found = f"{folder} {'can be written' if place == folder.absolute() else 'can be made'}, {size(free)} free"
     if free < least_bytes:

@@ -162,7 +162,7 @@ def sub_folders(folder: Path, paths: Sequence[Path]) -> npt.NDArray[np.int64]:
 
 
 def patients(folder: Path, paths: Sequence[Path]) -> npt.NDArray[np.int64] | None:
-    """The same, where sub-folders may be those of patients; `None` where there is none, or one that has all images."""
+    """`sub_folders`, where these may be those of patients; `None` where there is none, or one that has all images."""
     groups = sub_folders(folder, paths)
     return groups if 1 < len(np.unique(groups)) < len(groups) else None
 
