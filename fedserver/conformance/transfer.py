@@ -320,6 +320,7 @@ class _Intake:
         self._came = 0
         self._wake = asyncio.Event()
         self._ended = False
+        self._answering = asyncio.Lock()  # gRPC may lose the status of a call that is ended while it is written to
 
     async def take(self, first: Any, messages: Any) -> None:
         committing = asyncio.create_task(self._commit())
@@ -348,9 +349,10 @@ class _Intake:
         self._came += len(chunk.data)
         self._wake.set()
         if self._fault is not None and self._came >= self._fault.after_bytes:
-            if self._fault.loses:
-                del upload.body[upload.told :]
-            await transfer._end_if(self._fault, self._context, self._name)
+            async with self._answering:
+                if self._fault.loses:
+                    del upload.body[upload.told :]
+                await transfer._end_if(self._fault, self._context, self._name)
 
     def _inspect(self, chunk: Any) -> None:
         check, terms, upload = self._findings.check, self._transfer.terms, self._upload
@@ -381,8 +383,9 @@ class _Intake:
             due = len(upload.body) - upload.told >= half or len(upload.body) == upload.size_bytes
             if due or ended:
                 await asyncio.sleep(_COMMIT_SECONDS)
-                upload.told = len(upload.body)
-                await self._context.write(transfer_pb2.WriteChunksResponse(committed_size=upload.told))
+                async with self._answering:
+                    upload.told = len(upload.body)
+                    await self._context.write(transfer_pb2.WriteChunksResponse(committed_size=upload.told))
             if ended:
                 self._findings.check("R-UP-11", True, "")
                 return
