@@ -39,6 +39,10 @@ class Totals:
     received_bytes: int = 0
     sent_bytes: int = 0
 
+    def now(self) -> Totals:
+        """A copy, for a thread that reads it while more is counted."""
+        return replace(self, offers=Counter(self.offers))
+
     def add(self, record: RoundRecord) -> None:
         """Count one round more."""
         self.rounds += 1
@@ -116,9 +120,7 @@ class FederationCollector(Collector):
             rounds_planned=federation.config.rounds,
             round=federation.round.number if federation.round is not None else last.number if last is not None else 0,
             clients=Counter(client.state for client in federation.population),
-            totals=replace(
-                self._totals, offers=Counter(self._totals.offers)
-            ),  # read in another thread than it is added to
+            totals=self._totals.now(),
             received_bytes=self._most_received,
             sent_bytes=self._most_sent,
             last_round_seconds=last.duration_seconds if last is not None else None,
