@@ -14,6 +14,10 @@ NO_PATIENTS = (
     "Images have no patient identifiers: slices of one patient may lie on both sides of a split, between train and "
     "val and between sites, which flatters every score."
 )
+PATIENTS_BY_FOLDER = (
+    "Whose an image is, is known by its sub-folder alone: a patient with sub-folders of other names elsewhere, such as "
+    "at another site, may lie on both sides of a split, which flatters every score."
+)
 GENERATED = (
     "The images are a generated phantom, not scans: a score on them says that the machinery works, and nothing about "
     "patients."
@@ -28,9 +32,14 @@ def is_phantom(folder: Path) -> bool:
     return any((place / PHANTOM_MARKER).is_file() for place in _places(folder))
 
 
-def weaknesses(folder: Path) -> tuple[str, ...]:
-    """The generic weakness of this kind of data, then the lines of the first `WEAKNESSES.txt` found (up to 50)."""
-    generic = GENERATED if is_phantom(folder) else NO_PATIENTS
+def weaknesses(folder: Path, *, by_patient: bool) -> tuple[str, ...]:
+    """The generic weakness of this kind of data, then the lines of the first `WEAKNESSES.txt` found (up to 50).
+
+    Args:
+        folder: where the images are.
+        by_patient: whether there are sub-folders that may be those of patients.
+    """
+    generic = GENERATED if is_phantom(folder) else PATIENTS_BY_FOLDER if by_patient else NO_PATIENTS
     file = next((place / WEAKNESSES_FILE for place in _places(folder) if (place / WEAKNESSES_FILE).is_file()), None)
     if file is None:
         return (generic,)

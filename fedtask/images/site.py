@@ -20,6 +20,7 @@ from fedtask.images.folders import (
     list_folder,
     mending_option,
     page_warnings,
+    patients,
     shown,
     skipped_warnings,
     sub_folders,
@@ -92,7 +93,8 @@ def open_site(
     train = train.subset(limited(train.labels, options.max_examples, options.division_seed))
     warnings += [*_class_warnings("train", train, class_names), *_class_warnings("val", val, class_names)]
     counts = {"train": _counts(train, class_names), "val": _counts(val, class_names)}
-    summary = _summary(folder, counts, len(train), examined, warnings)
+    by_patient = patients(listing.folder, examined[0].images.paths) is not None
+    summary = _summary(folder, counts, len(train), examined, warnings, by_patient)
     return Site(train, val, summary, tuple(file for part in examined for file in part.skipped))
 
 
@@ -119,7 +121,8 @@ def open_holdout(
     warnings = [*listing.warnings, *_contradictions(class_names, images)]
     warnings += _class_warnings("the holdout", images, class_names)
     counts = {"holdout": _counts(images, class_names)}
-    return images, _summary(folder, counts, len(images), [examined], warnings)
+    by_patient = patients(listing.folder, images.paths) is not None
+    return images, _summary(folder, counts, len(images), [examined], warnings, by_patient)
 
 
 def _part(progress: Progress | None, before: int, num_files: int) -> Progress | None:
@@ -274,6 +277,7 @@ def _summary(
     num_examples: int,
     examined: Sequence[Examined],
     warnings: Sequence[str],
+    by_patient: bool,
 ) -> SiteSummary:
     skipped = [file for part in examined for file in part.skipped]
     many_paged = [path for part in examined for path in part.many_paged]
@@ -282,6 +286,6 @@ def _summary(
         counts=counts,
         skipped=count_by_reason(skipped),
         warnings=(*warnings, *page_warnings(many_paged), *skipped_warnings(skipped)),
-        weaknesses=weaknesses(folder),
+        weaknesses=weaknesses(folder, by_patient=by_patient),
         synthetic=is_phantom(folder),
     )

@@ -198,7 +198,7 @@ class FederationRecord:
     `test_evaluation` is the best model's, on a set that was looked at once, at the end. `seeds` and `versions` are by
     name. `positive_class` is empty for a task that has none; `unit` is what one example is, in the singular, and
     `loss_name` what the loss is, empty where nothing is known of it. `settings` are those of the task that were given;
-    all others have its defaults. `training_data_weaknesses` and `training_data_synthetic` are about the clients' data.
+    all others have its defaults. `training_data_synthetic` is about the clients' data.
     `notes` are further sentences for the reader.
     """
 
@@ -224,7 +224,6 @@ class FederationRecord:
     test: DataDescription | None = None
     test_evaluation: _Evaluation | None = None
     clients: tuple[ClientRecord, ...] = ()
-    training_data_weaknesses: tuple[str, ...] = ()
     training_data_synthetic: bool = False
     model_files: tuple[ModelFile, ...] = ()
     settings: _Settings = field(default_factory=dict)

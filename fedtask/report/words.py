@@ -214,7 +214,6 @@ def caveats(record: FederationRecord) -> list[str]:
         said.append(_less_certain(scored, unit))
     for described in (record.holdout, record.test):
         said += described.weaknesses if described else ()
-    said += record.training_data_weaknesses
     return list(dict.fromkeys(said))
 
 

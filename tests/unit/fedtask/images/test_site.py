@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedtask.images.near_duplicates import near_pairs
-from fedtask.images.provenance import GENERATED, NO_PATIENTS
+from fedtask.images.provenance import GENERATED, NO_PATIENTS, PATIENTS_BY_FOLDER
 from fedtask.images.site import Site, open_holdout, open_site
 from fedtask.task import SiteOptions, SiteSummary, TaskError
 from tests.unit.fedtask.images.conftest import picture
@@ -291,6 +291,16 @@ def test_site_weaknesses_are_read_from_the_folder(make_site: MakeSite) -> None:
     folder = make_site({"train/no": 2, "train/yes": 2})
     (folder / "WEAKNESSES.txt").write_text("- One scanner only\n\n  No children  \n", "utf-8")
     assert open_small(folder).summary.weaknesses == (NO_PATIENTS, "One scanner only", "No children")
+
+
+@pytest.mark.parametrize(("places", "said"), [("p", PATIENTS_BY_FOLDER), ("images", NO_PATIENTS)])
+def test_images_in_a_folder_for_each_patient_are_not_said_to_be_without_patients(
+    make_site: MakeSite, places: str, said: str
+) -> None:
+    numbers = range(3) if places == "p" else [""]
+    folder = make_site({f"train/{name}/{places}{number}": 2 for number in numbers for name in CLASSES})
+    assert open_small(folder).summary.weaknesses == (said,)
+    assert open_holdout(folder / "train", {}, CLASSES, 16)[1].weaknesses == (said,)
 
 
 def test_site_progress_counts_train_and_val_together(make_site: MakeSite) -> None:
