@@ -121,8 +121,12 @@ class Client:
         """See that the data is there: a slip in its path would be told only when a server has answered."""
         data = self._config.data
         if data is not None and not data.exists():
-            wanted = "give the one that holds train/, or `phantom` for generated images, as --data"
-            raise Stop(ExitCode.BAD_DATA, f"there is no folder {data} (looked from {Path.cwd()}); {wanted}")
+            wanted = "the folder that holds train/, or `phantom` for generated images"
+            kind, wanted = (
+                ("file", f"the file that the task reads, or {wanted},") if data.suffix else ("folder", wanted)
+            )
+            said = f"there is no {kind} {data} (looked from {Path.cwd()}); give {wanted} as --data"
+            raise Stop(ExitCode.BAD_DATA, said)
 
     async def leave(self, reason: str) -> None:
         """Tell the server that this client goes, if there is a session."""

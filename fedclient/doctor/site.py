@@ -74,10 +74,12 @@ def class_folders(scene: Scene) -> Result:
 
 
 def _look_at_folders(scene: Scene, task: Task, folder: Path) -> Result:
+    if not reads_class_folders(task):
+        if not folder.exists():
+            return failed(f"there is no file or folder {folder}", "Give what the task reads as --data")
+        return ok("none: what is there is for the task to read")
     if not folder.exists():
         return failed(f"there is no folder {folder}", "Give the one that holds train/ as --data")
-    if not reads_class_folders(task):
-        return ok("none: what is there is for the task to read")
     listing = list_train(folder, task.meaning().class_names, scene.config.classes)
     found = f"{counted(len(listing.paths), 'file')} in {listing.folder}"
     scene.told_of_folders = frozenset(listing.warnings)

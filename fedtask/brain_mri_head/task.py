@@ -18,7 +18,7 @@ from fedstream.dtypes import DataType
 from fedstream.plan import Plan
 from fedstream.schema import ModelSchema, TaskMeaning, TensorSpec
 from fedtask.brain_mri_head.backbone import Backbone
-from fedtask.brain_mri_head.features import SAFETENSORS, Features, Labelled, read_features
+from fedtask.brain_mri_head.features import PLAIN, SAFETENSORS, Features, Labelled, read_features
 from fedtask.brain_mri_head.settings import NONE, read_head_settings
 from fedtask.brain_mri_head.training import Head, balanced_weights, train
 from fedtask.checkpoints import in_schema_order
@@ -163,7 +163,8 @@ class BrainMriHead:
 
 
 def _names_features(path: Path) -> bool:
-    return path.is_file() or (path.is_dir() and _file_in(path).is_file())
+    named = path.suffix in {SAFETENSORS, PLAIN}
+    return named or path.is_file() or (path.is_dir() and _file_in(path).is_file())
 
 
 def _file_in(folder: Path) -> Path:

@@ -142,6 +142,20 @@ async def test_run_with_a_folder_that_is_not_there_exits_3_and_asks_no_server(tm
     assert "connecting" not in errors.decode()
 
 
+async def test_file_of_data_that_is_not_there_is_called_a_file(tmp_path: Path) -> None:
+    data = tmp_path / "site.features"
+    process = await begin(*at("127.0.0.1:9", tmp_path, "--plaintext", "--task", "brain_mri_head", "--data", str(data)))
+    _, errors = await asyncio.wait_for(process.communicate(), 20)
+
+    assert process.returncode == ExitCode.BAD_DATA
+    last = errors.decode().splitlines()[-1]
+    assert last.startswith(f"fedclient: there is no file {data} (looked from ")
+    assert last.endswith(
+        "; give the file that the task reads, or the folder that holds train/, or `phantom` for "
+        "generated images, as --data"
+    )
+
+
 def endless(base: list[Digest], training: asyncio.Event, left: list[str]) -> Callable[[Talk], Awaitable[None]]:
     """A round of so many epochs that its site is stopped in it: tells when it trains, and why it leaves."""
 

@@ -87,9 +87,9 @@ async def test_data_of_a_task_without_classes_may_be_a_single_file(tmp_path: Pat
 
 
 def test_missing_folder_is_named_whatever_the_task_reads(tmp_path: Path) -> None:
-    for task in (Spots({}), BrainMri({})):
+    for task, kind in ((Spots({}), "file or folder"), (BrainMri({}), "folder")):
         result = class_folders(scene_of(task, tmp_path / "gone"))
-        assert (result.verdict, result.found) == (Verdict.FAILED, f"there is no folder {tmp_path / 'gone'}")
+        assert (result.verdict, result.found) == (Verdict.FAILED, f"there is no {kind} {tmp_path / 'gone'}")
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,13 @@ def test_scores_of_images_are_those_of_their_features(trained: Trained, tmp_path
     assert of_images.metrics["accuracy"] == of_features["accuracy"]
 
 
+def test_features_file_that_is_missing_is_not_taken_for_a_folder_of_images(tmp_path: Path) -> None:
+    server = BrainMriHead(SETTINGS)
+    for name in ("holdout.features", "holdout.safetensors"):
+        with pytest.raises(TaskError, match=f"looked for the features file {tmp_path}/{name} and found none"):
+            server.open_holdout(tmp_path / name, {})
+
+
 def test_exported_model_takes_images_in_plain_keras_and_reads_back_as_head(trained: Trained, tmp_path: Path) -> None:
     import keras
 
