@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import secrets
-import sqlite3
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import structlog
 
@@ -19,7 +16,7 @@ from fedserver.coordinator.effects import Effect, ModelRef, TellFederationOutcom
 from fedserver.coordinator.participation import Participation, Stage
 from fedserver.coordinator.population import Client, ClientState, Introduction
 from fedserver.coordinator.progress import Progress
-from fedserver.coordinator.round import Invitation, Round, RoundRules
+from fedserver.coordinator.round import Round
 from fedserver.disk import DiskWatch
 from fedserver.evaluation import Evaluator
 from fedserver.handshake import Decline
@@ -40,7 +37,6 @@ from fedstream.waiting import comes
 from fedtask.messages import TaskDescription
 
 log = structlog.get_logger()
-T = TypeVar("T")
 
 
 class FederationFailed(FedstreamError):
@@ -280,11 +276,6 @@ class Federation:
 
     # Rounds.
 
-    def draw_up(self, number: int, cohort: list[Client]) -> Round:
-        """A new round for a cohort. Nobody knows of it before it is durable, and then taken up."""
-        rules, invitations = self._rules(len(cohort)), self._invite(number, cohort)
-        return Round.open(number, ref_of(self.model), rules, invitations, self.now)
-
     @property
     def update_encodings(self) -> list[Encoding]:
         """What clients are told that updates may travel in, best first."""
@@ -315,78 +306,14 @@ class Federation:
             return
         await self.state.journal.write(rounds.participation(round_, part, self.now))
 
-    async def durably(self, step: Callable[[], Awaitable[T]]) -> T:
-        """Do a step that needs the disk; while the disk refuses, say so, wait, and do it again.
-
-        Raises:
-            DiskRefuses: the federation is to stop, and the disk still refuses.
-        """
-        has_failed = False
-        while True:
-            try:
-                return await step()
-            except (OSError, sqlite3.Error) as error:
-                if self.disk.note(error) is None:
-                    raise
-                if self.stop_requested.is_set():
-                    raise self.disk.final_words() from error
-            # The disk may take the write that tries it out, and still not this step: no hot loop then.
-            await self.outlast_disk_trouble(whatever_it_says=has_failed)
-            has_failed = True
-
-    async def outlast_disk_trouble(self, *, whatever_it_says: bool = False) -> None:
-        """Wait until the disk takes writes again, or the federation is to stop; `whatever_it_says`, wait at first.
-
-        The time is given back to everybody who is at work: they could not have been served.
-        """
-        before, since = self.standing, self.now
-        while not self.stop_requested.is_set() and (whatever_it_says or not await self.disk.is_well_again()):
-            whatever_it_says = False
-            words = f"{self.disk.words()}; {self.disk.ways_out()}, and the server goes on by itself"
-            self.stand(FederationState.WAITING, f"for the disk: {words}")
-            await self.rest(self.disk.retry_seconds)
-        if self.round is not None:
-            self.round.postpone(self.now - since)
-        self.register.catch_up()
-        if self.standing.state is FederationState.WAITING:
-            self.stand(before.state, before.reason)
-
     @property
     def now(self) -> float:
         """The steady clock."""
         return self.clock.monotonic()
 
-    def _rules(self, cohort_size: int) -> RoundRules:
-        config = self.config
-        return RoundRules(
-            min_clients=config.min_clients,
-            reporting_goal=min(config.reporting_goal or cohort_size, cohort_size),
-            timeout_seconds=config.round_timeout_seconds,
-            longest_seconds=config.longest_round_seconds or 2 * config.round_timeout_seconds,
-            lease_seconds=config.lease_seconds,
-            update_encoding=config.update_encoding,
-        )
-
-    def _invite(self, number: int, cohort: list[Client]) -> list[Invitation]:
-        return [
-            Invitation(
-                client=client.name,
-                plan=replace(self.plan, seed=plan_seed(self.config.seed, number, rank)),
-                claimed_examples=client.introduction.num_examples,
-                offer_id=f"{number}-{rank}-{secrets.token_hex(4)}",
-                upload_id=secrets.token_hex(16),
-            )
-            for rank, client in enumerate(cohort)
-        ]
-
     def metrics_of_best(self) -> Mapping[str, float | None]:
         """Holdout metrics of the best model so far."""
         return self.progress.best_metrics or {}
-
-
-def plan_seed(seed: int, round_number: int, rank: int) -> int:
-    """The seed of one client's fine-tune: repeatable, and different for every client of a round."""
-    return seed * 1_000_003 + round_number * 1_009 + rank
 
 
 def ref_of(model: StoredModel) -> ModelRef:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
-from fedserver.addresses import Advertised, own_addresses
+from fedserver.addresses import own_addresses
 from fedserver.clock import Clock
 from fedserver.config import ServerConfig
 from fedserver.enrolment import AuditEvent, AuditLog, Membership
 from fedserver.enrolment.book import Book
-from fedserver.enrolment.membership import DEFAULT_INVITATION
 from fedserver.federation import Federation
 from fedserver.services.callers import Callers
 from fedserver.store import State
 from fedserver.store.keys import AUTHORITY_CERTIFICATE
 from fedstream.certificates import facts_of
 from fedstream.errors import ProtocolError
-from fedstream.join_token import JoinToken
-from fedstream.tls import Identity, fingerprint
+from fedstream.tls import Identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,32 +70,6 @@ def open_authority(state: State, audit: AuditLog) -> Identity:
     if is_new:
         audit.note(AuditEvent.AUTHORITY_MADE, authority=facts_of(authority.certificate).fingerprint)
     return authority
-
-
-@dataclass(frozen=True, slots=True)
-class Office:
-    """Where invitations are made out: beside the members' book, it takes what a token says of the server."""
-
-    membership: Membership
-    server: Identity
-    advertised: Advertised
-
-    async def invite(self, name: str, valid_for: timedelta | None) -> tuple[str, datetime]:
-        """Invite a site; returns the token and when it ends.
-
-        Raises:
-            InvalidRequest: the name or the span cannot be used.
-        """
-        invited = await self.membership.invite(name, valid_for or DEFAULT_INVITATION)
-        token = JoinToken(
-            token_id=invited.token_id,
-            secret=invited.secret,
-            fingerprint=fingerprint(self.server.certificate),
-            name=name,
-            server=self.advertised.server,
-            enrolment=self.advertised.enrolment,
-        )
-        return token.encode(), invited.expires
 
 
 def server_identity(state: State, advertise: list[str]) -> Identity:

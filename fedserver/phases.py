@@ -14,6 +14,8 @@ import structlog
 from fedserver.coordinator.effects import TellRoundOutcome
 from fedserver.coordinator.population import Client, select_cohort
 from fedserver.coordinator.round import Round
+from fedserver.disk_trouble import durably, outlast_disk_trouble
+from fedserver.drawing_up import draw_up
 from fedserver.federation import Federation, FederationState, ref_of
 from fedserver.intake import Intake
 from fedserver.ledger import ledger_entry
@@ -118,7 +120,7 @@ async def _has_disk_space(federation: Federation, work: RoundWork) -> bool:
     """Pick the cohort, if the disk is well and has room for what the round may need."""
     config = federation.config
     if federation.disk.trouble is not None:
-        await federation.outlast_disk_trouble()
+        await outlast_disk_trouble(federation)
     work.cohort = select_cohort(federation.idle, config.cohort_size, config.seed, work.number)
     shortage = federation.disk.shortage(len(work.cohort), federation.model.manifest.size_bytes)
     if shortage:
@@ -130,11 +132,11 @@ async def offer(federation: Federation, work: RoundWork) -> None:
     """Open the round, durably, and make every member of the cohort its offer."""
 
     async def open_round() -> Round:
-        round_ = federation.draw_up(work.number, work.cohort)
+        round_ = draw_up(federation, work.number, work.cohort)
         await federation.state.journal.write(*rounds.keeping(round_, federation.now))
         return round_
 
-    work.taken_up = federation.take_up(await federation.durably(open_round))
+    work.taken_up = federation.take_up(await durably(federation, open_round))
     names = ", ".join(client.name for client in work.cohort)
     federation.stand(FederationState.RUNNING, f"round {work.number}: offered to {names}")
     federation.sessions.say(work.opened.offer_of(part) for part in work.opened.participations)
@@ -150,16 +152,16 @@ async def collect(federation: Federation, work: RoundWork) -> None:
             round_.resume(lost, federation.now)
         began = federation.now
         if federation.disk.trouble is not None:
-            await federation.outlast_disk_trouble()
+            await outlast_disk_trouble(federation)
         expired = round_.tick(federation.now)
         reason = _why_closing(federation, round_)
         if reason is not None:
             cancelled = round_.close(reason, federation.now)
-            await federation.durably(partial(_keep_round, federation, round_))
+            await durably(federation, partial(_keep_round, federation, round_))
             federation.sessions.say([*expired, *cancelled])
             return
         if expired or federation.now - kept_at >= _KEEPING_SECONDS:
-            await federation.durably(partial(_keep_round, federation, round_))
+            await durably(federation, partial(_keep_round, federation, round_))
             kept_at = federation.now
         federation.sessions.say(expired)
         federation.stand(FederationState.RUNNING, waiting_for(round_))
@@ -214,7 +216,7 @@ async def publish(federation: Federation, work: RoundWork) -> None:
         await work.intake.release()
         return
     federation.stand(FederationState.RUNNING, f"round {work.number}: making the new global model")
-    work.model = await federation.durably(partial(work.intake.publish, federation.state.models, work.number))
+    work.model = await durably(federation, partial(work.intake.publish, federation.state.models, work.number))
     await work.intake.release()
     federation.model = work.model
     for part in work.opened.completed:
@@ -306,7 +308,7 @@ async def conclude(federation: Federation, work: RoundWork) -> None:
     seen = [keeping(client) for client in federation.population.connected]
     worked = federation.working_time.keeping(federation.now)
     statements = [*set_aside, *rounds.concluding(text, record.number, sha256), entry, *seen, worked]
-    await federation.durably(partial(federation.state.journal.write, *statements))
+    await durably(federation, partial(federation.state.journal.write, *statements))
     federation.history.append(record)
     outcomes = [_outcome_for(federation, work, record, client) for client in federation.sessions.clients]
     federation.sessions.say(outcomes)

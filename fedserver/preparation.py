@@ -9,6 +9,7 @@ from functools import partial
 import structlog
 
 from fedserver.config import folder_of
+from fedserver.disk_trouble import durably
 from fedserver.federation import Federation, FederationFailed, ref_of
 from fedserver.overlap import overlap
 from fedserver.starting_model import model_to_go_on_from
@@ -44,11 +45,11 @@ async def prepare(federation: Federation) -> None:
         if shared := await asyncio.to_thread(overlap, federation.config):
             log.warning("test set", warning=shared)
         federation.model = await model_to_go_on_from(federation, _recall(federation))
-        await federation.durably(lambda: asyncio.to_thread(_remember_settings, federation))
+        await durably(federation, lambda: asyncio.to_thread(_remember_settings, federation))
         await federation.evaluator.rest()
         # Last, so that a first try which failed for want of a folder is not the federation's first start.
         going_on = partial(federation.working_time.going_on, state)
-        federation.working_time = await federation.durably(lambda: asyncio.to_thread(going_on))
+        federation.working_time = await durably(federation, lambda: asyncio.to_thread(going_on))
     except (TaskError, WorkerCrashed) as error:
         raise FederationFailed(str(error)) from error
     federation.ready.set()

@@ -26,7 +26,8 @@ from fedserver.enrolment import AuditLog
 from fedserver.evaluation import Evaluator
 from fedserver.farewell import say_farewell
 from fedserver.federation import Federation, FederationFailed, FederationState
-from fedserver.gate import Gate, Office, server_identity
+from fedserver.gate import Gate, server_identity
+from fedserver.office import Office
 from fedserver.preparation import prepare
 from fedserver.results import Made, finish
 from fedserver.services.admin import AdminServicer

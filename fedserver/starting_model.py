@@ -8,6 +8,7 @@ from pathlib import Path
 
 import structlog
 
+from fedserver.disk_trouble import durably
 from fedserver.federation import Federation, FederationFailed
 from fedserver.store.models import StoredModel
 from fedserver.store.retention import SCRATCH_MODEL
@@ -88,6 +89,6 @@ async def _initial_model(federation: Federation) -> StoredModel:
         return state.models.add(0, federation.schema, tensors)
 
     try:
-        return await federation.durably(lambda: asyncio.to_thread(store))
+        return await durably(federation, lambda: asyncio.to_thread(store))
     finally:
         scratch.unlink()

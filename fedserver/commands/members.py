@@ -22,7 +22,8 @@ from fedserver.commands.admin import CALL_SECONDS, administration, compact_table
 from fedserver.config import ServerConfig
 from fedserver.enrolment.membership import LONGEST_INVITATION
 from fedserver.exit_codes import ExitCode, fail
-from fedserver.gate import Gate, Office, server_identity
+from fedserver.gate import Gate, server_identity
+from fedserver.office import Office
 from fedserver.store import State, StateError
 from fedserver.store.clients import kept_clients
 from fedserver.store.database import Database

@@ -12,7 +12,7 @@ from fedserver.coordinator.participation import OutcomeCounts, Participation
 from fedserver.coordinator.population import Client, ClientState
 from fedserver.coordinator.round import Round
 from fedserver.federation import Federation, FederationState
-from fedserver.gate import Office
+from fedserver.office import Office
 from fedserver.services import messages
 from fedserver.services.calls import Context, translates_errors
 from fedserver.services.round_messages import write_detail, write_records

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import pytest
 
 from fedserver.disk import DiskRefuses
+from fedserver.disk_trouble import durably
 from fedserver.federation import FederationState
 from fedserver.store import StateReader, UpdateFacts, retention
 from fedserver.store.disk import DiskTrouble, trouble_of
@@ -262,7 +263,7 @@ async def test_step_that_fails_on_a_disk_that_takes_other_writes_is_not_repeated
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     async with Bench.running(tmp_path, retry_delay_seconds=0.2) as bench:
-        trying = asyncio.create_task(bench.federation.durably(step))
+        trying = asyncio.create_task(durably(bench.federation, step))
         await asyncio.wait_for(again.wait(), 20.0)
         assert tries[2] - tries[1] >= 0.2
         assert "reports errors of the medium" in bench.federation.standing.reason
