@@ -120,13 +120,11 @@ class Client:
     def _require_data(self) -> None:
         """See that the data is there: a slip in its path would be told only when a server has answered."""
         data = self._config.data
-        if data is not None and not data.exists():
-            wanted = "the folder that holds train/, or `phantom` for generated images"
-            kind, wanted = (
-                ("file", f"the file that the task reads, or {wanted},") if data.suffix else ("folder", wanted)
-            )
-            said = f"there is no {kind} {data} (looked from {Path.cwd()}); give {wanted} as --data"
-            raise Stop(ExitCode.BAD_DATA, said)
+        if data is None or data.exists():
+            return
+        kind, other = ("file", "the file that the task reads, or ") if data.suffix else ("folder", "")
+        wanted = f"{other}the folder that holds train/, or `phantom` for generated images"
+        raise Stop(ExitCode.BAD_DATA, f"there is no {kind} {data} (looked from {Path.cwd()}); give {wanted}, as --data")
 
     async def leave(self, reason: str) -> None:
         """Tell the server that this client goes, if there is a session."""
