@@ -1,4 +1,4 @@
-"""How a server's process takes the signals of whoever runs it."""
+"""How the process of a command takes the signals of whoever runs it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import Callable
 from functools import partial
+from typing import NoReturn
 
 import structlog
 
@@ -25,6 +26,18 @@ def stop_on_signals(stop: Callable[[], None]) -> None:
         loop.add_signal_handler(signal.SIGHUP, partial(log.warning, "a hang-up (SIGHUP) is ignored", hint=hint))
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, _on_signal, number, stop)
+
+
+def leave_in_order_on_signals() -> None:
+    """Let SIGTERM and SIGHUP raise `SystemExit` from now on, so that what this process has started ends with it."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if is_heeded(number):
+            signal.signal(number, _leave)
+
+
+def _leave(number: int, _: object) -> NoReturn:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # of a closed terminal comes a second one, while this ends the others
+    raise SystemExit(128 + number)
 
 
 def _on_signal(number: signal.Signals, stop: Callable[[], None]) -> None:

@@ -20,6 +20,7 @@ from fedserver.conformance.runner import conforms, judge_all, play_all
 from fedserver.conformance.scenes import SCENES
 from fedserver.conformance.subject import CommandError, require_command
 from fedserver.exit_codes import ExitCode, fail
+from fedserver.signals import leave_in_order_on_signals
 
 
 def list_scenes() -> None:
@@ -58,6 +59,7 @@ def try_client(
         done.append(result)
         typer.echo(scene_line(result, len(done), len(scenes)), err=as_json)
 
+    leave_in_order_on_signals()  # or the clients would go on without it
     command = Command(words, *(shlex.split(text) for text in (limited, join, member)))
     try:
         results = asyncio.run(play_all(scenes, command, played_with, folder, lanes, told))

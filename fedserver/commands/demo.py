@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 from rich.console import Console
@@ -23,8 +23,8 @@ from fedserver.commands.admin import CALL_SECONDS
 from fedserver.commands.status import picture
 from fedserver.config import ConfigError, load_config
 from fedserver.exit_codes import ExitCode, fail
+from fedserver.signals import leave_in_order_on_signals
 from fedserver.store.state import read_contact
-from fedstream.signals import is_heeded
 from fedstream.sizes import size
 from fedstream.v1 import admin_pb2, admin_pb2_grpc
 from fedtask.brain_mri.settings import DEMO, Preset, read_brain_mri_settings
@@ -61,9 +61,7 @@ def run_demo(plan: DemoPlan) -> None:
     """Start everything, show how it goes, and say where the report is."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
     _require_sense(plan)  # before anything is removed: a slip is not to cost an earlier demo, or the data
-    for end in (signal.SIGTERM, signal.SIGHUP):  # or server and sites would go on without it
-        if is_heeded(end):
-            signal.signal(end, _leave)
+    leave_in_order_on_signals()  # or server and sites would go on without it
     _make_room(plan.out)
     data = plan.data if plan.data is not None else _phantom(plan, console)
     with ExitStack() as stack:
@@ -85,11 +83,6 @@ def run_demo(plan: DemoPlan) -> None:
             raise fail(f"the federation did not finish{_last_words(log)}; see {log}", ExitCode.FAILED)
         stack.pop_all().close()  # the sites have heard the outcome and leave by themselves; see `_process`
     _show_result(plan, console)
-
-
-def _leave(number: int, _: object) -> NoReturn:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # of a closed terminal comes a second one, while this ends the others
-    raise SystemExit(128 + number)
 
 
 def _make_room(out: Path) -> None:

@@ -17,7 +17,7 @@ class ConformanceSuite:
     client: ClassVar[ForeignClient]
 
     @pytest.mark.slow
-    @pytest.mark.timeout(400)
+    @pytest.mark.timeout(900)
     def test_client_conforms(self) -> None:
         self.client.build()
         words = [*self.client.run, "--plaintext", "--server", "{server}", "--name", "{name}", "--data", "{data}"]

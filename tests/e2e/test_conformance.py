@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shlex
+import signal
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
@@ -17,11 +20,12 @@ from fedserver.conformance.report import in_words
 from fedserver.conformance.runner import conforms, judge_all, play_all
 from fedserver.conformance.scenes import SCENES
 from fedserver.exit_codes import ExitCode
-from tests.support.conformance import check_passed, conformance
+from tests.support.conformance import check_passed, conformance, started
 from tests.support.minimal.member import WRONG as WRONG_MEMBERS
 from tests.support.minimal.wrong import WRONG
+from tests.support.processes import until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.numpy_task, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.e2e, pytest.mark.numpy_task, pytest.mark.slow, pytest.mark.timeout(900)]
 
 MINIMAL = ["--server", "{server}", "--name", "{name}", "--data", "{data}", "--state", "{state}", "--out", "{out}"]
 OURS = ["run", "--plaintext", "--log-json", "--no-pictures", *MINIMAL[:6], "--state-dir", "{state}", "--out", "{out}"]
@@ -101,6 +105,17 @@ def test_client_that_ends_at_once_fails_with_its_last_words() -> None:
     done = conformance("--only", "three rounds", "--", *client)
     assert done.returncode == ExitCode.FAILED
     assert "no data here" in done.stdout
+
+
+def test_clients_end_with_the_command_that_is_told_to_end(tmp_path: Path) -> None:
+    client = "import os, pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep(600)"
+    noted = tmp_path / "client.pid"
+    with started("--only", "three rounds", "--", sys.executable, "-c", client, str(noted)) as process:
+        until("a client", lambda: noted.is_file() and noted.read_text())
+        process.terminate()
+        assert process.wait(30) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(noted.read_text()), 0)
 
 
 def test_placeholder_that_there_is_not_is_named() -> None:
