@@ -16,6 +16,7 @@ from fedserver.clock import Clock
 from fedserver.coordinator.effects import Confirm
 from fedserver.server import Listening
 from fedserver.services import messages
+from fedserver.services.negotiation import NegotiationServicer
 from fedserver.services.transfer import TransferServicer
 from fedstream.v1 import negotiation_pb2, transfer_pb2
 from tests.support.features import SETTINGS, write_site
@@ -124,6 +125,25 @@ class EndingSuite:
         third = scene.launch("third", words)
         until("the third", lambda: third.said("welcome") or third.said("the server says"))
         third.end()
+
+    async def test_welcome_in_a_version_of_the_protocol_that_was_not_offered_ends_the_client(
+        self, scene: Stage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sound = NegotiationServicer._welcome
+
+        def later(servicer: NegotiationServicer, hello: negotiation_pb2.Hello) -> negotiation_pb2.NegotiateResponse:
+            response = sound(servicer, hello)
+            response.welcome.protocol = 2
+            return response
+
+        monkeypatch.setattr(NegotiationServicer, "_welcome", later)
+        async with serving(scene.folder, task=TASK, task_settings=SETTINGS, min_clients=1) as (_, listening):
+            where = ("alpha", listening, write_site(scene.folder, seed=1))
+            client = await asyncio.to_thread(start, scene, self.client, *where)
+            assert await client.ended() == ExitCode.DEFECT, client.text
+        words = "fedstream-client: the server welcomes this client in version 2 of the protocol, and it speaks 1"
+        assert client.text.splitlines()[-1] == words
+        assert client.said("trained") == []
 
     async def test_plan_of_more_epochs_than_the_site_allows_is_not_trained(
         self, scene: Stage, monkeypatch: pytest.MonkeyPatch

@@ -2,7 +2,7 @@
 ///
 ///     greeting --welcome--> member --federation_outcome--> over
 ///     greeting --schema_query--> greeting    the schema is sent
-///     greeting --declined--> over            throws Stop
+///     greeting --declined--> over            throws Stop, as a welcome in another version does
 ///     any --cut--> over                      throws Trouble; the work goes on, and a new session takes it up
 ///
 /// All that is decided is decided in one thread. Of the other two, one listens, and one works (work.h).
@@ -174,8 +174,8 @@ class Client {
   Request hello() const {
     Request request;
     auto& hello = *request.mutable_hello();
-    hello.mutable_protocol()->set_min(1);
-    hello.mutable_protocol()->set_max(1);
+    hello.mutable_protocol()->set_min(kProtocol);
+    hello.mutable_protocol()->set_max(kProtocol);
     hello.set_client_name(config_.access.name);
     hello.set_schema_sha256(sha256(canonical_schema(site_->task.schema)));
     *hello.mutable_meaning() = site_->task.meaning;
@@ -197,18 +197,24 @@ class Client {
     if (message.has_cancel() && is_ours(message.cancel())) work_->drop(message.cancel().reason());
     if (!message.has_lease_renewal()) log_line("info", "the server says", json_of(message));
     if (message.has_declined()) throw Stop(Exit::kDeclined, describe(message.declined()));
-    if (message.has_welcome()) {
-      peer_.terms = message.welcome();
-      if (peer_.terms.max_chunk_bytes() == 0) peer_.terms.set_max_chunk_bytes(kDefaultChunkBytes);
-      if (peer_.terms.max_chunk_bytes() > kMaxChunkBytes) peer_.terms.set_max_chunk_bytes(kMaxChunkBytes);
-      if (peer_.terms.window_bytes() == 0) peer_.terms.set_window_bytes(kDefaultWindowBytes);
-      effort_.advance();
-    }
+    if (message.has_welcome()) take_terms(message.welcome());
     if (!message.has_schema_query()) return std::nullopt;
     Request reply;
     *reply.mutable_schema_part()->mutable_tensors() = site_->task.schema;
     reply.mutable_schema_part()->set_last(true);
     return reply;
+  }
+
+  void take_terms(const v1::Welcome& welcome) {
+    if (welcome.protocol() != kProtocol) {  // the only one that the hello offers
+      throw Stop(Exit::kDefect, "the server welcomes this client in version " + std::to_string(welcome.protocol()) +
+                                    " of the protocol, and it speaks " + std::to_string(kProtocol));
+    }
+    auto& terms = peer_.terms = welcome;
+    if (terms.max_chunk_bytes() == 0) terms.set_max_chunk_bytes(kDefaultChunkBytes);
+    if (terms.max_chunk_bytes() > kMaxChunkBytes) terms.set_max_chunk_bytes(kMaxChunkBytes);
+    if (terms.window_bytes() == 0) terms.set_window_bytes(kDefaultWindowBytes);
+    effort_.advance();
   }
 
   /// One that comes again is about the same work, unless that is over: then the server has lost the update.

@@ -21,6 +21,7 @@ using Schema = google::protobuf::RepeatedPtrField<v1::TensorSpec>;
 using Manifest = google::protobuf::RepeatedPtrField<v1::TensorEntry>;
 
 // Of the contract.
+constexpr std::uint32_t kProtocol = 1;
 constexpr std::uint64_t kDefaultChunkBytes = 1 << 20, kMaxChunkBytes = 4'128'768, kDefaultWindowBytes = 4 << 20;
 
 /// The 32 bytes of the SHA-256 of `data`.

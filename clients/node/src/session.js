@@ -3,7 +3,7 @@
  *
  *     greeting --welcome--> member --federation_outcome--> over
  *     greeting --schema_query--> greeting    the schema is sent
- *     greeting --declined--> over            raises Stop
+ *     greeting --declined--> over            raises Stop, as a welcome in another version does
  *     any --cut--> over                      raises Trouble; the work goes on, and a new session takes it up
  */
 import { usable } from './encodings.js';
@@ -113,6 +113,10 @@ export class Session {
   }
 
   #welcome(welcome) {
+    if (welcome.protocol !== limits.PROTOCOL) { // the only one that the hello offers
+      throw new Stop(EXIT.DEFECT, `the server welcomes this client in version ${welcome.protocol} of the protocol, and `
+        + `it speaks ${limits.PROTOCOL}`);
+    }
     this.#bench.terms = {
       maxChunkBytes: Math.min(welcome.max_chunk_bytes || limits.DEFAULT_CHUNK_BYTES, limits.MAX_CHUNK_BYTES),
       windowBytes: welcome.window_bytes || limits.DEFAULT_WINDOW_BYTES,

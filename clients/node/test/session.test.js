@@ -15,7 +15,8 @@ const span = (seconds) => ({ seconds: String(seconds), nanos: 0 });
 const offer = (id, more = {}) => ({ kind: 'offer', offer: { offer_id: id, upload_id: `u${id}`, round: 1,
   base_model: BASE, plan: PLAN, time_remaining: span(100), lease: span(60), ...more } });
 const confirm = (id, plan = PLAN) => ({ kind: 'confirm', confirm: { offer_id: id, plan, lease: span(60) } });
-const WELCOME = { kind: 'welcome', welcome: { max_chunk_bytes: 4, window_bytes: 8, encodings: [99, 'ENCODING_RAW'] } };
+const TERMS = { protocol: 1, max_chunk_bytes: 4, window_bytes: 8, encodings: [99, 'ENCODING_RAW'] };
+const WELCOME = { kind: 'welcome', welcome: TERMS };
 const THE_END = { kind: 'federation_outcome', federation_outcome: { reason: 'all rounds done' } };
 
 /** The server's side of one stream. */
@@ -145,6 +146,15 @@ test('schema is sent when it is asked for, and a declined client stops with what
   const all = /declined this client: no\n.*the federation has c 99 \[7\] trainable, this client nothing\n.*2 more/;
   await assert.rejects(run, (error) => error instanceof Stop && all.test(error.message));
 });
+
+for (const protocol of [0, 2]) {
+  test(`welcome in version ${protocol} of the protocol, which was not offered, ends the client`, async (t) => {
+    const { talk, run } = await scene(t);
+    talk.say({ kind: 'welcome', welcome: { ...TERMS, protocol } });
+    const message = `the server welcomes this client in version ${protocol} of the protocol, and it speaks 1`;
+    await assert.rejects(run, { exitCode: EXIT.DEFECT, message });
+  });
+}
 
 test('plans that cannot be and offers without a base are declined', async (t) => {
   const { talk } = await scene(t);
