@@ -320,6 +320,14 @@ class ClientSuite:
         assert client.wait() == ExitCode.UNTRUSTED
         assert server.listening.fingerprint in client.text
 
+    def test_client_knows_a_server_by_its_fingerprint_in_capitals(self, scene: Stage) -> None:
+        options = ["--rounds", "1", "--min-clients", "1", "--open-enrolment"]
+        server = scene.server(*options, task=TASK, **SETTINGS)
+        kind, _, digits = str(server.listening.fingerprint).partition(":")
+        data = write_site(scene.folder, seed=1)
+        client = self.start(scene, "alpha", server.listening, data, "--fingerprint", f"{kind}:{digits.upper()}")
+        assert (client.wait(), server.wait()) == (0, 0), client.text
+
     @pytest.mark.parametrize("state", ["log", "log/below"])
     def test_state_folder_that_cannot_be_used_is_told_as_a_wrong_option(self, scene: Stage, state: str) -> None:
         server = scene.server("--min-clients", "2", task=TASK, **SETTINGS)

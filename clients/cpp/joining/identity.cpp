@@ -1,5 +1,7 @@
 #include "identity.h"
 
+#include <absl/strings/ascii.h>
+
 #include <cstdlib>
 
 #include "certificates.h"
@@ -13,6 +15,15 @@ std::string read_named(const fs::path& file) {
   } catch (const fs::filesystem_error& error) {
     wrong(file.string() + " cannot be used: " + error.code().message());
   }
+}
+
+/// A fingerprint as this program writes it. People may have it in capitals, as other tools show it.
+std::string read_fingerprint(const std::string& text) {
+  const std::string kind = "sha256:", digits = text.substr(std::min(kind.size(), text.size()));
+  const bool is_one = text.rfind(kind, 0) == 0 && digits.size() == 64 &&
+                      digits.find_first_not_of("0123456789abcdefABCDEF") == std::string::npos;
+  if (!is_one) wrong("--fingerprint: write sha256: and 64 hexadecimal digits, as the server prints it");
+  return kind + absl::AsciiStrToLower(digits);
 }
 
 }  // namespace
@@ -44,6 +55,7 @@ std::string host_of(const std::string& address) {
 
 Access complete(Access access) {
   auto& [server, name, trust] = access;
+  if (!trust.fingerprint.empty()) trust.fingerprint = read_fingerprint(trust.fingerprint);
   if (!trust.plaintext && trust.fingerprint.empty() && trust.server_ca.empty() && trust.identity.empty()) {
     trust.identity = default_identity();
   }

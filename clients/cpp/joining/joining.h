@@ -22,7 +22,7 @@ namespace fedstream::client {
 inline constexpr char kServerName[] = "fedstream-server";
 
 /// What the operator chose: nothing on this machine, a fingerprint, an identity, or files, of which the first two may
-/// be missing. A fingerprint is `sha256:` and the SHA-256 of the server certificate's DER form.
+/// be missing. A fingerprint is `sha256:` and the SHA-256 of the server certificate's DER form, in small letters.
 struct Trust {
   bool plaintext = false;
   std::string fingerprint;

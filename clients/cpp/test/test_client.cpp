@@ -214,9 +214,22 @@ TEST(whoever_waits_for_the_server_is_hurried_when_it_is_back_and_ended_when_it_i
 }
 
 TEST(options_read_as_they_are_meant) {
-  const auto config = read_run("--max-epochs 3 --state-dir 'a folder' --fingerprint sha256:0");
+  const auto digits = std::string(32, '0') + std::string(32, 'a');
+  const auto config = read_run("--max-epochs 3 --state-dir 'a folder' --fingerprint sha256:" + digits);
+  CHECK(config.access.trust.fingerprint == "sha256:" + digits);
   CHECK(config.max_epochs == 3 && config.state_dir == "a folder" && config.out == "runs/a");
   CHECK(read_run("--server-ca c --certificate f --key=k").access.trust.key == "k");
+}
+
+TEST(fingerprint_may_be_in_capitals_and_has_64_digits) {
+  const auto known_by = [](const std::string& text) {
+    return read_run("--fingerprint " + text).access.trust.fingerprint;
+  };
+  CHECK(known_by("sha256:" + std::string(64, 'A')) == "sha256:" + std::string(64, 'a'));
+  for (const auto& wrong : {std::string("a"), "sha256:" + std::string(63, 'a'), "sha256:" + std::string(65, 'a'),
+                            "sha256:" + std::string(64, 'g'), "sha512:" + std::string(64, 'a')}) {
+    CHECK_THROWS(Stop, known_by(wrong));
+  }
 }
 
 TEST(wrong_options_are_refused) {
