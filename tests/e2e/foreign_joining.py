@@ -103,6 +103,27 @@ class JoiningSuite:
         client = self.take_part(scene, "alpha", identity, write_site(scene.folder, seed=1))
         assert (client.wait(), server.wait()) == (0, 0), client.text
 
+    def test_token_is_read_from_a_file_of_what_was_printed(self, scene: Stage) -> None:
+        server, file = self.serve(scene), scene.folder / "invitation.txt"
+        file.write_text(
+            f"Send this to the site:\n\n    fedclient join --token {self.invite(server, 'alpha').encode()}\n"
+        )
+        said = self.join(scene.folder / "identity", "--token-file", str(file))
+        assert (said.status, "joined as alpha" in said.out) == (ExitCode.FINISHED, True), said.err
+
+    @pytest.mark.parametrize(
+        ("words", "told"),
+        [
+            ([], "give the token with --token or with --token-file"),
+            (["--token", "word", "--token-file", "file"], "give the token with --token or with --token-file"),
+            (["--token-file", "nowhere"], "the token cannot be read: "),
+            (["--token-file", "."], "the token cannot be read: "),
+        ],
+    )
+    def test_token_that_is_not_given_once_is_told(self, tmp_path: Path, words: list[str], told: str) -> None:
+        said = self.join(tmp_path / "identity", *words)
+        assert (said.status, told in said.err) == (ExitCode.BAD_CONFIGURATION, True), said.err
+
     def test_identity_that_fedclient_left_is_used(self, scene: Stage) -> None:
         server = self.serve(scene)
         assert server.listening.enrolment_address is not None

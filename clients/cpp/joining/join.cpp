@@ -86,6 +86,18 @@ std::string token_in(const std::string& text) {
   return *found.begin();
 }
 
+/// As it was given: a token on a command line is seen by other users of the machine.
+std::string token_text(const JoinOptions& options) {
+  if (options.token.empty() == options.token_file.empty()) wrong("give the token with --token or with --token-file");
+  if (options.token == "-") return {std::istreambuf_iterator<char>(std::cin), {}};
+  if (options.token_file.empty()) return options.token;
+  try {
+    return read_file(options.token_file);
+  } catch (const std::system_error& error) {
+    wrong("the token cannot be read: " + options.token_file.string() + ": " + error.code().message());
+  }
+}
+
 }  // namespace
 
 JoinToken decode_token(const std::string& printed) {
@@ -112,9 +124,8 @@ JoinToken decode_token(const std::string& printed) {
   return token;
 }
 
-std::string join(JoinOptions options) {
-  if (options.token == "-") options.token.assign(std::istreambuf_iterator<char>(std::cin), {});
-  const auto token = decode_token(options.token);
+std::string join(const JoinOptions& options) {
+  const auto token = decode_token(token_text(options));
   Access wanted{options.server.empty() ? token.server : options.server, token.name, {}};
   wanted.trust.identity = options.identity.empty() ? default_identity() : options.identity;
   host_of(wanted.server);

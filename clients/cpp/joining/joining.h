@@ -48,16 +48,16 @@ std::shared_ptr<grpc::ChannelCredentials> look_at(const std::string& address, co
 /// Get the next certificate if it is time (R-JOIN-6); whether there is one. After a failure the next look tries again.
 bool renew_if_due(const Trust& trust, const std::shared_ptr<grpc::Channel>& channel);
 
-/// What `join` is told; all but the token may be empty, and then is what the token says.
+/// What `join` is told: a token, or a file with it; the rest may be empty, and then is what the token says.
 struct JoinOptions {
   std::string server, token, enrolment;
-  std::filesystem::path identity;
+  std::filesystem::path token_file, identity;
 };
 
 /// The command `join`; returns what to say to the operator. It may be cut anywhere and done again with the same token:
 /// the key is kept before it is used, and the server gives the same key the same certificate.
 /// @throws Stop
-std::string join(JoinOptions options);
+std::string join(const JoinOptions& options);
 
 /// `~/.local/state/` or what `XDG_STATE_HOME` says in its place.
 std::filesystem::path state_home();

@@ -48,8 +48,12 @@ inline int run_command(int argc, char** argv, const OpenTask& open_task) {
   app.require_subcommand(1);
   JoinOptions options;
   auto& joining = *app.add_subcommand("join", "Join a federation, once, with the token that its coordinator has sent.");
+  joining.footer(
+      "A token on the command line is seen by other users of this machine: `--token -` and `--token-file` are not.");
   joining.add_option("address", options.server, "HOST:PORT of the server [as the token says]");
-  joining.add_option("--token", options.token, "the token; - to read it from standard input")->required();
+  joining.add_option("--token", options.token, "the token; - to read it from standard input");
+  joining.add_option("--token-file", options.token_file,
+                     "a file with the token, or with all that fedserver invite printed");
   joining.add_option("--enrolment", options.enrolment, "HOST:PORT where to join [as the token says]");
   joining.add_option("--identity", options.identity, "folder for the key [~/.local/state/fedstream/identity]");
   RunConfig config;
