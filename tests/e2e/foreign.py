@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import pytest
@@ -59,7 +59,14 @@ class Stored:
     changed: Weights
 
 
-def ledger_of(server: RunningServer) -> list[Entry]:
+class Served(Protocol):
+    """A server, in a process of its own or in this one, whose folder can be read."""
+
+    @property
+    def state(self) -> Path: ...
+
+
+def ledger_of(server: Served) -> list[Entry]:
     reader = StateReader(server.state)
     try:
         return [row.entry() for row in ledger(reader.database)]
@@ -67,7 +74,7 @@ def ledger_of(server: RunningServer) -> list[Entry]:
         reader.close()
 
 
-def stored_updates(server: RunningServer, number: int) -> dict[str, Stored]:
+def stored_updates(server: Served, number: int) -> dict[str, Stored]:
     """The updates of a round, by client."""
     reader = StateReader(server.state)
     try:
@@ -84,7 +91,7 @@ def stored_updates(server: RunningServer, number: int) -> dict[str, Stored]:
         reader.close()
 
 
-def model_of(server: RunningServer, version: int) -> Weights:
+def model_of(server: Served, version: int) -> Weights:
     """A global model, by the round that made it."""
     entry = ledger_of(server)[max(version, 1) - 1]
     name = entry.aggregate if version else entry.base

@@ -5,16 +5,16 @@
  *     offered, working --cancel, withdraw, another offer--> dropped
  *     working --cannot be done--> failed
  *
- * A finished update is a record in the store (`offerId`, `baseHex`, `entries`, `numExamples`, `metrics`, `epochs`,
- * `trainingSeconds`, and `packed` once it is ready to travel), so that nothing is trained twice for one offer, whatever
- * is killed in between.
+ * A finished update is a record in the store (`offerId`, `uploadId`, `baseHex`, `entries`, `numExamples`, `metrics`,
+ * `epochs`, `trainingSeconds`, and `packed` once it is ready to travel), so that nothing is trained twice for one
+ * offer, whatever is killed in between.
  */
 import { performance } from 'node:perf_hooks';
 import { fetchModel } from './download.js';
 import { isRefusal, Refusal } from './errors.js';
 import { entryOf, modelDigest } from './model.js';
 import { isOf, pack } from './packing.js';
-import { Damaged, Unwanted, Upload } from './upload.js';
+import { Damaged, isAdmitted, Unwanted, Upload } from './upload.js';
 
 /** A timer cannot wait for longer. */
 const LONGEST_TIMER_MS = 2 ** 31 - 1;
@@ -108,6 +108,7 @@ export class Job {
 
   async #work(plan, terms) {
     const { experience, federation, store } = this.#site;
+    await this.#settleEarlierUpdates();
     const began = performance.now();
     const hooks = { signal: this.#abort.signal, onBytes: (done, all) => this.#show('PHASE_DOWNLOADING', done, all) };
     const { sha256 } = this.offer.base_model.model_digest;
@@ -117,9 +118,25 @@ export class Job {
     const first = await this.#update(base, plan);
     const trained = performance.now();
     const { quarantined, packed } = await this.#deliver(base, plan, first, terms);
-    if (!quarantined && packed.leftOut.length) await store.keepLeftOut(federation, packed.leftOut);
+    if (!quarantined && packed.leftOut.length) {
+      await store.keepLeftOut(federation, this.offer.upload_id, packed.leftOut);
+    }
     experience.transferSeconds = (fetched - began + performance.now() - trained) / 1000;
     return quarantined;
+  }
+
+  /**
+   * Ask of updates that were sent and not heard of again, as by a client that was killed just then. What an encoding
+   * left out before is in one that the server has: it would be added twice.
+   */
+  async #settleEarlierUpdates() {
+    const { federation, store } = this.#site;
+    for (const { offerId, uploadId, packed } of await store.unsettled()) {
+      const isSentAgain = offerId === this.offer.offer_id;
+      if (!isSentAgain && await isAdmitted(this.#site, uploadId, this.#abort.signal)) {
+        await store.keepLeftOut(federation, uploadId, packed.leftOut);
+      }
+    }
   }
 
   /** Send it; what turns out to be damaged on this disk is made again, once: the same base and plan give the same. */
@@ -195,7 +212,7 @@ export class Job {
     const { schema, store } = this.#site;
     const entries = schema.map((spec) => entryOf(spec, weights.get(spec.name)));
     for (const entry of entries) if (!(await store.has(entry))) await store.put(entry, weights.get(entry.name));
-    const origin = { offerId: this.offer.offer_id, baseHex: this.#baseHex };
+    const origin = { offerId: this.offer.offer_id, uploadId: this.offer.upload_id, baseHex: this.#baseHex };
     const record = { ...origin, entries, numExamples, metrics, epochs, trainingSeconds };
     await store.record(record);
     return record;

@@ -4,7 +4,8 @@
  * A model or an update is a list of entries; its bytes are in `tensors/`, encoded ones too. So a tensor that did not
  * change is kept once and never downloaded twice, and a download resumes with what lies in `NAME.partial`. A tensor
  * counts only if its bytes have the digest that is its name. An update counts once its record is there, which is
- * written last. `left_out.json` says what encodings left out of the updates that the server has.
+ * written last. `left_out.json` says what encodings left out of the updates that the server has, and which is the last
+ * of these.
  */
 import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
@@ -132,8 +133,17 @@ export class Store {
   }
 
   /** The server has an update: what was left out of it is what counts from now on. */
-  keepLeftOut(federation, tensors) {
-    return writeDurably(this.#leftOut, asText({ federation, tensors }));
+  keepLeftOut(federation, uploadId, tensors) {
+    return writeDurably(this.#leftOut, asText({ federation, uploadId, tensors }));
+  }
+
+  /** Records of updates of which something was left out, and of which nobody has said yet that the server has them. */
+  async unsettled() {
+    const settled = (await read(this.#leftOut))?.uploadId;
+    const names = await readdir(this.#updates);
+    const records = await Promise.all(names.map((name) => read(path.join(this.#updates, name))));
+    return records.filter((record) => (
+      record?.packed?.leftOut.length > 0 && record.uploadId && record.uploadId !== settled));
   }
 
   // Forgetting.

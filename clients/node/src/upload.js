@@ -7,7 +7,7 @@
  * What is sent but not yet committed never exceeds the window, so that no cut costs more than that.
  */
 import { untilDone } from './backoff.js';
-import { Breach, isRefusal, Trouble } from './errors.js';
+import { Breach, isRefusal, Refusal, Trouble } from './errors.js';
 import { bodyOf, modelDigest } from './model.js';
 import { STALL_MS } from './stream.js';
 import { manifestParts, readIndexes, writeChunk, writeDigest, writeMetrics } from './wire.js';
@@ -19,6 +19,23 @@ export class Unwanted extends Error {}
 
 /** What is on disk is not what was put there. */
 export class Damaged extends Error {}
+
+/**
+ * Whether the server has an update in its round; not so where it does not know it.
+ * @param {{connection: object, patience: object, log: Function}} site
+ * @param {string} uploadId
+ * @param {AbortSignal} signal
+ */
+export async function isAdmitted({ connection, patience, log }, uploadId, signal) {
+  const once = () => connection.uploadStatus(uploadId, signal);
+  const options = { howFar: () => 0, patience, doing: 'asking of an earlier update', log, signal };
+  try {
+    return (await untilDone(once, options)).state === 'UPLOAD_STATE_ADMITTED';
+  } catch (error) {
+    if (error instanceof Refusal) return false;
+    throw error;
+  }
+}
 
 export class Upload {
   #site;

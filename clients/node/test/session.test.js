@@ -110,7 +110,7 @@ async function scene(t, { fineTune = async () => tuned(), collect = () => {}, li
   const run = begin(talk);
   run.catch(() => {}); // how it ends is for those tests that wait for it
   t.after(() => { talk.cancel(); return bench.close(); });
-  return { calls, talk, bench, experience, begin, run, get trainings() { return trainings; },
+  return { calls, talk, bench, experience, begin, run, store: site.store, get trainings() { return trainings; },
     get collected() { return collected; } };
 }
 
@@ -243,6 +243,31 @@ test('offer that comes again is accepted while it is worked on, and another one 
   while (client.bench.job.state !== 'dropped') await sleep(2);
   assert.equal(client.experience.moreTimeRefused, false); // it had not asked for any
 });
+
+for (const [state, counts] of [
+  ['UPLOAD_STATE_ADMITTED', 'of it'], ['UPLOAD_STATE_QUARANTINED', 'before it'], [null, 'before it'],
+]) {
+  test(`update of which nothing was heard again is asked for before the next, and is ${state}`, async (t) => {
+    const { calls, talk, store } = await scene(t);
+    const leftOut = (name) => [{ ...model.entries[0], name }];
+    await store.put(model.entries[0], model.values[0]);
+    await store.keepLeftOut('f', 'u0', leftOut('before it'));
+    const packed = { entries: [], leftOut: leftOut('of it') };
+    await store.record({ offerId: '0', uploadId: 'u1', baseHex: '', entries: [], packed });
+    const asked = [];
+    calls.uploadStatus = async (id) => {
+      asked.push(id);
+      if (state === null) throw new Refusal('UNKNOWN_UPLOAD', 'which?');
+      return { state };
+    };
+    talk.say(WELCOME, offer('2'));
+    await talk.hear(about('accept', '2'));
+    talk.say(confirm('2'));
+    while (calls.finished === 0) await sleep(2);
+    assert.deepEqual(asked, ['u1']);
+    assert.deepEqual((await store.leftOut('f')).map(({ name }) => name), [counts]);
+  });
+}
 
 test('update that was delivered and lost is sent again, and not trained again', async (t) => {
   const client = await scene(t);

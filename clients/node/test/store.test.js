@@ -51,6 +51,18 @@ test('what no offer needs any more goes', async (t) => {
   assert.ok(await store.loadUpdate('now', BASE));
 });
 
+test('update is asked for until it is known that the server has it', async (t) => {
+  const store = await openStore(t);
+  const leftOut = [{ name: 'a', sha256: model.entries[0].sha256, size: model.entries[0].size }];
+  await store.record({ offerId: '1', uploadId: 'u1', entries: [], packed: { entries: [], leftOut } });
+  await store.record({ offerId: '2', uploadId: 'u2', entries: [], packed: { entries: [], leftOut: [] } });
+  await store.record({ offerId: '3', uploadId: 'u3', entries: [] });
+  const next = await openStore(t, store.folder);
+  assert.deepEqual((await next.unsettled()).map(({ uploadId }) => uploadId), ['u1']);
+  await next.keepLeftOut('f', 'u1', leftOut);
+  assert.deepEqual(await next.unsettled(), []);
+});
+
 test('part of a tensor is read as it stands in the whole', async (t) => {
   const store = await openStore(t);
   await keep(store, 'o');

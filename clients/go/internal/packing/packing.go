@@ -46,7 +46,7 @@ func Delivered(kept *store.Store, update *store.Update, federation string) error
 	if update.Packed == nil || len(update.Packed.LeftOut) == 0 {
 		return nil
 	}
-	return kept.SetLeftOut(federation, update.Packed.LeftOut)
+	return kept.SetLeftOut(federation, update.UploadID, update.Packed.LeftOut)
 }
 
 type packer struct {

@@ -3,7 +3,7 @@
 //	lock          one client at a time
 //	blobs/SHA256  bytes, named by their digest: tensors as they are, and encoded ones as they travel
 //	updates/*     a record of each finished update
-//	left_out      what lossy encodings have left out of updates so far
+//	left_out      what lossy encodings have left out of updates so far, up to and with which upload
 //
 // A blob counts only if its bytes have the digest that is its name; while it is downloaded it ends in `.partial`, and the
 // next process goes on there. An update counts once its record is there, which is written last.

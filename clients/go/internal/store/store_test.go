@@ -76,7 +76,7 @@ func TestWhatNoOfferNeedsAnyMoreGoes(t *testing.T) {
 	old, now, base, left := put(t, kept, "old"), put(t, kept, "now"), put(t, kept, "base"), put(t, kept, "left")
 	record(t, kept, "old", old)
 	record(t, kept, "now", now)
-	if err := kept.SetLeftOut("f", []store.Remainder{{Name: "x", Blob: left.SHA256}}); err != nil {
+	if err := kept.SetLeftOut("f", "u", []store.Remainder{{Name: "x", Blob: left.SHA256}}); err != nil {
 		t.Fatal(err)
 	}
 	if err := kept.KeepOnly("now", []model.Entry{base}); err != nil {
@@ -97,7 +97,7 @@ func TestWhatNoOfferNeedsAnyMoreGoes(t *testing.T) {
 
 func TestWhatWasLeftOutInAnotherFederationDoesNotCount(t *testing.T) {
 	kept := storetest.Open(t, t.TempDir())
-	if err := kept.SetLeftOut("one", []store.Remainder{{Name: "x"}}); err != nil {
+	if err := kept.SetLeftOut("one", "u", []store.Remainder{{Name: "x"}}); err != nil {
 		t.Fatal(err)
 	}
 	if len(kept.LeftOut("one")) != 1 || kept.LeftOut("two") != nil {

@@ -16,6 +16,7 @@ import (
 // An Update is a finished fine-tune. Its tensors are blobs.
 type Update struct {
 	OfferID     string        `json:"offer_id"`
+	UploadID    string        `json:"upload_id"`
 	Base        model.SHA256  `json:"base"`
 	Entries     []model.Entry `json:"entries"`
 	NumExamples uint64        `json:"num_examples"`
@@ -47,9 +48,10 @@ type Remainder struct {
 	Blob  model.SHA256 `json:"blob"`
 }
 
-// LeftOut are the remainders of a federation.
+// LeftOut are the remainders of a federation, up to and with those of one upload.
 type LeftOut struct {
 	Federation string      `json:"federation"`
+	UploadID   string      `json:"upload_id"`
 	Tensors    []Remainder `json:"tensors"`
 }
 
@@ -146,9 +148,33 @@ func (s *Store) LeftOut(federation string) []Remainder {
 	return left.Tensors
 }
 
-// SetLeftOut replaces it, durably.
-func (s *Store) SetLeftOut(federation string, tensors []Remainder) error {
-	return durable.Seal(s.leftOutPath(), &LeftOut{federation, tensors})
+// SetLeftOut replaces it, durably, with what was left out of an upload that the server has.
+func (s *Store) SetLeftOut(federation, uploadID string, tensors []Remainder) error {
+	return durable.Seal(s.leftOutPath(), &LeftOut{federation, uploadID, tensors})
+}
+
+// Unsettled gives the updates of which something was left out, and of which nobody has said yet that the server has
+// them.
+func (s *Store) Unsettled() ([]*Update, error) {
+	files, err := os.ReadDir(filepath.Join(s.folder, "updates"))
+	if err != nil {
+		return nil, err
+	}
+	left := &LeftOut{}
+	if durable.Unseal(s.leftOutPath(), left) != nil { // there is none, or it is damaged
+		left = &LeftOut{}
+	}
+	var found []*Update
+	for _, file := range files {
+		update := &Update{}
+		if durable.Unseal(filepath.Join(s.folder, "updates", file.Name()), update) != nil || update.Packed == nil {
+			continue
+		}
+		if len(update.Packed.LeftOut) > 0 && update.UploadID != "" && update.UploadID != left.UploadID {
+			found = append(found, update)
+		}
+	}
+	return found, nil
 }
 
 // Forget removes everything that the next round would have needed: the federation is over.

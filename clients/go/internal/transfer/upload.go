@@ -29,6 +29,24 @@ type Terms struct {
 	Encodings     []pb.Encoding
 }
 
+// IsAdmitted asks whether the server has an update in its round; not so where it does not know it.
+func IsAdmitted(
+	ctx context.Context, connection *link.Connection, uploadID string, patience backoff.Patience, log *slog.Logger,
+) (isAdmitted bool, err error) {
+	try := backoff.Try{
+		Doing: "asking of an earlier update", HowFar: func() int64 { return 0 }, Patience: patience, Log: log,
+	}
+	err = try.Until(ctx, func(ctx context.Context) error {
+		status, err := connection.UploadStatus(ctx, uploadID)
+		isAdmitted = status.GetState() == pb.UploadState_UPLOAD_STATE_ADMITTED
+		return err
+	})
+	if fault.Refused(err) != nil {
+		return false, nil
+	}
+	return isAdmitted, err
+}
+
 // An Upload sends an update: manifest, the tensors that the server lacks, finish; resumed at `committed_size` after any cut.
 //
 //	MANIFEST --missing tensors--> BODY --all sent--> FINISH --ack--> delivered

@@ -19,6 +19,9 @@ import (
 // The steps of a job: the base model is fetched, a fine-tune made of it and kept, and that uploaded.
 
 func (j *Job) work(ctx context.Context, plan task.Plan) (string, error) {
+	if err := j.settleEarlierUpdates(ctx); err != nil {
+		return "", err
+	}
 	began := time.Now()
 	base, err := j.fetchBase(ctx)
 	if err != nil {
@@ -41,6 +44,28 @@ func (j *Job) work(ctx context.Context, plan task.Plan) (string, error) {
 	j.transfer = fetched.Sub(began) + time.Since(trained)
 	j.mu.Unlock()
 	return quarantined, err
+}
+
+// settleEarlierUpdates asks of updates that were sent and not heard of again, as by a client that was killed just then.
+// What an encoding left out before is in one that the server has: it would be added twice.
+func (j *Job) settleEarlierUpdates(ctx context.Context) error {
+	earlier, err := j.shop.Store.Unsettled()
+	if err != nil {
+		return err
+	}
+	for _, update := range earlier {
+		if update.OfferID == j.Offer.ID { // which is about to be sent again
+			continue
+		}
+		isAdmitted, err := transfer.IsAdmitted(ctx, j.shop.Connection, update.UploadID, backoff.Usual, j.shop.Log)
+		if err == nil && isAdmitted {
+			err = packing.Delivered(j.shop.Store, update, j.shop.Federation)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (j *Job) fetchBase(ctx context.Context) ([]model.Entry, error) {
@@ -117,7 +142,7 @@ func (j *Job) measured(epoch time.Duration) {
 // keep makes the fine-tune count: nothing trains it again, whatever is killed from here on.
 func (j *Job) keep(tuned task.Tuned, span time.Duration) (*store.Update, error) {
 	update := &store.Update{
-		OfferID: j.Offer.ID, Base: j.Offer.Base, NumExamples: tuned.NumExamples,
+		OfferID: j.Offer.ID, UploadID: j.Offer.UploadID, Base: j.Offer.Base, NumExamples: tuned.NumExamples,
 		Metrics: task.Metrics{}, Epochs: tuned.Epochs, Training: span,
 	}
 	for name, value := range tuned.Metrics {
