@@ -126,6 +126,25 @@ class EndingSuite:
         until("the third", lambda: third.said("welcome") or third.said("the server says"))
         third.end()
 
+    def test_state_folder_is_of_server_and_site_by_default_and_one_of_the_site_alone_is_told_of(
+        self, scene: Stage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("XDG_STATE_HOME", str(scene.folder / "home"))
+        server = scene.server("--min-clients", "2", task=TASK, **SETTINGS)
+        words = self.words(scene, server)
+        at = words.index("--state-dir")
+        del words[at : at + 2]
+        folder = scene.folder / "home" / f"fedstream-{self.client.language}"
+        (folder / "alpha" / "updates").mkdir(parents=True)
+        (folder / "alpha" / "lock").touch()
+        client = scene.launch("alpha", words)
+        is_idle(server)
+        client.end()
+        assert (folder / server.listening.address.replace(":", "_") / "alpha").is_dir(), client.text
+        told = [line["folder"] for line in client.said("the state folder of an earlier version is not used")]
+        always_was_so = self.client.language == "go"
+        assert told == ([] if always_was_so else [str(folder / "alpha")])
+
     async def test_welcome_in_a_version_of_the_protocol_that_was_not_offered_ends_the_client(
         self, scene: Stage, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -18,6 +18,7 @@ namespace fedstream::client {
 struct RunConfig {
   Access access;
   fs::path data, state_dir, out;
+  fs::path former_state_dir;  // where earlier versions kept the state of all sites of this name; empty if it was named
   std::uint32_t max_epochs = 0;
 };
 
@@ -92,6 +93,15 @@ class Client {
       }
     } catch (const fs::filesystem_error& error) {
       wrong(std::string("the folder for what must survive a restart cannot be used: ") + error.what());
+    }
+    std::error_code unreadable;
+    const auto& former = config_.former_state_dir;
+    if (!former.empty() && fs::exists(former / "lock", unreadable)) {
+      log_line("warning", "the state folder of an earlier version is not used",
+               {{"folder", former.string()},
+                {"because",
+                 "its name does not say of which server it is: to go on with what it keeps, name it with "
+                 "--state-dir; else remove it"}});
     }
     try {  // before rounds of work: that the final model cannot be written would be found at the end
       fs::create_directories(config_.out);

@@ -1,6 +1,7 @@
 /// 7. The command: its words, and the exit codes.
 #pragma once
 
+#include <absl/strings/ascii.h>
 #include <sys/stat.h>
 
 #include <CLI/CLI.hpp>
@@ -18,7 +19,7 @@ inline void add_run(CLI::App& command, RunConfig& config) {
   command.add_option("--max-epochs", config.max_epochs, "most epochs per round allowed here [no limit]");
   command.add_option("--out", config.out, "folder for the final model [runs/SITE]");
   command.add_option("--state-dir", config.state_dir,
-                     "folder for what must survive a restart [~/.local/state/fedstream-cpp/SITE]");
+                     "folder for what must survive a restart [~/.local/state/fedstream-cpp/HOST_PORT/SITE]");
   auto& ways = *command.add_option_group("trust", "One way to trust the server")->require_option(0, 1);
   ways.add_option("--identity", trust.identity, "folder that `join` has left [~/.local/state/fedstream/identity]");
   auto* authority = ways.add_option("--server-ca", trust.server_ca, "the authority's certificate (PEM)");
@@ -32,7 +33,14 @@ inline void add_run(CLI::App& command, RunConfig& config) {
 inline RunConfig complete(RunConfig config) {
   config.access = complete(config.access);
   if (config.out.empty()) config.out = fs::path("runs") / config.access.name;
-  if (config.state_dir.empty()) config.state_dir = state_home() / "fedstream-cpp" / config.access.name;
+  if (config.state_dir.empty()) {  // by the server too: federations may know different sites by the same name
+    auto server = config.access.server;
+    const auto may_stand = [](unsigned char c) { return absl::ascii_isalnum(c) || c == '.' || c == '-'; };
+    std::replace_if(server.begin(), server.end(), std::not_fn(may_stand), '_');
+    const auto all = state_home() / "fedstream-cpp";
+    config.state_dir = all / server / config.access.name;
+    config.former_state_dir = all / config.access.name;
+  }
   return config;
 }
 

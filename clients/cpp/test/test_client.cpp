@@ -221,6 +221,13 @@ TEST(options_read_as_they_are_meant) {
   CHECK(read_run("--server-ca c --certificate f --key=k").access.trust.key == "k");
 }
 
+TEST(default_folder_for_what_survives_a_restart_is_of_server_and_site) {
+  const auto config = read_run("--server-ca c");
+  CHECK(config.state_dir == state_home() / "fedstream-cpp" / "h_1" / "a");
+  CHECK(config.former_state_dir == state_home() / "fedstream-cpp" / "a");
+  CHECK(read_run("--server-ca c --state-dir s").former_state_dir.empty());
+}
+
 TEST(fingerprint_may_be_in_capitals_and_has_64_digits) {
   const auto known_by = [](const std::string& text) {
     return read_run("--fingerprint " + text).access.trust.fingerprint;

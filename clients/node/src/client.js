@@ -14,7 +14,7 @@ import { IdentityFolder } from './identity.js';
 import { lockFolder } from './lock.js';
 import { renewIfDue } from './renewal.js';
 import { Session } from './session.js';
-import { Store } from './store.js';
+import { isStore, Store } from './store.js';
 import { readMetrics, writeDuration, writeMeaning } from './wire.js';
 
 export const SOFTWARE = 'fedstream-node 0.1.0';
@@ -62,6 +62,7 @@ export class Client {
     const options = { howFar: () => this.#sessions, patience, doing: 'talking to the server', log: this.#log };
     const lock = await this.#openStore();
     try {
+      await this.#lookAtFormerStore();
       await this.#requireOut();
       const { reason } = await untilDone(() => this.#oneSession(), options);
       return await this.#finish(`federation finished: ${reason}`);
@@ -89,6 +90,15 @@ export class Client {
     if (lock) return lock;
     const words = `another client uses ${stateDir}: stop it, or give this one another --name or --state-dir`;
     throw new Stop(EXIT.BAD_CONFIGURATION, words);
+  }
+
+  /** Say what to do with what an earlier version has left, which may be of another federation. */
+  async #lookAtFormerStore() {
+    const folder = this.#config.formerStateDir;
+    if (!folder || !(await isStore(folder))) return;
+    const because = 'its name does not say of which server it is: to go on with what it keeps, name it with '
+      + '--state-dir; else remove it';
+    this.#log('warning', 'the state folder of an earlier version is not used', { folder, because });
   }
 
   /** See that the final model can be written, before rounds of work: that it cannot would be found at the end. */

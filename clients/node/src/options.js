@@ -55,7 +55,7 @@ metrics are sent. It reconnects by itself, and never repeats a finished training
   --update-encoding WORD    how updates may travel: auto, as the coordinator has chosen, or raw, zstd, bfloat16[+zstd]
                             or int8[+zstd], with raw where the server does not take it [auto]
   --out DIR                 folder for the final model [runs/SITE]
-  --state-dir DIR           folder for what must survive a restart [~/.local/state/fedstream-node/SITE]
+  --state-dir DIR           folder for what must survive a restart [~/.local/state/fedstream-node/HOST_PORT/SITE]
   --task MODULE.js          another training module [train_head.js]
   --give-up-after SECONDS   end after so long without the server [never]
   --help                    this text
@@ -126,12 +126,20 @@ export function readRun(words) {
     maxSeconds: maxSeconds(values),
     encodings: orWrong(() => taken(values['update-encoding'] ?? AUTO)),
     out: values.out ?? path.join('runs', name),
-    stateDir: values['state-dir'] ?? path.join(stateHome(), 'fedstream-node', name),
     task: values.task,
     giveUpAfter: number(values, 'give-up-after') ?? null,
   };
   check(config);
-  return config;
+  return { ...config, ...stateFolders(config, values['state-dir']) };
+}
+
+/** By the server too, if none is named: federations may know different sites by the same name. */
+function stateFolders({ server, name }, named) {
+  if (named !== undefined) return { stateDir: named, formerStateDir: null };
+  const all = path.join(stateHome(), 'fedstream-node');
+  const stateDir = path.join(all, server.replace(/[^A-Za-z0-9.-]/g, '_'), name);
+  // Earlier versions had one for all sites of a name.
+  return { stateDir, formerStateDir: path.join(all, name) };
 }
 
 /** The host's name, with what may not stand in a client's name replaced. */

@@ -178,6 +178,11 @@ export class Store {
   }
 }
 
+/** Whether a store was kept in a folder. @param {string} folder */
+export async function isStore(folder) {
+  return await stat(path.join(folder, 'updates')).catch(() => null) !== null;
+}
+
 async function removeBut(folder, isKept) {
   const names = (await readdir(folder)).filter((name) => !isKept(name));
   await Promise.all(names.map((name) => rm(path.join(folder, name), { force: true })));

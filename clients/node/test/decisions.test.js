@@ -1,8 +1,10 @@
 /** Pure decisions: answers to offers, waits, options. */
 import assert from 'node:assert/strict';
+import path from 'node:path';
 import test from 'node:test';
 import { untilDone, waitSeconds } from '../src/backoff.js';
 import { Refusal, Trouble } from '../src/errors.js';
+import { stateHome } from '../src/identity.js';
 import { clipReason, isClientName } from '../src/limits.js';
 import { readJoin, readRun } from '../src/options.js';
 import { reply } from '../src/reply.js';
@@ -73,6 +75,13 @@ test('options read as they are meant', () => {
   const words = [...GOOD, '--max-hours', '0.5', '--state-dir', 's'];
   const { maxSeconds, maxEpochs, giveUpAfter, stateDir } = readRun(words);
   assert.deepEqual([maxSeconds, maxEpochs, giveUpAfter, stateDir], [1800, 0, null, 's']);
+});
+
+test('default folder for what must survive a restart is of server and site', () => {
+  const { stateDir, formerStateDir } = readRun(GOOD);
+  const all = path.join(stateHome(), 'fedstream-node');
+  assert.deepEqual([stateDir, formerStateDir], [path.join(all, 'h_1', 'a'), path.join(all, 'a')]);
+  assert.equal(readRun([...GOOD, '--state-dir', 's']).formerStateDir, null);
 });
 
 for (const [what, words] of Object.entries({

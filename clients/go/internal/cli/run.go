@@ -69,7 +69,8 @@ func (o *runOptions) define(flags *flag.FlagSet) {
 	flags.StringVar(&o.encoding, "update-encoding", auto, "how updates may travel: `WORD` is auto, as the coordinator has "+
 		"chosen, or one of "+strings.Join(codec.Words(), ", ")+"; raw where the server does not take it")
 	flags.StringVar(&o.out, "out", "", "`DIR` for the final model [runs/SITE]")
-	flags.StringVar(&o.stateDir, "state-dir", "", "`DIR` for what must survive a restart [~/.local/state/fedstream-go/...]")
+	flags.StringVar(&o.stateDir, "state-dir", "", "`DIR` for what must survive a restart "+
+		"[~/.local/state/fedstream-go/HOST_PORT/SITE]")
 	flags.Float64Var(&o.giveUpAfter, "give-up-after", 0, "end after so many `SECONDS` without the server [never]")
 }
 
