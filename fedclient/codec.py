@@ -80,7 +80,7 @@ def _read_welcome(message: negotiation_pb2.Welcome) -> Welcome:
     window = message.window_bytes or limits.WINDOW_BYTES
     best, *_ = wire.read_encodings(message.encodings)
     name = limits.clip_reason(message.client_name)
-    return Welcome(min(chunk, limits.MAX_CHUNK_BYTES), window, best, message.rounds, name)
+    return Welcome(message.protocol, min(chunk, limits.MAX_CHUNK_BYTES), window, best, message.rounds, name)
 
 
 def _read_declined(message: negotiation_pb2.Declined) -> Declined:

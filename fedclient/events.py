@@ -48,8 +48,9 @@ class FederationOnOffer:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """The client is in the population, on these terms."""
+    """The client is in the population, on these terms. `protocol` is the version that the session uses."""
 
+    protocol: int
     max_chunk_bytes: int
     window_bytes: int
     encoding: Encoding

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import structlog
 
-from fedclient.calls import Patience
+from fedclient.calls import Patience, until_done
 from fedclient.connection import Connection
 from fedclient.display import Display
 from fedclient.download import Downloader, ForeignModel
@@ -218,8 +218,9 @@ class Job:
         for offer_id, upload_id in await asyncio.to_thread(packer.unsettled):
             if offer_id == self.offer.offer_id:
                 continue
-            with contextlib.suppress(FedstreamError, OSError):  # the server does not know it, or the disk refuses
-                if await is_admitted(self.workshop.connection, upload_id):
+            ask = partial(is_admitted, self.workshop.connection, upload_id)
+            with contextlib.suppress(ProtocolError, OSError):  # the server does not know it, or the disk refuses
+                if await until_done(ask, lambda: 0, self.workshop.patience, "asking of an earlier update"):
                     await asyncio.to_thread(packer.delivered, offer_id)
 
     async def _fetch_base(self, terms: Terms, moving: TransferTime) -> LocalModel:

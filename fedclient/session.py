@@ -46,6 +46,7 @@ from fedclient.exit_codes import ExitCode, Stop
 from fedclient.job import Job, JobState
 from fedclient.reply import Decline
 from fedclient.workbench import Workbench
+from fedstream import limits
 from fedstream.errors import FedstreamError, TransportError
 from fedstream.schema import ModelSchema
 from fedstream.v1 import negotiation_pb2
@@ -274,6 +275,9 @@ class Session:
             raise EnoughRounds(self._enough)
 
     def _on_welcome(self, welcome: Welcome) -> None:
+        if welcome.protocol != limits.PROTOCOL_VERSION:  # the only one that the hello offers
+            words = f"the server welcomes this client in version {welcome.protocol} of the protocol"
+            raise Stop(ExitCode.DEFECT, f"{words}, and it speaks {limits.PROTOCOL_VERSION}")
         self.state, self._rounds = SessionState.MEMBER, welcome.rounds
         self._bench.welcome(welcome)
         self._display.idle("waiting for the next round")

@@ -93,7 +93,8 @@ async def refuse(context: Any, error: ProtocolError) -> None:
 
 @dataclass
 class Transfer(transfer_pb2_grpc.TransferServiceServicer):
-    """Moves weights. `cuts` ends streams after so many more bytes each, `refusals` answers calls of a name with errors.
+    """Moves weights. `cuts` ends streams after so many more bytes each, and at 0 also a question about an upload;
+    `refusals` answers calls of a name with errors.
 
     The bodies of models in `held` are not given, as over a line that is far slower than rounds are, and `reached` is
     set by whoever asks for one. `largest_flight` is the most that was ever sent beyond what had been told to be
@@ -172,6 +173,7 @@ class Transfer(transfer_pb2_grpc.TransferServiceServicer):
 
     async def GetUploadStatus(self, request: Any, context: Any) -> Any:
         await self._begin("GetUploadStatus", context)
+        await self._count_down(0, context)
         upload = self.uploads.get(request.upload_id)
         if upload is None:
             state = transfer_pb2.UPLOAD_STATE_AWAITING_MANIFEST
@@ -251,11 +253,13 @@ class Talk:
     async def say(self, **kind: Any) -> None:
         await self._context.write(negotiation_pb2.NegotiateResponse(**kind))
 
-    async def welcome(self, max_chunk_bytes: int = 4096, window_bytes: int = 16384, rounds: int = 2) -> Any:
+    async def welcome(
+        self, max_chunk_bytes: int = 4096, window_bytes: int = 16384, rounds: int = 2, protocol: int = 1
+    ) -> Any:
         """Hear the hello and welcome the client."""
         hello = await self.hear("hello")
         welcome = negotiation_pb2.Welcome(
-            protocol=1,
+            protocol=protocol,
             max_chunk_bytes=max_chunk_bytes,
             window_bytes=window_bytes,
             rounds=rounds,

@@ -19,7 +19,7 @@ from fedstream.plan import Plan
 from fedstream.v1 import transfer_pb2
 from fedtask.messages import LocalUpdate
 from fedtask.task import EpochReport
-from tests.support.scripted import Arrived, scripted
+from tests.support.scripted import QUICK, Arrived, scripted
 
 
 def test_progress_shows_all_metrics_at_the_site_and_tells_those_that_it_allows() -> None:
@@ -45,11 +45,13 @@ async def test_job_learns_of_an_earlier_update_that_the_server_has_after_all(tmp
         manifest = server.model.manifest
         for upload_id in ("upload-had", "upload-2"):
             server.transfer.uploads[upload_id] = Arrived(transfer_pb2.UpdateHeader(), manifest, [], finished=True)
+        server.transfer.cuts = [0, 0]  # so the first two questions are not answered
         connection = await server.connection(tmp_path)
         offer = Offer(
             "offer-2", "upload-2", 2, ModelRef(1, Digest(bytes(32), 1)), Plan(2, 32, 0.1, 0, seed=0), 60.0, 60.0
         )
-        job = Job(offer, SimpleNamespace(packer=packer, connection=connection))  # type: ignore[arg-type]
+        shop = SimpleNamespace(packer=packer, connection=connection, patience=QUICK)
+        job = Job(offer, shop)  # type: ignore[arg-type]
         await job._settle_earlier_updates()
         await connection.close()
     assert settled == ["had"]

@@ -85,6 +85,17 @@ async def test_session_asked_for_its_schema_sends_all_of_it_in_order(tmp_path: P
     )
 
 
+async def test_welcome_in_a_version_of_the_protocol_that_was_not_offered_ends_the_client(tmp_path: Path) -> None:
+    async def script(talk: Talk) -> None:
+        await talk.welcome(protocol=2)
+
+    async with scripted(script) as server:
+        stop = await stopped(server.client(tmp_path))
+
+    words = "the server welcomes this client in version 2 of the protocol, and it speaks 1"
+    assert (stop.code, stop.message) == (ExitCode.DEFECT, words)
+
+
 async def test_session_superseded_twice_ends_because_another_process_has_the_name(tmp_path: Path) -> None:
     async def script(talk: Talk) -> None:
         await talk.welcome()
