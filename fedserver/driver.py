@@ -65,7 +65,9 @@ async def revive(federation: Federation, desk: Desk) -> Intake | None:
     if federation.history:
         desk.remember(federation.history[-1].number)
     left = unfinished(federation.state.database)
-    if left is None:
+    if left is not None and not left.participations:
+        log.warning("a round was opened for nobody; it is opened anew", round=left.row.number)
+    if left is None or not left.participations:
         desk.open()
         return None
     if left.row.base_sha256_hex != federation.model.digest.hex:

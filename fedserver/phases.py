@@ -100,6 +100,10 @@ async def select(federation: Federation, work: RoundWork) -> None:
     while True:
         if federation.stop_requested.is_set():
             raise Stopped("stopped by the coordinator")
+        if federation.disk.trouble is not None:
+            await outlast_disk_trouble(federation)
+            give_up = federation.now + federation.config.join_timeout_seconds
+            continue  # who is here, and what is asked of the server, may be another by now
         missing = needed - len(federation.idle)
         if federation.paused:
             federation.stand(FederationState.PAUSED, "paused by the coordinator; `fedserver resume` goes on")
@@ -109,18 +113,16 @@ async def select(federation: Federation, work: RoundWork) -> None:
                 raise Stopped(f"{needed} clients did not join within {federation.config.join_timeout_seconds:.0f} s")
             await federation.change(give_up - federation.now)
             continue
-        elif await _has_disk_space(federation, work):
+        elif _has_disk_space(federation, work):
             return
         # A pause and a full disk are not the clients' doing: from here on they have all their time to join.
         await federation.change(federation.disk.retry_seconds)
         give_up = federation.now + federation.config.join_timeout_seconds
 
 
-async def _has_disk_space(federation: Federation, work: RoundWork) -> bool:
-    """Pick the cohort, if the disk is well and has room for what the round may need."""
+def _has_disk_space(federation: Federation, work: RoundWork) -> bool:
+    """Pick the cohort, if the disk has room for what the round may need."""
     config = federation.config
-    if federation.disk.trouble is not None:
-        await outlast_disk_trouble(federation)
     work.cohort = select_cohort(federation.idle, config.cohort_size, config.seed, work.number)
     shortage = federation.disk.shortage(len(work.cohort), federation.model.manifest.size_bytes)
     if shortage:
@@ -132,6 +134,10 @@ async def offer(federation: Federation, work: RoundWork) -> None:
     """Open the round, durably, and make every member of the cohort its offer."""
 
     async def open_round() -> Round:
+        here = {client.name for client in federation.idle}
+        all_here = all(client.name in here for client in work.cohort)
+        if federation.stop_requested.is_set() or not all_here:  # after a wait for the disk
+            await select(federation, work)
         round_ = draw_up(federation, work.number, work.cohort)
         await federation.state.journal.write(*rounds.keeping(round_, federation.now))
         return round_

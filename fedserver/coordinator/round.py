@@ -79,7 +79,13 @@ class Round:
 
     @classmethod
     def open(cls, number: int, base: ModelRef, rules: RoundRules, cohort: Sequence[Invitation], now: float) -> Round:
-        """A new round for a cohort; the place in it is the rank."""
+        """A new round for a cohort; the place in it is the rank.
+
+        Raises:
+            ValueError: the cohort is empty.
+        """
+        if not cohort:
+            raise ValueError("a round is opened for at least one client")
         parts = [_invited(rank, invitation, rules, now) for rank, invitation in enumerate(cohort)]
         return cls(number, base, rules, parts, now)
 

@@ -17,7 +17,7 @@ import numpy as np
 from fedserver.clock import Clock, SystemClock
 from fedserver.config import ServerConfig
 from fedserver.coordinator.participation import Participation
-from fedserver.coordinator.population import Introduction
+from fedserver.coordinator.population import ClientState, Introduction
 from fedserver.coordinator.round import Round
 from fedserver.desk import Desk, UploadStatus
 from fedserver.disk import DiskWatch
@@ -26,6 +26,7 @@ from fedserver.federation import Federation
 from fedserver.intake import Intake
 from fedserver.phases import RoundWork, run_round
 from fedserver.preparation import prepare
+from fedserver.sessions import Session
 from fedserver.store import State, UpdateFacts
 from fedserver.store.disk import FreeBytes, free_bytes
 from fedserver.upkeep import collect_garbage
@@ -93,6 +94,7 @@ class Bench:
         self.federation = Federation(self.config, self.state, worker, clock or SystemClock(), disk)
         self.desk = Desk(self.federation)
         self.revived: Intake | None = None
+        self._sessions: dict[str, Session] = {}
 
     @classmethod
     @asynccontextmanager
@@ -118,8 +120,13 @@ class Bench:
 
     def join(self, name: str, num_examples: int = 10) -> None:
         """A client says hello."""
-        self.federation.sessions.open(name)
+        self._sessions[name] = self.federation.sessions.open(name)
         self.federation.welcome(Introduction(name, num_examples, "bench"))
+
+    def leave(self, name: str) -> None:
+        """Its connection is lost."""
+        self.federation.sessions.close(self._sessions.pop(name))
+        self.federation.gone(name, ClientState.DISCONNECTED, "the call was cut")
 
     def part(self, name: str) -> Participation:
         part = self.round.of_client(name)

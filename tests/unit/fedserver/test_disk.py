@@ -6,7 +6,8 @@ import asyncio
 import errno
 import os
 import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,13 +16,17 @@ import pytest
 from fedserver.disk import DiskRefuses
 from fedserver.disk_trouble import durably
 from fedserver.federation import FederationState
+from fedserver.phases import Stopped, run_round
 from fedserver.store import StateReader, UpdateFacts, retention
 from fedserver.store.disk import DiskTrouble, trouble_of
+from fedserver.store.journal import Statement
+from fedserver.store.rounds import unfinished
 from fedserver.verification import verify
 from fedstream.manifest import described, manifest_of
 from fedstream.sizes import size as shown
 from tests.support.bench import SCHEMA, Bench
 from tests.support.full_disk import FullDisk
+from tests.support.processes import until
 from tests.support.tasks import random_weights
 from tests.support.this_process import open_files
 
@@ -270,3 +275,59 @@ async def test_step_that_fails_on_a_disk_that_takes_other_writes_is_not_repeated
         bench.federation.stop(finish_round=False)
         with pytest.raises(DiskRefuses):
             await asyncio.wait_for(trying, 5.0)
+
+
+@asynccontextmanager
+async def disk_trouble(folder: Path, bench: Bench, step: str) -> AsyncIterator[asyncio.Task[Any]]:
+    """A round is to open, but the disk is gone until the end of the block: before a cohort is picked, or just after."""
+    away, journal = folder.with_name("away"), bench.federation.state.journal
+    sound = journal.write
+
+    def unplug() -> None:
+        folder.rename(away)
+
+    async def refuse(*_: Statement) -> None:
+        journal.write = sound  # type: ignore[method-assign]
+        unplug()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    if step == "before":
+        unplug()
+    else:
+        journal.write = refuse  # type: ignore[method-assign]
+    opening = asyncio.create_task(run_round(bench.federation, 1))
+    await asyncio.to_thread(until, "the wait", lambda: "for the disk" in bench.federation.standing.reason)
+    yield opening
+    away.rename(folder)
+
+
+@pytest.mark.parametrize("step", ["before", "after"])
+@pytest.mark.parametrize("gone", ["b", "ab"])
+async def test_round_opens_for_those_who_are_there_when_the_disk_is_well_again(
+    tmp_path: Path, step: str, gone: str
+) -> None:
+    folder = tmp_path / "state"
+    async with Bench.running(folder, "ab", min_clients=2) as bench:
+        async with disk_trouble(folder, bench, step) as opening:
+            for name in gone:
+                bench.leave(name)
+        missing = "for 1 more client" if gone == "b" else "for 2 more clients"
+        await asyncio.to_thread(until, "the next wait", lambda: bench.federation.standing.reason == missing)
+        assert bench.federation.round is None
+        assert unfinished(bench.state.database) is None
+        for name in gone:
+            bench.join(name)
+        await asyncio.to_thread(until, "the round", lambda: bench.federation.round is not None)
+        assert [part.client for part in bench.round.participations] == ["a", "b"]
+        opening.cancel()
+
+
+@pytest.mark.parametrize("step", ["before", "after"])
+async def test_stop_while_the_disk_is_gone_opens_no_round(tmp_path: Path, step: str) -> None:
+    folder = tmp_path / "state"
+    async with Bench.running(folder, "ab", min_clients=2) as bench:
+        async with disk_trouble(folder, bench, step) as opening:
+            bench.federation.stop(finish_round=False)
+            with pytest.raises((Stopped, DiskRefuses)):
+                await asyncio.wait_for(opening, 10)
+        assert bench.federation.round is None

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from fedserver.coordinator.participation import Stage
+from fedserver.coordinator.round import Round, RoundRules
+from fedserver.federation import ref_of
 from fedserver.store import DamagedFile, StateError, StateReader
+from fedserver.store.rounds import keeping
 from fedserver.store.row_checks import register
 from fedserver.verification import verify
 from fedstream.outcomes import Outcome
@@ -46,6 +49,18 @@ async def end(bench: Bench, *seeds: tuple[str, int]) -> str:
 async def undisturbed(folder: Path) -> str:
     async with Bench.running(folder, "abc", min_clients=3) as bench:
         return await end(bench, ("a", 1), ("b", 2), ("c", 3))
+
+
+async def test_round_that_was_opened_for_nobody_is_opened_anew(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path) as bench:
+        model, now = ref_of(bench.federation.model), bench.federation.now
+        nobodys = Round(1, model, RoundRules(1, 1, 60.0, 120.0, 60.0), [], now)
+        await bench.state.journal.write(*keeping(nobodys, now))
+    async with Bench.running(tmp_path, "a") as bench:
+        assert bench.revived is None
+        assert (await bench.play(1)).model is not None
+    async with Bench.running(tmp_path) as bench:
+        assert bench.revived is None
 
 
 async def test_restart_between_any_two_updates_gives_the_same_bits(tmp_path: Path) -> None:
