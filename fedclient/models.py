@@ -80,15 +80,29 @@ class ModelStore:
 
     def get(self, digest: Digest) -> LocalModel | None:
         """The model of that digest, if it is here."""
+        self._forget_gone()
         return self._models.get(digest.sha256)
 
     def tensors(self) -> dict[Digest, FileSpan]:
         """Every tensor of every model here, by digest."""
+        self._forget_gone()
         found: dict[Digest, FileSpan] = {}
         for model in list(self._models.values()):
             spans = model.spans()
             found |= {entry.digest: spans[entry.name] for entry in model.manifest}
         return found
+
+    def _forget_gone(self) -> None:
+        """Count no model whose file somebody has removed: it can be downloaded again, where else each round would fail.
+
+        Where the state folder is gone too, its disk may only be away, with all that is on it.
+        """
+        if not self._folder.parent.is_dir():
+            return
+        for sha256, model in list(self._models.items()):
+            if not model.path.exists():
+                log.warning("a model was removed and will be downloaded again if it is needed", file=str(model.path))
+                self._models.pop(sha256, None)
 
     def partial_path(self, digest: Digest) -> Path:
         """Where the model of that digest is to be put together."""

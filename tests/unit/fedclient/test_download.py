@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -210,6 +211,45 @@ async def test_download_whose_source_of_known_tensors_is_damaged_meanwhile_fetch
 
         assert values_on_disk(model.path) == successor.values
         assert store.get(server.base) is None
+
+
+async def test_model_whose_file_somebody_removed_is_downloaded_again(tmp_path: Path) -> None:
+    async with scripted() as server, downloading(server, tmp_path) as (downloader, _):
+        model = await downloader.fetch(server.base, server.schema, CHUNK, ignore)
+        model.path.unlink()
+        again = await downloader.fetch(server.base, server.schema, CHUNK, ignore)
+        assert values_on_disk(again.path) == server.model.values
+
+
+async def test_download_takes_nothing_from_a_model_whose_file_somebody_removed(tmp_path: Path) -> None:
+    async with scripted() as server, downloading(server, tmp_path) as (downloader, _):
+        model = await downloader.fetch(server.base, server.schema, CHUNK, ignore)
+        model.path.unlink()
+        (other,) = other_models(server, 1)
+        fetched = await downloader.fetch(other, server.schema, CHUNK, ignore)
+        assert fetched.digest == other
+
+
+async def test_model_whose_folder_somebody_removed_is_downloaded_again(tmp_path: Path) -> None:
+    async with scripted() as server, downloading(server, tmp_path) as (downloader, _):
+        model = await downloader.fetch(server.base, server.schema, CHUNK, ignore)
+        shutil.rmtree(model.path.parent)
+        again = await downloader.fetch(server.base, server.schema, CHUNK, ignore)
+        assert values_on_disk(again.path) == server.model.values
+
+
+async def test_models_are_not_forgotten_while_the_state_folder_is_away(tmp_path: Path) -> None:
+    here, away = tmp_path / "state", tmp_path / "away"
+    here.mkdir()
+    async with scripted() as server, downloading(server, here) as (downloader, store):
+        await downloader.fetch(server.base, server.schema, CHUNK, ignore)
+        here.rename(away)
+        await downloader.fetch(server.base, server.schema, CHUNK, ignore)
+        assert not here.exists()
+        away.rename(here)
+        model = store.get(server.base)
+        assert model is not None
+        assert values_on_disk(model.path) == server.model.values
 
 
 async def test_download_of_another_model_drops_what_was_begun_of_the_one_before(tmp_path: Path) -> None:
