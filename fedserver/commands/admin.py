@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +29,9 @@ from fedstream.v1 import admin_pb2_grpc
 
 CALL_SECONDS = 10.0
 
+MOMENT_SECONDS = 10.0
+"""How long another command that writes is waited for: to write an invitation takes it a second or so."""
+
 T = TypeVar("T")
 
 
@@ -35,6 +40,8 @@ def administration(state: Path) -> Iterator[admin_pb2_grpc.AdminServiceStub]:
     """A stub of the server's administration; failing calls end the command with a plain sentence."""
     contact = _looked_at(read_contact, state)
     if "admin" not in contact:
+        if _looked_at(is_in_use, state):
+            raise fail(_busy(state), ExitCode.NO_SERVER)
         raise fail(f"no server has run in {state}; give its --state", ExitCode.NO_SERVER)
     with grpc.insecure_channel(contact["admin"]) as channel:  # a unix socket that only its owner can open
         try:
@@ -46,7 +53,13 @@ def administration(state: Path) -> Iterator[admin_pb2_grpc.AdminServiceStub]:
             raise fail(_no_answer(state, contact), ExitCode.NO_SERVER) from error
 
 
+def _busy(state: Path) -> str:
+    return f"{state} is in use by another command, or by a server that is starting or ending: try again in a moment"
+
+
 def _no_answer(state: Path, contact: Mapping[str, Any]) -> str:
+    if _looked_at(is_in_use, state) and not _listens(contact):
+        return _busy(state)
     if "over" in contact:
         rounds = f"{contact.get('rounds')} rounds were run; `fedserver rounds` shows them"
         return f"no server runs on {state}, and its federation is over ({contact['over']}): {rounds}"
@@ -54,8 +67,23 @@ def _no_answer(state: Path, contact: Mapping[str, Any]) -> str:
 
 
 def is_running(state: Path) -> bool:
-    """Whether a server is at a state directory."""
-    return _looked_at(is_in_use, state)
+    """Whether a server is at a state directory. Another command that writes there is waited for: it soon is through."""
+    give_up = time.monotonic() + MOMENT_SECONDS
+    while _looked_at(is_in_use, state):
+        if _listens(_looked_at(read_contact, state)) or time.monotonic() >= give_up:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def _listens(contact: Mapping[str, Any]) -> bool:
+    """Whether a server is at the socket that it names; one that was killed leaves the name."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(contact.get("admin", "")).removeprefix("unix:"))
+        except OSError:
+            return False
+        return True
 
 
 def _looked_at(look: Callable[[Path], T], state: Path) -> T:

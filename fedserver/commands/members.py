@@ -18,7 +18,15 @@ from google.protobuf.duration_pb2 import Duration
 
 from fedserver.addresses import chosen, kept_advertised
 from fedserver.clock import SystemClock
-from fedserver.commands.admin import CALL_SECONDS, administration, compact_table, console, is_running, reading
+from fedserver.commands.admin import (
+    CALL_SECONDS,
+    MOMENT_SECONDS,
+    administration,
+    compact_table,
+    console,
+    is_running,
+    reading,
+)
 from fedserver.config import ServerConfig
 from fedserver.enrolment.membership import LONGEST_INVITATION
 from fedserver.exit_codes import ExitCode, fail
@@ -125,7 +133,7 @@ def _office(folder: Path) -> Iterator[Office]:
         if not is_state_directory(folder):
             message = f"{folder} is no state directory of a server; make one with `fedserver init`, or give its --state"
             raise fail(message, ExitCode.BAD_STATE)
-        state = State(folder)
+        state = State(folder, lock_seconds=MOMENT_SECONDS)
         try:
             advertised = kept_advertised(state)
             if advertised is None:

@@ -56,18 +56,19 @@ class State:
     Args:
         folder: the directory.
         files: the file system; the real one by default.
+        lock_seconds: how long to wait for another process that is at it.
 
     Raises:
         StateError: another server uses it, it cannot be written, or its database is damaged, gone or newer.
     """
 
-    def __init__(self, folder: Path, files: FileSystem | None = None) -> None:
+    def __init__(self, folder: Path, files: FileSystem | None = None, lock_seconds: float = _LOCK_SECONDS) -> None:
         self.folder = folder
         self.files = files or RealFileSystem()
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             _close_to_others(folder)
-            self._lock = FileLock(folder / LOCK, timeout=_LOCK_SECONDS, mode=0o600)
+            self._lock = FileLock(folder / LOCK, timeout=lock_seconds, mode=0o600)
             self._lock.acquire()
         except Timeout:
             pid = read_contact(folder).get("pid", "unknown")

@@ -1,10 +1,19 @@
-"""How sites are listed."""
+"""How sites are listed, and what is done about them while another command is at work."""
 
 from __future__ import annotations
 
-import pytest
+import threading
+import time
+from pathlib import Path
 
-from fedserver.commands.members import Listed, state_words
+import pytest
+import typer
+from filelock import FileLock
+
+from fedserver.commands import admin
+from fedserver.commands.init import initialise
+from fedserver.commands.members import Listed, invite, revoke, state_words
+from fedserver.store.state import LOCK
 
 pytestmark = pytest.mark.numpy_task
 
@@ -26,3 +35,30 @@ def test_site_whose_time_is_over_is_listed_as_such(
     state: str, invited_until: float | None, certificate_until: float | None, words: str
 ) -> None:
     assert state_words(Listed("a", state, invited_until, certificate_until, None), NOW) == words
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """A state directory on which no server has run yet."""
+    initialise(tmp_path / "state", "127.0.0.1:8443", "", [])
+    return tmp_path / "state"
+
+
+def test_commands_on_sites_wait_for_another_that_writes(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    invite(state, "a", None)
+    busy = FileLock(state / LOCK, thread_local=False)
+    busy.acquire()
+    threading.Timer(1.5, busy.release).start()  # longer than a server waits at its start
+    begun = time.monotonic()
+    revoke(state, "a")
+    assert time.monotonic() - begun > 1
+    assert "a is revoked: 0 certificates, 1 open invitations" in capsys.readouterr().out
+
+
+def test_command_that_waits_in_vain_says_that_another_is_at_work(
+    state: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin, "MOMENT_SECONDS", 0.2)
+    with FileLock(state / LOCK), pytest.raises(typer.Exit):
+        revoke(state, "a")
+    assert "is in use by another command, or by a server that is starting or ending" in capsys.readouterr().err
