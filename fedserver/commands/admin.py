@@ -50,7 +50,8 @@ def administration(state: Path) -> Iterator[admin_pb2_grpc.AdminServiceStub]:
             meaning = from_rpc_error(error)
             if isinstance(meaning, ProtocolError):
                 raise fail(meaning.message, ExitCode.FAILED) from error
-            raise fail(_no_answer(state, contact), ExitCode.NO_SERVER) from error
+            # Read again: whoever watches has come before the end, of which the server leaves word there.
+            raise fail(_no_answer(state, _looked_at(read_contact, state)), ExitCode.NO_SERVER) from error
 
 
 def _busy(state: Path) -> str:
@@ -58,11 +59,11 @@ def _busy(state: Path) -> str:
 
 
 def _no_answer(state: Path, contact: Mapping[str, Any]) -> str:
-    if _looked_at(is_in_use, state) and not _listens(contact):
-        return _busy(state)
     if "over" in contact:
         rounds = f"{contact.get('rounds')} rounds were run; `fedserver rounds` shows them"
         return f"no server runs on {state}, and its federation is over ({contact['over']}): {rounds}"
+    if _looked_at(is_in_use, state) and not _listens(contact):
+        return _busy(state)
     return f"no server answers for {state} (its pid was {contact.get('pid')}); start it with `fedserver run`"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from rich.console import Console, RenderableType
 
 from fedserver.commands import run
+from fedserver.commands.admin import CALL_SECONDS, administration
 from fedserver.commands.offline import show_evaluation
 from fedserver.commands.rounds import participation_table
 from fedserver.commands.status import picture
@@ -80,3 +83,18 @@ def test_scores_of_images_in_sub_folders_are_shown_with_intervals_by_patient(
     cells = [cell.strip() for cell in row.strip("│ ").split("│")]
     assert cells == ["accuracy", "1.0000", "0.5101 to 1.0000", "0.3424 to 1.0000"]
     assert "examples are of 2 patients, if each is one" in " ".join(out.split())
+
+
+def test_who_watches_hears_how_the_federation_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    contact = {"pid": 1, "admin": f"unix:{tmp_path / 'gone.sock'}"}
+    word = tmp_path / "server.json"
+    word.write_text(json.dumps(contact))
+
+    def watch() -> None:
+        with administration(tmp_path) as stub:
+            word.write_text(json.dumps({**contact, "over": "all 3 rounds done", "rounds": 3}))
+            stub.GetState(admin_pb2.GetStateRequest(), timeout=CALL_SECONDS)
+
+    with pytest.raises(typer.Exit):
+        watch()
+    assert "its federation is over (all 3 rounds done)" in capsys.readouterr().err
