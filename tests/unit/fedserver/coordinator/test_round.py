@@ -42,8 +42,9 @@ def test_round_opened_has_one_offer_per_client_in_order_of_rank() -> None:
     assert round_.offer_of(part).client == "b"
 
 
-def test_round_without_clients_closes_at_once() -> None:
-    assert open_round("").why_closing() == "every client has answered"
+def test_round_is_opened_for_somebody() -> None:
+    with pytest.raises(ValueError, match="at least one client"):
+        open_round("")
 
 
 # Every transition of a participation.
