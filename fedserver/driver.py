@@ -22,6 +22,7 @@ async def run_rounds(federation: Federation, desk: Desk) -> str:
     """Run rounds until all are done or something ends the federation; returns why it ended."""
     number, failures = federation.history[-1].number + 1 if federation.history else 1, 0
     revived = await revive(federation, desk)
+    federation.has_caught_up = True
     if revived is None and (stopping := federation.progress.why_stopping()) is not None:
         return stopping  # an earlier process had come to that end, and was killed in its last words
     while number <= federation.config.rounds:

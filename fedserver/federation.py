@@ -111,6 +111,8 @@ class Federation:
         self.outcome: TellFederationOutcome | None = None
         self.heard_the_end: set[str] = set()
         """Clients that have closed their side after it, which they do when they have the final model."""
+        self.has_caught_up = False
+        """What an earlier process left at work is at work again. Before, nothing can be said of offers."""
         self.is_leaving = False
         """Nobody is let in any more: the server is about to close."""
         self.ready = asyncio.Event()

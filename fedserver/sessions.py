@@ -23,6 +23,7 @@ class Session:
         self.client = client
         self.superseded = asyncio.Event()
         self.heard_at = -math.inf  # when the client said something last, by the steady clock
+        self._all_is_said = False
         self._outbox: asyncio.Queue[Effect] = asyncio.Queue()
         self._has_room = asyncio.Event()
         self._has_room.set()
@@ -33,7 +34,9 @@ class Session:
         return self._outbox.qsize()
 
     def say(self, effect: Effect) -> None:
-        """Put it behind what is still to be said."""
+        """Put it behind what is still to be said; after the last word, nothing is."""
+        if self._all_is_said:
+            return
         self._outbox.put_nowait(effect)
         if self.num_unsaid >= _MOST_UNSAID:
             self._has_room.clear()
@@ -44,6 +47,11 @@ class Session:
         if self.num_unsaid < _MOST_UNSAID:
             self._has_room.set()
         return effect
+
+    def fall_silent(self) -> None:
+        """Take note that the last word is said. The client is listened to all the same, however much it says."""
+        self._all_is_said = True
+        self._has_room.set()
 
     async def has_room(self) -> None:
         """Wait until the client has read enough of what was said to it."""

@@ -93,13 +93,13 @@ async def _end(context: Context, code: grpc.StatusCode, details: str, metadata: 
     raise AssertionError("an abort always raises")
 
 
-async def end_unheard(context: Context) -> NoReturn:
-    """End a stream that came to its end before its first message, as the network does.
+async def end_unheard(context: Context, awaited: str = "its first message") -> NoReturn:
+    """End a stream that came to its end before what was `awaited`, as the network does.
 
     To the server, a stream that broke looks like one that its client closed. So it is no defect of the client, which
     must come back and not give up.
     """
-    await _end(context, grpc.StatusCode.UNAVAILABLE, "the stream ended before its first message")
+    await _end(context, grpc.StatusCode.UNAVAILABLE, f"the stream ended before {awaited}")
 
 
 async def end_standing_still(context: Context) -> NoReturn:

@@ -215,6 +215,18 @@ def check_offer_id(request: negotiation_pb2.NegotiateRequest, kind: str) -> None
         raise InvalidRequest(f"an offer_id has at most {limits.MAX_ID_BYTES} bytes", field=f"{kind}.offer_id")
 
 
+def answer_of_ended_offer(client: str, kind: str, request: negotiation_pb2.NegotiateRequest) -> list[Effect]:
+    """What a client is told that speaks of an offer when there is no round, as after a restart between two."""
+    reason = "the offer no longer stands"
+    match kind:
+        case "accept" | "counter_offer":
+            return [Withdraw(client, getattr(request, kind).offer_id, reason)]
+        case "progress":
+            return [Cancel(client, request.progress.offer_id, reason)]
+        case _:
+            return []
+
+
 def read_progress(progress: negotiation_pb2.Progress) -> ProgressReport:
     """How far a client says it is; a fraction out of range is brought into it."""
     fraction = progress.fraction if 0.0 <= progress.fraction <= 1.0 else 0.0

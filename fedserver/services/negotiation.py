@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 import structlog
 
 from fedserver.bounds import each_in_time, in_time
-from fedserver.coordinator.effects import TellFederationOutcome
+from fedserver.coordinator.effects import Effect, TellFederationOutcome
 from fedserver.coordinator.population import ClientState, Introduction
+from fedserver.coordinator.round import Round
 from fedserver.federation import Federation
 from fedserver.handshake import Decline, TheirTensors, check_introduction, check_meaning
 from fedserver.services import messages
@@ -127,9 +128,9 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
             return None
         query = negotiation_pb2.NegotiateResponse(schema_query=negotiation_pb2.SchemaQuery())
         await context.write(query)
-        return await self._compare_schema(self.federation.schema, requests)
+        return await self._compare_schema(self.federation.schema, requests, context)
 
-    async def _compare_schema(self, ours: ModelSchema, requests: Requests) -> Decline:
+    async def _compare_schema(self, ours: ModelSchema, requests: Requests, context: Context) -> Decline:
         theirs = TheirTensors(ours)
         async for request in each_in_time(requests, self.federation.config.message_timeout_seconds):
             if request.WhichOneof("kind") != "schema_part":
@@ -137,9 +138,14 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
             part = request.schema_part
             if not part.tensors and not part.last:  # a stream could be kept open with them for ever
                 raise InvalidRequest("a part of a schema that is not the last has tensors", field="tensors")
+            if len(part.tensors) > limits.MAX_TENSORS_PER_PART:
+                most = f"a part of a schema has at most {limits.MAX_TENSORS_PER_PART} tensors"
+                raise InvalidRequest(f"{most}, this one {len(part.tensors)}", field="tensors")
             theirs.add([wire.read_spec(spec) for spec in part.tensors])
             if part.last:
                 break
+        else:  # of a schema that came in part nothing can be said, least of all that it differs
+            await end_unheard(context, "the last part of its schema")
         try:
             return theirs.compare()
         except ValueError as error:
@@ -183,6 +189,7 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
         """
         until = self.federation.now + LONGEST_FAREWELL_SECONDS
         session.heard_at = self.federation.now
+        session.fall_silent()
         while not listening.done():
             left = min(until, session.heard_at + _FAREWELL_SECONDS) - self.federation.now
             if left <= 0:
@@ -209,31 +216,17 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
         return None
 
     async def _hear(self, client: str, kind: str | None, request: negotiation_pb2.NegotiateRequest) -> None:
-        round_, now = self.federation.round, self.federation.now
         if kind in ("hello", "schema_part"):
             raise UnexpectedMessage(f"{kind} belongs to the handshake, which is over")
-        if round_ is None or kind is None:  # a kind of a newer version, or about a round of an earlier life
+        if kind is None:  # of a newer version
             return
         messages.check_offer_id(request, kind)
-        match kind:
-            case "accept":
-                effects = round_.accept(client, request.accept.offer_id, now)
-            case "decline":
-                reason = messages.read_reason(request.decline.reason)
-                effects = round_.decline(client, request.decline.offer_id, reason, now)
-            case "counter_offer":
-                counter = request.counter_offer
-                seconds = messages.read_counter_seconds(counter)
-                reason = messages.read_reason(counter.reason)
-                effects = round_.counter(client, counter.offer_id, counter.epochs or None, seconds, reason, now)
-            case "progress":
-                report = messages.read_progress(request.progress)
-                effects = round_.progress(client, request.progress.offer_id, report, now)
-            case "failure":
-                reason = messages.read_reason(request.failure.reason)
-                effects = round_.fail(client, request.failure.offer_id, reason, now)
-            case _:
-                return
+        round_ = self.federation.round
+        if round_ is None:
+            if self.federation.has_caught_up:
+                self.federation.sessions.say(messages.answer_of_ended_offer(client, kind, request))
+            return
+        effects = self._tell(round_, client, kind, request)
         log.debug("heard", client=client, kind=kind)
         if kind == "progress":
             self.federation.sessions.say(effects)
@@ -242,3 +235,26 @@ class NegotiationServicer(negotiation_pb2_grpc.NegotiationServiceServicer):
         if part is not None:
             await self.federation.keep(round_, part)
         self.federation.apply(effects)
+
+    def _tell(self, round_: Round, client: str, kind: str, request: negotiation_pb2.NegotiateRequest) -> list[Effect]:
+        """Tell the round what a client says of its offer; returns what the client is to hear."""
+        now = self.federation.now
+        match kind:
+            case "accept":
+                return round_.accept(client, request.accept.offer_id, now)
+            case "decline":
+                reason = messages.read_reason(request.decline.reason)
+                return round_.decline(client, request.decline.offer_id, reason, now)
+            case "counter_offer":
+                counter = request.counter_offer
+                seconds = messages.read_counter_seconds(counter)
+                reason = messages.read_reason(counter.reason)
+                return round_.counter(client, counter.offer_id, counter.epochs or None, seconds, reason, now)
+            case "progress":
+                report = messages.read_progress(request.progress)
+                return round_.progress(client, request.progress.offer_id, report, now)
+            case "failure":
+                reason = messages.read_reason(request.failure.reason)
+                return round_.fail(client, request.failure.offer_id, reason, now)
+            case _:  # nothing else is about an offer
+                return []

@@ -16,7 +16,7 @@ from fedclient.exit_codes import ExitCode
 from fedserver.config import ServerConfig
 from fedserver.federation import FederationFailed
 from fedserver.server import Listening, Server
-from fedstream import wire
+from fedstream import limits, wire
 from fedstream.schema import TaskMeaning
 from fedstream.v1 import common_pb2, negotiation_pb2, transfer_pb2
 from fedtask.linear import Linear
@@ -199,6 +199,28 @@ async def test_differences_beyond_twenty_are_counted(tmp_path: Path) -> None:
         first = negotiation_pb2.TensorDifference(client=wire.write_spec(mine["further_00000"]))
         assert declined.differences[0] == first
         assert server.federation.population["beta"].reason == declined.message
+
+
+async def test_schema_of_which_a_part_is_missing_is_no_schema_that_differs(tmp_path: Path) -> None:
+    mine = Linear({"tensors": "23", "tensor_kib": "1"}).schema()
+    async with serving(tmp_path) as (server, listening), BareSite.dial(listening) as site:
+        assert (await site.hello("beta", mine, server.federation.meaning)).HasField("schema_query")
+        await site.say(schema_part=negotiation_pb2.SchemaPart(tensors=next(iter(wire.schema_parts(mine)))))
+        await site.stream.done_writing()
+        with pytest.raises(grpc.aio.AioRpcError, match="before the last part of its schema") as caught:
+            await site.hear()
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE  # a line that broke looks the same: it comes back
+        assert "beta" not in server.federation.population
+
+
+async def test_part_of_a_schema_has_no_more_tensors_than_a_part_may_have(tmp_path: Path) -> None:
+    mine = Linear({"tensors": "23", "tensor_kib": "1"}).schema()
+    async with serving(tmp_path) as (server, listening), BareSite.dial(listening) as site:
+        assert (await site.hello("beta", mine, server.federation.meaning)).HasField("schema_query")
+        tensors = [wire.write_spec(next(iter(mine)))] * (limits.MAX_TENSORS_PER_PART + 1)
+        await site.say(schema_part=negotiation_pb2.SchemaPart(tensors=tensors, last=True))
+        with pytest.raises(grpc.aio.AioRpcError, match="at most 1000 tensors, this one 1001"):
+            await site.hear()
 
 
 async def test_schema_that_was_not_asked_for_is_a_defect_of_the_client(tmp_path: Path) -> None:

@@ -64,6 +64,35 @@ async def refusal(awaitable: Any) -> ProtocolError:
 # At the level of messages.
 
 
+async def test_client_that_says_much_while_it_fetches_the_final_models_is_heard_to_the_end(tmp_path: Path) -> None:
+    async with serving(tmp_path, rounds=1, min_clients=1) as (server, listening), BareSite.dial(listening) as site:
+        await site.join("alpha", server)
+        await bring_in(site, server, (await site.agree()).upload_id)
+        assert (await site.hear("round_outcome")).WhichOneof("kind") == "federation_outcome"
+        for _ in range(150):  # more than may wait to be said, if there were an answer to each
+            await site.say(progress=negotiation_pb2.Progress(offer_id="final models"))
+        await site.stream.done_writing()
+        async with asyncio.timeout(15.0):  # a client that says nothing is waited for four times as long
+            assert await site.stream.read() is grpc.aio.EOF
+        await soon("the end to be noted", lambda: "alpha" in server.federation.heard_the_end)
+
+
+async def test_offer_of_a_round_that_ended_in_an_earlier_life_of_the_server_is_answered(tmp_path: Path) -> None:
+    settings = {"min_clients": 2, "rounds": 5, "retry_delay_seconds": 0.0}
+    async with members(tmp_path, ("alpha", "beta"), **settings) as (_, _, site, other):
+        offer = await site.agree()
+        await other.agree()
+    async with serving(tmp_path, **settings) as (server, listening), BareSite.dial(listening) as site:
+        await site.join("alpha", server)
+        assert server.federation.round is None
+        await site.say(accept=negotiation_pb2.Acceptance(offer_id=offer.offer_id))
+        await site.say(counter_offer=negotiation_pb2.CounterOffer(offer_id=offer.offer_id, epochs=1))
+        await site.say(progress=negotiation_pb2.Progress(offer_id=offer.offer_id))
+        heard = [await site.hear() for _ in range(3)]
+    assert [message.WhichOneof("kind") for message in heard] == ["withdraw", "withdraw", "cancel"]
+    assert {getattr(message, message.WhichOneof("kind")).offer_id for message in heard} == {offer.offer_id}
+
+
 async def test_counter_offers_are_granted_within_the_longest_round_and_withdrawn_beyond_it(tmp_path: Path) -> None:
     spans = {"round_timeout_seconds": 500.0, "longest_round_seconds": 1000.0}
     names = ("asks_too_much", "fewer_epochs", "more_time", "says_no")
