@@ -5,7 +5,7 @@ from __future__ import annotations
 import structlog
 
 from fedserver.desk import Desk
-from fedserver.federation import Federation, ref_of
+from fedserver.federation import Federation, FederationState, ref_of
 from fedserver.intake import Intake
 from fedserver.phases import Stopped, run_round
 from fedserver.store import StateError
@@ -40,9 +40,16 @@ async def run_rounds(federation: Federation, desk: Desk) -> str:
             return stopping
         failures = 0 if work.model is not None else failures + 1
         if failures and number < federation.config.rounds:
-            await federation.rest(_retry_delay(federation.config.retry_delay_seconds, failures))
+            await _rest_after_failure(federation, failures)
         number += 1
     return f"all {federation.config.rounds} rounds done"
+
+
+async def _rest_after_failure(federation: Federation, failures: int) -> None:
+    seconds, failed = _retry_delay(federation.config.retry_delay_seconds, failures), federation.history[-1]
+    why = f"for {seconds:.0f} s before the next round: round {failed.number} failed ({failed.reason})"
+    federation.stand(FederationState.WAITING, why)
+    await federation.rest(seconds)
 
 
 def _retry_delay(seconds: float, failures: int) -> float:

@@ -8,8 +8,12 @@ import structlog
 
 from fedserver.federation import Federation
 from fedserver.store.errors import BackupAtWork
+from fedserver.store.facts import remembering
+from fedserver.store.state import PAUSED_FACT
 
 log = structlog.get_logger()
+
+_PAUSED = "yes"
 
 
 async def collect_garbage(federation: Federation) -> None:
@@ -29,3 +33,16 @@ async def keep_working_time(federation: Federation) -> None:
     """Keep how long servers have run by now, for one that is started again. Where the disk refuses, it is let be."""
     with federation.disk.letting_be():
         await federation.state.journal.write(federation.working_time.keeping(federation.now))
+
+
+async def keep_pause(federation: Federation) -> None:
+    """Keep whether the federation is paused, for a server that is started again: most pauses are for that."""
+    with federation.disk.letting_be():
+        await federation.state.journal.write(remembering(PAUSED_FACT, _PAUSED if federation.paused else ""))
+
+
+def recall_pause(federation: Federation) -> None:
+    """Pause a federation that an earlier process has left paused."""
+    federation.paused = federation.state.fact(PAUSED_FACT) == _PAUSED
+    if federation.paused:
+        log.warning("it was paused before, and still is", hint="`fedserver resume` goes on")

@@ -17,6 +17,7 @@ from fedserver.services import messages
 from fedserver.services.calls import Context, translates_errors
 from fedserver.services.round_messages import write_detail, write_records
 from fedserver.store.rounds import late_updates
+from fedserver.upkeep import keep_pause
 from fedstream import wire
 from fedstream.errors import InvalidRequest, UnknownRound, WrongState
 from fedstream.v1 import admin_pb2, admin_pb2_grpc, negotiation_pb2
@@ -120,12 +121,14 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     async def Pause(self, _request: admin_pb2.PauseRequest, _context: Context) -> admin_pb2.PauseResponse:
         """Opens no further round."""
         self.federation.pause()
+        await keep_pause(self.federation)
         return admin_pb2.PauseResponse()
 
     @translates_errors
     async def Resume(self, _request: admin_pb2.ResumeRequest, _context: Context) -> admin_pb2.ResumeResponse:
         """Takes a pause back."""
         self.federation.resume()
+        await keep_pause(self.federation)
         return admin_pb2.ResumeResponse()
 
     @translates_errors

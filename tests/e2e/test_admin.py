@@ -15,7 +15,8 @@ import pytest
 
 from fedclient.exit_codes import ExitCode as ClientExit
 from fedserver.exit_codes import ExitCode
-from fedstream.v1 import admin_pb2, negotiation_pb2
+from fedserver.server import Listening
+from fedstream.v1 import admin_pb2, admin_pb2_grpc, negotiation_pb2
 from fedtask.linear import Linear
 from tests.support.negotiating import everybody, in_training, over, parts_of
 from tests.support.processes import RunningServer, Said, Stage, until
@@ -123,6 +124,13 @@ def check_configuration(server: RunningServer) -> None:
         "strategy": "fedavg",
         "task": "linear",
     }
+
+
+@asynccontextmanager
+async def administration(listening: Listening) -> AsyncIterator[admin_pb2_grpc.AdminServiceAsyncStub]:
+    """The server's service for its operator."""
+    async with grpc.aio.insecure_channel(listening.admin_address) as channel:
+        yield admin_pb2_grpc.AdminServiceStub(channel)
 
 
 async def check_pause(operator: Operator, alpha: BareSite) -> None:
@@ -258,6 +266,21 @@ def test_second_signal_ends_a_server_whose_task_is_busy(scene: Stage, first: sig
     until("the task to be busy", lambda: "writing the model" in server.text)
     server.process.send_signal(signal.SIGINT)
     assert server.wait(10.0) == -signal.SIGINT
+
+
+async def test_pause_outlasts_a_restart_of_the_server(tmp_path: Path) -> None:
+    settings = {"min_clients": 1, "rounds": 5, "plaintext": True}
+    async with serving(tmp_path, **settings) as (_, listening), administration(listening) as stub:
+        await stub.Pause(admin_pb2.PauseRequest())
+    async with serving(tmp_path, **settings) as (server, listening), BareSite.dial(listening) as alpha:
+        await alpha.join("alpha", server)
+        assert await waiting_for(alpha) == "paused by the coordinator; `fedserver resume` goes on"
+        async with administration(listening) as stub:
+            await stub.Resume(admin_pb2.ResumeRequest())
+        assert (await alpha.hear()).WhichOneof("kind") == "offer"
+    async with serving(tmp_path, **settings) as (server, listening), BareSite.dial(listening) as alpha:
+        await alpha.join("alpha", server)
+        assert (await alpha.hear()).WhichOneof("kind") == "offer"
 
 
 async def test_clients_that_are_stopped_leave_and_count_as_failed(scene: Stage) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from fedserver.coordinator.participation import Stage
 from fedserver.driver import _retry_delay, run_rounds
+from fedserver.federation import FederationState
 from tests.support.bench import Bench
 from tests.support.clocks import SetClock
 
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.numpy_task
 async def test_failed_round_is_followed_by_its_delay_whatever_changes_meanwhile(tmp_path: Path) -> None:
     settings = {"min_clients": 2, "rounds": 3, "retry_delay_seconds": 0.4}
     async with Bench.running(tmp_path, "ab", **settings) as bench:
+        said: set[tuple[FederationState, str]] = set()
         rounds, begun = asyncio.create_task(run_rounds(bench.federation, bench.desk)), time.monotonic()
         while not rounds.done():
             for part in bench.federation.round.participations if bench.federation.round is not None else []:
@@ -27,8 +29,12 @@ async def test_failed_round_is_followed_by_its_delay_whatever_changes_meanwhile(
                         bench.round.decline(part.client, part.offer_id, "busy", bench.federation.now)
                     )
             bench.federation.touch()
+            said.add((bench.federation.standing.state, bench.federation.standing.reason))
             await asyncio.sleep(0.01)
         assert await rounds == "all 3 rounds done"
+        why = "failed (0 of at least 2 updates: every client has answered)"
+        for words in (f"for 0 s before the next round: round 1 {why}", f"for 1 s before the next round: round 2 {why}"):
+            assert (FederationState.WAITING, words) in said
         assert time.monotonic() - begun >= 0.4 + 0.8  # doubled, and none after the last
 
 
