@@ -107,6 +107,8 @@ class Federation:
         """The round at work, or the last one, with its updates; `None` before the first."""
         self.phase = "select"
         self.history = History(state.database)
+        self.holdout_id = ""
+        """What tells the holdout from another; known with the task, empty if there is none."""
         self.traffic = Traffic()
         self.outcome: TellFederationOutcome | None = None
         self.heard_the_end: set[str] = set()

@@ -11,9 +11,10 @@ import structlog
 from fedserver.config import folder_of
 from fedserver.disk_trouble import durably
 from fedserver.federation import Federation, FederationFailed, ref_of
+from fedserver.holdout import holdout_id
 from fedserver.overlap import overlap
 from fedserver.starting_model import model_to_go_on_from
-from fedserver.store.rounds import unfinished
+from fedserver.store.rounds import comparable, unfinished
 from fedserver.store.state import KEEP_ROUNDS_FACT, MEANING_FACT, TASK_FACT
 from fedserver.upkeep import recall_pause
 from fedstream.outcomes import Outcome
@@ -43,6 +44,7 @@ async def prepare(federation: Federation) -> None:
         await asyncio.to_thread(_require_same_meaning, federation)
         # Before a model is made, which stays: a folder that is missing is mended by its name, and no trace is left.
         await federation.evaluator.open()
+        federation.holdout_id = await asyncio.to_thread(holdout_id, federation.config)
         _require_test_set(federation.config.test)
         if shared := await asyncio.to_thread(overlap, federation.config):
             log.warning("test set", warning=shared)
@@ -110,11 +112,16 @@ def _recall(federation: Federation) -> int:
         The version of the last model that a round has made; 0 for none. One of a round still at work is made again.
     """
     last = 0
+    scored = [record for record in federation.history if record.evaluation is not None]
+    compared = {record.number for record in comparable(scored, federation.holdout_id)}
+    if scored and federation.holdout_id and scored[-1].number not in compared:
+        hint = "their scores are kept, and compared with none of those to come"
+        log.warning("the holdout is another than that of the rounds before", hint=hint)
     for record in federation.history:
         for one in record.contributions:
             if one.outcome == Outcome.COMPLETED.value:
                 federation.population.credit(one.client_name)
-        if record.evaluation is not None:
+        if record.evaluation is not None and record.number in compared:
             ref = ref_of(federation.state.models.of_version(record.number))
             federation.progress.record(ref, record.evaluation.metrics)
         last = record.number if record.succeeded else last

@@ -13,6 +13,7 @@ from fedserver.clock import wall_time_of
 from fedserver.coordinator.participation import Participation
 from fedserver.coordinator.round import Round
 from fedserver.federation import Federation, FederationState
+from fedserver.holdout import note_of_others
 from fedserver.traffic import Traffic
 from fedstream.sizes import size
 from fedtask.report import (
@@ -42,6 +43,7 @@ def round_record(
         closed=wall_time_of(federation.clock, round_.closed),
         evaluation=evaluation,
         evaluation_reason=evaluation_reason,
+        holdout_id=federation.holdout_id if evaluation is not None else "",
         bytes_received=moved.received,
         bytes_sent=moved.sent,
         contributions=tuple(_contribution(part) for part in round_.participations),
@@ -117,6 +119,7 @@ def federation_record(
         settings=dict(config.task_settings),
         seeds={"federation": config.seed},
         versions=_versions(),
+        notes=tuple(note for note in (note_of_others(rounds, federation.holdout_id),) if note),
     )
 
 

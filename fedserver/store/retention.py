@@ -22,7 +22,7 @@ from pathlib import Path
 from fedserver.coordinator.effects import ModelRef
 from fedserver.coordinator.progress import Progress
 from fedserver.store.database import Database
-from fedserver.store.rounds import records
+from fedserver.store.rounds import comparable, records
 from fedserver.store.upload_file import on_their_way
 from fedserver.store.uploads import UploadState
 from fedstream.files import TEMPORARY_SUFFIX
@@ -80,7 +80,7 @@ def _needed_models(database: Database, oldest_kept: int, best: int) -> set[bytes
 def best_version(database: Database) -> int:
     """The version of the best model by its holdout scores, from the records; 0 if none was scored."""
     progress = Progress(patience=0)
-    for record in records(database):
+    for record in comparable(records(database)):
         if record.evaluation is not None:
             progress.record(ModelRef(record.number, Digest(b"", 0)), record.evaluation.metrics)
     return progress.best.version if progress.best is not None else 0

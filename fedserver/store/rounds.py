@@ -211,6 +211,16 @@ def records(database: Database) -> list[RoundRecord]:
     return read_records(database, 0, -1)
 
 
+def comparable(records: Sequence[RoundRecord], holdout: str = "") -> list[RoundRecord]:
+    """The rounds that were scored on this holdout; on that of the last scored one if there is none now.
+
+    Of those that an earlier version has recorded it is not known, and they count as if they were.
+    """
+    scored = [record for record in records if record.evaluation is not None]
+    wanted = holdout or (scored[-1].holdout_id if scored else "")
+    return [record for record in scored if record.holdout_id in ("", wanted)]
+
+
 def read_record(database: Database, number: int) -> RoundRecord | None:
     """The record of a round; `None` if there is none.
 

@@ -134,6 +134,7 @@ class RoundRecord:
 
     `evaluation` is `None` where there is none, and `evaluation_reason` then says why. `bytes_received` and `bytes_sent`
     are the server's, updates and models, since the round before was over: a model may be fetched before the next opens.
+    `holdout_id` tells the holdout of the evaluation from another; empty where there is none, or it is not known.
     """
 
     number: int
@@ -143,6 +144,7 @@ class RoundRecord:
     closed: datetime | None = None
     evaluation: _Evaluation | None = None
     evaluation_reason: str = ""
+    holdout_id: str = ""
     bytes_received: int = 0
     bytes_sent: int = 0
     contributions: tuple[Contribution, ...] = ()

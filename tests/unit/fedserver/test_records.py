@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
+from structlog.testing import capture_logs
 
+from fedserver.config import ServerConfig
+from fedserver.holdout import holdout_id
 from fedserver.records import federation_record
+from fedserver.store import retention
+from fedtask.report import FederationRecord
 from fedtask.task import ReportWords
 from tests.support.bench import Bench
 
@@ -37,3 +43,52 @@ async def test_record_says_by_what_the_best_round_was_chosen(
         record = federation_record(bench.federation, "all rounds done", None, None, [])
 
     assert (record.best_round, record.best_chosen_by) == (1, words)
+
+
+def holdout(folder: Path, *names: str) -> str:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    return str(folder)
+
+
+async def scored(folder: Path, accuracy: float, place: str | None, number: int) -> tuple[FederationRecord, int]:
+    """A server's life with one round on that holdout: its report's record, and the best round's version by then."""
+    async with Bench.running(folder, "a", accuracies=[accuracy] if place else [], holdout=place) as bench:
+        await bench.play(number)
+        best = bench.federation.progress.best
+        assert best is not None
+        assert retention.best_version(bench.state.database) == best.version
+        return federation_record(bench.federation, "all rounds done", None, None, []), best.version
+
+
+async def test_scores_of_another_holdout_are_not_compared_and_the_report_says_so(tmp_path: Path) -> None:
+    first, other = holdout(tmp_path / "1", "no/a", "yes/b"), holdout(tmp_path / "2", "no/a", "yes/c", "yes/d")
+    moved = holdout(tmp_path / "moved", "no/a", "yes/b")
+    state = tmp_path / "state"
+
+    assert await scored(state, 0.9, first, 1) == (ANY, 1)
+    same, best = await scored(state, 0.8, moved, 2)
+    assert (same.notes, same.best_round, best) == ((), 1, 1)
+    with capture_logs() as logs:
+        changed, best = await scored(state, 0.7, other, 3)
+    assert [log["event"] for log in logs if log["log_level"] == "warning"] == [
+        "the holdout is another than that of the rounds before"
+    ]
+    assert (changed.best_round, best) == (3, 3)
+    [note] = changed.notes
+    assert note.startswith("Scored on another holdout than the one described here: rounds 1, 2. ")
+    without, best = await scored(state, 0.0, None, 4)
+    assert (without.best_round, best) == (3, 3)
+    assert without.notes == (
+        "The last start was given no holdout: scores are of rounds up to 3, on one that is not described here.",
+    )
+
+
+def test_generated_holdout_is_another_with_other_settings_and_none_is_none() -> None:
+    ids = {
+        holdout_id(ServerConfig.model_validate({"holdout": "phantom", "task_settings": settings}))
+        for settings in ({}, {"noise": "0.2"})
+    }
+    assert len(ids - {""}) == 2
+    assert holdout_id(ServerConfig()) == ""
