@@ -206,7 +206,7 @@ class Player:
 
 async def replay(folder: Path, steps: list[Step], monkeypatch: pytest.MonkeyPatch) -> None:
     """Play a session to a server that is just so far that its client may come."""
-    monkeypatch.setattr("fedserver.federation.secrets.token_hex", NAMES.__getitem__)
+    monkeypatch.setattr("fedserver.drawing_up.secrets.token_hex", NAMES.__getitem__)
     clock = SetClock(1000.0)
     bench = Bench(folder, clock=clock, rounds=1)
     bench.federation.evaluator = Worker()  # type: ignore[assignment]
