@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from pathlib import Path
 
 import structlog
 
+from fedserver.aggregation import largest_absolute
+from fedserver.config import ServerConfig
 from fedserver.disk_trouble import durably
 from fedserver.federation import Federation, FederationFailed
 from fedserver.store.models import StoredModel
@@ -15,7 +18,9 @@ from fedserver.store.retention import SCRATCH_MODEL
 from fedserver.store.state import SOURCES_FACT
 from fedstream.errors import UnknownModel
 from fedstream.manifest import described
+from fedstream.schema import ModelSchema
 from fedstream.weights_file import WeightsFile
+from fedtask.task import Weights
 
 log = structlog.get_logger()
 
@@ -24,7 +29,7 @@ async def model_to_go_on_from(federation: Federation, version: int) -> StoredMod
     """The stored model of that version, the last that a round has made, or the initial one, made if need be.
 
     Raises:
-        FederationFailed: it is not of this task, or not of the initial weights that the options name.
+        FederationFailed: it is not of this task, or not of the initial weights that the options name, or not finite.
         TaskError, WorkerCrashed: the initial model cannot be made.
         DamagedFile: it is not what was stored.
     """
@@ -38,6 +43,8 @@ async def model_to_go_on_from(federation: Federation, version: int) -> StoredMod
             f"the state directory {federation.state.folder} holds another model than this task's; "
             "give another --state, or the settings it was begun with"
         )
+    begin_anew = f"it stands in {federation.state.folder}: begin anew with another --state and a finite first model"
+    await asyncio.to_thread(_require_finite, federation.schema, stored.weights(), begin_anew)
     _compare_sources(federation, stored)
     return stored
 
@@ -84,6 +91,8 @@ async def _initial_model(federation: Federation) -> StoredModel:
     await federation.evaluator.initial_model(config.seed, config.backbone_weights, config.initial_model, scratch)
 
     def store() -> StoredModel:
+        # Before anything is kept of it: what is refused leaves no trace.
+        _require_finite(federation.schema, WeightsFile(scratch).on_demand(), _how_to_begin(config))
         state.remember(SOURCES_FACT, json.dumps(_sources(federation)))
         tensors = described(federation.schema, WeightsFile(scratch).on_demand())
         return state.models.add(0, federation.schema, tensors)
@@ -92,3 +101,24 @@ async def _initial_model(federation: Federation) -> StoredModel:
         return await durably(federation, lambda: asyncio.to_thread(store))
     finally:
         scratch.unlink()
+
+
+def _require_finite(schema: ModelSchema, weights: Weights, way_out: str) -> None:
+    """See that updates can be measured against this model, one tensor in memory at a time.
+
+    Without this, every update would be refused, however sound, as if the server had a defect.
+    """
+    for spec in schema:
+        if spec.dtype.is_floating and not math.isfinite(value := largest_absolute(spec, weights[spec.name])):
+            raise FederationFailed(
+                f"the model to go on from has {value} in its tensor {spec.name}, and nothing can be learned from "
+                f"that; {way_out}"
+            )
+
+
+def _how_to_begin(config: ServerConfig) -> str:
+    if config.initial_model is not None:
+        return f"give another --initial-model than {config.initial_model}"
+    if config.backbone_weights is not None:
+        return f"give other --backbone-weights than {config.backbone_weights}"
+    return f"the task {config.task} begins with it: mend the task, or give an --initial-model"

@@ -28,7 +28,7 @@ from fedserver.aggregation.errors import (
 )
 from fedserver.aggregation.offline import aggregate_all
 from fedserver.aggregation.strategies import STRATEGIES, Strategy, strategy_named
-from fedserver.aggregation.survey import Look, Survey, Surveyed
+from fedserver.aggregation.survey import Look, Survey, Surveyed, largest_absolute
 
 __all__ = [
     "STRATEGIES",
@@ -54,6 +54,7 @@ __all__ = [
     "check_cohort",
     "check_num_examples",
     "check_update",
+    "largest_absolute",
     "strategy_named",
     "weight_limits",
 ]

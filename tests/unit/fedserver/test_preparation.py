@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
@@ -13,11 +14,12 @@ from fedserver.evaluation import Evaluator
 from fedserver.federation import FederationFailed
 from fedserver.preparation import prepare
 from fedserver.store import State
-from fedserver.store.state import KEEP_ROUNDS_FACT
+from fedserver.store.state import KEEP_ROUNDS_FACT, SOURCES_FACT
 from fedstream.schema import TaskMeaning
 from fedtask.messages import TaskDescription
 from fedtask.task import TaskError
-from tests.support.bench import SCHEMA, Bench, Worker
+from tests.support.bench import SCHEMA, Bench, Worker, write_weights
+from tests.support.tasks import random_weights
 
 pytestmark = pytest.mark.numpy_task
 
@@ -129,6 +131,51 @@ async def test_model_of_the_same_tensors_in_other_shapes_is_not_gone_on_from(
     with pytest.raises(FederationFailed, match="holds another model than this task's"):
         async with Bench.running(tmp_path):
             pass
+
+
+@pytest.mark.parametrize("name", ["scalar", "half", "double", "large"])
+@pytest.mark.parametrize(
+    ("given", "way_out"),
+    [
+        ({"initial_model": Path("ours.h5")}, "give another --initial-model than ours.h5"),
+        ({"backbone_weights": "imagenet.h5"}, "give other --backbone-weights than imagenet.h5"),
+        ({}, "mend the task, or give an --initial-model"),
+    ],
+)
+async def test_federation_does_not_begin_with_a_model_that_is_not_finite_and_leaves_no_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, given: dict[str, Any], way_out: str
+) -> None:
+    value = np.inf if name == "half" else np.nan
+    with monkeypatch.context() as patched:
+        patched.setattr(Worker, "initial_model", writing(name, value))
+        with pytest.raises(FederationFailed, match=f"has {value} in its tensor {name}, .*; .*{way_out}"):
+            await prepared(tmp_path, **given)
+    assert list((tmp_path / "models").iterdir()) == []
+    state = State(tmp_path)
+    assert state.fact(SOURCES_FACT) is None
+    state.close()
+    await prepared(tmp_path)
+
+
+async def test_federation_does_not_go_on_from_a_stored_model_that_is_not_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as earlier_release:
+        earlier_release.setattr(Worker, "initial_model", writing("large", -np.inf))
+        earlier_release.setattr("fedserver.starting_model._require_finite", lambda *_: None)
+        await prepared(tmp_path)
+    with pytest.raises(FederationFailed, match=r"has inf in its tensor large, .* begin anew with another --state"):
+        await prepared(tmp_path)
+
+
+def writing(name: str, value: float) -> Any:
+    async def initial_model(_worker: Worker, seed: int, _source: str | None, _file: Path | None, out: Path) -> None:
+        weights = random_weights(SCHEMA, seed)
+        spoilt = np.array(weights[name])
+        spoilt.flat[-1] = value
+        write_weights(out, {**weights, name: spoilt})
+
+    return initial_model
 
 
 async def test_first_model_is_not_taken_for_one_of_other_weights(tmp_path: Path) -> None:
