@@ -66,7 +66,7 @@ class JobState(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Workshop:
-    """What a job works with."""
+    """What a job works with. `turn` is held by the job that works here, until nothing of it runs any more."""
 
     connection: Connection
     site: Site
@@ -82,6 +82,7 @@ class Workshop:
     keepsakes: Keepsakes
     reporting: Reporting
     on_news: Callable[[], None]
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def keep(self, base: LocalModel, finished: FinishedUpdate) -> None:
         """See to what is kept of a fine-tune for people. Idempotent."""
@@ -162,7 +163,9 @@ class Job:
     async def _run(self, plan: Plan, terms: Terms) -> None:
         structlog.contextvars.bind_contextvars(round=self.offer.round)
         try:
-            delivery = await self._work(plan, terms)
+            # A fine-tune that was dropped may still be writing what another job would clear away under its hands.
+            async with self.workshop.turn:
+                delivery = await self._work(plan, terms)
         except UpdateUnwanted as error:
             log.info("the update is not wanted any more", because=str(error))
             self._end(JobState.DROPPED, str(error))

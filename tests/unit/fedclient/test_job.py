@@ -11,9 +11,13 @@ from types import SimpleNamespace
 import pytest
 
 from fedclient.events import ModelRef, Offer, Phase, Progress
-from fedclient.job import Job, JobState
+from fedclient.job import Job, JobState, Workshop
 from fedclient.reply import Experience
 from fedclient.reporting import Reporting
+from fedclient.updates import UpdateStore
+from fedclient.upload import Terms
+from fedstream.encodings import Encoding
+from fedstream.files import RealFileSystem
 from fedstream.manifest import Digest
 from fedstream.plan import Plan
 from fedstream.v1 import transfer_pb2
@@ -70,6 +74,67 @@ def test_job_that_cannot_save_what_it_learned_has_ended_all_the_same() -> None:
         job._pace.note(EpochReport("training", epoch, 3, 1.0, {}), now)
     job.drop("another offer came")
     assert (job.state, job.reason) == (JobState.DROPPED, "another offer came")
+
+
+async def test_job_leaves_alone_what_a_dropped_one_is_still_writing(tmp_path: Path) -> None:
+    updates = UpdateStore(tmp_path, RealFileSystem())
+    writing, may_end = asyncio.Event(), asyncio.Event()
+    ended: list[str] = []
+
+    async def fine_tune(_base: Path, _plan: Plan, out: Path, _on_report: object) -> LocalUpdate:
+        partial = out.with_name(f"{out.name}.partial")
+        partial.write_bytes(b"half of it")
+        writing.set()
+        try:
+            await asyncio.Event().wait()  # in training
+            raise AssertionError("it is dropped before")
+        except asyncio.CancelledError:
+            await may_end.wait()  # as a worker that is writing, and heeds a cancel after that
+            partial.rename(out)
+            ended.append(out.name)
+            raise
+
+    async def nothing(*_: object) -> None:
+        return None
+
+    shop = Workshop(
+        trainer=SimpleNamespace(fine_tune=fine_tune),
+        downloader=SimpleNamespace(fetch=lambda *_: asyncio.sleep(0, SimpleNamespace(path=tmp_path))),
+        site=SimpleNamespace(description=SimpleNamespace(schema=None)),
+        global_models=SimpleNamespace(keep_only=nothing),
+        packer=SimpleNamespace(unsettled=list),
+        keepsakes=SimpleNamespace(offers=set(), bases=set(), work_ends=lambda: None),
+        updates=updates,
+        display=SimpleNamespace(show=lambda *_: None),
+        reporting=Reporting(None),
+        on_news=lambda: None,
+        **dict.fromkeys(("connection", "models", "memory", "patience"), None),
+    )  # type: ignore[arg-type]
+    plan = Plan(1, 32, 0.1, 0, seed=0)
+
+    def begun(name: str) -> Job:
+        job = Job(Offer(name, name, 1, ModelRef(0, Digest(bytes(32), 1)), plan, 60.0, 60.0), shop)
+        job.start(plan, Terms(1 << 20, 1 << 22, Encoding.RAW))
+        return job
+
+    first = begun("first")
+    await asyncio.wait_for(writing.wait(), 10.0)
+    first.drop("another offer came")
+    for name in ("second", "third"):  # which the server cancels as quickly
+        job = begun(name)
+        await asyncio.sleep(0.05)
+        job.drop("cancelled")
+        assert await job.stopped(10.0)
+    writing.clear()
+    last = begun("last")
+    await asyncio.sleep(0.05)
+    assert not ended
+    assert not writing.is_set()
+    may_end.set()
+    await asyncio.wait_for(writing.wait(), 10.0)
+    assert ended == [updates.weights_path("first").name]
+    last.drop("the client stops")
+    assert await last.stopped(10.0)
 
 
 @pytest.mark.parametrize("reported", [True, False])
