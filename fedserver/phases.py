@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import structlog
 
 from fedserver.coordinator.effects import TellRoundOutcome
-from fedserver.coordinator.population import Client, select_cohort
+from fedserver.coordinator.population import Client, ClientState, select_cohort
 from fedserver.coordinator.round import Round
 from fedserver.disk_trouble import durably, outlast_disk_trouble
 from fedserver.drawing_up import draw_up
@@ -145,7 +145,10 @@ async def offer(federation: Federation, work: RoundWork) -> None:
     work.taken_up = federation.take_up(await durably(federation, open_round))
     names = ", ".join(client.name for client in work.cohort)
     federation.stand(FederationState.RUNNING, f"round {work.number}: offered to {names}")
-    federation.sessions.say(work.opened.offer_of(part) for part in work.opened.participations)
+    for client in work.cohort:
+        if client.state is ClientState.LEFT:  # while the disk took the round, which nobody knew of yet
+            federation.apply(work.opened.leave(client.name, client.reason, federation.now))
+    federation.sessions.say(work.opened.offer_of(part) for part in work.opened.participations if part.is_outstanding)
 
 
 async def collect(federation: Federation, work: RoundWork) -> None:

@@ -10,11 +10,33 @@ import pytest
 from structlog.testing import capture_logs
 
 from fedserver import phases
+from fedserver.store.journal import Statement
+from fedstream.outcomes import Outcome
 from fedtask.worker import WorkerCrashed
 from tests.support.bench import SCHEMA, Bench, Worker
 from tests.support.tasks import random_weights
 
 pytestmark = pytest.mark.numpy_task
+
+
+async def test_site_that_is_revoked_while_its_offer_becomes_durable_has_failed(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path, "ab", min_clients=1) as bench:
+        federation = bench.federation
+        write = federation.state.journal.write
+
+        async def meanwhile(*statements: Statement) -> None:
+            if bench.federation.round is None:
+                federation.expel("b", "this site has been revoked")
+            await write(*statements)
+
+        federation.state.journal.write = meanwhile  # type: ignore[method-assign]
+        running = await bench.open_round()
+        part = bench.part("b")
+        assert (part.outcome, part.reason) == (Outcome.FAILED, "left: this site has been revoked")
+        assert bench.part("a").is_outstanding
+        await bench.send("a", random_weights(SCHEMA, 1))
+        work = await bench.end_round(running)
+        assert work.opened.succeeded
 
 
 @pytest.mark.parametrize(("examples", "warned"), [((10, 10, 21), ["c"]), ((10, 10, 20), [])])
