@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any, TypeVar
 
 import structlog
 
@@ -16,10 +17,11 @@ from fedserver.federation import Federation
 from fedserver.store import UpdateFacts, Upload, UploadState
 from fedserver.store.uploads import beginning, committing, forgetting
 from fedstream.body import Bytes
-from fedstream.errors import ManifestConflict, ManifestRequired, RoundClosed, UnknownUpload
+from fedstream.errors import ManifestConflict, ManifestRequired, ProtocolError, RoundClosed, UnknownUpload
 from fedstream.manifest import Manifest
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 
 class Desk:
@@ -50,7 +52,9 @@ class Desk:
         """
         await self.require(upload_id)
         # As a task of its own: a caller that goes away must not leave an open file behind that nobody knows.
-        return await asyncio.shield(asyncio.create_task(self._begin(upload_id, manifest, facts)))
+        return await _to_its_end(
+            asyncio.create_task(self._begin(upload_id, manifest, facts), name=f"begin upload {upload_id}")
+        )
 
     async def _begin(self, upload_id: str, manifest: Manifest, facts: UpdateFacts) -> OpenUpload:
         async with self._tray.changing[upload_id]:
@@ -181,8 +185,9 @@ class Desk:
             known = await self.at_work(upload_id)
         if known.finishing is None:
             end = keep_late if is_whole_and_late(self._tray, upload_id, known.upload) else take_in
-            known.finishing = asyncio.create_task(end(self._tray, upload_id, known))
-        return await asyncio.shield(known.finishing)
+            ending = end(self._tray, upload_id, known)
+            known.finishing = asyncio.create_task(ending, name=f"finish upload {upload_id}")
+        return await _to_its_end(known.finishing)
 
     # Between processes and between rounds.
 
@@ -224,3 +229,19 @@ class Desk:
         for opened in self._tray.open.values():
             opened.inspection.stop()
         self._threads.close()
+
+
+async def _to_its_end(step: asyncio.Task[T]) -> T:
+    """What a step gives that goes on when its caller goes away, who then is not told of an error: the log is."""
+    try:
+        return await asyncio.shield(step)
+    except asyncio.CancelledError:
+        step.add_done_callback(_say_how_it_failed)
+        raise
+
+
+def _say_how_it_failed(step: asyncio.Task[Any]) -> None:
+    """In one line, and only of what is no decision: peers may hang up as often as they like."""
+    error = None if step.cancelled() else step.exception()
+    if error is not None and not isinstance(error, ProtocolError):
+        log.error("failed after its client had gone", step=step.get_name(), error=f"{type(error).__name__}: {error}")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from fedserver.coordinator.participation import Stage
+from fedserver.desk.inspection import Inspection
 from fedserver.store import UpdateFacts, rounds
 from fedserver.store.journal import Journal, Statement
 from fedserver.store.uploads import beginning
@@ -119,6 +122,42 @@ async def test_upload_that_cannot_be_finished_before_its_round_is_over_is_thrown
         with pytest.raises(RoundClosed):
             await finished
         assert [path.name for path in (tmp_path / "updates").iterdir() if upload_id in path.name] == []
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(RoundClosed("round 1 is over", round=1), []), (ValueError("a defect"), ["ValueError: a defect"])],
+)
+async def test_caller_that_hangs_up_before_its_upload_fails_leaves_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, told: list[str]
+) -> None:
+    never_retrieved: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: never_retrieved.append(context["message"]))
+    async with Bench.running(tmp_path, "a") as bench:
+        running = await bench.open_round()
+        upload_id = await bench.begin("a", WEIGHTS)
+        await bench.write(upload_id, WEIGHTS)
+        opened = await bench.desk.at_work(upload_id)
+
+        async def fails(_inspection: Inspection) -> None:
+            raise error
+
+        monkeypatch.setattr(Inspection, "finish", fails)
+        with capture_logs() as logs:
+            async with opened.writer:  # as an open stream of chunks has it
+                finished = asyncio.create_task(bench.desk.finish(upload_id))
+                await asyncio.sleep(0.01)
+                ending = opened.finishing
+                assert ending is not None
+                finished.cancel()
+                await asyncio.wait({finished})
+            await asyncio.wait({ending})
+            del ending
+            await asyncio.sleep(0)
+            gc.collect()
+        running.cancel()
+    assert never_retrieved == []
+    assert [line["error"] for line in logs if line["event"] == "failed after its client had gone"] == told
 
 
 class UnremovableFiles(RealFileSystem):
