@@ -14,6 +14,9 @@ class History(Sequence[RoundRecord]):
     """All rounds that are over, oldest first. Only the last one is held: a record of 8 clients takes some 10 KB, and a
     federation may have thousands.
 
+    Used by the thread that appends, but for slices of neighbours: others may take them as well. These are read from the
+    database, which all threads may use, and need nothing from here but the length; rows are only ever added behind.
+
     Args:
         database: where they are.
 

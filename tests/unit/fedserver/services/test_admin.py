@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,22 @@ async def test_rounds_that_are_over_name_the_models_they_started_from_and_made(t
             assert models((await servicer.GetRound(asked, NO_CONTEXT)).round) == names
         state = await servicer.GetState(admin_pb2.GetStateRequest(), NO_CONTEXT)
         assert models(state.round) == expected[-1]
+
+
+async def test_page_of_rounds_is_read_beside_everything_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Bench.running(tmp_path, "a") as bench:
+        await three_rounds(bench)
+        threads: set[int] = set()
+        query = bench.state.database.query
+
+        def watched(sql: str, *values: object) -> list[tuple[Any, ...]]:
+            threads.add(threading.get_ident())
+            return query(sql, *values)
+
+        monkeypatch.setattr(bench.state.database, "query", watched)
+        assert len((await listed(bench)).rounds) == 3
+        assert threading.get_ident() not in threads
+        assert threads
 
 
 async def test_page_of_rounds_reads_the_ledger_entries_of_its_rounds_only(
