@@ -61,9 +61,10 @@ class Desk:
             known = self._tray.open.get(upload_id)
             if known is None:
                 self._tray.round.require_open(upload_id)  # once more: its part may have ended while this waited
-                return await self._begin_anew(upload_id, manifest, facts)
-            if (known.upload.manifest, known.upload.facts.encoded) != (manifest, facts.encoded):
+                known = await self._begin_anew(upload_id, manifest, facts)
+            elif (known.upload.manifest, known.upload.facts.encoded) != (manifest, facts.encoded):
                 raise ManifestConflict("another manifest was given for this upload; send that one")
+            self.heard(upload_id)
             return known
 
     async def _begin_anew(self, upload_id: str, manifest: Manifest, facts: UpdateFacts) -> OpenUpload:
@@ -117,7 +118,7 @@ class Desk:
         return known
 
     def heard(self, upload_id: str) -> None:
-        """Take note that a chunk came for an upload, be it empty."""
+        """Take note that a manifest or a chunk came for an upload, be it empty or known: its lease begins anew."""
         self._tray.round.heard_from_upload(upload_id, self._federation.now)
 
     async def write(self, upload: Upload, offset: int, data: Bytes) -> None:

@@ -16,10 +16,11 @@ from fedserver.driver import revive
 from fedserver.preparation import prepare
 from fedserver.store import UpdateFacts, UploadState
 from fedserver.store.rounds import late_updates
-from fedstream.errors import RoundClosed, UnknownUpload
+from fedstream.errors import ManifestConflict, RoundClosed, UnknownUpload
 from fedstream.files import RealFileSystem
 from fedstream.manifest import manifest_of
 from tests.support.bench import SCHEMA, Bench
+from tests.support.clocks import SetClock
 from tests.support.tasks import random_weights
 
 pytestmark = pytest.mark.numpy_task
@@ -35,6 +36,23 @@ async def leave_half_an_upload(folder: Path) -> str:
         await bench.write(upload_id, WEIGHTS, stop=100)
         running.cancel()
     return upload_id
+
+
+async def test_manifest_renews_the_lease_also_when_it_is_put_again(tmp_path: Path) -> None:
+    clock = SetClock(1000.0)
+    async with Bench.running(tmp_path, "a", clock=clock, lease_seconds=30.0) as bench:
+        running = await bench.open_round()
+        upload_id = await bench.accept("a")
+        other = manifest_of(SCHEMA, random_weights(SCHEMA, 2))
+        for _ in range(2):
+            clock.advance(20.0)
+            await bench.desk.begin(upload_id, manifest_of(SCHEMA, WEIGHTS), UpdateFacts(10))
+            assert (bench.part("a").last_seen, bench.part("a").lease_until) == (clock.steady, clock.steady + 30.0)
+        clock.advance(20.0)
+        with pytest.raises(ManifestConflict):
+            await bench.desk.begin(upload_id, other, UpdateFacts(10))
+        assert bench.part("a").lease_until == clock.steady + 10.0  # it was not taken
+        running.cancel()
 
 
 async def test_calls_about_an_upload_that_come_while_it_is_restored_wait_for_it(tmp_path: Path) -> None:
