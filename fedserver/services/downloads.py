@@ -1,7 +1,8 @@
 """How many downloads a site may have at once: each holds a message of up to 4 MiB until the site has taken it.
 
-A site that asks and never reads would fill the memory with them. To end such a call gives nothing back: gRPC keeps what
-was written for as long as the connection lives. So those that stood still go on counting for a while.
+A manifest and a body count alike. A site that asks and never reads would fill the memory with them. To end such a call
+gives nothing back: gRPC keeps what was written for as long as the connection lives. So those that stood still go on
+counting for a while.
 """
 
 from __future__ import annotations
@@ -39,21 +40,21 @@ class Downloads:
         self._stood_still: defaultdict[str, deque[float]] = defaultdict(deque)
 
     @contextmanager
-    def one(self, site: str) -> Iterator[None]:
-        """A download of this site is at work meanwhile.
+    def one(self, site: str) -> Iterator[str]:
+        """A download of this site, whose name is given back, is at work meanwhile.
 
         Raises:
             LimitExceeded: it has too many.
         """
         if not site:
-            yield
+            yield site
             return
         if self._at_work[site] + self._num_stood_still(site) >= MOST_AT_ONCE:
             message = f"this site has {MOST_AT_ONCE} downloads that it does not take; come back later"
             raise LimitExceeded(message, _RETRY, limit="downloads_of_one_site")
         self._at_work[site] += 1
         try:
-            yield
+            yield site
         finally:
             self._at_work[site] -= 1
             if not self._at_work[site]:

@@ -181,11 +181,12 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
         context: Context,
     ) -> None:
         """Gives the manifest of a published model."""
-        model = self.federation.state.models.get(request.model_sha256)
-        if request.model_sha256 != self._told_last[0]:
-            self._told_last = request.model_sha256, _told(model.manifest)
-        for message in self._told_last[1]:
-            await context.write(message)
+        with self._downloads.one(_site()) as site:
+            model = self.federation.state.models.get(request.model_sha256)
+            if request.model_sha256 != self._told_last[0]:
+                self._told_last = request.model_sha256, _told(model.manifest)
+            for message in self._told_last[1]:
+                await self._send(message, context, site)
 
     @translates_errors
     async def ReadChunks(
@@ -194,9 +195,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
         context: Context,
     ) -> None:
         """Gives the body of a published model from an offset on. What it writes is serialised already."""
-        caller = CALLER.get()
-        site = caller.name if caller is not None else ""
-        with self._downloads.one(site):
+        with self._downloads.one(_site()) as site:
             await self._give(request, context, site)
 
     async def _give(self, request: transfer_pb2.ReadChunksRequest, context: Context, site: str) -> None:
@@ -213,14 +212,19 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
                 async for chunk in self._chunks(request, chunk_bytes, body):
                     # Counted first: a client that has all it wants hangs up, and this handler ends within the write.
                     self.federation.traffic.sent += chunk.data_bytes
-                    async with asyncio.timeout(STANDSTILL_SECONDS):
-                        await context.write(chunk.message)
-            except TimeoutError:
-                self._downloads.note_standstill(site)
-                log.warning("a download was not taken", client=site, seconds=STANDSTILL_SECONDS)
-                await end_standing_still(context)
+                    await self._send(chunk.message, context, site)
             finally:
                 log.debug("download ends")
+
+    async def _send(self, message: transfer_pb2.GetManifestResponse | bytes, context: Context, site: str) -> None:
+        """Write a part of what a site downloads, if it is taken in time."""
+        try:
+            async with asyncio.timeout(STANDSTILL_SECONDS):
+                await context.write(message)
+        except TimeoutError:
+            self._downloads.note_standstill(site)
+            log.warning("a download was not taken", client=site, seconds=STANDSTILL_SECONDS)
+            await end_standing_still(context)
 
     async def _chunks(
         self, request: transfer_pb2.ReadChunksRequest, chunk_bytes: int, body: BodyReader
@@ -230,6 +234,12 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
             chunk = await self._shared.get(ChunkKey(request.model_sha256, tensors, offset, chunk_bytes), body)
             yield chunk
             offset += chunk.data_bytes
+
+
+def _site() -> str:
+    """Whose call it is; empty where nobody is asked for a certificate."""
+    caller = CALLER.get()
+    return caller.name if caller is not None else ""
 
 
 def _told(manifest: Manifest) -> list[transfer_pb2.GetManifestResponse]:

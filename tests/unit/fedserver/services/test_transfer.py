@@ -6,12 +6,16 @@ import asyncio
 import weakref
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from google.protobuf.message import Message
 
+from fedserver.services import downloads, transfer
+from fedserver.services.callers import CALLER, Caller
 from fedserver.services.transfer import TransferServicer
 from fedstream import wire
 from fedstream.body import Bytes, make_chunk
@@ -28,7 +32,7 @@ pytestmark = pytest.mark.numpy_task
 WEIGHTS = random_weights(SCHEMA, 1)
 
 
-class Refused(Exception):
+class Refused(grpc.aio.AbortError):
     """The server ended the call with this code."""
 
 
@@ -44,7 +48,7 @@ class Call:
             await asyncio.Event().wait()
         return self._messages.pop(0)
 
-    async def write(self, message: Message) -> None:
+    async def write(self, message: Message | bytes) -> None:
         self.answers.put_nowait(message)
 
     async def abort(self, code: Any, details: str = "", _trailing: object = ()) -> None:
@@ -141,3 +145,39 @@ async def test_manifest_is_that_of_the_model_that_is_asked_for(tmp_path: Path) -
             assert (answer.num_tensors, call.answers.empty()) == (len(SCHEMA), True)
             assert Manifest(tuple(wire.read_part(answer.part))) == model.manifest
     assert models[0].manifest != models[1].manifest
+
+
+class NotTaken(Call):
+    """A call whose client reads nothing."""
+
+    async def write(self, _message: Message | bytes) -> None:
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("call", ["GetManifest", "ReadChunks"])
+async def test_site_may_ask_for_a_few_downloads_at_once_and_those_it_does_not_take_are_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    async with Bench.running(tmp_path, "a") as bench:
+        servicer, sha256 = TransferServicer(bench.federation, bench.desk), bench.federation.model.digest.sha256
+        requests = {
+            "GetManifest": transfer_pb2.GetManifestRequest(model_sha256=sha256),
+            "ReadChunks": transfer_pb2.ReadChunksRequest(model_sha256=sha256),
+        }
+
+        async def asks(context: Call, name: str = call) -> None:
+            CALLER.set(Caller("greedy", b"", name, "", SimpleNamespace()))  # type: ignore[arg-type]
+            await asyncio.wait_for(getattr(servicer, name)(requests[name], context), 10.0)
+
+        asked = [asyncio.create_task(asks(NotTaken())) for _ in range(downloads.MOST_AT_ONCE - 1)]
+        await asyncio.sleep(0.05)
+        await asyncio.create_task(asks(Call()))
+        monkeypatch.setattr(transfer, "STANDSTILL_SECONDS", 0.1)
+        with pytest.raises(Refused, match="UNAVAILABLE: what was sent was not taken for too long"):
+            await asyncio.create_task(asks(NotTaken()))
+        for name in requests:  # the one that stood still goes on counting
+            with pytest.raises(Refused, match="RESOURCE_EXHAUSTED: this site has 8 downloads"):
+                await asyncio.create_task(asks(Call(), name))
+        for one in asked:
+            one.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
