@@ -13,10 +13,15 @@ from fedserver.federation import Federation
 from fedserver.intake import Intake
 from fedserver.store import Upload, UploadState
 from fedserver.store.uploads import ended_uploads
+from fedstream.body import Chunk
 from fedstream.errors import LimitExceeded, UnknownUpload
 
 _FREE_BEGINNINGS = 3
 """So many times an update may come whole, as after a digest that did not match, before its bytes count as resent."""
+
+_FRAMING_BYTES = 64
+"""What a chunk without new bytes counts for beside its data: about what it costs on the line, so that empty ones are
+not for nothing. New bytes may come one by one: the size of the body bounds how often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +53,23 @@ class OpenUpload:
     finishing: asyncio.Task[UploadStatus] | None = None
     received: Received = field(default_factory=Received)
 
-    def count(self, num_bytes: int, max_resent_bytes: int) -> None:
-        """Take note of bytes that came, new or not; it begins anew when the server does.
+    def count(self, chunk: Chunk, max_resent_bytes: int) -> None:
+        """Take note of a chunk that came, with new bytes or not; it begins anew when the server does.
 
         Raises:
-            LimitExceeded: more of them than may be came before.
+            LimitExceeded: more bytes than may be came before, or came in no chunk with new ones.
         """
-        self.received.num_bytes += num_bytes
-        beginnings = min(self.received.beginnings, _FREE_BEGINNINGS)
-        if self.received.num_bytes > beginnings * self.upload.size_bytes + max_resent_bytes:
-            message = f"over {max_resent_bytes} bytes of this update came more than once; the round goes on without it"
-            raise LimitExceeded(message, limit="max_resent_bytes")
+        came, received = len(chunk.data), self.received
+        beginnings = min(received.beginnings, _FREE_BEGINNINGS)
+        is_new = chunk.write_offset <= self.upload.received_size < chunk.write_offset + came
+        is_free = is_new and received.beginnings <= _FREE_BEGINNINGS
+        received.num_bytes += came if is_free else came + _FRAMING_BYTES
+        if received.num_bytes > beginnings * self.upload.size_bytes + max_resent_bytes:
+            raise LimitExceeded(
+                f"over {max_resent_bytes} bytes of this update came more than once, {_FRAMING_BYTES} counted for each "
+                "chunk without new bytes; the round goes on without it",
+                limit="max_resent_bytes",
+            )
 
     def take_over(self) -> asyncio.Event:
         """Make an older stream end; returns the event by which a still newer one will end this stream."""

@@ -28,9 +28,6 @@ from fedstream.v1 import transfer_pb2, transfer_pb2_grpc
 
 log = structlog.get_logger()
 
-_FRAMING_BYTES = 64
-"""What a chunk counts for beside its data: about what it costs on the line, so that empty ones are not for nothing."""
-
 _STATES = {state: transfer_pb2.UploadState.Value(f"UPLOAD_STATE_{state.name}") for state in UploadState}
 
 ManifestStream = AsyncIterator[transfer_pb2.PutManifestRequest]
@@ -138,7 +135,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
         while (request := await chunks.next()) is not None:
             if request.upload_id not in ("", upload_id):
                 raise InvalidRequest("a stream carries one upload", field="upload_id")
-            opened.count(len(request.chunk.data) + _FRAMING_BYTES, self.federation.config.max_resent_bytes)
+            opened.count(request.chunk, self.federation.config.max_resent_bytes)
             await self._take(opened.upload, request.chunk)
             del request  # or each of many streams would keep up to a megabyte while it waits for the next
             self._desk.heard(upload_id)

@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from fedserver.services import downloads, transfer
 from fedserver.services.callers import CALLER, Caller
 from fedserver.services.transfer import TransferServicer
+from fedserver.store import UploadState
 from fedstream import wire
 from fedstream.body import Bytes, make_chunk
 from fedstream.chunk_messages import WrittenChunk
@@ -97,6 +98,22 @@ async def test_stream_that_waits_for_its_sender_holds_nothing_of_what_came(tmp_p
         stream.cancel()
         await asyncio.gather(stream, return_exceptions=True)
         running.cancel()
+
+
+async def test_body_may_come_byte_by_byte_but_not_between_empty_chunks_without_end(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path, "a", max_resent_bytes=1_000) as bench:
+        running = await bench.open_round()
+        upload_id = await bench.begin("a", WEIGHTS)
+        body = await body_of(bench, upload_id, WEIGHTS)
+        assert len(body) * 64 > 1_000
+        bytewise = [WrittenChunk(upload_id, make_chunk(place, body[place : place + 1])) for place in range(len(body))]
+        servicer = TransferServicer(bench.federation, bench.desk)
+        empty = [WrittenChunk(upload_id, make_chunk(len(body), b""))] * 16
+        message = "RESOURCE_EXHAUSTED: over 1000 bytes of this update came more than once, 64 counted for each"
+        with pytest.raises(Refused, match=message):
+            await asyncio.wait_for(servicer.WriteChunks(None, Call(*bytewise, *empty)), 10.0)
+        assert (await bench.desk.finish(upload_id)).state is UploadState.ADMITTED
+        await bench.end_round(running)
 
 
 async def test_disk_that_refuses_a_commit_ends_a_stream_that_waits_for_its_sender(tmp_path: Path) -> None:
