@@ -213,6 +213,17 @@ async def test_site_that_comes_back_gets_the_same_offer_and_goes_on_with_its_upl
             assert (await round_outcome(third)).outcome == negotiation_pb2.OUTCOME_COMPLETED
 
 
+async def test_site_was_last_seen_when_it_last_said_something(tmp_path: Path) -> None:
+    async with members(tmp_path, ("alpha",)) as (server, _, site):
+        offer = await site.agree()
+        for _ in range(2):
+            before = server.federation.clock.wall()
+            await site.say(progress=negotiation_pb2.Progress(offer_id=offer.offer_id))
+            seen = server.federation.population["alpha"]
+            await soon("the site to be seen again", lambda seen=seen, before=before: seen.last_seen > before)
+        await bring_in(site, server, offer.upload_id)
+
+
 async def test_newer_stream_of_a_client_takes_over_and_the_older_is_superseded(tmp_path: Path) -> None:
     async with members(tmp_path, ("alpha",)) as (server, listening, older):
         offer = await older.agree()
