@@ -18,7 +18,7 @@ from fedserver.services import downloads, transfer
 from fedserver.services.callers import CALLER, Caller
 from fedserver.services.transfer import TransferServicer
 from fedserver.store import UploadState
-from fedstream import wire
+from fedstream import limits, wire
 from fedstream.body import Bytes, make_chunk
 from fedstream.chunk_messages import WrittenChunk
 from fedstream.manifest import Manifest, manifest_of
@@ -100,6 +100,19 @@ async def test_stream_that_waits_for_its_sender_holds_nothing_of_what_came(tmp_p
         running.cancel()
 
 
+async def test_stream_that_is_open_when_its_round_ends_hears_of_that_and_not_of_a_newer_stream(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path, "a") as bench:
+        running = await bench.open_round()
+        upload_id = await bench.begin("a", WEIGHTS)
+        call = Call(WrittenChunk(upload_id, make_chunk(0, b"")))
+        stream = asyncio.create_task(TransferServicer(bench.federation, bench.desk).WriteChunks(None, call))
+        await asyncio.sleep(0.05)
+        bench.federation.stop(finish_round=False)
+        await bench.end_round(running)
+        with pytest.raises(Refused, match="FAILED_PRECONDITION: round 1 does not wait for this update: round 1 closed"):
+            await asyncio.wait_for(stream, 10.0)
+
+
 async def test_body_may_come_byte_by_byte_but_not_between_empty_chunks_without_end(tmp_path: Path) -> None:
     async with Bench.running(tmp_path, "a", max_resent_bytes=1_000) as bench:
         running = await bench.open_round()
@@ -147,6 +160,29 @@ async def test_manifest_with_a_training_time_that_is_none_is_refused_and_leaves_
         with pytest.raises(Refused, match=r"INVALID_ARGUMENT: training_seconds is .*; it is a number of seconds"):
             await TransferServicer(bench.federation, bench.desk).PutManifest(sent(), Call())
         assert bench.state.database.query("SELECT * FROM uploads") == []
+        running.cancel()
+
+
+@pytest.mark.parametrize("declared", [len(SCHEMA), limits.MAX_TENSORS, 1])
+async def test_no_more_of_a_manifest_is_gathered_than_the_model_or_the_manifest_has(
+    tmp_path: Path, declared: int
+) -> None:
+    async with Bench.running(tmp_path, "a") as bench:
+        running = await bench.open_round()
+        header, part = manifest_messages(await bench.accept("a"), manifest_of(SCHEMA, WEIGHTS))
+        header.header.num_tensors = declared
+        taken = 0
+
+        async def without_end() -> AsyncIterator[transfer_pb2.PutManifestRequest]:
+            nonlocal taken
+            yield header
+            while taken < 100:
+                taken += 1
+                yield part
+
+        with pytest.raises(Refused, match="INVALID_ARGUMENT"):
+            await TransferServicer(bench.federation, bench.desk).PutManifest(without_end(), Call())
+        assert taken == (2 if declared >= len(SCHEMA) else 1)
         running.cancel()
 
 
