@@ -19,6 +19,7 @@ import zstandard
 from fedstream.dtypes import DataType
 from fedstream.errors import FedstreamError, InvalidManifest
 from fedstream.manifest import TensorEntry, raw_bytes
+from fedstream.zstd_frame import is_one_frame
 
 BLOCK_ELEMENTS = 256
 """Elements that share a scale: 4 bytes on 256 leave 3.94 of the 4 times that int8 saves, and one large value spoils the
@@ -170,6 +171,8 @@ def decode(encoded: Encoded, file: BinaryIO, entry: TensorEntry, base: BasePiece
     Raises:
         DecodingError: the bytes are not what they are declared to be. What came before is of no use.
     """
+    if encoded.encoding.is_compressed and not is_one_frame(file, encoded.size_bytes):
+        raise DecodingError(f"tensor {entry.name} is not in one whole zstd frame, with nothing before or after it")
     limited: _Source = _Limited(file, encoded.size_bytes)
     source: _Source = limited
     if encoded.encoding.is_compressed:

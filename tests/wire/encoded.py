@@ -211,6 +211,9 @@ def repeated_block(byte: int, size: int) -> bytes:
 
 WINDOW_1_KIB, WINDOW_8_MIB, WINDOW_9_MIB, WINDOW_16_MIB = 0x00, 0x68, 0x69, 0x70
 SOUND = sized_frame(raw_block(FOUR), size=16)
+EMPTY = sized_frame(raw_block(b""), size=0)
+SKIPPABLE = bytes.fromhex("502a4d18") + struct.pack("<I", 4) + b"skip"
+"""Bytes that zstd passes over, as a frame of their own."""
 
 
 def _zstd_cases() -> Iterator[text.Case]:
@@ -221,7 +224,7 @@ def _zstd_cases() -> Iterator[text.Case]:
         ("a block of one byte repeated", windowed_frame(WINDOW_1_KIB, repeated_block(0, 16)), bytes(16)),
         ("a window of exactly 8 MiB", windowed_frame(WINDOW_8_MIB, raw_block(FOUR)), FOUR),
         ("a compressed block and a checksum", COMPRESSED, many),
-        ("no element", sized_frame(raw_block(b""), size=0), b""),
+        ("no element", EMPTY, b""),
     ):
         yield _case(f"zstd: {name}", "ZSTD", None, None, frame, values)
     moved = [ONE, 0xBF00_0000]
@@ -245,7 +248,13 @@ def _refused_cases() -> Iterator[text.Case]:
         ),
         ("a byte after the frame", SOUND + b"\0"),
         ("a second frame", SOUND + SOUND),
+        ("a second frame with nothing in it", SOUND + EMPTY),
+        ("a frame with nothing in it before", EMPTY + SOUND),
+        ("a skippable frame after", SOUND + SKIPPABLE),
+        ("a skippable frame before", SKIPPABLE + SOUND),
         ("a wrong checksum", COMPRESSED[:-1] + b"\0"),
+        ("a checksum cut short", COMPRESSED[:-1]),
+        ("a checksum that is announced and does not come", COMPRESSED[:-4]),
         ("a window of 9 MiB", windowed_frame(WINDOW_9_MIB, raw_block(FOUR))),
         ("a window of 16 MiB", windowed_frame(WINDOW_16_MIB, raw_block(FOUR))),
         ("a dictionary", dictionary),

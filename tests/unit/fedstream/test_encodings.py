@@ -119,6 +119,22 @@ def test_bytes_cut_short_or_too_long_are_refused(encoding: Encoding) -> None:
             decoded(encoding, wrong, change)
 
 
+@pytest.mark.parametrize("has_content_size", [False, True])
+@pytest.mark.parametrize("has_checksum", [False, True])
+@pytest.mark.parametrize("size", [1, 10, 1000, 70_000, 1_000_000])
+def test_frame_is_taken_whole_and_alone_however_zstd_writes_it(
+    size: int, has_checksum: bool, has_content_size: bool
+) -> None:
+    change = moved(size)
+    compressor = zstandard.ZstdCompressor(write_checksum=has_checksum, write_content_size=has_content_size)
+    frame = compressor.compress(change.tobytes())
+    assert np.array_equal(decoded(Encoding.ZSTD, frame, change), change)
+    nothing = compressor.compress(b"")
+    for wrong in (frame + nothing, nothing + frame, frame + frame, *(frame[:-cut] for cut in range(1, 9))):
+        with pytest.raises(DecodingError, match="tensor t"):
+            decoded(Encoding.ZSTD, wrong, change)
+
+
 @pytest.mark.parametrize("encoding", [encoding for encoding in Encoding if encoding.is_compressed])
 def test_frames_that_are_no_frames_or_ask_for_much_memory_are_refused(encoding: Encoding) -> None:
     change = np.zeros(4 << 20, np.float32)
