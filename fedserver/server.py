@@ -130,7 +130,7 @@ class Server:
             options=(*ENROLMENT_OPTIONS, *bounds),
             maximum_concurrent_rpcs=_ENROLLING_AT_ONCE,
         )
-        self._admin = grpc.aio.server()
+        self._admin = grpc.aio.server(interceptors=[ParsingInterceptor()])
         self._admin_socket = AdminSocket(config.state)
         self.made = Made()
         self._contact: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The socket of local commands: who can open it, where it is, and what is left of it. 3 s."""
+"""The socket of local commands: who can open it, where it is, what is left of it, and what is no message. 4 s."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ import stat
 import tempfile
 from pathlib import Path
 
+import grpc
 import pytest
 
 from fedserver import admin_socket
 from fedserver.config import ServerConfig
 from fedserver.server import Server
+from fedstream.errors import InvalidRequest
+from fedstream.status import from_rpc_error
+from fedstream.v1 import admin_pb2
 from tests.support.serving import serving
 
 pytestmark = [pytest.mark.e2e, pytest.mark.numpy_task]
+
+NO_MESSAGE = b"\x0a\xff"  # a field whose length is missing
 
 
 def mode_of(path: Path) -> int:
@@ -57,3 +63,14 @@ async def test_place_where_no_socket_can_be_is_named_with_what_to_do(
             await server.start()
     finally:
         await server.close()
+
+
+async def test_message_that_is_none_is_refused_in_every_call_with_a_reason(tmp_path: Path) -> None:
+    service = admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
+    async with serving(tmp_path) as (_, listening), grpc.aio.insecure_channel(listening.admin_address) as channel:
+        for method in service.methods:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await channel.unary_unary(f"/{service.full_name}/{method.name}")(NO_MESSAGE)
+            error = from_rpc_error(caught.value)
+            assert isinstance(error, InvalidRequest), f"{method.name}: {caught.value}"
+            assert "not in the form of its kind" in error.message
