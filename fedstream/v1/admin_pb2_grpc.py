@@ -27,6 +27,9 @@ if _version_not_supported:
 
 class AdminServiceStub:
     """Administration. Served apart from the clients' services: by default over a unix socket in the server's state directory.
+
+    Every call can end with INVALID_ARGUMENT/INVALID_REQUEST, when the request is malformed, and with
+    RESOURCE_EXHAUSTED/LIMIT_EXCEEDED, while the server's disk refuses: call again after the RetryInfo's delay.
     """
 
     def __init__(self, channel):
@@ -84,6 +87,9 @@ class AdminServiceStub:
 
 class AdminServiceServicer:
     """Administration. Served apart from the clients' services: by default over a unix socket in the server's state directory.
+
+    Every call can end with INVALID_ARGUMENT/INVALID_REQUEST, when the request is malformed, and with
+    RESOURCE_EXHAUSTED/LIMIT_EXCEEDED, while the server's disk refuses: call again after the RetryInfo's delay.
     """
 
     def GetState(self, request, context):
@@ -168,8 +174,8 @@ class AdminServiceServicer:
         used. After UNAVAILABLE call again.
         Resume: nothing to resume.
         Errors: INVALID_ARGUMENT/INVALID_REQUEST: the name or the span cannot be used. FAILED_PRECONDITION/WRONG_STATE: this
-        server asks its sites for no certificates, so there is nothing to invite to. PERMISSION_DENIED: the caller is no
-        administrator.
+        server asks its sites for no certificates, so there is nothing to invite to. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: the
+        invitation cannot be stored now. PERMISSION_DENIED: the caller is no administrator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -181,7 +187,8 @@ class AdminServiceServicer:
         Retry: idempotent; revoking a revoked site succeeds.
         Resume: nothing to resume.
         Errors: NOT_FOUND/UNKNOWN_SITE: nobody of that name was invited. FAILED_PRECONDITION/WRONG_STATE: this server asks its
-        sites for no certificates, so it cannot keep one out. PERMISSION_DENIED: the caller is no administrator.
+        sites for no certificates, so it cannot keep one out. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: that it is out
+        cannot be stored now. PERMISSION_DENIED: the caller is no administrator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -245,6 +252,9 @@ def add_AdminServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class AdminService:
     """Administration. Served apart from the clients' services: by default over a unix socket in the server's state directory.
+
+    Every call can end with INVALID_ARGUMENT/INVALID_REQUEST, when the request is malformed, and with
+    RESOURCE_EXHAUSTED/LIMIT_EXCEEDED, while the server's disk refuses: call again after the RetryInfo's delay.
     """
 
     @staticmethod

@@ -27,7 +27,11 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AdminServiceStub:
-    """Administration. Served apart from the clients' services: by default over a unix socket in the server's state directory."""
+    """Administration. Served apart from the clients' services: by default over a unix socket in the server's state directory.
+
+    Every call can end with INVALID_ARGUMENT/INVALID_REQUEST, when the request is malformed, and with
+    RESOURCE_EXHAUSTED/LIMIT_EXCEEDED, while the server's disk refuses: call again after the RetryInfo's delay.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -87,8 +91,8 @@ class AdminServiceStub:
       used. After UNAVAILABLE call again.
     Resume: nothing to resume.
     Errors: INVALID_ARGUMENT/INVALID_REQUEST: the name or the span cannot be used. FAILED_PRECONDITION/WRONG_STATE: this
-      server asks its sites for no certificates, so there is nothing to invite to. PERMISSION_DENIED: the caller is no
-      administrator.
+      server asks its sites for no certificates, so there is nothing to invite to. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: the
+      invitation cannot be stored now. PERMISSION_DENIED: the caller is no administrator.
     """
     RevokeSite: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RevokeSiteRequest, _admin_pb2.RevokeSiteResponse]
     """What: takes back a site's certificates and invitations. It is refused from now on, its open calls end, and what it had
@@ -96,12 +100,17 @@ class AdminServiceStub:
     Retry: idempotent; revoking a revoked site succeeds.
     Resume: nothing to resume.
     Errors: NOT_FOUND/UNKNOWN_SITE: nobody of that name was invited. FAILED_PRECONDITION/WRONG_STATE: this server asks its
-      sites for no certificates, so it cannot keep one out. PERMISSION_DENIED: the caller is no administrator.
+      sites for no certificates, so it cannot keep one out. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: that it is out
+      cannot be stored now. PERMISSION_DENIED: the caller is no administrator.
     """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
-    """Administration. Served apart from the clients' services: by default over a unix socket in the server's state directory."""
+    """Administration. Served apart from the clients' services: by default over a unix socket in the server's state directory.
+
+    Every call can end with INVALID_ARGUMENT/INVALID_REQUEST, when the request is malformed, and with
+    RESOURCE_EXHAUSTED/LIMIT_EXCEEDED, while the server's disk refuses: call again after the RetryInfo's delay.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetState: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetStateRequest, _admin_pb2.GetStateResponse]  # type: ignore[assignment]
@@ -158,8 +167,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
       used. After UNAVAILABLE call again.
     Resume: nothing to resume.
     Errors: INVALID_ARGUMENT/INVALID_REQUEST: the name or the span cannot be used. FAILED_PRECONDITION/WRONG_STATE: this
-      server asks its sites for no certificates, so there is nothing to invite to. PERMISSION_DENIED: the caller is no
-      administrator.
+      server asks its sites for no certificates, so there is nothing to invite to. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: the
+      invitation cannot be stored now. PERMISSION_DENIED: the caller is no administrator.
     """
     RevokeSite: _aio.UnaryUnaryMultiCallable[_admin_pb2.RevokeSiteRequest, _admin_pb2.RevokeSiteResponse]  # type: ignore[assignment]
     """What: takes back a site's certificates and invitations. It is refused from now on, its open calls end, and what it had
@@ -167,11 +176,16 @@ class AdminServiceAsyncStub(AdminServiceStub):
     Retry: idempotent; revoking a revoked site succeeds.
     Resume: nothing to resume.
     Errors: NOT_FOUND/UNKNOWN_SITE: nobody of that name was invited. FAILED_PRECONDITION/WRONG_STATE: this server asks its
-      sites for no certificates, so it cannot keep one out. PERMISSION_DENIED: the caller is no administrator.
+      sites for no certificates, so it cannot keep one out. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: that it is out
+      cannot be stored now. PERMISSION_DENIED: the caller is no administrator.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Administration. Served apart from the clients' services: by default over a unix socket in the server's state directory."""
+    """Administration. Served apart from the clients' services: by default over a unix socket in the server's state directory.
+
+    Every call can end with INVALID_ARGUMENT/INVALID_REQUEST, when the request is malformed, and with
+    RESOURCE_EXHAUSTED/LIMIT_EXCEEDED, while the server's disk refuses: call again after the RetryInfo's delay.
+    """
 
     @_abc_1.abstractmethod
     def GetState(
@@ -274,8 +288,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
           used. After UNAVAILABLE call again.
         Resume: nothing to resume.
         Errors: INVALID_ARGUMENT/INVALID_REQUEST: the name or the span cannot be used. FAILED_PRECONDITION/WRONG_STATE: this
-          server asks its sites for no certificates, so there is nothing to invite to. PERMISSION_DENIED: the caller is no
-          administrator.
+          server asks its sites for no certificates, so there is nothing to invite to. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: the
+          invitation cannot be stored now. PERMISSION_DENIED: the caller is no administrator.
         """
 
     @_abc_1.abstractmethod
@@ -289,7 +303,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         Retry: idempotent; revoking a revoked site succeeds.
         Resume: nothing to resume.
         Errors: NOT_FOUND/UNKNOWN_SITE: nobody of that name was invited. FAILED_PRECONDITION/WRONG_STATE: this server asks its
-          sites for no certificates, so it cannot keep one out. PERMISSION_DENIED: the caller is no administrator.
+          sites for no certificates, so it cannot keep one out. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: that it is out
+          cannot be stored now. PERMISSION_DENIED: the caller is no administrator.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

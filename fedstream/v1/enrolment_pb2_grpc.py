@@ -70,8 +70,8 @@ class EnrolmentServiceServicer:
         Errors: INVALID_ARGUMENT/INVALID_REQUEST: the request is malformed, not signed by its own key, or of another kind of
         key than P-256. UNAUTHENTICATED/UNKNOWN_TOKEN: no invitation has this token; copy it again. PERMISSION_DENIED with
         TOKEN_EXPIRED, TOKEN_USED, TOKEN_REVOKED: ask the coordinator for a new one. PERMISSION_DENIED/NAME_MISMATCH: the
-        token is for another name. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: too many wrong tokens came from this address; come
-        back after the RetryInfo's delay.
+        token is for another name. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: too many wrong tokens came from this address, or
+        the server cannot store anything now; come back after the RetryInfo's delay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -161,6 +161,8 @@ class CertificateServiceServicer:
         Resume: nothing to resume.
         Errors: UNAUTHENTICATED: the caller's certificate is none of this federation, such as one of the site's own authority,
         which renews it itself. PERMISSION_DENIED: it has been revoked; ask the coordinator.
+        INVALID_ARGUMENT/INVALID_REQUEST: the request is malformed. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: the server cannot
+        store anything now; come back after the RetryInfo's delay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -51,8 +51,8 @@ class EnrolmentServiceStub:
     Errors: INVALID_ARGUMENT/INVALID_REQUEST: the request is malformed, not signed by its own key, or of another kind of
       key than P-256. UNAUTHENTICATED/UNKNOWN_TOKEN: no invitation has this token; copy it again. PERMISSION_DENIED with
       TOKEN_EXPIRED, TOKEN_USED, TOKEN_REVOKED: ask the coordinator for a new one. PERMISSION_DENIED/NAME_MISMATCH: the
-      token is for another name. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: too many wrong tokens came from this address; come
-      back after the RetryInfo's delay.
+      token is for another name. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: too many wrong tokens came from this address, or
+      the server cannot store anything now; come back after the RetryInfo's delay.
     """
 
 @_typing.type_check_only
@@ -78,8 +78,8 @@ class EnrolmentServiceAsyncStub(EnrolmentServiceStub):
     Errors: INVALID_ARGUMENT/INVALID_REQUEST: the request is malformed, not signed by its own key, or of another kind of
       key than P-256. UNAUTHENTICATED/UNKNOWN_TOKEN: no invitation has this token; copy it again. PERMISSION_DENIED with
       TOKEN_EXPIRED, TOKEN_USED, TOKEN_REVOKED: ask the coordinator for a new one. PERMISSION_DENIED/NAME_MISMATCH: the
-      token is for another name. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: too many wrong tokens came from this address; come
-      back after the RetryInfo's delay.
+      token is for another name. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: too many wrong tokens came from this address, or
+      the server cannot store anything now; come back after the RetryInfo's delay.
     """
 
 class EnrolmentServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -108,8 +108,8 @@ class EnrolmentServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: INVALID_ARGUMENT/INVALID_REQUEST: the request is malformed, not signed by its own key, or of another kind of
           key than P-256. UNAUTHENTICATED/UNKNOWN_TOKEN: no invitation has this token; copy it again. PERMISSION_DENIED with
           TOKEN_EXPIRED, TOKEN_USED, TOKEN_REVOKED: ask the coordinator for a new one. PERMISSION_DENIED/NAME_MISMATCH: the
-          token is for another name. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: too many wrong tokens came from this address; come
-          back after the RetryInfo's delay.
+          token is for another name. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: too many wrong tokens came from this address, or
+          the server cannot store anything now; come back after the RetryInfo's delay.
         """
 
 def add_EnrolmentServiceServicer_to_server(servicer: EnrolmentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
@@ -129,6 +129,8 @@ class CertificateServiceStub:
     Resume: nothing to resume.
     Errors: UNAUTHENTICATED: the caller's certificate is none of this federation, such as one of the site's own authority,
       which renews it itself. PERMISSION_DENIED: it has been revoked; ask the coordinator.
+      INVALID_ARGUMENT/INVALID_REQUEST: the request is malformed. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: the server cannot
+      store anything now; come back after the RetryInfo's delay.
     """
 
 @_typing.type_check_only
@@ -144,6 +146,8 @@ class CertificateServiceAsyncStub(CertificateServiceStub):
     Resume: nothing to resume.
     Errors: UNAUTHENTICATED: the caller's certificate is none of this federation, such as one of the site's own authority,
       which renews it itself. PERMISSION_DENIED: it has been revoked; ask the coordinator.
+      INVALID_ARGUMENT/INVALID_REQUEST: the request is malformed. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: the server cannot
+      store anything now; come back after the RetryInfo's delay.
     """
 
 class CertificateServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -162,6 +166,8 @@ class CertificateServiceServicer(metaclass=_abc_1.ABCMeta):
         Resume: nothing to resume.
         Errors: UNAUTHENTICATED: the caller's certificate is none of this federation, such as one of the site's own authority,
           which renews it itself. PERMISSION_DENIED: it has been revoked; ask the coordinator.
+          INVALID_ARGUMENT/INVALID_REQUEST: the request is malformed. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: the server cannot
+          store anything now; come back after the RetryInfo's delay.
         """
 
 def add_CertificateServiceServicer_to_server(servicer: CertificateServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

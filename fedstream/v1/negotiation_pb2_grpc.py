@@ -64,7 +64,8 @@ class NegotiationServiceServicer:
         build the same model before it says hello. A client never loads code that a server names.
         Retry: idempotent; retry on UNAVAILABLE with back-off.
         Resume: nothing to resume.
-        Errors: RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
+        Errors: INVALID_ARGUMENT/INVALID_REQUEST: the request is malformed; a defect of the client, do not retry.
+        RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

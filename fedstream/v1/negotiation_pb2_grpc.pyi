@@ -43,7 +43,8 @@ class NegotiationServiceStub:
       build the same model before it says hello. A client never loads code that a server names.
     Retry: idempotent; retry on UNAVAILABLE with back-off.
     Resume: nothing to resume.
-    Errors: RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
+    Errors: INVALID_ARGUMENT/INVALID_REQUEST: the request is malformed; a defect of the client, do not retry.
+      RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
     """
     Negotiate: _grpc.StreamStreamMultiCallable[_negotiation_pb2.NegotiateRequest, _negotiation_pb2.NegotiateResponse]
     """What: one client's session. The client's first message is `hello`; the server answers `welcome`, or `declined` and
@@ -79,7 +80,8 @@ class NegotiationServiceAsyncStub(NegotiationServiceStub):
       build the same model before it says hello. A client never loads code that a server names.
     Retry: idempotent; retry on UNAVAILABLE with back-off.
     Resume: nothing to resume.
-    Errors: RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
+    Errors: INVALID_ARGUMENT/INVALID_REQUEST: the request is malformed; a defect of the client, do not retry.
+      RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
     """
     Negotiate: _aio.StreamStreamMultiCallable[_negotiation_pb2.NegotiateRequest, _negotiation_pb2.NegotiateResponse]  # type: ignore[assignment]
     """What: one client's session. The client's first message is `hello`; the server answers `welcome`, or `declined` and
@@ -118,7 +120,8 @@ class NegotiationServiceServicer(metaclass=_abc_1.ABCMeta):
           build the same model before it says hello. A client never loads code that a server names.
         Retry: idempotent; retry on UNAVAILABLE with back-off.
         Resume: nothing to resume.
-        Errors: RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
+        Errors: INVALID_ARGUMENT/INVALID_REQUEST: the request is malformed; a defect of the client, do not retry.
+          RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
         """
 
     @_abc_1.abstractmethod

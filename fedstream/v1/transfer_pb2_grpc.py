@@ -115,7 +115,8 @@ class TransferServiceServicer:
         """What: says how much of an upload is committed and whether it is finished.
         Retry: idempotent; retry on UNAVAILABLE with back-off.
         Resume: this is the call to resume with.
-        Errors: NOT_FOUND/UNKNOWN_UPLOAD: wait for the next offer.
+        Errors: NOT_FOUND/UNKNOWN_UPLOAD: wait for the next offer. INVALID_ARGUMENT/INVALID_REQUEST: the request is malformed;
+        a defect of the client, do not retry. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,8 +129,8 @@ class TransferServiceServicer:
         Resume: on BODY_INCOMPLETE go on writing at `committed_size`, then finish again.
         Errors: FAILED_PRECONDITION/BODY_INCOMPLETE: resume. DATA_LOSS/DIGEST_MISMATCH: put the manifest again and start at
         offset 0. FAILED_PRECONDITION/MANIFEST_REQUIRED: put the manifest first. NOT_FOUND/UNKNOWN_UPLOAD,
-        FAILED_PRECONDITION/ROUND_CLOSED: drop the update. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the
-        RetryInfo's delay.
+        FAILED_PRECONDITION/ROUND_CLOSED: drop the update. INVALID_ARGUMENT/INVALID_REQUEST: the request is malformed; a
+        defect of the client, do not retry. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -139,7 +140,9 @@ class TransferServiceServicer:
         """What: gives the manifest of a published model, in parts.
         Retry: idempotent; retry on UNAVAILABLE with back-off.
         Resume: call again.
-        Errors: NOT_FOUND/UNKNOWN_MODEL: use the base model of the current offer.
+        Errors: NOT_FOUND/UNKNOWN_MODEL: use the base model of the current offer. INVALID_ARGUMENT/INVALID_REQUEST: the request
+        is malformed; a defect of the client, do not retry. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the
+        RetryInfo's delay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -150,7 +153,8 @@ class TransferServiceServicer:
         Retry: idempotent; retry on UNAVAILABLE with back-off.
         Resume: call again with `read_offset` at the number of bytes that are kept.
         Errors: NOT_FOUND/UNKNOWN_MODEL: use the base model of the current offer. OUT_OF_RANGE/WRONG_OFFSET: the offset lies
-        after the end. INVALID_ARGUMENT/INVALID_REQUEST: a tensor index is out of range, or they are not ascending.
+        after the end. INVALID_ARGUMENT/INVALID_REQUEST: the request is malformed, a tensor index is out of range, or they
+        are not ascending; a defect of the client, do not retry.
         RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

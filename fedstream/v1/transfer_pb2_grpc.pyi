@@ -66,7 +66,8 @@ class TransferServiceStub:
     """What: says how much of an upload is committed and whether it is finished.
     Retry: idempotent; retry on UNAVAILABLE with back-off.
     Resume: this is the call to resume with.
-    Errors: NOT_FOUND/UNKNOWN_UPLOAD: wait for the next offer.
+    Errors: NOT_FOUND/UNKNOWN_UPLOAD: wait for the next offer. INVALID_ARGUMENT/INVALID_REQUEST: the request is malformed;
+      a defect of the client, do not retry. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
     """
     FinishUpload: _grpc.UnaryUnaryMultiCallable[_transfer_pb2.FinishUploadRequest, _transfer_pb2.FinishUploadResponse]
     """What: completes an upload. Only now are all digests verified and the update stored durably, before the answer. It
@@ -75,21 +76,24 @@ class TransferServiceStub:
     Resume: on BODY_INCOMPLETE go on writing at `committed_size`, then finish again.
     Errors: FAILED_PRECONDITION/BODY_INCOMPLETE: resume. DATA_LOSS/DIGEST_MISMATCH: put the manifest again and start at
       offset 0. FAILED_PRECONDITION/MANIFEST_REQUIRED: put the manifest first. NOT_FOUND/UNKNOWN_UPLOAD,
-      FAILED_PRECONDITION/ROUND_CLOSED: drop the update. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the
-      RetryInfo's delay.
+      FAILED_PRECONDITION/ROUND_CLOSED: drop the update. INVALID_ARGUMENT/INVALID_REQUEST: the request is malformed; a
+      defect of the client, do not retry. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
     """
     GetManifest: _grpc.UnaryStreamMultiCallable[_transfer_pb2.GetManifestRequest, _transfer_pb2.GetManifestResponse]
     """What: gives the manifest of a published model, in parts.
     Retry: idempotent; retry on UNAVAILABLE with back-off.
     Resume: call again.
-    Errors: NOT_FOUND/UNKNOWN_MODEL: use the base model of the current offer.
+    Errors: NOT_FOUND/UNKNOWN_MODEL: use the base model of the current offer. INVALID_ARGUMENT/INVALID_REQUEST: the request
+      is malformed; a defect of the client, do not retry. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the
+      RetryInfo's delay.
     """
     ReadChunks: _grpc.UnaryStreamMultiCallable[_transfer_pb2.ReadChunksRequest, _transfer_pb2.ReadChunksResponse]
     """What: gives the body of a published model, restricted to the tensors asked for, from an offset on.
     Retry: idempotent; retry on UNAVAILABLE with back-off.
     Resume: call again with `read_offset` at the number of bytes that are kept.
     Errors: NOT_FOUND/UNKNOWN_MODEL: use the base model of the current offer. OUT_OF_RANGE/WRONG_OFFSET: the offset lies
-      after the end. INVALID_ARGUMENT/INVALID_REQUEST: a tensor index is out of range, or they are not ascending.
+      after the end. INVALID_ARGUMENT/INVALID_REQUEST: the request is malformed, a tensor index is out of range, or they
+      are not ascending; a defect of the client, do not retry.
       RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
     """
 
@@ -131,7 +135,8 @@ class TransferServiceAsyncStub(TransferServiceStub):
     """What: says how much of an upload is committed and whether it is finished.
     Retry: idempotent; retry on UNAVAILABLE with back-off.
     Resume: this is the call to resume with.
-    Errors: NOT_FOUND/UNKNOWN_UPLOAD: wait for the next offer.
+    Errors: NOT_FOUND/UNKNOWN_UPLOAD: wait for the next offer. INVALID_ARGUMENT/INVALID_REQUEST: the request is malformed;
+      a defect of the client, do not retry. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
     """
     FinishUpload: _aio.UnaryUnaryMultiCallable[_transfer_pb2.FinishUploadRequest, _transfer_pb2.FinishUploadResponse]  # type: ignore[assignment]
     """What: completes an upload. Only now are all digests verified and the update stored durably, before the answer. It
@@ -140,21 +145,24 @@ class TransferServiceAsyncStub(TransferServiceStub):
     Resume: on BODY_INCOMPLETE go on writing at `committed_size`, then finish again.
     Errors: FAILED_PRECONDITION/BODY_INCOMPLETE: resume. DATA_LOSS/DIGEST_MISMATCH: put the manifest again and start at
       offset 0. FAILED_PRECONDITION/MANIFEST_REQUIRED: put the manifest first. NOT_FOUND/UNKNOWN_UPLOAD,
-      FAILED_PRECONDITION/ROUND_CLOSED: drop the update. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the
-      RetryInfo's delay.
+      FAILED_PRECONDITION/ROUND_CLOSED: drop the update. INVALID_ARGUMENT/INVALID_REQUEST: the request is malformed; a
+      defect of the client, do not retry. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
     """
     GetManifest: _aio.UnaryStreamMultiCallable[_transfer_pb2.GetManifestRequest, _transfer_pb2.GetManifestResponse]  # type: ignore[assignment]
     """What: gives the manifest of a published model, in parts.
     Retry: idempotent; retry on UNAVAILABLE with back-off.
     Resume: call again.
-    Errors: NOT_FOUND/UNKNOWN_MODEL: use the base model of the current offer.
+    Errors: NOT_FOUND/UNKNOWN_MODEL: use the base model of the current offer. INVALID_ARGUMENT/INVALID_REQUEST: the request
+      is malformed; a defect of the client, do not retry. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the
+      RetryInfo's delay.
     """
     ReadChunks: _aio.UnaryStreamMultiCallable[_transfer_pb2.ReadChunksRequest, _transfer_pb2.ReadChunksResponse]  # type: ignore[assignment]
     """What: gives the body of a published model, restricted to the tensors asked for, from an offset on.
     Retry: idempotent; retry on UNAVAILABLE with back-off.
     Resume: call again with `read_offset` at the number of bytes that are kept.
     Errors: NOT_FOUND/UNKNOWN_MODEL: use the base model of the current offer. OUT_OF_RANGE/WRONG_OFFSET: the offset lies
-      after the end. INVALID_ARGUMENT/INVALID_REQUEST: a tensor index is out of range, or they are not ascending.
+      after the end. INVALID_ARGUMENT/INVALID_REQUEST: the request is malformed, a tensor index is out of range, or they
+      are not ascending; a defect of the client, do not retry.
       RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
     """
 
@@ -211,7 +219,8 @@ class TransferServiceServicer(metaclass=_abc_1.ABCMeta):
         """What: says how much of an upload is committed and whether it is finished.
         Retry: idempotent; retry on UNAVAILABLE with back-off.
         Resume: this is the call to resume with.
-        Errors: NOT_FOUND/UNKNOWN_UPLOAD: wait for the next offer.
+        Errors: NOT_FOUND/UNKNOWN_UPLOAD: wait for the next offer. INVALID_ARGUMENT/INVALID_REQUEST: the request is malformed;
+          a defect of the client, do not retry. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
         """
 
     @_abc_1.abstractmethod
@@ -226,8 +235,8 @@ class TransferServiceServicer(metaclass=_abc_1.ABCMeta):
         Resume: on BODY_INCOMPLETE go on writing at `committed_size`, then finish again.
         Errors: FAILED_PRECONDITION/BODY_INCOMPLETE: resume. DATA_LOSS/DIGEST_MISMATCH: put the manifest again and start at
           offset 0. FAILED_PRECONDITION/MANIFEST_REQUIRED: put the manifest first. NOT_FOUND/UNKNOWN_UPLOAD,
-          FAILED_PRECONDITION/ROUND_CLOSED: drop the update. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the
-          RetryInfo's delay.
+          FAILED_PRECONDITION/ROUND_CLOSED: drop the update. INVALID_ARGUMENT/INVALID_REQUEST: the request is malformed; a
+          defect of the client, do not retry. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
         """
 
     @_abc_1.abstractmethod
@@ -239,7 +248,9 @@ class TransferServiceServicer(metaclass=_abc_1.ABCMeta):
         """What: gives the manifest of a published model, in parts.
         Retry: idempotent; retry on UNAVAILABLE with back-off.
         Resume: call again.
-        Errors: NOT_FOUND/UNKNOWN_MODEL: use the base model of the current offer.
+        Errors: NOT_FOUND/UNKNOWN_MODEL: use the base model of the current offer. INVALID_ARGUMENT/INVALID_REQUEST: the request
+          is malformed; a defect of the client, do not retry. RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the
+          RetryInfo's delay.
         """
 
     @_abc_1.abstractmethod
@@ -252,7 +263,8 @@ class TransferServiceServicer(metaclass=_abc_1.ABCMeta):
         Retry: idempotent; retry on UNAVAILABLE with back-off.
         Resume: call again with `read_offset` at the number of bytes that are kept.
         Errors: NOT_FOUND/UNKNOWN_MODEL: use the base model of the current offer. OUT_OF_RANGE/WRONG_OFFSET: the offset lies
-          after the end. INVALID_ARGUMENT/INVALID_REQUEST: a tensor index is out of range, or they are not ascending.
+          after the end. INVALID_ARGUMENT/INVALID_REQUEST: the request is malformed, a tensor index is out of range, or they
+          are not ascending; a defect of the client, do not retry.
           RESOURCE_EXHAUSTED/LIMIT_EXCEEDED: come back after the RetryInfo's delay.
         """
 

@@ -123,6 +123,20 @@ def test_contract_every_rpc_says_what_retry_resume_and_errors_in_order(contract:
     assert parts_found
 
 
+def test_contract_every_rpc_names_the_errors_that_any_call_can_end_with(contract: list[FileDescriptorProto]) -> None:
+    found, unnamed = 0, []
+    for file in contract:
+        comments = comments_by_path(file)
+        for path, name in walk_methods(file):
+            found += 1
+            said = comments[path] + comments[path[:2]]  # its own comment and the service's
+            errors = ("INVALID_ARGUMENT/INVALID_REQUEST", "RESOURCE_EXHAUSTED/LIMIT_EXCEEDED")
+            unnamed += [f"{name}: {error}" for error in errors if error not in said]
+
+    assert unnamed == []
+    assert found > 0
+
+
 # --- The stubs and the releases they run with ---
 
 
