@@ -67,6 +67,7 @@ def _contribution(part: Participation) -> Contribution:
         epochs=part.plan.epochs,
         upload_bytes=part.committed_size,
         seconds=part.ended_at - part.offered_at if part.ended_at is not None else None,
+        undefined=part.undefined,
     )
 
 

@@ -33,6 +33,9 @@ WINDOW_BYTES = 4 << 20
 MAX_ID_BYTES = 64
 MAX_REASON_BYTES = 1_024
 MAX_METRICS = 64
+MAX_UNDEFINED_REASON_BYTES = 128
+"""Why a metric has no value. A round's record keeps it of every metric of every site."""
+
 MAX_CLASS_NAMES = 1_000
 MAX_CLASS_NAME_BYTES = 128
 MAX_PREPROCESSING_BYTES = 1_024

@@ -157,6 +157,16 @@ def read_metrics(messages: Sequence[common_pb2.Metric]) -> dict[str, float | Non
     return {_metric_name(message): _metric_value(message) for message in messages}
 
 
+def read_undefined(messages: Sequence[common_pb2.Metric]) -> dict[str, str]:
+    """Why metrics from the network that `read_metrics` took have no value, by name, where the sender says it."""
+    reasons = {
+        message.name: limits.clip_reason(message.undefined_reason, limits.MAX_UNDEFINED_REASON_BYTES)
+        for message in messages
+        if _metric_value(message) is None
+    }
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
 def _metric_name(message: common_pb2.Metric) -> str:
     if not message.name or not limits.is_plain_text(message.name, 64):
         raise InvalidRequest("a metric's name has 1 to 64 bytes and no control characters", field="metrics")

@@ -39,18 +39,25 @@ class Phase(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ProgressReport:
-    """How far a client says it is. `epoch` counts from 1, `fraction` is of the phase."""
+    """How far a client says it is. `epoch` counts from 1, `fraction` is of the phase.
+
+    `undefined` is why metrics have no value, by name.
+    """
 
     phase: Phase = Phase.UNKNOWN
     epoch: int = 0
     epochs: int = 0
     fraction: float = 0.0
     metrics: Mapping[str, float | None] = field(default_factory=dict)
+    undefined: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class Participation:
-    """One client's part in one round. `rank` is the position in the cohort, from 0, fixed when the offers are made."""
+    """One client's part in one round. `rank` is the position in the cohort, from 0, fixed when the offers are made.
+
+    `metrics` are those of its update, and `undefined` is why some of them have no value, by name.
+    """
 
     client: str
     rank: int
@@ -72,6 +79,7 @@ class Participation:
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     committed_size: int = 0
     body_size_bytes: int = 0
+    undefined: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_outstanding(self) -> bool:

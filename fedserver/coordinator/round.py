@@ -258,15 +258,22 @@ class Round:
             part.stage = Stage.WORKING
             self._seen(part, now)
 
-    def complete(self, upload_id: str, num_examples: int, metrics: Mapping[str, float | None], now: float) -> None:
-        """An update is stored and in the aggregate.
+    def complete(
+        self,
+        upload_id: str,
+        num_examples: int,
+        metrics: Mapping[str, float | None],
+        now: float,
+        undefined: Mapping[str, str] | None = None,
+    ) -> None:
+        """An update is stored and in the aggregate. `undefined` is why metrics have no value, by name.
 
         Raises:
             UnknownUpload: no upload of this round has that id.
             RoundClosed: the round was closed while the update was being verified.
         """
         part = self._in_hand(upload_id, Stage.FINISHING)
-        part.num_examples, part.metrics = num_examples, metrics
+        part.num_examples, part.metrics, part.undefined = num_examples, metrics, undefined or {}
         part.end(Outcome.COMPLETED, "", now)
 
     def quarantine(self, upload_id: str, reason: str, now: float) -> None:

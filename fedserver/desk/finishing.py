@@ -65,7 +65,7 @@ async def _settle(tray: Tray, round_: Round, part: Participation, upload: Upload
         round_.quarantine(upload_id, reason, now)
     else:
         log.info("update in", client=part.client, bytes=upload.size_bytes, examples=facts.num_examples)
-        round_.complete(upload_id, facts.num_examples, facts.metrics, now)
+        round_.complete(upload_id, facts.num_examples, facts.metrics, now, facts.undefined)
     log.debug("upload is settled", client=part.client)
     federation.touch()
     return tray.finish(upload_id, upload, state, reason)
@@ -76,5 +76,6 @@ def _ended(part: Participation, upload: Upload, reason: str, now: float) -> Part
     ended = replace(part)
     if not reason:
         ended.num_examples, ended.metrics = upload.facts.num_examples, upload.facts.metrics
+        ended.undefined = upload.facts.undefined
     ended.end(Outcome.QUARANTINED if reason else Outcome.COMPLETED, reason, now)
     return ended

@@ -183,7 +183,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         )
 
     def _write_participation(self, part: Participation) -> admin_pb2.Participation:
-        clock = self.federation.clock
+        clock, told = self.federation.clock, part if part.metrics else part.progress
         return admin_pb2.Participation(
             client_name=part.client,
             rank=part.rank,
@@ -198,7 +198,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             last_seen=messages.write_instant(clock, part.last_seen),
             num_examples=part.num_examples,
             weight=part.weight,
-            metrics=wire.write_metrics(part.metrics or part.progress.metrics),
+            metrics=wire.write_metrics(told.metrics, told.undefined),
             duration=messages.write_duration((part.ended_at or clock.monotonic()) - part.offered_at),
         )
 

@@ -236,6 +236,7 @@ def read_progress(progress: negotiation_pb2.Progress) -> ProgressReport:
         epochs=progress.epochs,
         fraction=fraction,
         metrics=wire.read_metrics(progress.metrics),
+        undefined=wire.read_undefined(progress.metrics),
     )
 
 

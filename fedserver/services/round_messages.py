@@ -63,7 +63,7 @@ def _write_contribution(one: Contribution, late_update: str) -> admin_pb2.Partic
         body_size_bytes=one.upload_bytes,
         num_examples=one.num_examples or 0,
         weight=one.weight or 0.0,
-        metrics=wire.write_metrics(one.metrics),
+        metrics=wire.write_metrics(one.metrics, one.undefined),
         duration=messages.write_duration(one.seconds or 0.0),
         late_update=late_update,
     )

@@ -54,6 +54,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
             epochs=header.epochs,
             training_seconds=_training_seconds(header),
             encoded=encoded,
+            undefined=wire.read_undefined(header.metrics),
         )
         upload = (await self._desk.begin(header.upload_id, manifest, facts)).upload
         return transfer_pb2.PutManifestResponse(

@@ -43,6 +43,7 @@ class ParticipationRow:
     metrics: dict[str, float | None] = field(default_factory=dict)
     committed_size: int = 0
     body_size_bytes: int = 0
+    undefined: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,7 @@ def participation(round_: Round, part: Participation, now: float) -> Statement:
         metrics=dict(part.metrics),
         committed_size=part.committed_size,
         body_size_bytes=part.body_size_bytes,
+        undefined=dict(part.undefined),
     )
     sql = "INSERT OR REPLACE INTO participations VALUES (?, ?, ?, ?)"
     return Statement(sql, (round_.number, part.rank, part.upload_id, _text(ParticipationRow, row)))
@@ -176,6 +178,7 @@ def _revived(row: ParticipationRow, rules: RoundRules, now: float) -> Participat
         metrics=row.metrics,
         committed_size=row.committed_size,
         body_size_bytes=row.body_size_bytes,
+        undefined=row.undefined,
     )
 
 

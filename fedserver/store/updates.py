@@ -26,7 +26,7 @@ _WORTH_FORGETTING_BYTES = 1 << 20
 class UpdateFacts:
     """What a client says of its update. `training_seconds` is by its own clock.
 
-    `encoded` has, by name, how tensors travelled that did not as they are.
+    `encoded` has, by name, how tensors travelled that did not as they are; `undefined` why metrics have no value.
     """
 
     num_examples: int
@@ -34,6 +34,7 @@ class UpdateFacts:
     epochs: int = 0
     training_seconds: float = 0.0
     encoded: Mapping[str, Encoded] = field(default_factory=dict)
+    undefined: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -401,7 +401,7 @@ class Metric(_message.Message):
     value: _builtins.float
     """The value; absent where the metric is undefined. Never NaN or infinite."""
     undefined_reason: _builtins.str
-    """Why `value` is absent, in plain words."""
+    """Why `value` is absent, in plain words. What is longer than 128 bytes is cut."""
     def __init__(
         self,
         *,

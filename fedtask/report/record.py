@@ -91,9 +91,9 @@ class Contribution:
     """What became of one client's offer in one round.
 
     `outcome` is one of `OUTCOMES`. `num_examples` and `metrics` are what the client sent: metrics of its trained model
-    on its own images, with `base_accuracy` and `base_loss` of the model it received. `weight` is its share of the
-    aggregate, 0 to 1, `None` if it is not in it. `epochs` is what was agreed; `upload_bytes` what was committed of its
-    update; `seconds` runs from the offer to its end.
+    on its own images, with `base_accuracy` and `base_loss` of the model it received; `undefined` is why it gives no
+    value for some. `weight` is its share of the aggregate, 0 to 1, `None` if it is not in it. `epochs` is what was
+    agreed; `upload_bytes` what was committed of its update; `seconds` runs from the offer to its end.
     """
 
     client_name: str
@@ -106,6 +106,7 @@ class Contribution:
     epochs: int | None = None
     upload_bytes: int = 0
     seconds: float | None = None
+    undefined: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.outcome not in OUTCOMES:

@@ -21,8 +21,8 @@ from fedstream.errors import ProtocolError, TransportError
 from fedstream.manifest import Digest, Manifest, manifest_of
 from fedstream.schema import ModelSchema
 from fedstream.status import from_rpc_error
-from fedstream.v1 import common_pb2, negotiation_pb2_grpc, transfer_pb2
-from tests.support.serving import BareSite, body_of, cut, manifest_messages, serving
+from fedstream.v1 import admin_pb2, common_pb2, negotiation_pb2_grpc, transfer_pb2
+from tests.support.serving import BareSite, administration, body_of, cut, manifest_messages, serving
 from tests.support.tasks import random_weights
 
 pytestmark = [pytest.mark.e2e, pytest.mark.numpy_task]
@@ -102,6 +102,20 @@ async def test_download_resumes_at_every_offset(tmp_path: Path) -> None:
             assert await site.download(model.digest.sha256, offset=offset) == whole[offset:]
         error = await refusal(site.download(model.digest.sha256, offset=len(whole) + 1))
         assert (error.reason, error.metadata["committed_size"]) == ("WRONG_OFFSET", str(len(whole)))
+
+
+async def test_reason_why_a_metric_of_an_update_has_no_value_reaches_the_operator(tmp_path: Path) -> None:
+    async with a_round(tmp_path) as (server, listening, site, upload_id):
+        schema, weights = trained(server)
+        messages = manifest_messages(upload_id, manifest_of(schema, weights))
+        messages[0].header.metrics.add(name="auc", undefined_reason="only one class")
+        await site.transfer.PutManifest(iter(messages))
+        await assert_serves_on(server, site, upload_id)
+        channel, admin = administration(listening)
+        async with channel:
+            found = await admin.GetRound(admin_pb2.GetRoundRequest(number=1))
+        (metric,) = found.participations[0].metrics
+        assert (metric.name, metric.undefined_reason) == ("auc", "only one class")
 
 
 async def test_update_equal_to_the_base_needs_no_body(tmp_path: Path) -> None:

@@ -40,6 +40,14 @@ def test_metrics_that_are_no_numbers_travel_without_value_and_with_the_reason() 
     assert wire.read_metrics(sent) == {"loss": 0.5, "auc": None, "accuracy": None, "f1": None, "zero": 0.0}
 
 
+def test_reasons_why_metrics_have_no_value_are_read_short_and_on_one_line() -> None:
+    sent = wire.write_metrics({"loss": 0.5, "auc": None, "f1": None}, {"auc": "only\none class", "f1": "é" * 100})
+    none_given, not_needed = common_pb2.Metric(name="a"), common_pb2.Metric(name="b", value=1, undefined_reason="why")
+    assert wire.read_undefined([*sent, none_given, not_needed]) == {"auc": "only one class", "f1": "é" * 64}
+    not_a_number = common_pb2.Metric(name="loss", value=math.nan, undefined_reason="it diverged")
+    assert wire.read_undefined([not_a_number]) == {"loss": "it diverged"}
+
+
 def test_metrics_beyond_64_are_left_out() -> None:
     sent = wire.write_metrics({f"m{number}": 1.0 for number in range(70)})
     assert [one.name for one in sent] == [f"m{number}" for number in range(64)]

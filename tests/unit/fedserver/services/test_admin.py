@@ -12,9 +12,13 @@ import pytest
 from fedserver.coordinator.effects import ModelRef
 from fedserver.federation import FederationState, ref_of
 from fedserver.services.admin import AdminServicer
+from fedserver.services.messages import read_progress
+from fedserver.store import UpdateFacts
+from fedserver.store.rounds import unfinished
 from fedserver.store.row_checks import register
 from fedstream import wire
-from fedstream.v1 import admin_pb2, common_pb2
+from fedstream.manifest import manifest_of
+from fedstream.v1 import admin_pb2, common_pb2, negotiation_pb2
 from tests.support.bench import SCHEMA, Bench
 from tests.support.tasks import random_weights
 
@@ -139,3 +143,27 @@ async def test_round_at_work_names_the_model_it_started_from_and_its_bytes(tmp_p
         assert models(one) == (ref_of(bench.state.models.of_version(0)), None)
         assert one.bytes_received == 500
         running.cancel()
+
+
+async def test_reason_why_a_metric_has_no_value_is_shown_as_the_site_gave_it(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path, "a") as bench:
+
+        async def shown() -> list[tuple[str, str]]:
+            found = await AdminServicer(bench.federation).GetRound(admin_pb2.GetRoundRequest(), NO_CONTEXT)
+            return [(one.name, one.undefined_reason) for one in found.participations[0].metrics]
+
+        running = await bench.open_round()
+        upload_id, weights = await bench.accept("a"), random_weights(SCHEMA, 1)
+        said = negotiation_pb2.Progress(metrics=wire.write_metrics({"auc": None}, {"auc": "only one class yet"}))
+        report = read_progress(said)
+        bench.federation.apply(bench.round.progress("a", bench.part("a").offer_id, report, bench.federation.now))
+        assert await shown() == [("auc", "only one class yet")]
+        facts = UpdateFacts(10, {"auc": None, "loss": 0.5}, undefined={"auc": "only one class"})
+        await bench.desk.begin(upload_id, manifest_of(SCHEMA, weights), facts)
+        await bench.write(upload_id, weights)
+        await bench.desk.finish(upload_id)
+        (row,) = unfinished(bench.state.database).participations  # type: ignore[union-attr]
+        assert row.undefined == {"auc": "only one class"}
+        assert await shown() == [("auc", "only one class"), ("loss", "")]
+        await bench.end_round(running)
+        assert await shown() == [("auc", "only one class"), ("loss", "")]
