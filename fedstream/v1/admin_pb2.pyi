@@ -325,7 +325,7 @@ class Round(_message.Message):
 
     @_builtins.property
     def deadline(self) -> _timestamp_pb2.Timestamp:
-        """When it ends at the latest."""
+        """When it ends at the latest. Absent once it is over."""
 
     @_builtins.property
     def closed(self) -> _timestamp_pb2.Timestamp:
@@ -374,7 +374,7 @@ Global___Round: _TypeAlias = Round  # noqa: Y015
 
 @_typing.final
 class Participation(_message.Message):
-    """What became of one client's offer."""
+    """What became of one client's offer. What is told only while the round is at work is not kept once that is over."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -403,17 +403,17 @@ class Participation(_message.Message):
     reason: _builtins.str
     """What it does or why it ended so, for people."""
     phase: _negotiation_pb2.Phase.ValueType
-    """Latest phase."""
+    """Latest phase. Only while the round is at work."""
     epoch: _builtins.int
-    """Latest epoch."""
+    """Latest epoch. Only while the round is at work."""
     epochs: _builtins.int
     """Epochs agreed."""
     fraction: _builtins.float
-    """Share of the phase done, 0 to 1."""
+    """Share of the phase done, 0 to 1. Only while the round is at work."""
     committed_size: _builtins.int
     """Bytes of the update committed."""
     body_size_bytes: _builtins.int
-    """Bytes of the update in all; 0 before the manifest."""
+    """Bytes of the update in all; 0 before the manifest. Once the round is over, those that were committed."""
     num_examples: _builtins.int
     """Training examples of the update."""
     weight: _builtins.float
@@ -424,7 +424,7 @@ class Participation(_message.Message):
     """
     @_builtins.property
     def last_seen(self) -> _timestamp_pb2.Timestamp:
-        """Last sign of life for this offer."""
+        """Last sign of life for this offer. Only while the round is at work."""
 
     @_builtins.property
     def metrics(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Metric]:

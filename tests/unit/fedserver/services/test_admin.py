@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from fedserver.coordinator.effects import ModelRef
+from fedserver.coordinator.participation import Phase, ProgressReport
 from fedserver.federation import FederationState, ref_of
 from fedserver.services.admin import AdminServicer
 from fedserver.services.messages import read_progress
@@ -143,6 +144,30 @@ async def test_round_at_work_names_the_model_it_started_from_and_its_bytes(tmp_p
         assert models(one) == (ref_of(bench.state.models.of_version(0)), None)
         assert one.bytes_received == 500
         running.cancel()
+
+
+async def test_round_that_is_over_has_none_of_the_fields_that_are_for_one_at_work(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path, "a") as bench:
+
+        async def told() -> tuple[admin_pb2.Round, admin_pb2.Participation]:
+            found = await AdminServicer(bench.federation).GetRound(admin_pb2.GetRoundRequest(), NO_CONTEXT)
+            return found.round, found.participations[0]
+
+        running = await bench.open_round()
+        weights = random_weights(SCHEMA, 1)
+        await bench.write(await bench.begin("a", weights), weights, stop=500)
+        said = ProgressReport(Phase.UPLOADING, epoch=2, fraction=0.5)
+        bench.federation.apply(bench.round.progress("a", bench.part("a").offer_id, said, bench.federation.now))
+        live, part = await told()
+        at_work = (part.phase, part.epoch, part.fraction, part.HasField("last_seen"), live.HasField("deadline"))
+        assert at_work == (negotiation_pb2.PHASE_UPLOADING, 2, 0.5, True, True)
+        assert part.committed_size == 500 < part.body_size_bytes
+        bench.federation.apply(bench.round.fail("a", bench.part("a").offer_id, "no more", bench.federation.now))
+        await bench.end_round(running)
+        over, part = await told()
+        kept = (part.phase, part.epoch, part.fraction, part.HasField("last_seen"), over.HasField("deadline"))
+        assert kept == (negotiation_pb2.PHASE_UNSPECIFIED, 0, 0.0, False, False)
+        assert (part.committed_size, part.body_size_bytes) == (500, 500)
 
 
 async def test_reason_why_a_metric_has_no_value_is_shown_as_the_site_gave_it(tmp_path: Path) -> None:
