@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
 
-from google.protobuf.duration_pb2 import Duration
-
 from fedserver.coordinator.participation import OutcomeCounts, Participation
 from fedserver.coordinator.population import Client, ClientState
 from fedserver.coordinator.round import Round
@@ -141,8 +139,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     async def Invite(self, request: admin_pb2.InviteRequest, _context: Context) -> admin_pb2.InviteResponse:
         """Makes a join token."""
         office = self._require_office()
-        valid_for = _read_span(request.valid_for) if request.HasField("valid_for") else None
-        token, expires = await office.invite(request.client_name, valid_for)
+        token, expires = await office.invite(request.client_name, _read_valid_for(request))
         response = admin_pb2.InviteResponse(
             token=token, server_address=office.advertised.server, enrolment_address=office.advertised.enrolment
         )
@@ -231,9 +228,10 @@ def _read_token(token: str) -> int:
     return int(token)
 
 
-def _read_span(duration: Duration) -> timedelta | None:
-    """A span; `None` for 0. One beyond all bounds is cut, for it is too long either way."""
-    return timedelta(seconds=min(max(duration.seconds, -1), _LONGEST_SECONDS)) or None
+def _read_valid_for(request: admin_pb2.InviteRequest) -> timedelta | None:
+    """How long a token is to last; `None` for 0. What is beyond all bounds is cut, for it is too long either way."""
+    seconds = messages.read_seconds(request, "valid_for")
+    return timedelta(seconds=min(seconds, _LONGEST_SECONDS)) if seconds else None
 
 
 def write_counts(counts: OutcomeCounts) -> admin_pb2.OutcomeCounts:

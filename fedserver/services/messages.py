@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import singledispatch
@@ -182,27 +181,33 @@ def read_introduction(hello: negotiation_pb2.Hello) -> Introduction:
         name=hello.client_name,
         num_examples=hello.num_examples,
         software=hello.software,
-        epoch_seconds=_seconds(hello, "epoch_duration"),
+        epoch_seconds=read_seconds(hello, "epoch_duration"),
         max_epochs=hello.limits.max_epochs or None,
         synthetic_data=hello.synthetic_data,
-        max_training_seconds=_seconds(hello.limits, "max_training_time"),
+        max_training_seconds=read_seconds(hello.limits, "max_training_time"),
     )
 
 
 _LONGEST_SECONDS = 315_576_000_000
 """That `google.protobuf.Duration` allows: some 10,000 years."""
+_NANOS_PER_SECOND = 1_000_000_000
 
 
-def _seconds(message: Any, field: str) -> float | None:
+def read_seconds(message: Any, field: str) -> float | None:
+    """The span in a field of a message; `None` if there is none.
+
+    Raises:
+        InvalidRequest: it is none that a `google.protobuf.Duration` can be, or is below 0.
+    """
     if not message.HasField(field):
         return None
-    try:
-        seconds: float = getattr(message, field).ToTimedelta().total_seconds()
-    except (OverflowError, ValueError):
-        seconds = math.inf
-    if abs(seconds) > _LONGEST_SECONDS:
+    span: Duration = getattr(message, field)
+    if abs(span.seconds) > _LONGEST_SECONDS:
         raise InvalidRequest(f"{field} is longer than a span can be", field=field)
-    return seconds
+    if span.seconds < 0 or not 0 <= span.nanos < _NANOS_PER_SECOND:
+        words = f"{field} is no span of 0 or more: it has {span.seconds} seconds and {span.nanos} nanoseconds"
+        raise InvalidRequest(words, field=field)
+    return span.seconds + span.nanos / _NANOS_PER_SECOND
 
 
 def check_offer_id(request: negotiation_pb2.NegotiateRequest, kind: str) -> None:
@@ -242,7 +247,7 @@ def read_progress(progress: negotiation_pb2.Progress) -> ProgressReport:
 
 def read_counter_seconds(counter: negotiation_pb2.CounterOffer) -> float | None:
     """The time a counter-offer asks for, if it does."""
-    return _seconds(counter, "time_needed")
+    return read_seconds(counter, "time_needed")
 
 
 def read_reason(text: str) -> str:

@@ -139,6 +139,11 @@ def _negotiation() -> Cases:
     hello = {"client_name": "site-1", "num_examples": 1}
     spec = common_pb2.TensorSpec(name="t", dtype=common_pb2.DATA_TYPE_BOOL)
     endless = Duration(seconds=2**62)
+    odd = {
+        "below 0": Duration(seconds=-10),
+        "of mixed signs": Duration(seconds=10, nanos=-5),
+        "with two seconds of nanos": Duration(nanos=2_000_000_000),
+    }
     header = transfer_pb2.UpdateHeader(upload_id="u", num_tensors=65_536)
     too_many = transfer_pb2.UpdateHeader(upload_id="u", num_tensors=65_537)
     return [
@@ -153,6 +158,15 @@ def _negotiation() -> Cases:
         ),
         ("counter-offer: sound", negotiation_pb2.CounterOffer(time_needed=Duration(seconds=3600)), None),
         ("counter-offer: longer than any span", negotiation_pb2.CounterOffer(time_needed=endless), REQUEST),
+        ("counter-offer: sound, of no time", negotiation_pb2.CounterOffer(time_needed=Duration()), None),
+        *(
+            (f"counter-offer: a span {how}", negotiation_pb2.CounterOffer(time_needed=it), REQUEST)
+            for how, it in odd.items()
+        ),
+        *(
+            (f"hello: an epoch {how}", negotiation_pb2.Hello(**hello, epoch_duration=it), REQUEST)
+            for how, it in odd.items()
+        ),
         ("progress: sound, of a phase that is not known", negotiation_pb2.Progress(phase=99), None),  # type: ignore[arg-type]
         ("progress: sound, with a fraction out of range", negotiation_pb2.Progress(fraction=7.0), None),
         (

@@ -1,14 +1,19 @@
-"""What an operator is told of rounds that are over. 2 s."""
+"""What an operator is told of rounds, and what is made of an operator's requests. 2 s."""
 
 from __future__ import annotations
 
+import inspect
 import sqlite3
 import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
+from fedserver.addresses import Advertised
 from fedserver.coordinator.effects import ModelRef
 from fedserver.coordinator.participation import Phase, ProgressReport
 from fedserver.federation import FederationState, ref_of
@@ -18,6 +23,7 @@ from fedserver.store import UpdateFacts
 from fedserver.store.rounds import unfinished
 from fedserver.store.row_checks import register
 from fedstream import wire
+from fedstream.errors import InvalidRequest
 from fedstream.manifest import manifest_of
 from fedstream.v1 import admin_pb2, common_pb2, negotiation_pb2
 from tests.support.bench import SCHEMA, Bench
@@ -26,6 +32,7 @@ from tests.support.tasks import random_weights
 pytestmark = pytest.mark.numpy_task
 
 NO_CONTEXT: Any = None
+NO_FEDERATION: Any = None
 Names = tuple[ModelRef | None, ModelRef | None]
 
 
@@ -192,3 +199,29 @@ async def test_reason_why_a_metric_has_no_value_is_shown_as_the_site_gave_it(tmp
         assert await shown() == [("auc", "only one class"), ("loss", "")]
         await bench.end_round(running)
         assert await shown() == [("auc", "only one class"), ("loss", "")]
+
+
+async def invited_for(*spans: Duration) -> list[timedelta | None]:
+    """How long the invitations are asked to last whose messages say these spans."""
+    asked: list[timedelta | None] = []
+
+    async def invite(_name: str, valid_for: timedelta | None) -> tuple[str, datetime]:
+        asked.append(valid_for)
+        return "fsj1_", datetime(2026, 1, 1, tzinfo=UTC)
+
+    office: Any = SimpleNamespace(invite=invite, advertised=Advertised("fl.example.org:8443", "fl.example.org:8444"))
+    handler = inspect.unwrap(AdminServicer.Invite)
+    for span in spans:
+        await handler(AdminServicer(NO_FEDERATION, office), admin_pb2.InviteRequest(valid_for=span), NO_CONTEXT)
+    return asked
+
+
+async def test_invitation_lasts_as_long_as_was_asked_for_also_where_that_is_part_of_a_second() -> None:
+    spans = Duration(seconds=90), Duration(seconds=1, nanos=500_000_000), Duration(nanos=500_000_000), Duration()
+    assert await invited_for(*spans) == [timedelta(seconds=one) if one else None for one in (90, 1.5, 0.5, 0)]
+
+
+@pytest.mark.parametrize("span", [Duration(seconds=-1), Duration(nanos=-1), Duration(nanos=2_000_000_000)])
+async def test_invitation_for_a_span_that_is_none_is_refused(span: Duration) -> None:
+    with pytest.raises(InvalidRequest, match="valid_for is no span of 0 or more"):
+        await invited_for(span)
