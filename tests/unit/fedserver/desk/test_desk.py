@@ -1,4 +1,4 @@
-"""The upload desk of a server that was started again."""
+"""The upload desk: manifests that come again, and a server that was started again."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import gc
 import string
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from fedserver.driver import revive
 from fedserver.preparation import prepare
 from fedserver.store import UpdateFacts, UploadState
 from fedserver.store.rounds import late_updates
+from fedstream.encodings import Encoded, Encoding
 from fedstream.errors import ManifestConflict, RoundClosed, UnknownUpload
 from fedstream.files import RealFileSystem
 from fedstream.manifest import manifest_of
@@ -75,6 +77,26 @@ async def test_calls_about_an_upload_that_come_while_it_is_restored_wait_for_it(
             await finished
     finally:
         bench.state.close()
+
+
+async def test_same_manifest_in_another_encoding_is_a_conflict_and_what_came_first_stays(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path, "a") as bench:
+        running = await bench.open_round()
+        upload_id, manifest = await bench.accept("a"), manifest_of(SCHEMA, WEIGHTS)
+        name = manifest.entries[0].name
+
+        def facts(num_examples: int, encoded: Mapping[str, Encoded]) -> UpdateFacts:
+            return UpdateFacts(num_examples, encoded=encoded)
+
+        first = {name: Encoded(Encoding.ZSTD, 50)}
+        begun = await bench.desk.begin(upload_id, manifest, facts(10, first))
+        for other in ({}, {name: Encoded(Encoding.ZSTD, 51)}, {name: Encoded(Encoding.INT8_ZSTD, 50)}):
+            with pytest.raises(ManifestConflict):
+                await bench.desk.begin(upload_id, manifest, facts(10, other))
+        again = await bench.desk.begin(upload_id, manifest, facts(11, dict(first)))
+        assert again is begun
+        assert again.upload.facts == facts(10, first)  # of the header, what came first counts
+        running.cancel()
 
 
 async def test_how_an_upload_ended_can_be_asked_of_the_next_process_too(tmp_path: Path) -> None:
