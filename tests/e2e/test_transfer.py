@@ -94,6 +94,25 @@ async def test_small_model_comes_back_bit_for_bit_at_every_chunk_size_from_one_b
             upload_id = (await site.agree()).upload_id
 
 
+@pytest.mark.parametrize(
+    ("asked_for", "comes"),
+    [
+        (0, limits.DEFAULT_CHUNK_BYTES),
+        (limits.MAX_CHUNK_BYTES, limits.MAX_CHUNK_BYTES),
+        (limits.MAX_CHUNK_BYTES + 1, limits.MAX_CHUNK_BYTES),
+        (2**32 - 1, limits.MAX_CHUNK_BYTES),
+    ],
+)
+async def test_chunks_of_a_download_fit_a_message_however_large_they_may_be(
+    tmp_path: Path, asked_for: int, comes: int
+) -> None:
+    async with a_round(tmp_path, task_settings={"large_mib": "9"}) as (server, _, site, _):
+        sha256, body_bytes = server.federation.model.digest.sha256, server.federation.schema.size_bytes
+        request = transfer_pb2.ReadChunksRequest(model_sha256=sha256, max_chunk_bytes=asked_for)
+        sizes = [len(answer.chunk.data) async for answer in site.transfer.ReadChunks(request)]
+        assert sizes == [comes] * (body_bytes // comes) + [body_bytes % comes]
+
+
 async def test_download_resumes_at_every_offset(tmp_path: Path) -> None:
     async with a_round(tmp_path) as (server, _, site, _):
         model = server.federation.model
