@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from fedserver.services.messages import read_counter_seconds, read_introduction
+from fedserver.services.messages import read_counter_seconds, read_introduction, write_duration
 from fedstream.errors import InvalidRequest
 from fedstream.v1 import negotiation_pb2
 
@@ -48,6 +48,11 @@ def test_span_below_0_or_with_nanos_that_are_no_part_of_a_second_is_refused_by_i
 def test_span_of_part_of_a_second_is_taken() -> None:
     assert read_introduction(hello(0, 999_999_999)).epoch_seconds == pytest.approx(0.999_999_999)
     assert read_introduction(hello(0)).epoch_seconds == 0.0
+
+
+def test_span_that_is_told_is_never_below_0() -> None:
+    assert [write_duration(seconds) for seconds in (-3600.0, -0.001, -0.0)] == [Duration()] * 3
+    assert write_duration(1.5) == Duration(seconds=1, nanos=500_000_000)
 
 
 def test_longest_span_is_taken() -> None:
