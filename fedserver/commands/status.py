@@ -83,9 +83,6 @@ def _headline(state: admin_pb2.GetStateResponse, now: float) -> Text:
     return Text("\n".join(lines))
 
 
-_HERE = (admin_pb2.CLIENT_STATE_IDLE, admin_pb2.CLIENT_STATE_WORKING)
-
-
 def _clients_table(clients: Iterable[admin_pb2.Client], now: float) -> Table:
     rows = (
         (
@@ -93,8 +90,10 @@ def _clients_table(clients: Iterable[admin_pb2.Client], now: float) -> Table:
             admin_pb2.ClientState.Name(client.state).removeprefix("CLIENT_STATE_").lower(),
             str(client.num_examples),
             str(client.rounds_completed),
-            # Of one that is connected it is when it came; that it is silent for too long, the round's table says.
-            "now" if client.state in _HERE else f"{seconds_since(client.last_seen, now)} ago",
+            # One that waits has nothing to say, for hours; that its connection is lost, the state says.
+            "connected"
+            if client.state == admin_pb2.CLIENT_STATE_IDLE
+            else f"{seconds_since(client.last_seen, now)} ago",
             client.reason,
         )
         for client in clients

@@ -49,7 +49,7 @@ class Introduction:
 
 @dataclass(slots=True)
 class Client:
-    """One client's record. Times are unix seconds, for people.
+    """One client's record. Times are unix seconds, for people; `last_seen` is of its last sign of life.
 
     One that `is_remembered` is known from an earlier process only, and has not said hello to this one.
     """
@@ -119,11 +119,15 @@ class Population:
             return known
         return self._record(introduction, ClientState.DECLINED, limits.clip_reason(reason), now)
 
-    def disconnect(self, name: str, state: ClientState, reason: str, now: float) -> None:
-        """A client's stream ended: by its will (`LEFT`) or not (`DISCONNECTED`)."""
+    def disconnect(self, name: str, state: ClientState, reason: str, _noticed: float) -> None:
+        """A client's stream ended: by its will (`LEFT`) or not (`DISCONNECTED`).
+
+        When that was noticed is no sign of life: a loss is noticed a minute after a client fell silent, and one that
+        says good-bye was `seen` when it did.
+        """
         client = self._clients[name]
         if client.state is ClientState.CONNECTED:
-            client.state, client.reason, client.last_seen = state, reason, now
+            client.state, client.reason = state, reason
             self._note_change(client)
 
     def credit(self, name: str) -> None:
@@ -133,8 +137,9 @@ class Population:
             self._clients[name].rounds_completed = self._completed[name]
 
     def seen(self, name: str, now: float) -> None:
-        """A client gave a sign of life."""
-        self._clients[name].last_seen = now
+        """A client gave a sign of life; one that is not known has no record to note it in."""
+        if name in self._clients:
+            self._clients[name].last_seen = now
 
     @property
     def connected(self) -> list[Client]:

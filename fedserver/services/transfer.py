@@ -139,8 +139,16 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
             opened.count(request.chunk, self.federation.config.max_resent_bytes)
             await self._take(opened.upload, request.chunk)
             del request  # or each of many streams would keep up to a megabyte while it waits for the next
-            self._desk.heard(upload_id)
+            self._hear(upload_id)
             committer.note_received()
+
+    def _hear(self, upload_id: str) -> None:
+        """Whoever uploads is alive, also while it says nothing in its conversation."""
+        self._desk.heard(upload_id)
+        round_ = self.federation.round
+        part = round_.find_upload(upload_id) if round_ is not None else None
+        if part is not None:
+            self.federation.population.seen(part.client, self.federation.clock.wall())
 
     async def _take(self, upload: Upload, chunk: Chunk) -> None:
         received = upload.received_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from fedtask.task import Evaluation, SiteSummary
 
 pytestmark = pytest.mark.numpy_task
 
+STATES = ("IDLE", "WORKING", "DISCONNECTED", "DECLINED", "LEFT")
 REASON = r"folder [/data/val] is gone, [bold]\[really] :warning:"
 
 
@@ -50,6 +52,20 @@ def test_reason_of_a_site_is_shown_as_it_was_said() -> None:
     )
     assert shown(picture(stub)).count(REASON) == 4
     assert shown(participation_table(detail(), 0.0)).startswith(f"Round 1: {REASON} ")
+
+
+def test_site_that_waits_is_connected_and_any_other_was_seen_when_it_was_heard_last() -> None:
+    clients = [admin_pb2.Client(name="site", state=f"CLIENT_STATE_{state}") for state in STATES]
+    for client in clients:
+        client.last_seen.FromSeconds(int(time.time()) - 600)
+    listed = admin_pb2.ListClientsResponse(clients=clients)
+    stub: Any = SimpleNamespace(
+        GetState=lambda *_, **__: admin_pb2.GetStateResponse(), ListClients=lambda *_, **__: listed
+    )
+    rows = [line for line in shown(picture(stub)).splitlines() if line.split()[:1] == ["site"]][1:]
+    assert ["connected" if " connected" in row else "10 min" if " 10 min " in row else row for row in rows] == [
+        "connected" if state == "IDLE" else "10 min" for state in STATES
+    ]
 
 
 def test_round_is_named_once_and_a_part_that_went_well_has_no_reason() -> None:

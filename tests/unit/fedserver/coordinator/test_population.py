@@ -34,7 +34,8 @@ def test_client_that_comes_goes_and_comes_again_keeps_its_record() -> None:
     population = Population()
     first = population.connect(hello("a"), 1.0)
     first.rounds_completed = 3
-    population.disconnect("a", ClientState.DISCONNECTED, "the connection was lost", 2.0)
+    population.seen("a", 2.0)
+    population.disconnect("a", ClientState.DISCONNECTED, "the connection was lost", 4.0)
     assert facts(population["a"]) == (ClientState.DISCONNECTED, "the connection was lost", 1.0, 2.0)
     again = population.connect(hello("a", 20), 5.0)
     assert facts(again) == (ClientState.CONNECTED, "", 1.0, 5.0)
@@ -48,7 +49,7 @@ def test_client_that_left_or_was_declined_may_come_again() -> None:
     population.disconnect("a", ClientState.LEFT, "done", 2.0)
     population.decline(hello("b"), "no examples", 3.0)
     assert [facts(client) for client in population] == [
-        (ClientState.LEFT, "done", 1.0, 2.0),
+        (ClientState.LEFT, "done", 1.0, 1.0),
         (ClientState.DECLINED, "no examples", 3.0, 3.0),
     ]
     population.decline(hello("a"), "other model", 4.0)
@@ -71,14 +72,15 @@ def test_stream_that_ends_after_a_newer_one_took_over_or_the_client_left_changes
     population.connect(hello("a"), 1.0)
     population.disconnect("a", ClientState.LEFT, "done", 2.0)
     population.disconnect("a", ClientState.DISCONNECTED, "the connection was lost", 3.0)
-    assert facts(population["a"]) == (ClientState.LEFT, "done", 1.0, 2.0)
+    assert facts(population["a"]) == (ClientState.LEFT, "done", 1.0, 1.0)
 
 
 def test_sign_of_life_is_noted() -> None:
     population = Population()
     population.connect(hello("a"), 1.0)
     population.seen("a", 9.0)
-    assert population["a"].last_seen == 9.0
+    population.seen("b", 9.0)
+    assert (population["a"].last_seen, "b" in population) == (9.0, False)
 
 
 def test_population_is_listed_by_name_and_only_the_connected_can_be_picked() -> None:

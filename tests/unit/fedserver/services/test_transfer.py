@@ -81,6 +81,21 @@ async def test_committed_size_is_told_while_the_stream_is_open(tmp_path: Path) -
         running.cancel()
 
 
+async def test_site_that_uploads_and_says_nothing_else_is_seen(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path, "a") as bench:
+        running = await bench.open_round()
+        upload_id = await bench.begin("a", WEIGHTS)
+        bench.federation.population["a"].last_seen = 0.0
+        began = bench.federation.clock.wall()
+        call = all_at_once(upload_id, await body_of(bench, upload_id, WEIGHTS))
+        stream = asyncio.create_task(TransferServicer(bench.federation, bench.desk).WriteChunks(None, call))
+        await asyncio.wait_for(call.answers.get(), 10.0)
+        assert bench.federation.population["a"].last_seen >= began
+        stream.cancel()
+        await asyncio.gather(stream, return_exceptions=True)
+        running.cancel()
+
+
 async def test_stream_that_waits_for_its_sender_holds_nothing_of_what_came(tmp_path: Path) -> None:
     async with Bench.running(tmp_path, "a") as bench:
         running = await bench.open_round()
