@@ -137,6 +137,8 @@ def clients(
 ) -> None:
     """List the sites: invited, enrolled or revoked, until when, and when last seen. Needs no running server.
 
+    Uninvited are sites that came with a certificate of --client-ca, or to a server that asked for none.
+
     Example: fedserver clients --state runs/server/state
     """
     from fedserver.commands import members
@@ -151,7 +153,8 @@ def revoke(
 ) -> None:
     """Keep a site out, at once: its certificates and invitations count no more, and its open calls end.
 
-    `fedserver invite` with the same name lets it in again. Needs no running server.
+    `fedserver invite` with the same name lets it in again, by a token: a certificate of --client-ca stays refused.
+    Needs no running server.
 
     Example: fedserver revoke site-a
     """

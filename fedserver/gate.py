@@ -13,10 +13,14 @@ from fedserver.enrolment.book import Book
 from fedserver.federation import Federation
 from fedserver.services.callers import Callers
 from fedserver.store import State
+from fedserver.store.database import Database
+from fedserver.store.facts import fact
 from fedserver.store.keys import AUTHORITY_CERTIFICATE
 from fedstream.certificates import facts_of
 from fedstream.errors import ProtocolError
 from fedstream.tls import Identity
+
+_CLIENT_CA = "authority of sites that need no invitation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +45,23 @@ class Gate:
         client_ca = config.client_ca.read_bytes() if config.client_ca is not None else None
         if client_ca is not None:
             facts_of(client_ca)
+        _keep_client_ca(state, client_ca)
+        return cls._of(state, clock, timedelta(days=config.certificate_days), client_ca)
+
+    @classmethod
+    def as_last_served(cls, state: State, clock: Clock) -> Gate:
+        """The gate of a state directory for commands where no server runs: it lets in whom the last server let in.
+
+        Raises:
+            StateError: the authority's key or certificate is not what it was.
+        """
+        validity = timedelta(days=ServerConfig.model_fields["certificate_days"].default)
+        return cls._of(state, clock, validity, kept_client_ca(state.database))
+
+    @classmethod
+    def _of(cls, state: State, clock: Clock, validity: timedelta, client_ca: bytes | None) -> Gate:
         audit = AuditLog(state.folder, clock)
         authority = open_authority(state, audit)
-        validity = timedelta(days=config.certificate_days)
         book = Book(state.database, state.journal)
         membership = Membership(book, authority, audit, clock, validity, client_ca)
         roots = authority.certificate + (client_ca or b"")
@@ -57,6 +75,17 @@ class Gate:
             self.callers.end(name, why)
 
         self.membership.shut_out = shut_out
+
+
+def _keep_client_ca(state: State, client_ca: bytes | None) -> None:
+    known = (client_ca or b"").decode("latin-1")  # PEM; what stands between certificates may be anything
+    if known != (state.fact(_CLIENT_CA) or ""):
+        state.remember(_CLIENT_CA, known)
+
+
+def kept_client_ca(database: Database) -> bytes | None:
+    """The further authority, PEM, whose sites the last server that asked for certificates let in without invitation."""
+    return (fact(database, _CLIENT_CA) or "").encode("latin-1") or None
 
 
 def open_authority(state: State, audit: AuditLog) -> Identity:

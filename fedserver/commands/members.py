@@ -27,10 +27,9 @@ from fedserver.commands.admin import (
     is_running,
     reading,
 )
-from fedserver.config import ServerConfig
 from fedserver.enrolment.membership import LONGEST_INVITATION
 from fedserver.exit_codes import ExitCode, fail
-from fedserver.gate import Gate, server_identity
+from fedserver.gate import Gate, kept_client_ca, server_identity
 from fedserver.office import Office
 from fedserver.store import State, StateError
 from fedserver.store.clients import kept_clients
@@ -63,6 +62,8 @@ class Letter:
     """Whether an earlier token, which could still be used, is taken back by it."""
     is_member: bool
     """Whether a site of that name has joined before, whose place is taken by whoever joins with it."""
+    takes_own_certificates: bool
+    """Whether the server lets in sites of a further authority, of which it takes none under a name that is invited."""
 
 
 def invite(state: Path, name: str, valid_hours: float | None) -> None:
@@ -78,6 +79,9 @@ def invite(state: Path, name: str, valid_hours: float | None) -> None:
         typer.echo(f"The earlier token of {name}, which was not used, is taken back.")
     if letter.is_member:
         typer.echo(f"{name} has joined before: once this token is used, the certificate that it has now is refused.")
+    elif letter.takes_own_certificates:
+        typer.echo(f"From now on a certificate for {name} by the authority of --client-ca is refused, also one that")
+        typer.echo("was let in before: whoever takes part under this name joins with this token first.")
     typer.echo("The token is a secret: whoever uses it first is this site. Send it over a channel that you trust.")
     if is_loopback(split_address(letter.server)[0]):
         typer.echo(f"Only this machine reaches {letter.server}. For sites elsewhere, start the server with --advertise")
@@ -91,9 +95,10 @@ def _ask_server(state: Path, name: str, valid_for: timedelta | None) -> Letter:
     with reading(state) as reader:
         replaces = _is_waited_for(name, kept_invitations(reader.database))
         is_member = _is_member(name, kept_certificates(reader.database))
+        takes_own = kept_client_ca(reader.database) is not None
     with administration(state) as stub:
         answer = stub.Invite(request, timeout=CALL_SECONDS)
-    return Letter(answer.token, answer.expires.ToDatetime(UTC), answer.server_address, replaces, is_member)
+    return Letter(answer.token, answer.expires.ToDatetime(UTC), answer.server_address, replaces, is_member, takes_own)
 
 
 def _write_letter(state: Path, name: str, valid_for: timedelta | None) -> Letter:
@@ -101,7 +106,8 @@ def _write_letter(state: Path, name: str, valid_for: timedelta | None) -> Letter
         replaces = _is_waited_for(name, office.membership.book.open_invitations(name))
         is_member = _is_member(name, office.membership.book.live_certificates(name))
         token, expires = asyncio.run(office.invite(name, valid_for))
-        return Letter(token, expires, office.advertised.server, replaces, is_member)
+        takes_own = office.membership.takes_own_certificates
+        return Letter(token, expires, office.advertised.server, replaces, is_member, takes_own)
 
 
 def _is_waited_for(name: str, invitations: Iterable[Invitation]) -> bool:
@@ -124,6 +130,16 @@ def revoke(state: Path, name: str) -> None:
             revoked = asyncio.run(office.membership.revoke(name))
         certificates, invitations = revoked.certificates, revoked.invitations
     typer.echo(f"{name} is revoked: {certificates} certificates, {invitations} open invitations")
+    if not _was_known(state, name):
+        typer.echo(f"No site called {name} was invited or has been seen; if one comes, it is kept out.")
+
+
+def _was_known(state: Path, name: str) -> bool:
+    """Whether there is more of a site than that it was revoked."""
+    with reading(state) as reader:
+        database = reader.database
+        names = {one.name for one in kept_clients(database)} | {one.name for one in kept_invitations(database)}
+        return name in names | {one.name for one in kept_certificates(database)}
 
 
 @contextmanager
@@ -139,7 +155,7 @@ def _office(folder: Path) -> Iterator[Office]:
             if advertised is None:
                 message = f"nobody has said yet how sites reach the server of {folder}: run `fedserver init` on it"
                 raise fail(message, ExitCode.FAILED)
-            gate = Gate.open(ServerConfig(state=folder), state, SystemClock())
+            gate = Gate.as_last_served(state, SystemClock())
             yield Office(gate.membership, server_identity(state, chosen(folder).get("advertise", [])), advertised)
         finally:
             state.close()
@@ -147,6 +163,10 @@ def _office(folder: Path) -> Iterator[Office]:
         raise fail(str(error), ExitCode.BAD_STATE) from error
     except ProtocolError as error:
         raise fail(error.message, ExitCode.FAILED) from error
+
+
+UNINVITED = "uninvited"
+"""A site that was seen and never invited: it brought a certificate of --client-ca, or was asked for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +181,7 @@ class Listed:
 
 
 def show_clients(state: Path, *, as_json: bool) -> None:
-    """List the sites that were invited."""
+    """List the sites that were invited, kept out, or seen without an invitation."""
     with reading(state) as reader:
         seen = {one.name: one.last_seen for one in kept_clients(reader.database)}
         if is_running(state):
@@ -191,7 +211,12 @@ def state_words(one: Listed, now: float) -> str:
 def _listed(database: Database, seen: Mapping[str, float]) -> list[Listed]:
     invited = {one.name: one.expires for one in kept_invitations(database) if one.state is InvitationState.OPEN}
     certified = {one.name: one.expires for one in kept_certificates(database) if not one.is_revoked}
-    return [
+    sites = kept_sites(database)
+    uninvited = [
+        Listed(name, UNINVITED, invited_until=None, certificate_until=None, last_seen=seen[name])
+        for name in seen.keys() - {site.name for site in sites}
+    ]
+    listed = [
         Listed(
             site.name,
             site.state.value,
@@ -199,8 +224,9 @@ def _listed(database: Database, seen: Mapping[str, float]) -> list[Listed]:
             certified.get(site.name) if site.state is not SiteState.REVOKED else None,
             seen.get(site.name),
         )
-        for site in kept_sites(database)
+        for site in sites
     ]
+    return sorted([*listed, *uninvited], key=lambda one: one.name)
 
 
 def _seen_now(state: Path) -> dict[str, float]:

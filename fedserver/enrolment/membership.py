@@ -118,6 +118,11 @@ class Membership:
         self.shut_out: Callable[[str, ProtocolError], None] = lambda _name, _why: None
         """Is told whose certificates no longer count, and why: the site's open calls are to end."""
 
+    @property
+    def takes_own_certificates(self) -> bool:
+        """Whether sites may bring certificates of a further authority, and need no invitation."""
+        return self._client_ca is not None
+
     # Invitations.
 
     @_to_its_end
@@ -291,7 +296,7 @@ class Membership:
             UnknownSite: nobody of that name was invited.
         """
         async with self._changing:
-            if name not in self.book.sites and not (self._client_ca is not None and limits.is_client_name(name)):
+            if name not in self.book.sites and not (self.takes_own_certificates and limits.is_client_name(name)):
                 raise UnknownSite(f"no site called {limits.clip_reason(name, 64)} was invited", name=name)
             certificates, invitations = self.book.live_certificates(name), self.book.open_invitations(name)
             revoked = Revoked(len(certificates), len(invitations))
