@@ -26,16 +26,20 @@ app = make_app("fedserver", "Coordinate a federation: sites train one model toge
 def init(
     state: options.State = DEFAULT_STATE,
     advertise: options.Advertise = None,
-    listen: Annotated[str, typer.Option(help="HOST:PORT for members.")] = "0.0.0.0:8443",
-    enrol_listen: Annotated[str, typer.Option(help="HOST:PORT for joining. [default: the port after it]")] = "",
+    listen: Annotated[str | None, typer.Option(help="HOST:PORT for members. [default: 0.0.0.0:8443]")] = None,
+    enrol_listen: Annotated[
+        str | None, typer.Option(help="HOST:PORT for joining. [default: the port after it]")
+    ] = None,
 ) -> None:
     """Make the federation's own certificate authority and the server's certificate. `run` does so too if need be.
+
+    Where it was done before, what is there stays, and so does what it was told and is not told otherwise now.
 
     Example: fedserver init --state runs/server/state --advertise fl.example.org
     """
     from fedserver.commands.init import initialise
 
-    initialise(state, listen, enrol_listen, advertise or [])
+    initialise(state, listen, enrol_listen, advertise or None)
 
 
 @app.command()

@@ -10,7 +10,15 @@ import pytest
 from cryptography import x509
 from typer.testing import CliRunner
 
-from fedserver.addresses import chosen, enrolment_listen, lasting_port, own_addresses, reached_as
+from fedserver.addresses import (
+    Advertised,
+    chosen,
+    enrolment_listen,
+    keep_advertised,
+    lasting_port,
+    own_addresses,
+    reached_as,
+)
 from fedserver.cli import app
 from fedserver.config import ConfigError, load_config
 from fedserver.exit_codes import ExitCode
@@ -108,6 +116,26 @@ def test_init_keeps_what_is_there(state: Path) -> None:
     assert run("init", "--state", str(state))[0] == 0
     assert {name: (state / name).read_bytes() for name in before} == before
     assert len(before) == 4
+
+
+def test_init_keeps_what_it_was_told_and_is_not_told_otherwise(state: Path) -> None:
+    assert run("init", "--enrol-listen", "0.0.0.0:9500", "--state", str(state))[0] == 0
+    for words, enrolment, server in [
+        ((), "fl.example.org:9500", "fl.example.org:9443"),
+        (("--advertise", "other.example.org"), "other.example.org:9500", "other.example.org:9443"),
+        (("--listen", "0.0.0.0:9600", "--enrol-listen", ""), "other.example.org:9601", "other.example.org:9600"),
+    ]:
+        code, said = run("init", *words, "--state", str(state))
+        assert (code, f"sites join at {enrolment} and then reach {server}" in said) == (0, True), said
+    config = load_config(None, {"state": state}, chosen)
+    assert (config.listen, config.enrol_listen, config.advertise) == ("0.0.0.0:9600", "", ["other.example.org"])
+
+
+def test_init_that_is_told_nothing_keeps_what_a_server_was_told(tmp_path: Path) -> None:
+    state = State(tmp_path)
+    keep_advertised(state, Advertised("fl.example.org:1", "fl.example.org:2"))
+    state.close()
+    assert "sites join at fl.example.org:2 and then reach fl.example.org:1" in run("init", "--state", str(tmp_path))[1]
 
 
 @pytest.mark.parametrize("listen", ["8443", "0.0.0.0:0"])
