@@ -23,7 +23,7 @@ from rich.text import Text
 from fedserver.exit_codes import ExitCode, fail
 from fedserver.store import DamagedFile, StateError, StateReader
 from fedserver.store.state import is_in_use, read_contact, unreadable
-from fedstream.errors import ProtocolError
+from fedstream.errors import InvalidRequest, ProtocolError, UnknownRound, UnknownSite
 from fedstream.status import from_rpc_error
 from fedstream.v1 import admin_pb2_grpc
 
@@ -49,9 +49,15 @@ def administration(state: Path) -> Iterator[admin_pb2_grpc.AdminServiceStub]:
         except grpc.RpcError as error:
             meaning = from_rpc_error(error)
             if isinstance(meaning, ProtocolError):
-                raise fail(meaning.message, ExitCode.FAILED) from error
+                raise refusal(meaning) from error
             # Read again: whoever watches has come before the end, of which the server leaves word there.
             raise fail(_no_answer(state, _looked_at(read_contact, state)), ExitCode.NO_SERVER) from error
+
+
+def refusal(error: ProtocolError) -> typer.Exit:
+    """Say why a command was refused, and whether what it was given is to blame: `raise refusal(...)`."""
+    is_wrong_argument = isinstance(error, InvalidRequest | UnknownRound | UnknownSite)
+    return fail(error.message, ExitCode.BAD_CONFIGURATION if is_wrong_argument else ExitCode.FAILED)
 
 
 def _busy(state: Path) -> str:

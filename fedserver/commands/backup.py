@@ -8,7 +8,7 @@ import typer
 
 from fedserver.exit_codes import ExitCode, fail
 from fedserver.store import DamagedFile, StateError
-from fedserver.store.backup import BackupError, Contents, back_up
+from fedserver.store.backup import BackupError, Contents, WrongBackup, back_up
 from fedserver.store.restore import restore
 from fedstream.sizes import size
 
@@ -31,7 +31,7 @@ def make_backup(state: Path, out: Path) -> None:
     except (StateError, DamagedFile) as error:
         raise fail(str(error), ExitCode.BAD_STATE) from error
     except BackupError as error:
-        raise fail(str(error), ExitCode.FAILED) from error
+        raise fail(str(error), _status_of(error)) from error
     typer.echo(f"backed up {_contents(contents)} to {out}")
     if contents.has_key:
         typer.echo(_KEY_NOTE)
@@ -42,12 +42,16 @@ def restore_backup(backup: Path, state: Path) -> None:
     try:
         contents = restore(backup, state)
     except BackupError as error:
-        raise fail(str(error), ExitCode.FAILED) from error
+        raise fail(str(error), _status_of(error)) from error
     go_on = f"go on with `fedserver run --state {state}`"
     typer.echo(f"restored {_contents(contents)} to {state}, every byte checked; {go_on}")
     if contents.has_key:
         typer.echo("The private keys are among them: sites know this server again, and their certificates go on.")
     typer.echo(_SINCE_THEN)
+
+
+def _status_of(error: BackupError) -> ExitCode:
+    return ExitCode.BAD_CONFIGURATION if isinstance(error, WrongBackup) else ExitCode.FAILED
 
 
 def _contents(contents: Contents) -> str:

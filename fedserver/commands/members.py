@@ -26,6 +26,7 @@ from fedserver.commands.admin import (
     console,
     is_running,
     reading,
+    refusal,
 )
 from fedserver.enrolment.membership import LONGEST_INVITATION
 from fedserver.exit_codes import ExitCode, fail
@@ -162,7 +163,7 @@ def _office(folder: Path) -> Iterator[Office]:
     except StateError as error:
         raise fail(str(error), ExitCode.BAD_STATE) from error
     except ProtocolError as error:
-        raise fail(error.message, ExitCode.FAILED) from error
+        raise refusal(error) from error
 
 
 UNINVITED = "uninvited"

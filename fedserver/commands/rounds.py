@@ -62,7 +62,7 @@ def _detail(state: Path, number: int) -> admin_pb2.GetRoundResponse:
         for record in records(reader.database):
             if record.number == number:
                 return write_detail(reader.database, record)
-    raise fail(f"there is no round {number} in {state}", ExitCode.FAILED)
+    raise fail(f"there is no round {number} in {state}", ExitCode.BAD_CONFIGURATION)
 
 
 def _rounds_table(rounds: Iterable[admin_pb2.Round]) -> Table:

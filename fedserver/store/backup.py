@@ -50,6 +50,10 @@ class BackupError(FedstreamError):
     """A backup cannot be made, read or restored. The message says why and what to do."""
 
 
+class WrongBackup(BackupError):
+    """What was named is the matter: a place that is taken or does not do, or a file that is no backup or damaged."""
+
+
 @dataclass(frozen=True, slots=True)
 class Contents:
     """What a backup holds: names with `[sha256 in hexadecimal, bytes]`."""
@@ -87,16 +91,17 @@ def back_up(state: Path, out: Path) -> Contents:
     Raises:
         StateError: `state` is no state directory, or damaged.
         DamagedFile: a file that is needed for what is stored is not what it was.
-        BackupError: `out` is there already, or cannot be written.
+        WrongBackup: `out` is there already, or no place for a backup.
+        BackupError: `out` cannot be written.
     """
     if out.exists():
-        raise BackupError(f"{out} is there already; give a name that is not")
+        raise WrongBackup(f"{out} is there already; give a name that is not")
     if out.name.endswith(_PACKED):
-        raise BackupError(f"{out} would be packed, which hardly shrinks weights: give a name in .tar, or of a folder")
+        raise WrongBackup(f"{out} would be packed, which hardly shrinks weights: give a name in .tar, or of a folder")
     reader = StateReader(state)
     try:
         if out.resolve().is_relative_to(reader.folder):
-            raise BackupError(f"{out} is in the state directory, and would be lost with it; give a place outside")
+            raise WrongBackup(f"{out} is in the state directory, and would be lost with it; give a place outside")
         with _no_collection(reader.folder), _sink(out) as sink:
             return _copy(reader, sink, out.parent)
     except (OSError, tarfile.TarError) as error:

@@ -18,6 +18,7 @@ from fedserver.store.backup import (
     FolderSink,
     HashingSource,
     Source,
+    WrongBackup,
     named_files,
 )
 from fedserver.store.database import Database
@@ -40,10 +41,11 @@ def restore(backup: Path, state: Path) -> Contents:
     """Make a state directory of a backup.
 
     Raises:
-        BackupError: `state` is not empty, or the backup is incomplete or damaged; then nothing is left of the try.
+        WrongBackup: `state` is not empty, or the backup is incomplete or damaged.
+        BackupError: `state` cannot be made. Nothing is left of the try.
     """
     if state.exists() and (not state.is_dir() or any(state.iterdir())):
-        raise BackupError(f"{state} is not empty, and nothing is overwritten: give another --state, or move it away")
+        raise WrongBackup(f"{state} is not empty, and nothing is overwritten: give another --state, or move it away")
     state = state.resolve()  # of `.` there is no name
     unfinished = state.with_name(f"{state.name}{TEMPORARY_SUFFIX}")
     if unfinished.exists():
@@ -57,10 +59,13 @@ def restore(backup: Path, state: Path) -> Contents:
         for folder in {path.parent for path in unfinished.rglob("*")}:
             RealFileSystem().sync_folder(folder)
         publish(RealFileSystem(), unfinished, state)
-    except (OSError, EOFError, tarfile.TarError) as error:
-        raise BackupError(f"{backup} cannot be restored ({error})") from error
+    except (EOFError, tarfile.TarError) as error:
+        raise WrongBackup(f"{backup} cannot be restored ({error})") from error
+    except OSError as error:
+        kind = BackupError if backup.exists() else WrongBackup
+        raise kind(f"{backup} cannot be restored ({error})") from error
     except (StateError, DamagedFile) as error:
-        raise BackupError(f"{backup} is damaged: {str(error).replace(str(unfinished), str(backup))}") from error
+        raise WrongBackup(f"{backup} is damaged: {str(error).replace(str(unfinished), str(backup))}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return contents
@@ -74,16 +79,16 @@ def _unpack(backup: Path, folder: Path) -> Contents:
             stated = _read_contents(backup, source)
             continue
         if not _NAME.fullmatch(name) or name in files:
-            raise BackupError(f"{backup} holds {name!r}, which no backup has: `fedserver backup` did not make it")
+            raise WrongBackup(f"{backup} holds {name!r}, which no backup has: `fedserver backup` did not make it")
         hashing = HashingSource(source)
         FolderSink(folder).add(name, hashing, size_bytes)
         files[name] = (hashing.sha256.hexdigest(), size_bytes)
     if stated is None:
-        raise BackupError(f"{backup} has no {CONTENTS}: it is incomplete, or no backup")
+        raise WrongBackup(f"{backup} has no {CONTENTS}: it is incomplete, or no backup")
     for name in sorted(stated.keys() | files.keys()):
         if name not in files or stated.get(name) != [*files[name]]:
             problem = "is missing" if name not in files else "is not what was backed up"
-            raise BackupError(f"{backup} is damaged: {name} {problem}")
+            raise WrongBackup(f"{backup} is damaged: {name} {problem}")
     return Contents(files)
 
 
@@ -91,10 +96,10 @@ def _read_contents(backup: Path, source: Source) -> Mapping[str, Any]:
     try:
         fields = json.loads(source.read(_MAX_CONTENTS_BYTES))
         if fields["format"] != FORMAT:
-            raise BackupError(f"{backup} is of format {fields['format']!r}, this program knows {FORMAT!r}")
+            raise WrongBackup(f"{backup} is of format {fields['format']!r}, this program knows {FORMAT!r}")
         return dict(fields["files"])
     except (ValueError, KeyError, TypeError) as error:
-        raise BackupError(f"{backup} is damaged: {CONTENTS} cannot be read ({error})") from error
+        raise WrongBackup(f"{backup} is damaged: {CONTENTS} cannot be read ({error})") from error
 
 
 def _members(backup: Path) -> Iterator[tuple[str, Source, int]]:
@@ -108,7 +113,7 @@ def _members(backup: Path) -> Iterator[tuple[str, Source, int]]:
         for member in tar:
             source = tar.extractfile(member) if member.isreg() else None
             if source is None:
-                raise BackupError(f"{backup} holds {member.name!r}, which is no file")
+                raise WrongBackup(f"{backup} holds {member.name!r}, which is no file")
             yield member.name, source, member.size
 
 

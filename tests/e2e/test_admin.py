@@ -167,7 +167,7 @@ async def check_work(operator: Operator, alpha: BareSite, offer: negotiation_pb2
     assert {key: part[key] for key in (*told, "epoch", "epochs")} == {**told, "epoch": 2, "epochs": 3}
     assert re.search(r"1 +at work +1 = 1 outstanding", (await operator.say("rounds")).out)
     missing = await operator.say("rounds", "--round", "7")
-    assert (missing.status, missing.err) == (ExitCode.FAILED, "fedserver: there is no round 7\n")
+    assert (missing.status, missing.err) == (ExitCode.BAD_CONFIGURATION, "fedserver: there is no round 7\n")
 
 
 async def stop_after_the_round(operator: Operator, alpha: BareSite, offer: negotiation_pb2.Offer) -> None:

@@ -131,7 +131,7 @@ def test_rounds_of_a_finished_federation_are_listed_without_a_server(finished: F
     table = finished.scene.command("fedserver", "rounds", "--state", state)
     assert (table.status, table.out.count("new model"), table.out.count("3 = 3 completed")) == (0, ROUNDS, ROUNDS)
     missing = finished.scene.command("fedserver", "rounds", "--state", state, "--round", "9")
-    assert (missing.status, missing.err) == (1, f"fedserver: there is no round 9 in {state}\n")
+    assert (missing.status, missing.err) == (2, f"fedserver: there is no round 9 in {state}\n")
 
 
 def test_status_of_a_finished_federation_says_that_it_is_over(finished: Federation) -> None:

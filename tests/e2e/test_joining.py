@@ -231,7 +231,7 @@ def test_revoked_client_ends_with_the_reason_and_the_others_go_on(scene: Stage) 
     assert [one.wait() for one in others] == [0, 0]
     assert server.wait() == 0
     again = scene.command("fedserver", "revoke", "nobody", "--state", str(server.state))  # no server runs any more
-    assert (again.status, again.err) == (1, "fedserver: no site called nobody was invited\n")
+    assert (again.status, again.err) == (2, "fedserver: no site called nobody was invited\n")
 
 
 def test_server_that_asks_for_no_certificates_invites_nobody(scene: Stage) -> None:

@@ -188,7 +188,13 @@ def test_command_on_what_is_no_state_directory_says_so(tmp_path: Path, command: 
 )
 def test_invitation_that_cannot_be_is_refused(state: Path, words: tuple[str, ...], message: str) -> None:
     code, said = run("invite", *words, "--state", str(state))
-    assert (code in (ExitCode.FAILED, ExitCode.BAD_CONFIGURATION), message in said) == (True, True)
+    assert (code, message in said) == (ExitCode.BAD_CONFIGURATION, True), said
+
+
+@pytest.mark.parametrize("words", [("revoke", "nobody"), ("rounds", "--round", "99")])
+def test_site_or_round_that_there_is_none_of_is_a_wrong_argument(state: Path, words: tuple[str, ...]) -> None:
+    code, said = run(*words, "--state", str(state))
+    assert (code, words[-1] in said) == (ExitCode.BAD_CONFIGURATION, True), said
 
 
 def test_authority_that_was_changed_is_refused_with_what_to_do(state: Path) -> None:

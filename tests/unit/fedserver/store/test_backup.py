@@ -294,8 +294,29 @@ def test_commands_say_that_the_private_keys_are_in_it(folder: Path, tmp_path: Pa
     assert code == 0
     assert f"go on with `fedserver run --state {tmp_path / 'restored'}`" in output
     assert "sites that were revoked since are let in again, and tokens that were used since work once more" in output
-    assert run("restore", str(tmp_path / "b.tar"), "--state", str(tmp_path / "restored"))[0] == 1
     assert run("backup", "--state", str(tmp_path / "nowhere"), "--out", str(tmp_path / "c"))[0] == 3
+
+
+def test_place_that_is_taken_and_file_that_is_no_backup_are_wrong_arguments(folder: Path, tmp_path: Path) -> None:
+    backup, text = tmp_path / "backup", tmp_path / "text.tar"
+    back_up(folder, backup)
+    text.write_text("no tar")
+    restored = ("--state", str(tmp_path / "restored"))
+    for words in (
+        ("backup", "--state", str(folder), "--out", str(backup)),
+        ("backup", "--state", str(folder), "--out", str(folder / "backup")),
+        ("restore", str(backup), "--state", str(folder)),
+        ("restore", str(tmp_path / "nowhere"), *restored),
+        ("restore", str(text), *restored),
+    ):
+        assert run(*words)[0] == 2, words
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder that takes no file, not even of root")
+def test_backup_that_cannot_be_written_has_failed(folder: Path, tmp_path: Path) -> None:
+    back_up(folder, tmp_path / "backup")
+    assert run("backup", "--state", str(folder), "--out", "/proc/self/backup")[0] == 1
+    assert run("restore", str(tmp_path / "backup"), "--state", "/proc/self/restored")[0] == 1
 
 
 def test_collection_command_is_refused_while_a_server_runs_and_works_after(
