@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 from fedserver.addresses import own_addresses
 from fedserver.clock import Clock
@@ -39,12 +40,9 @@ class Gate:
 
         Raises:
             StateError: the authority's key or certificate is not what it was.
-            OSError: the file of a further authority cannot be read.
-            ValueError: there is no certificate in it.
+            ValueError: the file of a further authority cannot be read, or there is no certificate in it.
         """
-        client_ca = config.client_ca.read_bytes() if config.client_ca is not None else None
-        if client_ca is not None:
-            facts_of(client_ca)
+        client_ca = _read_client_ca(config.client_ca) if config.client_ca is not None else None
         _keep_client_ca(state, client_ca)
         return cls._of(state, clock, timedelta(days=config.certificate_days), client_ca)
 
@@ -75,6 +73,19 @@ class Gate:
             self.callers.end(name, why)
 
         self.membership.shut_out = shut_out
+
+
+def _read_client_ca(path: Path) -> bytes:
+    try:
+        pem = path.read_bytes()
+    except OSError as error:
+        why = f"cannot be read ({error.strerror or error}); name a file that the user of the server may read"
+        raise ValueError(f"--client-ca {path} {why}") from error
+    try:
+        facts_of(pem)
+    except ValueError as error:
+        raise ValueError(f"--client-ca {path} holds no certificate; name that of the authority, in PEM") from error
+    return pem
 
 
 def _keep_client_ca(state: State, client_ca: bytes | None) -> None:
