@@ -21,10 +21,13 @@ def task(config: ServerConfig) -> Result:
     return ok(f"{config.task}: classes {', '.join(meaning.class_names)}; {meaning.positive_class} is positive")
 
 
+_OF_THE_SERVER = ok("none is given here; the server that runs has settings of its own")
+
+
 def holdout(config: ServerConfig) -> Result:
     """Models can be scored as rounds go by."""
     if config.holdout is None and _is_served(config):
-        return ok("none is given here; the server that runs has settings of its own")
+        return _OF_THE_SERVER
     if config.holdout is None:
         advice = "Give a labelled folder with --holdout, or nobody sees whether rounds make the model better"
         return warning("none: global models are not scored", advice)
@@ -40,8 +43,10 @@ def _is_served(config: ServerConfig) -> bool:
 
 def test(config: ServerConfig) -> Result:
     """The final model can be scored on images that nothing was chosen by."""
-    if config.test is None:
+    if config.test is None and config.holdout is not None:
         return ok("none: best round and final score come from the same holdout")
+    if config.test is None:
+        return _OF_THE_SERVER if _is_served(config) else ok("none: the final model is not scored")
     found = _folder(config, config.test, "--test")
     if found.verdict is Verdict.FAILED or not (shared := overlap(config)):
         return found
