@@ -59,6 +59,12 @@ def enrolment_listen(listen: str, enrol_listen: str) -> str:
     return shown_address(host, port + 1 if 0 < port < 65_535 else 0)
 
 
+def beyond_loopback(listen: str) -> str:
+    """What to listen on in place of an address of loopback, so that other machines reach it in the same way."""
+    host, port = split_address(listen)
+    return shown_address("::" if ":" in host else "0.0.0.0", port)  # noqa: S104 - advice
+
+
 def reached_as(address: str, advertise: Sequence[str]) -> str:
     """An address that is listened on, as sites dial it."""
     host, port = split_address(address)

@@ -13,7 +13,7 @@ import structlog
 from rich.console import Console
 from rich.markup import escape
 
-from fedserver.addresses import reached_as
+from fedserver.addresses import beyond_loopback, reached_as
 from fedserver.config import ServerConfig
 from fedserver.disk import DiskRefuses, enough_bytes, pause_seconds
 from fedserver.enrolment.handshakes import HandshakeWatch, watching_handshakes
@@ -154,8 +154,8 @@ def _how_sites_join(config: ServerConfig) -> str:
 def join_command(config: ServerConfig, listening: Listening) -> str:
     """The exact command for the next step: the coordinator's, to invite a site, or where names are free, a site's."""
     address = reached_as(listening.address, config.advertise)
-    host, port = split_address(listening.address)
-    note = f"    # this server listens on loopback only: add --listen 0.0.0.0:{port}"
+    host, _ = split_address(listening.address)
+    note = f"    # this server listens on loopback only: add --listen {shlex.quote(beyond_loopback(listening.address))}"
     note = note if is_loopback(host) and not config.plaintext else ""
     if listening.enrolment_address is not None:
         return shlex.join(["fedserver", "invite", "SITE_NAME", "--state", str(config.state)]) + note

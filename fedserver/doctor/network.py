@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from fedserver.addresses import enrolment_listen
+from fedserver.addresses import beyond_loopback, enrolment_listen
 from fedserver.config import ServerConfig
 from fedserver.store import StateError
 from fedserver.store.state import is_in_use, read_contact
@@ -87,9 +87,9 @@ def _ask_name(address: str) -> str:
 
 def names(config: ServerConfig) -> Result:
     """The names that are given to sites have an address."""
-    host, number = tls.split_address(config.listen)
+    host, _ = tls.split_address(config.listen)
     if tls.is_loopback(host):
-        advice = f"For sites elsewhere, add --listen 0.0.0.0:{number}"
+        advice = f"For sites elsewhere, add --listen {beyond_loopback(config.listen)}"
         advice += " in place of --plaintext" if config.plaintext else ""
         return warning(f"{config.listen} is for this machine only", advice)
     if not config.advertise:

@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 import structlog
 
-from fedserver.commands.run import _ended
+from fedserver.commands.run import _ended, join_command
+from fedserver.config import ServerConfig
+from fedserver.doctor.network import names
 from fedserver.exit_codes import ExitCode
 from fedserver.results import Made
+from fedserver.server import Listening
 
 
 @pytest.mark.parametrize("rounds", [True, False])
@@ -19,3 +22,14 @@ def test_end_without_its_files_says_that_another_start_makes_them_where_it_does(
     (entry,) = logs
     again = "mend it and start the server again with the same --state"
     assert (entry["hint"].startswith(again), "`fedserver export`" in entry["hint"]) == (rounds, True)
+
+
+@pytest.mark.parametrize(
+    ("listen", "beyond"),
+    [("127.0.0.1:8443", "0.0.0.0:8443"), ("localhost:1", "0.0.0.0:1"), ("[::1]:8443", "[::]:8443")],
+)
+def test_address_that_other_machines_reach_is_advised_of_the_same_family(listen: str, beyond: str) -> None:
+    config = ServerConfig(listen=listen)
+    assert names(config).advice == f"For sites elsewhere, add --listen {beyond}"
+    words = join_command(config, Listening(listen, "sha256:", "unix:x", listen))
+    assert words.replace("'", "").endswith(f"add --listen {beyond}")
