@@ -142,7 +142,14 @@ def announce(config: ServerConfig, listening: Listening) -> None:
     console.print(f"{_how_sites_join(config)}:\n")
     console.print(f"    {join_command(config, listening)}\n", markup=False)
     if config.holdout is None:
-        console.print("No --holdout was given: global models are not scored.\n")
+        console.print(f"{_without_holdout(config)}\n")
+
+
+def _without_holdout(config: ServerConfig) -> str:
+    said = "No --holdout was given: global models are not scored"
+    if not config.early_stopping_rounds:
+        return f"{said}."
+    return f"{said}, and --early-stopping-rounds, which goes by the scores, never ends the federation."
 
 
 def _how_sites_join(config: ServerConfig) -> str:
