@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from fedclient.exit_codes import ExitCode, Stop
 from fedclient.identity import IdentityFolder, default_identity_folder, read_credentials
 from fedclient.reply import SiteLimits
 from fedclient.reporting import Reporting
 from fedstream import limits
+from fedstream.settings import Settings
 from fedstream.tls import is_loopback, split_address
 from fedtask.class_folders import split_pairs
 
@@ -69,7 +70,7 @@ def parse_data(value: object) -> object:
     return None if value in GENERATED_DATA_WORDS else value
 
 
-class ClientConfig(BaseModel):
+class ClientConfig(Settings):
     """The settings of one client. Every field is an option of `fedclient run` and a key of its TOML file.
 
     `data` is `None` for the task's generated examples. `shard` is (i, n): the i-th, counted from 0, of n parts of
@@ -77,8 +78,6 @@ class ClientConfig(BaseModel):
     limit. `report` names the metrics that may leave; `None` is all. `give_up_after` is in seconds without any contact
     to the server; `None` is never. Without `pictures`, the training history is a table alone.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     server: str
     identity: Path | None = None
@@ -223,6 +222,8 @@ def _with_identity(given: dict[str, Any]) -> dict[str, Any]:
     if given.get("certificate") and given.get("key") and given.get("server_ca"):
         files = [Path(str(given[name])) for name in ("key", "certificate", "server_ca")]
         return {"name": read_credentials(*files).facts.name, **given}
+    if given.get("identity") == "":  # refused by its name later on
+        return given
     folder = Path(str(given.get("identity") or default_identity_folder()))
     membership = IdentityFolder(folder).membership()
     if membership is None:

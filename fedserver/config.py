@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedserver.aggregation import strategy_named
 from fedstream.encodings import Encoding
 from fedstream.errors import FedstreamError
+from fedstream.settings import Settings, require_named
 from fedstream.tls import ascii_host, is_loopback, split_address
 
 GENERATED = "phantom"
@@ -32,10 +33,10 @@ class ConfigError(FedstreamError):
     """A setting is unknown, malformed or does not go with another. The message names it."""
 
 
-class PlanSettings(BaseModel):
+class PlanSettings(Settings):
     """Hyper-parameters offered to clients; what is left out is the task's default."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False)
 
     epochs: PositiveCount | None = None
     batch_size: PositiveCount | None = None
@@ -43,14 +44,14 @@ class PlanSettings(BaseModel):
     early_stopping_patience: Count | None = None
 
 
-class ServerConfig(BaseModel):
+class ServerConfig(Settings):
     """Everything `fedserver run` can be told. Spans in seconds. Without `pictures`, the report has its tables alone."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False)
 
     name: str = "federation"
     listen: str = "127.0.0.1:8443"
-    advertise: list[str] = []
+    advertise: list[str] = Field(default_factory=list)
     enrol_listen: str = ""
     metrics_listen: str = ""
     plaintext: bool = False
@@ -58,7 +59,7 @@ class ServerConfig(BaseModel):
     client_ca: Path | None = None
     certificate_days: Annotated[float, Field(gt=0, le=3_650)] = 90.0
     task: str = "brain_mri"
-    task_settings: dict[str, str] = {}
+    task_settings: dict[str, str] = Field(default_factory=dict)
     plan: PlanSettings = PlanSettings()
     rounds: PositiveCount = 10
     min_clients: PositiveCount = 2
@@ -82,7 +83,7 @@ class ServerConfig(BaseModel):
     early_stopping_rounds: Count = 0
     holdout: str | None = None
     test: str | None = None
-    classes: dict[str, str] = {}
+    classes: dict[str, str] = Field(default_factory=dict)
     initial_model: Path | None = None
     backbone_weights: str | None = None
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
@@ -107,6 +108,12 @@ class ServerConfig(BaseModel):
     @classmethod
     def _advertised_as_in_dns(cls, value: list[str]) -> list[str]:
         return [ascii_host(name) for name in value]
+
+    @field_validator("holdout", "test", "backbone_weights", mode="before")
+    @classmethod
+    def _words_for_data_are_none_or_name_it(cls, value: Any) -> Any:
+        require_named(value)
+        return value
 
     @field_validator("strategy")
     @classmethod

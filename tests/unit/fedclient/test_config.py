@@ -124,6 +124,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "--classes: write CLASS=FOLDER pairs with commas between, such as no=healthy,yes=tumour (\\, within a name)",
     ),
     ({"max_hours": 0}, "--max-hours: Input should be greater than 0"),
+    *(
+        ({name: True}, f"--{name.replace('_', '-')}: true and false are for what is on or off, and this is not")
+        for name in ("max_rounds", "max_hours", "give_up_after", "data", "report")
+    ),
+    *(
+        ({name: ""}, f"--{name.replace('_', '-')}: is empty; name a file or folder, or leave it off")
+        for name in ("data", "out", "state_dir", "identity")
+    ),
     ({"max_rounds": -1}, "--max-rounds: Input should be greater than or equal to 0"),
     (
         {"report": "loss,"},

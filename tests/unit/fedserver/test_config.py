@@ -82,6 +82,9 @@ TEST_IS_HOLDOUT = (
     "Keep some apart that nothing else looks at, or leave test off"
 )
 
+NO_SWITCH = "true and false are for what is on or off, and this is not"
+FILES = ("state", "out", "holdout", "test", "client_ca", "initial_model", "backbone_weights")
+
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"round": 3}, "round is not a setting (see `fedserver run --help`)"),
     ({"plan": {"epoch": 3}}, "plan.epoch is not a setting (see `fedserver run --help`)"),
@@ -90,6 +93,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"log_level": "debug"}, "log_level is not a setting (it is an option alone)"),
     ({"rounds": "many"}, "rounds: Input should be a valid integer, unable to parse string as an integer"),
     ({"rounds": 1.5}, "rounds: Input should be a valid integer, got a number with a fractional part"),
+    ({"rounds": True}, f"rounds: {NO_SWITCH}"),
+    ({"plan": {"learning_rate": True}}, f"plan.learning_rate: {NO_SWITCH}"),
+    ({"certificate_days": True}, f"certificate_days: {NO_SWITCH}"),
+    ({"holdout": False}, f"holdout: {NO_SWITCH}"),
+    *(({name: ""}, f"{name}: is empty; name a file or folder, or leave it off") for name in FILES),
     ({"rounds": 0}, "rounds: Input should be greater than or equal to 1"),
     ({"rounds": 10**12}, "rounds: Input should be less than or equal to 1000000"),
     ({"min_clients": 0}, "min_clients: Input should be greater than or equal to 1"),

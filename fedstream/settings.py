@@ -1,0 +1,38 @@
+"""What the settings of both ends have in common: a TOML file or options, checked field by field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+
+
+class Settings(BaseModel):
+    """Settings that cannot be changed afterwards, and of which each has a name that is known.
+
+    A number is no `true`, which pydantic would take for 1, and an empty text names no file or folder: as a path, it
+    would be the folder that the command was started in.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_meant(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and kind is not bool:
+            raise ValueError("true and false are for what is on or off, and this is not")
+        if kind is Path or Path in get_args(kind):
+            require_named(value)
+        return value
+
+
+def require_named(value: object) -> None:
+    """See that what is to name a file or folder does.
+
+    Raises:
+        ValueError: it is empty.
+    """
+    if value == "":
+        raise ValueError("is empty; name a file or folder, or leave it off")
