@@ -23,6 +23,9 @@ _MOST = 1_000_000
 _LONGEST_SECONDS = 10 * 366 * 86_400.0
 """Bounds that nobody needs to exceed, and below which every sum fits its field on the wire."""
 
+_LONGEST_NAME = 200
+"""Characters of a federation's name, which stands in logs, tables and the report of every site."""
+
 Count = Annotated[int, Field(ge=0, le=_MOST)]
 PositiveCount = Annotated[int, Field(ge=1, le=_MOST)]
 Span = Annotated[float, Field(ge=0, le=_LONGEST_SECONDS)]
@@ -90,6 +93,16 @@ class ServerConfig(Settings):
     state: Path = Path("runs/server/state")
     out: Path = Path("runs/server")
     pictures: bool = True
+
+    @field_validator("name")
+    @classmethod
+    def _name_can_be_shown(cls, value: str) -> str:
+        if not (value.strip() and len(value) <= _LONGEST_NAME and value.isprintable()):
+            raise ValueError(
+                f"a federation's name has 1 to {_LONGEST_NAME} characters on one line, none of which is invisible "
+                "or turns the direction of writing"
+            )
+        return value
 
     @field_validator("listen")
     @classmethod

@@ -72,6 +72,11 @@ def test_settings_of_a_file_with_flags_over_them(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["x" * 200, "Größe 2", "脳腫瘍", "أورام الدماغ", "[/trial]"])
+def test_name_of_a_federation_may_be_in_any_language(name: str) -> None:
+    assert load_config(None, {"name": name}).name == name
+
+
 def test_file_is_utf8_whatever_the_machine_speaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("locale.getpreferredencoding", lambda _=True: "ascii")
     assert load_config(written(tmp_path, 'name = "größe"'), {}).name == "größe"
@@ -83,6 +88,11 @@ TEST_IS_HOLDOUT = (
 )
 
 NO_SWITCH = "true and false are for what is on or off, and this is not"
+NAME_RULE = (
+    "a federation's name has 1 to 200 characters on one line, none of which is invisible "
+    "or turns the direction of writing"
+)
+NO_NAMES = ("", "  ", "x" * 201, "a\nb", "a\u202eb", "a\u200fb", "\x1b[1m")
 FILES = ("state", "out", "holdout", "test", "client_ca", "initial_model", "backbone_weights")
 
 WRONG: list[tuple[dict[str, Any], str]] = [
@@ -112,6 +122,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"join_timeout_seconds": 1e300}, "join_timeout_seconds: Input should be less than or equal to 316224000"),
     ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
     ({"seed": 2**32}, "seed: Input should be less than 4294967296"),
+    *(({"name": name}, f"name: {NAME_RULE}") for name in NO_NAMES),
     ({"name": 3}, "name: Input should be a valid string"),
     ({"plan": 3}, "plan: Input should be a valid dictionary or instance of PlanSettings"),
     ({"advertise": "fl.example.org"}, "advertise: Input should be a valid list"),
