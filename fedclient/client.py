@@ -31,7 +31,7 @@ from fedclient.introduction import introduce
 from fedclient.proxies import proxy_hint
 from fedclient.renewal import keep_renewed, renew_if_due
 from fedclient.session import EnoughRounds, Session
-from fedclient.workplace import Workplace
+from fedclient.workplace import Workplace, unusable
 from fedstream import limits
 from fedstream.checkup.machine import judge_folder
 from fedstream.checkup.runner import Verdict
@@ -108,7 +108,7 @@ class Client:
             message = f"another fedclient uses {folder}: stop it, or give this one another --name or --state-dir"
             raise Stop(ExitCode.BAD_CONFIGURATION, message) from error
         except OSError as error:
-            raise Stop(ExitCode.BAD_CONFIGURATION, f"the state folder cannot be used: {error}") from error
+            raise unusable(folder, error) from error
         return lock
 
     def _require_out_folder(self) -> None:

@@ -32,6 +32,13 @@ from fedstream.manifest import Digest
 log = structlog.get_logger()
 
 
+def unusable(state_folder: Path, error: OSError) -> Stop:
+    """That a state folder cannot be used, why, and what to do: `raise unusable(...)`."""
+    where = f"{error.filename}: " if error.filename else ""
+    why = f"the state folder {state_folder} cannot be used ({where}{error.strerror or error})"
+    return Stop(ExitCode.BAD_CONFIGURATION, f"{why}; name one with --state-dir that this user may write to")
+
+
 @dataclass(slots=True)
 class Errands:
     """Work that goes on beside the rounds, such as fetching a model ahead; its failures cost nothing else."""
@@ -85,10 +92,9 @@ class Workplace:
         Raises:
             Stop: the task or the data cannot be used, or the state folder cannot be written.
         """
-        trainer = Trainer(task, config)
+        trainer, state = Trainer(task, config), config.state_folder
         try:
             site = await trainer.open()
-            state = config.state_folder
             models = ModelStore(state / "models", files)
             await asyncio.to_thread(models.load)
             # Whether the server is gone for good is the session's to judge; a transfer waits as long as it goes on.
@@ -114,7 +120,7 @@ class Workplace:
         except BaseException as error:
             await trainer.close()
             if isinstance(error, OSError):
-                raise Stop(ExitCode.BAD_CONFIGURATION, f"the state folder cannot be used: {error}") from error
+                raise unusable(state, error) from error
             raise
         return cls(task, shop, Workbench(shop, config.site_limits), Errands(), config.cache_folder)
 

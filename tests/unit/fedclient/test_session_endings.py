@@ -317,3 +317,16 @@ async def test_session_with_no_server_gives_up_when_it_was_told_to(tmp_path: Pat
 
     assert stop.code is ExitCode.UNREACHABLE
     assert "127.0.0.1:1" in stop.message
+
+
+async def test_state_folder_that_cannot_be_made_is_named_with_the_option_for_another(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "state"
+    config = ClientConfig(server="127.0.0.1:1", plaintext=True, data=None, state_dir=folder, out=tmp_path)
+    stop = await stopped(Client(config, LogDisplay(), Patience(0.05, 0.1)))
+
+    assert stop.code is ExitCode.BAD_CONFIGURATION
+    assert stop.message == (
+        f"the state folder {folder} cannot be used ({folder}: Not a directory); "
+        "name one with --state-dir that this user may write to"
+    )
