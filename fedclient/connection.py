@@ -9,10 +9,11 @@ import grpc.aio
 
 from fedclient import codec, requests
 from fedclient.calls import QUICK_CALL_SECONDS, translated
+from fedclient.chunk_size import ChunkSize
 from fedclient.config import ClientConfig
 from fedclient.events import FederationOnOffer, TaskOnOffer
 from fedclient.trust import trust_of
-from fedstream import limits, tls
+from fedstream import tls
 from fedstream.chunk_messages import decode_read_chunks
 from fedstream.v1 import enrolment_pb2_grpc, negotiation_pb2_grpc, transfer_pb2, transfer_pb2_grpc
 
@@ -31,8 +32,6 @@ CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_reconnect_backoff_ms", 5_000),
 )
 
-_LEAST_CHUNK_BYTES = 64 << 10
-
 
 class Connection:
     """A channel and its stubs. `open` comes first, and again before each new session."""
@@ -41,8 +40,8 @@ class Connection:
         self._config = config
         self._trust = trust_of(config)
         self._channel: grpc.aio.Channel | None = None
-        self.most_chunk_bytes = limits.MAX_CHUNK_BYTES
-        """How large a chunk may be to get through in time, as far as this session knows."""
+        self.chunk_size = ChunkSize()
+        """How large a chunk may be to get through. It outlasts sessions and channels, which break with the line."""
         self.certificates: enrolment_pb2_grpc.CertificateServiceAsyncStub
         self.negotiation: negotiation_pb2_grpc.NegotiationServiceAsyncStub
         self.transfer: transfer_pb2_grpc.TransferServiceAsyncStub
@@ -60,13 +59,14 @@ class Connection:
             Stop: with `UNTRUSTED`, another server answers than the one that was named.
         """
         await self._trust.prepare(self._config.server)
-        self.most_chunk_bytes = limits.MAX_CHUNK_BYTES
         if self._channel is None:
             self._take(self._open_channel())
 
-    def note_stall(self, chunk_bytes: int) -> None:
-        """A stream with such chunks stood still: the next are smaller. Few tries lead to what a slow line carries."""
-        self.most_chunk_bytes = max(chunk_bytes // 4, _LEAST_CHUNK_BYTES)
+    @property
+    def is_out_of_reach(self) -> bool:
+        """Whether the last try to connect failed. A call that fails then has sent nothing."""
+        state = grpc.ChannelConnectivity.TRANSIENT_FAILURE
+        return self._channel is not None and self._channel.get_state() is state
 
     async def reopen(self) -> None:
         """Connect anew, with the credentials as they are now. Calls at work are cut, and may be made again at once."""

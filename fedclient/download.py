@@ -161,14 +161,19 @@ class Downloader:
 
     async def _receive(self, digest: Digest, partial: PartialModel, max_chunk_bytes: int, on_bytes: OnBytes) -> None:
         async def once() -> None:
-            chunk_bytes = min(max_chunk_bytes, self._connection.most_chunk_bytes)
+            size, before = self._connection.chunk_size, partial.kept
+            chunk_bytes = min(max_chunk_bytes, size.most_bytes)
             request = requests.read_chunks(digest, partial.lacking, partial.kept, chunk_bytes)
             on_bytes(partial.kept, partial.size_bytes)
             try:
                 with translated():
                     await self._read_chunks(request, partial, on_bytes)
             except Stalled:
-                self._connection.note_stall(chunk_bytes)
+                size.note_stall(chunk_bytes)
+                raise
+            except TransportError:
+                if partial.kept == before and not self._connection.is_out_of_reach:
+                    size.note_cut(chunk_bytes)
                 raise
             except WrongOffset as error:
                 raise DamagedTensor(f"more of the model is here than the server has: {error}") from error
@@ -181,6 +186,7 @@ class Downloader:
         self, request: transfer_pb2.ReadChunksRequest, partial: PartialModel, on_bytes: OnBytes
     ) -> None:
         call: Any = self._connection.transfer.ReadChunks(request)
+        before = partial.kept
         try:
             while partial.kept < partial.size_bytes:
                 async with moving():
@@ -189,6 +195,7 @@ class Downloader:
                     return
                 self.moved_at = time.monotonic()
                 await asyncio.to_thread(partial.take, message)
+                self._connection.chunk_size.note_run(partial.kept - before)
                 on_bytes(partial.kept, partial.size_bytes)
         finally:
             call.cancel()

@@ -70,6 +70,17 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
+class _CutStream:
+    """A stream of chunks of some size that broke, and what was committed when it began.
+
+    Only the server's next word tells what got through: it commits what it has when a stream breaks.
+    """
+
+    chunk_bytes: int
+    committed: int
+
+
+@dataclass(frozen=True, slots=True)
 class Delivery:
     """The server has the update durably; `quarantined` is why it was kept aside, empty if it is in the round."""
 
@@ -115,7 +126,9 @@ class Upload:
         self._window = terms.window_bytes
         self._committed = 0
         self._highest = 0
+        self._began_at = 0  # where the stream of chunks began
         self._restarts = 0
+        self._cut: _CutStream | None = None
 
     async def run(self) -> Delivery:
         """Send the update until the server acknowledges it.
@@ -140,7 +153,7 @@ class Upload:
             await self._write_body(self._body)
             return await self._finish()
         except Stalled:
-            self._connection.note_stall(self._chunk_bytes())
+            self._connection.chunk_size.note_stall(self._chunk_bytes())
             raise
         except (WrongOffset, ChecksumMismatch, BodyIncomplete) as error:
             raise TransportError(error.message) from error  # documented as: resume at `committed_size`
@@ -173,8 +186,14 @@ class Upload:
             return False
         self._hear_window(status.window_bytes)
         self._commit(status.committed_size, body)
+        self._learn_of_cut()
         log.info("resuming the upload", committed=self._committed, of=body.size_bytes)
         return True
+
+    def _learn_of_cut(self) -> None:
+        cut, self._cut = self._cut, None
+        if cut is not None and self._committed <= cut.committed:
+            self._connection.chunk_size.note_cut(cut.chunk_bytes)
 
     async def _put_manifest(self) -> BodyReader:
         with translated():
@@ -195,24 +214,29 @@ class Upload:
         if self._committed == body.size_bytes:
             return
         call: Any = self._connection.transfer.WriteChunks()
+        self._began_at = self._committed
         try:
             await self._send_chunks(call, body)
             with translated():
                 await call.done_writing()
             while await self._hear_commit(call, body):
                 pass
+        except Stalled:
+            raise
+        except TransportError:
+            self._cut = _CutStream(self._chunk_bytes(), self._began_at)
+            raise
         finally:
             call.cancel()
         if self._committed < body.size_bytes:
             raise TransportError(f"the server ended the stream at {self._committed} of {body.size_bytes} bytes")
 
     async def _send_chunks(self, call: Any, body: BodyReader) -> None:
-        chunk_bytes = self._chunk_bytes()
         offset = self._committed
-        if min(chunk_bytes, body.size_bytes - offset) > _QUICK_BYTES:
+        if min(self._chunk_bytes(), body.size_bytes - offset) > _QUICK_BYTES:
             await send(call, requests.write_chunk(self._parcel.upload_id, make_chunk(offset, b"")))
         while offset < body.size_bytes:
-            data = await asyncio.to_thread(body.read, offset, chunk_bytes)  # the disk may be slow
+            data = await asyncio.to_thread(body.read, offset, self._chunk_bytes())  # the disk may be slow
             if not data:
                 raise WeightsFileError(
                     f"the update ends at {offset} of {body.size_bytes} bytes: its file was cut short"
@@ -225,7 +249,7 @@ class Upload:
 
     def _chunk_bytes(self) -> int:
         # Half the window at most: one half is sent while the other becomes durable, and no end waits for the other.
-        return max(1, min(self._terms.max_chunk_bytes, self._window // 2, self._connection.most_chunk_bytes))
+        return max(1, min(self._terms.max_chunk_bytes, self._window // 2, self._connection.chunk_size.most_bytes))
 
     async def _hear_commit(self, call: Any, body: BodyReader) -> bool:
         """Take in one `committed_size`; whether there was one before the stream's end."""
@@ -235,6 +259,7 @@ class Upload:
         if not isinstance(answer, transfer_pb2.WriteChunksResponse):
             return False
         self._commit(answer.committed_size, body)
+        self._connection.chunk_size.note_run(self._committed - self._began_at)
         return True
 
     def _commit(self, committed_size: int, body: BodyReader) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import signal
 from pathlib import Path
 
@@ -11,11 +13,15 @@ from structlog.testing import capture_logs
 from fedclient import calls
 from fedclient.client import Client
 from fedclient.config import ClientConfig
+from fedclient.connection import Connection
 from fedclient.display import LogDisplay
+from fedclient.download import Downloader
 from fedclient.exit_codes import ExitCode
+from fedclient.models import ModelStore
 from fedserver.coordinator.participation import Phase
 from fedserver.federation import Federation
 from fedstream import limits
+from fedstream.files import RealFileSystem
 from tests.support.negotiating import parts_of
 from tests.support.processes import Stage, soon
 from tests.support.proxy import proxied
@@ -89,6 +95,54 @@ async def test_client_whose_line_takes_longer_for_a_chunk_than_anybody_waits_tak
     assert [entry["event"] for entry in logs].count("trained") == 1
     again = [entry["doing"] for entry in logs if entry["event"] == "trying again"]
     assert again.count("downloading a model") == 1  # then its chunks are small enough
+
+
+@pytest.mark.parametrize("way", [Phase.DOWNLOADING, Phase.UPLOADING])
+async def test_client_whose_line_is_cut_more_often_than_a_chunk_takes_takes_part(tmp_path: Path, way: Phase) -> None:
+    # A chunk is 2 MiB, and each connection carries a fifth of it.
+    task = {"tensors": "3", "tensor_kib": "1024", "seconds": "3", "epochs": "1"}
+    settings = {"min_clients": 1, "rounds": 1, "task_settings": task, "plaintext": True}
+    async with serving(tmp_path / "server", **settings) as (server, listening), proxied(listening) as (proxy, near):
+        facts = {"server": near.address, "plaintext": True, "name": "alpha", "data": "phantom", "pictures": False}
+        config = ClientConfig.model_validate({**facts, "out": tmp_path / "out", "state_dir": tmp_path / "site"})
+        with capture_logs() as logs:
+            if way is Phase.DOWNLOADING:
+                proxy.bytes_per_connection = 400_000
+            client = asyncio.create_task(Client(config, LogDisplay(), QUICK).run())
+            await soon("training", lambda: is_at(server.federation, Phase.TRAINING), 30)
+            proxy.bytes_per_connection = 400_000 if way is Phase.UPLOADING else math.inf
+            text = await asyncio.wait_for(client, 60)
+        assert parts_of(server, 1) == {"alpha": ("completed", "")}
+    assert text.endswith(f"saved {tmp_path / 'out' / 'GLOBAL_MODEL.safetensors'}")
+    assert [entry["event"] for entry in logs].count("trained") == 1
+    assert 12 <= proxy.cuts <= 40  # a quarter of a megabyte each, and three that taught to send no more at once
+    resumed = [entry["committed"] for entry in logs if entry["event"] == "resuming the upload"]
+    assert resumed == sorted(resumed)
+    assert resumed.count(0) <= 4
+
+
+async def test_server_that_is_away_does_not_make_chunks_smaller(tmp_path: Path) -> None:
+    async with (
+        serving(tmp_path / "server", min_clients=1, plaintext=True) as (server, listening),
+        proxied(listening) as (proxy, near),
+    ):
+        config = ClientConfig.model_validate({"server": near.address, "plaintext": True, "data": "phantom"})
+        connection, files, tries = Connection(config), RealFileSystem(), 0
+
+        def go_away(done: int, _total: int) -> None:
+            nonlocal tries
+            tries += done == 0
+            proxy.refusing = tries < 8
+            if tries == 1:
+                proxy.cut()
+
+        await connection.open()
+        model, schema = server.federation.model, server.federation.schema
+        downloader = Downloader(connection, ModelStore(tmp_path / "models", files), files, QUICK)
+        await asyncio.wait_for(downloader.fetch(model.digest, schema, limits.MAX_CHUNK_BYTES, go_away), 30)
+        await connection.close()
+    assert tries >= 8
+    assert connection.chunk_size.most_bytes >= limits.MAX_CHUNK_BYTES // 2  # the first try may have been cut at work
 
 
 async def test_client_waits_for_a_server_that_is_not_there_yet(scene: Stage) -> None:

@@ -7,7 +7,7 @@ import math
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from fedserver.server import Listening
 from fedstream.tls import split_address
@@ -16,11 +16,26 @@ _SLOW_BUFFER_BYTES = 1 << 16
 _PIECE_BYTES = 1 << 14  # small beside what tests count, so that a cut comes within so much of the byte asked for
 
 
+@dataclass
+class _Line:
+    """One connection on its way through: its two ends here, and how many bytes it has carried."""
+
+    ends: set[asyncio.StreamWriter]
+    carried: int = 0
+    is_cut: bool = False
+
+    def cut(self) -> None:
+        self.is_cut = True
+        for end in self.ends:
+            end.transport.abort()
+
+
 class Proxy:
     """Relays every connection to one server.
 
     `bytes_up` counts what went from clients to the server, TLS and all, and `bytes_down` what came back; `cuts` the
-    times that it cut. While it is `refusing`, a connection is ended as soon as it is made, as if nobody were there.
+    times that it cut. Each connection is cut when it has carried `bytes_per_connection`, both ways. While
+    it is `refusing`, a connection is ended as soon as it is made, as if nobody were there.
     """
 
     def __init__(self, target: str, bytes_per_second: float = math.inf) -> None:
@@ -31,6 +46,7 @@ class Proxy:
         self._refuses_then = False
         self.bytes_up = self.bytes_down = 0
         self.cuts = 0
+        self.bytes_per_connection = math.inf
         self.refusing = False
 
     def cut(self) -> None:
@@ -59,8 +75,11 @@ class Proxy:
             return
         pair = {writer, far_writer}
         self._writers |= pair
+        line = _Line(pair)
         try:
-            await asyncio.gather(self._relay(reader, far_writer, up=True), self._relay(far_reader, writer, up=False))
+            await asyncio.gather(
+                self._relay(reader, far_writer, line, up=True), self._relay(far_reader, writer, line, up=False)
+            )
         finally:
             self._writers -= pair
             for end in pair:
@@ -85,7 +104,9 @@ class Proxy:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SLOW_BUFFER_BYTES)
         return made
 
-    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, up: bool) -> None:
+    async def _relay(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, line: _Line, *, up: bool
+    ) -> None:
         try:
             while piece := await reader.read(_PIECE_BYTES):
                 if up:
@@ -95,6 +116,11 @@ class Proxy:
                 if self._cut_at is not None and self.bytes_up >= self._cut_at:
                     self._cut_at = None
                     self.cut()
+                    return
+                line.carried += len(piece)
+                if line.carried >= self.bytes_per_connection:
+                    self.cuts += not line.is_cut
+                    line.cut()
                     return
                 writer.write(piece)
                 await writer.drain()
