@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import structlog
 
-from fedstream.files import FULL, may_pass
+from fedstream.files import FULL, gone_folder, may_pass, refusal_words
 
 log = structlog.get_logger()
 
@@ -23,6 +23,8 @@ RETRY_SECONDS = 2.0
 
 def disk_words(error: OSError, folder: Path) -> str:
     """What the disk refuses where, and what to do, for people here; `folder` is for an error that names none."""
+    if gone_folder(error) is not None:
+        return refusal_words(error)
     advice = "make space there" if error.errno in FULL else "see to that folder and its disk"
     return f"{error.filename or folder}: {error.strerror or error}; {advice}"
 
@@ -45,7 +47,7 @@ async def when_the_disk_can(write: Callable[[], Awaitable[T]], waiting: str, wit
         except OSError as error:
             if not may_pass(error) or time.monotonic() + RETRY_SECONDS >= give_up:
                 raise
-            if str(error) != told:
-                told = str(error)
+            if refusal_words(error) != told:
+                told = refusal_words(error)
                 log.warning(waiting, because=told)
         await asyncio.sleep(RETRY_SECONDS)

@@ -127,7 +127,11 @@ class UpdateStore:
             self._files.remove(path)
 
     def keep_only(self, offer_ids: Collection[str]) -> None:
-        """Forget all updates but those of these offers, and what interrupted writes have left."""
+        """Forget all updates but those of these offers, and what interrupted writes have left.
+
+        A folder that somebody has cleared away is made again, since the next update is to go there.
+        """
+        self._folder.mkdir(exist_ok=True)
         kept = {_stem(offer_id) for offer_id in offer_ids}
         for path in self._folder.iterdir():
             if path.name.partition(".")[0] not in kept:

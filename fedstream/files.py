@@ -32,6 +32,22 @@ def may_pass(error: OSError) -> bool:
     return error.errno in _PASSING or (error.errno == errno.ENOENT and _lacks_folder(error.filename))
 
 
+def gone_folder(error: OSError) -> Path | None:
+    """The folder whose absence is why a file could not be made: of those on its path that are gone, the uppermost."""
+    if error.errno != errno.ENOENT or not _lacks_folder(error.filename):
+        return None
+    folder = Path(error.filename).parent
+    while not folder.parent.is_dir():
+        folder = folder.parent
+    return folder
+
+
+def refusal_words(error: OSError) -> str:
+    """Why a file cannot be written, for people who can mend that; of a folder that is gone, with what to do."""
+    gone = gone_folder(error)
+    return str(error) if gone is None else f"the folder {gone} is gone; put it back, or make it again"
+
+
 def _lacks_folder(filename: object) -> bool:
     return isinstance(filename, str | os.PathLike) and not Path(filename).parent.is_dir()
 

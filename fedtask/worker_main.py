@@ -6,6 +6,7 @@ the process began. Whatever libraries print goes to standard error, so that it c
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -18,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from fedstream.files import RealFileSystem, may_pass, write_durably
+from fedstream.files import RealFileSystem, may_pass, refusal_words, write_durably
 from fedstream.manifest import Manifest, TensorEntry, entry_of, manifest_of, raw_bytes
 from fedstream.plan import Plan
 from fedstream.weights_file import WeightsFile, file_parts
@@ -95,7 +96,9 @@ class Worker:
         report = partial(self._report, request)
         tuned = checked_tuned(self._task.fine_tune(base_weights, from_json(Plan, plan), report), self._schema)
         changed = self._changed(base_weights, tuned.weights)
-        self._write_when_it_can(request, Path(out), Manifest(tuple(changed)), tuned.weights, "what was trained")
+        self._write_when_it_can(
+            request, Path(out), Manifest(tuple(changed)), tuned.weights, "what was trained", makes_folder=True
+        )
         update = LocalUpdate(
             changed=tuple(EntryRecord.of(entry) for entry in changed),
             num_examples=tuned.num_examples,
@@ -106,17 +109,26 @@ class Worker:
         )
         return to_json(update)
 
-    def _write_when_it_can(self, request: int, out: Path, manifest: Manifest, weights: Weights, what: str) -> None:
-        """Write what was made. While the disk refuses, say so and try again: making it anew would take longer."""
+    def _write_when_it_can(
+        self, request: int, out: Path, manifest: Manifest, weights: Weights, what: str, *, makes_folder: bool = False
+    ) -> None:
+        """Write what was made. While the disk refuses, say so and try again: making it anew would take longer.
+
+        With `makes_folder`, a folder that somebody has cleared away is made again. Not those above it: where they are
+        gone, they were moved or their disk is not mounted, and may come back with all that is in them.
+        """
         told = ""
         while True:
+            if makes_folder:
+                with contextlib.suppress(OSError):  # the write says what is the matter
+                    out.parent.mkdir(exist_ok=True)
             try:
                 return write_durably(RealFileSystem(), out, file_parts(manifest, weights))
             except OSError as error:
                 if not may_pass(error):
                     raise
-                if str(error) != told:
-                    told = str(error)
+                if refusal_words(error) != told:
+                    told = refusal_words(error)
                     self._send({"id": request, "trouble": f"{what} cannot be written yet: {told}"})
             time.sleep(_DISK_RETRY_SECONDS)
             if request in self._cancelled:

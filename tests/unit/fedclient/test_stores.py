@@ -147,6 +147,15 @@ def keep_update(folder: Path, offer_id: str = "offer", number: int = 3) -> Updat
     return store
 
 
+def test_update_store_whose_folder_was_cleared_away_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "updates"
+    store = UpdateStore(folder, FILES)
+    folder.rmdir()
+    store.keep_only({"offer"})
+    assert folder.is_dir()
+    assert store.load("offer") is None
+
+
 def test_update_store_gives_back_what_was_recorded_after_a_restart(tmp_path: Path) -> None:
     keep_update(tmp_path)
     finished = UpdateStore(tmp_path, FILES).load("offer")

@@ -112,6 +112,29 @@ async def test_update_that_the_disk_does_not_take_is_written_when_it_does_and_tr
     assert len({report.epoch for report in reports}) == 1
 
 
+async def test_update_whose_folder_was_cleared_away_is_written_to_one_made_again(
+    worker: TaskWorker, tmp_path: Path
+) -> None:
+    with capture_logs() as logs:
+        out = tmp_path / "updates" / "update"
+        await asyncio.wait_for(worker.fine_tune(tmp_path / "base", PLAN, out, ignore), 20.0)
+    assert (out.exists(), logs) == (True, [])
+
+
+async def test_update_whose_state_folder_is_gone_waits_and_says_what_to_do(worker: TaskWorker, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    out = state / "updates" / "update"
+    with capture_logs() as logs:
+        task = asyncio.create_task(worker.fine_tune(tmp_path / "base", PLAN, out, ignore))
+        while not logs:  # noqa: ASYNC110 - the log tells nobody
+            await asyncio.sleep(0.01)
+        state.mkdir()
+        await asyncio.wait_for(task, 20.0)
+    words = f"the folder {state} is gone; put it back, or make it again"
+    assert [entry["because"] for entry in logs] == [f"what was trained cannot be written yet: {words}"]
+    assert out.exists()
+
+
 async def test_worker_that_an_error_ends_tells_that_error_first_and_briefly(worker: TaskWorker, tmp_path: Path) -> None:
     with pytest.raises(WorkerCrashed) as raised:
         await worker.export(tmp_path / "no model", tmp_path / "models", "stem")
