@@ -21,6 +21,12 @@ log = structlog.get_logger()
 _LOOK_SECONDS = 3_600.0
 """A third of 90 days is 30 days, so a look each hour leaves hundreds of tries to a server that is away."""
 
+_LOOK_SHARE = 1 / 12
+"""Part of a shorter validity between two looks: four fall into its last third."""
+
+_LEAST_LOOK_SECONDS = 60.0
+"""A renewal makes the connection anew, which cuts what it carries: not all the time, however short the validity."""
+
 
 async def renew_if_due(folder: IdentityFolder, connection: Connection) -> bool:
     """Get the next certificate if it is time; whether there is one. After a failure the next look tries again."""
@@ -46,7 +52,7 @@ async def keep_renewed(
     folder: IdentityFolder,
     connection: Connection,
     renewed: Callable[[], Awaitable[None]],
-    look_seconds: float = _LOOK_SECONDS,
+    look_seconds: float | None = None,
 ) -> None:
     """Look again and again. Never returns.
 
@@ -54,12 +60,21 @@ async def keep_renewed(
         folder: where the certificate is.
         connection: to the server, open.
         renewed: is called when there is a new certificate, so that the connection is made anew with it.
-        look_seconds: between two looks.
+        look_seconds: between two looks; by default as the certificate asks for.
     """
     while True:
-        await asyncio.sleep(look_seconds)
+        await asyncio.sleep(_seconds_to_next_look(folder) if look_seconds is None else look_seconds)
         try:
             if await renew_if_due(folder, connection):
                 await renewed()
         except Stop as stop:  # a look that failed, as at a file that is being copied, is no reason never to look again
             log.warning("the certificate could not be looked at", because=stop.message)
+
+
+def _seconds_to_next_look(folder: IdentityFolder) -> float:
+    try:
+        facts = folder.credentials().facts
+    except Stop:  # the next look says so, and soon: how long the certificate has is not known
+        return _LEAST_LOOK_SECONDS
+    validity = (facts.expires - facts.begins).total_seconds()
+    return max(_LEAST_LOOK_SECONDS, min(_LOOK_SECONDS, validity * _LOOK_SHARE))

@@ -60,7 +60,8 @@ class ServerConfig(Settings):
     plaintext: bool = False
     open_enrolment: bool = False
     client_ca: Path | None = None
-    certificate_days: Annotated[float, Field(gt=0, le=3_650)] = 90.0
+    # Of a shorter one, a site that looks every few minutes could miss the end. 0.01 days are a quarter of an hour.
+    certificate_days: Annotated[float, Field(ge=0.01, le=3_650)] = 90.0
     task: str = "brain_mri"
     task_settings: dict[str, str] = Field(default_factory=dict)
     plan: PlanSettings = PlanSettings()

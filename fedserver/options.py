@@ -51,7 +51,8 @@ ClientCa = Annotated[
     typer.Option(help="Also let in sites with certificates of this authority (PEM); they need no invitation."),
 ]
 CertificateDays = Annotated[
-    float | None, typer.Option(help="Validity of a site's certificate; it renews by itself. [default: 90]")
+    float | None,
+    typer.Option(help="Validity of a site's certificate, 0.01 or more; renews by itself. [default: 90]"),
 ]
 OpenEnrolment = Annotated[
     bool | None,

@@ -122,6 +122,43 @@ async def test_look_that_fails_is_no_reason_never_to_look_again(tmp_path: Path) 
     assert logs[0]["event"] == "the certificate could not be looked at"
 
 
+async def first_wait(folder: IdentityFolder, monkeypatch: pytest.MonkeyPatch) -> float:
+    """How many seconds pass before the first look."""
+    waits: list[float] = []
+
+    async def note(wait: float) -> None:
+        waits.append(wait)
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(asyncio, "sleep", note)
+    with pytest.raises(asyncio.CancelledError):
+        await keep_renewed(folder, Server().connection, nothing)
+    return waits[0]
+
+
+@pytest.mark.parametrize(
+    ("validity", "seconds"),
+    [(LONG, 3_600), (timedelta(hours=5), 1_800), (timedelta(days=0.01), 372)],  # the last one twice before it ends
+)
+async def test_looks_come_as_often_as_the_certificate_asks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validity: timedelta, seconds: int
+) -> None:
+    folder = site(tmp_path, validity)  # which begins an hour before it is issued, for clocks that are behind
+    assert await first_wait(folder, monkeypatch) == pytest.approx(seconds, abs=1)
+
+
+async def test_certificate_that_cannot_be_read_is_looked_at_again_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = site(tmp_path, LONG)
+    (tmp_path / "site.crt").unlink()
+    assert await first_wait(folder, monkeypatch) == 60
+
+
+async def nothing() -> None:
+    pass
+
+
 async def test_connection_is_made_anew_once_with_the_next_certificate(tmp_path: Path) -> None:
     folder = site(tmp_path, SHORT)
     server = Server([to_der(certificate_for(folder.key(), LONG))])

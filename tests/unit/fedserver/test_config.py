@@ -141,7 +141,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "settings: enrol_listen is the same as listen: sites join at a port of its own",
     ),
     ({"enrol_listen": "8444"}, "enrol_listen: '8444' is no address; write HOST:PORT, such as fl.example.org:8443"),
-    ({"certificate_days": 0}, "certificate_days: Input should be greater than 0"),
+    ({"certificate_days": 0.0007}, "certificate_days: Input should be greater than or equal to 0.01"),
     (
         {"plaintext": True, "open_enrolment": True},
         "settings: plaintext asks for no certificates anyhow: leave open_enrolment off",
