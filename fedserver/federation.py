@@ -240,7 +240,7 @@ class Federation:
     def gone(self, client: str, state: ClientState, reason: str) -> None:
         """A client's stream ended. What it has agreed to stands until its lease runs out, unless it left."""
         log.info("client gone", client=client, state=state.value, reason=reason)
-        self.population.disconnect(client, state, reason, self.clock.wall())
+        self.population.disconnect(client, state, reason)
         if state is ClientState.LEFT and self.round is not None:
             self.apply(self.round.leave(client, reason, self.clock.monotonic()))
         self.touch()
@@ -248,7 +248,7 @@ class Federation:
     def expel(self, client: str, reason: str) -> None:
         """A client is a member no more. What it had promised and not sent counts as failed; its calls end elsewhere."""
         if client in self.population:
-            self.population.disconnect(client, ClientState.LEFT, reason, self.clock.wall())
+            self.population.disconnect(client, ClientState.LEFT, reason)
         if self.round is not None:
             self.apply(self.round.leave(client, reason, self.clock.monotonic()))
         self.touch()

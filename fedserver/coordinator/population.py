@@ -119,7 +119,7 @@ class Population:
             return known
         return self._record(introduction, ClientState.DECLINED, limits.clip_reason(reason), now)
 
-    def disconnect(self, name: str, state: ClientState, reason: str, _noticed: float) -> None:
+    def disconnect(self, name: str, state: ClientState, reason: str) -> None:
         """A client's stream ended: by its will (`LEFT`) or not (`DISCONNECTED`).
 
         When that was noticed is no sign of life: a loss is noticed a minute after a client fell silent, and one that

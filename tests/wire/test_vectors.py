@@ -291,11 +291,12 @@ SCHEMA = ModelSchema((TensorSpec("kernel", DataType.FLOAT32, (1, 2)), TensorSpec
 def read_schema(part: negotiation_pb2.SchemaPart) -> Decline:
     """What the service makes of a schema that came whole."""
     federation: Any = SimpleNamespace(config=SimpleNamespace(message_timeout_seconds=5.0))
+    uncalled: Any = None
 
     async def requests() -> AsyncIterator[negotiation_pb2.NegotiateRequest]:
         yield negotiation_pb2.NegotiateRequest(schema_part=part)
 
-    return asyncio.run(NegotiationServicer(federation)._compare_schema(SCHEMA, requests()))
+    return asyncio.run(NegotiationServicer(federation)._compare_schema(SCHEMA, requests(), uncalled))
 
 
 def read_header(request: transfer_pb2.PutManifestRequest) -> transfer_pb2.UpdateHeader:

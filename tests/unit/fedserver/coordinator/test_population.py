@@ -35,7 +35,7 @@ def test_client_that_comes_goes_and_comes_again_keeps_its_record() -> None:
     first = population.connect(hello("a"), 1.0)
     first.rounds_completed = 3
     population.seen("a", 2.0)
-    population.disconnect("a", ClientState.DISCONNECTED, "the connection was lost", 4.0)
+    population.disconnect("a", ClientState.DISCONNECTED, "the connection was lost")
     assert facts(population["a"]) == (ClientState.DISCONNECTED, "the connection was lost", 1.0, 2.0)
     again = population.connect(hello("a", 20), 5.0)
     assert facts(again) == (ClientState.CONNECTED, "", 1.0, 5.0)
@@ -46,7 +46,7 @@ def test_client_that_comes_goes_and_comes_again_keeps_its_record() -> None:
 def test_client_that_left_or_was_declined_may_come_again() -> None:
     population = Population()
     population.connect(hello("a"), 1.0)
-    population.disconnect("a", ClientState.LEFT, "done", 2.0)
+    population.disconnect("a", ClientState.LEFT, "done")
     population.decline(hello("b"), "no examples", 3.0)
     assert [facts(client) for client in population] == [
         (ClientState.LEFT, "done", 1.0, 1.0),
@@ -70,8 +70,8 @@ def test_client_declined_under_the_name_of_a_connected_one_does_not_push_it_out(
 def test_stream_that_ends_after_a_newer_one_took_over_or_the_client_left_changes_nothing() -> None:
     population = Population()
     population.connect(hello("a"), 1.0)
-    population.disconnect("a", ClientState.LEFT, "done", 2.0)
-    population.disconnect("a", ClientState.DISCONNECTED, "the connection was lost", 3.0)
+    population.disconnect("a", ClientState.LEFT, "done")
+    population.disconnect("a", ClientState.DISCONNECTED, "the connection was lost")
     assert facts(population["a"]) == (ClientState.LEFT, "done", 1.0, 1.0)
 
 
@@ -87,8 +87,8 @@ def test_population_is_listed_by_name_and_only_the_connected_can_be_picked() -> 
     population = Population()
     for name in ("c", "a", "d", "b"):
         population.connect(hello(name), 1.0)
-    population.disconnect("b", ClientState.LEFT, "", 2.0)
-    population.disconnect("c", ClientState.DISCONNECTED, "", 2.0)
+    population.disconnect("b", ClientState.LEFT, "")
+    population.disconnect("c", ClientState.DISCONNECTED, "")
     assert [client.name for client in population] == ["a", "b", "c", "d"]
     assert [client.name for client in population.connected] == ["a", "d"]
 
@@ -141,8 +141,8 @@ def test_change_of_a_client_is_told_and_a_sign_of_life_is_not() -> None:
     population.seen("a", 2.0)
     population.decline(hello("b"), "no examples", 3.0)
     population.decline(hello("a"), "other model", 4.0)  # it is connected, and stays
-    population.disconnect("a", ClientState.LEFT, "done", 5.0)
-    population.disconnect("a", ClientState.DISCONNECTED, "lost", 6.0)  # it is gone already
+    population.disconnect("a", ClientState.LEFT, "done")
+    population.disconnect("a", ClientState.DISCONNECTED, "lost")  # it is gone already
     population.recall(Client(hello("c"), ClientState.CONNECTED, 1.0, 2.0))
     assert changed == ["a", "b", "a"]
 
@@ -154,7 +154,7 @@ def test_names_that_are_made_up_push_out_older_ones_of_their_kind_and_nobody_els
         population.connect(hello(name), 1.0)
     population.credit("contributor")
     for name in ("contributor", "leaver"):
-        population.disconnect(name, ClientState.LEFT, "done", 2.0)
+        population.disconnect(name, ClientState.LEFT, "done")
     for number in range(MAX_STRANGERS + 2):
         population.decline(hello(f"n{number}"), "other model", 3.0)
     population.decline(hello("n2"), "other model", 4.0)  # once more: now it is the newest
