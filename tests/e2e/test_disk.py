@@ -227,7 +227,7 @@ def test_read_only_disk_is_refused_at_start_by_its_name(tmp_path: Path) -> None:
 def test_training_of_a_site_whose_state_folder_is_moved_away_waits_for_it(scene: Stage) -> None:
     server = scene.server("--rounds", "1", "--min-clients", "1", seconds=4)
     client = scene.client("alpha", server.listening)
-    until("it to train", lambda: client.said("training"))
+    until("it to train, and so to have read its base", lambda: any("epoch" in line for line in client.said("training")))
     state, away = scene.folder / "alpha" / "state", scene.folder / "away"
     state.rename(away)
     until("what was trained to wait", lambda: client.said("the worker process waits"))
