@@ -133,11 +133,13 @@ def _has_disk_space(federation: Federation, work: RoundWork) -> bool:
 async def offer(federation: Federation, work: RoundWork) -> None:
     """Open the round, durably, and make every member of the cohort its offer."""
 
+    is_another_try = False
+
     async def open_round() -> Round:
-        here = {client.name for client in federation.idle}
-        all_here = all(client.name in here for client in work.cohort)
-        if federation.stop_requested.is_set() or not all_here:  # after a wait for the disk
+        nonlocal is_another_try
+        if is_another_try:  # after a wait for the disk: who is here, and what is asked of the server, may be another
             await select(federation, work)
+        is_another_try = True
         round_ = draw_up(federation, work.number, work.cohort)
         await federation.state.journal.write(*rounds.keeping(round_, federation.now))
         return round_

@@ -331,3 +331,17 @@ async def test_stop_while_the_disk_is_gone_opens_no_round(tmp_path: Path, step: 
             with pytest.raises((Stopped, DiskRefuses)):
                 await asyncio.wait_for(opening, 10)
         assert bench.federation.round is None
+
+
+@pytest.mark.parametrize("step", ["before", "after"])
+async def test_federation_that_is_paused_while_the_disk_is_gone_opens_no_round(tmp_path: Path, step: str) -> None:
+    folder = tmp_path / "state"
+    async with Bench.running(folder, "ab", min_clients=2) as bench:
+        federation = bench.federation
+        async with disk_trouble(folder, bench, step) as opening:
+            federation.pause()
+        await asyncio.to_thread(until, "the pause", lambda: federation.standing.state is FederationState.PAUSED)
+        assert federation.round is None
+        federation.resume()
+        await asyncio.to_thread(until, "the round", lambda: federation.round is not None)
+        opening.cancel()
