@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fedserver.config import ServerConfig, folder_of
+from fedserver.data_files import files_with_sizes
 from fedserver.store.rounds import comparable
 from fedtask.report import RoundRecord
 
@@ -28,10 +29,8 @@ def holdout_id(config: ServerConfig) -> str:
 
 
 def _files(place: Path) -> Iterator[tuple[str, int]]:
-    paths = [place] if place.is_file() else place.rglob("*")
-    for path in paths:
-        if not path.name.startswith(".") and path.is_file():
-            yield ("" if path == place else path.relative_to(place).as_posix()), path.stat().st_size
+    for path, size_bytes in files_with_sizes(place):
+        yield ("" if path == place else path.relative_to(place).as_posix()), size_bytes
 
 
 def note_of_others(records: Sequence[RoundRecord], holdout: str) -> str:

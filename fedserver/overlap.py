@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedserver.config import ServerConfig, folder_of
+from fedserver.data_files import files_with_sizes
 
 
 def overlap(config: ServerConfig) -> str:
@@ -36,12 +37,9 @@ def shared_files(folder: Path, other: Path) -> tuple[int, int]:
 
 def _by_size(folder: Path) -> dict[int, list[Path]]:
     found: dict[int, list[Path]] = defaultdict(list)
-    for path in folder.rglob("*"):
-        if path.name.startswith(".") or not path.is_file():
-            continue
-        with contextlib.suppress(OSError):  # a report is not to fail for a file that is removed while it is made
-            if size := path.stat().st_size:
-                found[size].append(path)
+    for path, size_bytes in files_with_sizes(folder):
+        if size_bytes:
+            found[size_bytes].append(path)
     return found
 
 

@@ -27,6 +27,13 @@ def test_files_with_the_same_bytes_are_shared_whatever_they_are_called(tmp_path:
     assert shared_files(unseen, holdout) == (2, 3)
 
 
+def test_files_of_a_class_folder_that_is_a_link_are_compared(tmp_path: Path) -> None:
+    holdout, elsewhere = write(tmp_path / "holdout", no__a=b"scan"), write(tmp_path / "elsewhere", b=b"scan")
+    unseen = write(tmp_path / "unseen", yes__c=b"fresh")
+    (unseen / "no").symlink_to(elsewhere)
+    assert shared_files(unseen, holdout) == (1, 2)
+
+
 def test_overlap_is_told_in_words_and_none_is_silent(tmp_path: Path) -> None:
     holdout, unseen = write(tmp_path / "holdout", no__a=b"scan"), write(tmp_path / "unseen", no__b=b"fresh")
     config = ServerConfig(holdout=str(holdout), test=str(unseen))

@@ -92,3 +92,15 @@ def test_generated_holdout_is_another_with_other_settings_and_none_is_none() -> 
     }
     assert len(ids - {""}) == 2
     assert holdout_id(ServerConfig()) == ""
+
+
+def test_holdout_of_links_to_class_folders_is_another_where_they_lead_elsewhere(tmp_path: Path) -> None:
+    ids = []
+    for number in ("1", "2"):
+        data, linked = Path(holdout(tmp_path / number, f"no/{number}a", f"yes/{number}b")), tmp_path / f"linked{number}"
+        linked.mkdir()
+        for name in ("no", "yes"):
+            (linked / name).symlink_to(data / name)
+        (linked / "no" / "back").symlink_to(linked)  # which must not be followed for ever
+        ids.append(holdout_id(ServerConfig(holdout=str(linked))))
+    assert len(set(ids)) == 2
