@@ -217,11 +217,14 @@ def records(database: Database) -> list[RoundRecord]:
 def comparable(records: Sequence[RoundRecord], holdout: str = "") -> list[RoundRecord]:
     """The rounds that were scored on this holdout; on that of the last scored one if there is none now.
 
-    Of those that an earlier version has recorded it is not known, and they count as if they were.
+    Of those that an earlier version has recorded it is not known: they count as if they were on that of the first round
+    of which it is.
     """
     scored = [record for record in records if record.evaluation is not None]
-    wanted = holdout or (scored[-1].holdout_id if scored else "")
-    return [record for record in scored if record.holdout_id in ("", wanted)]
+    unknown = next((record.holdout_id for record in scored if record.holdout_id), holdout)
+    holdouts = [record.holdout_id or unknown for record in scored]
+    wanted = holdout or next(reversed(holdouts), "")
+    return [record for record, of_record in zip(scored, holdouts, strict=True) if of_record == wanted]
 
 
 def read_record(database: Database, number: int) -> RoundRecord | None:

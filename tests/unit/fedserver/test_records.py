@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from unittest.mock import ANY
 
 import pytest
@@ -13,6 +15,7 @@ from fedserver.config import ServerConfig
 from fedserver.holdout import holdout_id
 from fedserver.records import federation_record
 from fedserver.store import retention
+from fedserver.store.rounds import comparable
 from fedtask.report import FederationRecord
 from fedtask.task import ReportWords
 from tests.support.bench import Bench
@@ -104,3 +107,25 @@ def test_holdout_of_links_to_class_folders_is_another_where_they_lead_elsewhere(
         (linked / "no" / "back").symlink_to(linked)  # which must not be followed for ever
         ids.append(holdout_id(ServerConfig(holdout=str(linked))))
     assert len(set(ids)) == 2
+
+
+@pytest.mark.parametrize(
+    ("recorded", "now", "compared"),
+    [
+        (["", ""], "x", [1, 2]),
+        (["", ""], "", [1, 2]),
+        (["", "x", "y"], "y", [3]),
+        (["", "x", "y"], "x", [1, 2]),
+        (["", "x", "y"], "", [3]),
+        (["", "x"], "y", []),
+        ([], "x", []),
+    ],
+)
+def test_rounds_of_an_earlier_version_are_taken_for_scored_on_the_first_holdout_that_is_known(
+    recorded: list[str], now: str, compared: list[int]
+) -> None:
+    records: Any = [
+        SimpleNamespace(number=number, evaluation="scores", holdout_id=one)
+        for number, one in enumerate(recorded, start=1)
+    ]
+    assert [record.number for record in comparable(records, now)] == compared
