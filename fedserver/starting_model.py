@@ -106,10 +106,13 @@ async def _initial_model(federation: Federation) -> StoredModel:
 def _require_finite(schema: ModelSchema, weights: Weights, way_out: str) -> None:
     """See that updates can be measured against this model, one tensor in memory at a time.
 
-    Without this, every update would be refused, however sound, as if the server had a defect.
+    Without this, every update would be refused, however sound, as if the server had a defect. A frozen tensor passes
+    through rounds as it is, such as a mask with infinity in it: nothing is measured against that.
     """
     for spec in schema:
-        if spec.dtype.is_floating and not math.isfinite(value := largest_absolute(spec, weights[spec.name])):
+        if not (spec.trainable and spec.dtype.is_floating):
+            continue
+        if not math.isfinite(value := largest_absolute(spec, weights[spec.name])):
             raise FederationFailed(
                 f"the model to go on from has {value} in its tensor {spec.name}, and nothing can be learned from "
                 f"that; {way_out}"

@@ -15,11 +15,11 @@ from fedserver.federation import FederationFailed
 from fedserver.preparation import prepare
 from fedserver.store import State
 from fedserver.store.state import KEEP_ROUNDS_FACT, SOURCES_FACT
-from fedstream.schema import TaskMeaning
+from fedstream.schema import ModelSchema, TaskMeaning
 from fedtask.messages import TaskDescription
 from fedtask.task import TaskError
 from tests.support.bench import SCHEMA, Bench, Worker, write_weights
-from tests.support.tasks import random_weights
+from tests.support.tasks import Shapes, random_weights
 
 pytestmark = pytest.mark.numpy_task
 
@@ -166,6 +166,19 @@ async def test_federation_does_not_go_on_from_a_stored_model_that_is_not_finite(
         await prepared(tmp_path)
     with pytest.raises(FederationFailed, match=r"has inf in its tensor large, .* begin anew with another --state"):
         await prepared(tmp_path)
+
+
+async def test_frozen_tensor_need_not_be_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen = [replace(spec, trainable=spec.name != "large") for spec in SCHEMA]
+    monkeypatch.setattr(Shapes, "schema", lambda _: ModelSchema(tuple(frozen)))
+    monkeypatch.setattr(Worker, "initial_model", writing("large", -np.inf))
+    for number in (1, 2):
+        async with Bench.running(tmp_path, "a") as bench:
+            running = await bench.open_round(number)
+            masked = bench.federation.model.weights()["large"]
+            await bench.send("a", {**random_weights(SCHEMA, number), "large": masked})
+            assert (await bench.end_round(running)).opened.succeeded
+            assert np.isinf(bench.federation.model.weights()["large"].flat[-1])
 
 
 def writing(name: str, value: float) -> Any:
