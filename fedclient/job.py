@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
@@ -50,6 +51,7 @@ from fedtask.messages import LocalUpdate
 from fedtask.task import EpochReport
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 _WAITING = "what was trained waits for the disk"
 
@@ -194,21 +196,21 @@ class Job:
     async def _work(self, plan: Plan, terms: Terms) -> Delivery:
         shop = self.workshop
         await self._settle_earlier_updates()
-        await asyncio.to_thread(shop.updates.keep_only, {self.offer.offer_id, *shop.keepsakes.offers})
+        await _to_its_end(partial(shop.updates.keep_only, {self.offer.offer_id, *shop.keepsakes.offers}))
         downloading, uploading = TransferTime(), TransferTime()
         base = await self._fetch_base(terms, downloading)
         finished = await self._train(base, plan)
         try:
             delivery = await self._upload(base, finished, terms, uploading)
         except DigestMismatch:
-            await asyncio.to_thread(shop.packer.discard, self.offer.offer_id)
+            await _to_its_end(partial(shop.packer.discard, self.offer.offer_id))
             is_intact = await asyncio.to_thread(self._load_finished) is not None
             if is_intact and terms.encoding is Encoding.RAW:
                 raise  # what is on disk is what was trained: the damage is not here
             uploading = TransferTime()
             delivery = await self._upload(base, await self._train(base, plan), terms, uploading)
         if not delivery.quarantined:
-            await asyncio.to_thread(shop.packer.delivered, self.offer.offer_id)
+            await _to_its_end(partial(shop.packer.delivered, self.offer.offer_id))
         self._learn(transfer_seconds=downloading.seconds + uploading.seconds)
         return delivery
 
@@ -224,7 +226,7 @@ class Job:
             ask = partial(is_admitted, self.workshop.connection, upload_id)
             with contextlib.suppress(ProtocolError, OSError):  # the server does not know it, or the disk refuses
                 if await until_done(ask, lambda: 0, self.workshop.patience, "asking of an earlier update"):
-                    await asyncio.to_thread(packer.delivered, offer_id)
+                    await _to_its_end(partial(packer.delivered, offer_id))
 
     async def _fetch_base(self, terms: Terms, moving: TransferTime) -> LocalModel:
         def on_bytes(done: int, total: int) -> None:
@@ -256,7 +258,7 @@ class Job:
         log.info("training", epochs=plan.epochs, batch_size=plan.batch_size, learning_rate=plan.learning_rate)
         update = await self._fine_tune(base, plan, shop.updates.weights_path(offer.offer_id))
         record = partial(shop.updates.record, offer.offer_id, offer.round, base.digest, update)
-        finished = await when_the_disk_can(lambda: asyncio.to_thread(record), _WAITING)
+        finished = await when_the_disk_can(lambda: _to_its_end(record), _WAITING)
         log.info("trained", epochs=update.epochs, seconds=round(update.training_seconds, 1), **_shown(update.metrics))
         return finished
 
@@ -282,13 +284,13 @@ class Job:
 
         update = finished.update
         pack = partial(self.workshop.packer.pack, base, finished, terms.encoding, self.offer.upload_id)
-        packed = await when_the_disk_can(lambda: asyncio.to_thread(pack), _WAITING)
+        packed = await when_the_disk_can(lambda: _to_its_end(pack), _WAITING)
         parcel = parcel_of(
             self.offer.upload_id, update, packed.manifest, packed.spans, packed.encoded, self.workshop.reporting
         )
         self._show(Progress(Phase.UPLOADING))
         self.workshop.memory.note_sent(finished.fingerprint)
-        await when_the_disk_can(lambda: asyncio.to_thread(self.workshop.memory.save), _WAITING)
+        await when_the_disk_can(lambda: _to_its_end(self.workshop.memory.save), _WAITING)
         upload = Upload(self.workshop.connection, parcel, terms, self.workshop.patience, on_bytes)
         return await upload.run()
 
@@ -311,6 +313,16 @@ class Job:
         self.workshop.display.show(self.offer.round, progress, note)
         if moved_on:
             self.workshop.on_news()
+
+
+async def _to_its_end(write: Callable[[], T]) -> T:
+    """Write in a thread. A job that is dropped meanwhile has ended when the thread has, and no other begins before."""
+    writing = asyncio.ensure_future(asyncio.to_thread(write))
+    try:
+        return await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        await asyncio.gather(writing, return_exceptions=True)
+        raise
 
 
 def _general_words(error: Exception) -> str:

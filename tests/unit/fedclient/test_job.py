@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -135,6 +136,35 @@ async def test_job_leaves_alone_what_a_dropped_one_is_still_writing(tmp_path: Pa
     assert ended == [updates.weights_path("first").name]
     last.drop("the client stops")
     assert await last.stopped(10.0)
+
+
+async def test_job_that_is_dropped_while_its_update_is_packed_has_ended_when_that_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    packing, may_end = threading.Event(), threading.Event()
+
+    def pack(*_: object) -> None:
+        packing.set()
+        assert may_end.wait(30.0)
+
+    shop = SimpleNamespace(
+        packer=SimpleNamespace(unsettled=list, pack=pack),
+        updates=SimpleNamespace(keep_only=lambda _: None),
+        keepsakes=SimpleNamespace(offers=set(), work_ends=lambda: None),
+        turn=asyncio.Lock(),
+        on_news=lambda: None,
+    )
+    monkeypatch.setattr(Job, "_fetch_base", lambda *_: asyncio.sleep(0))
+    monkeypatch.setattr(Job, "_train", lambda *_: asyncio.sleep(0, SimpleNamespace(update=None)))
+    plan = Plan(1, 32, 0.1, 0, seed=0)
+    job = Job(Offer("o", "u", 1, ModelRef(0, Digest(bytes(32), 1)), plan, 60.0, 60.0), shop)  # type: ignore[arg-type]
+    job.start(plan, Terms(1 << 20, 1 << 22, Encoding.INT8))
+    assert await asyncio.to_thread(packing.wait, 10.0)
+    job.drop("another offer came")
+    assert not await job.stopped(0.1)  # it may come again, and would be packed into the same files meanwhile
+    may_end.set()
+    assert await job.stopped(10.0)
+    assert (job.state, shop.turn.locked()) == (JobState.DROPPED, False)
 
 
 @pytest.mark.parametrize("reported", [True, False])
