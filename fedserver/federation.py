@@ -27,6 +27,7 @@ from fedserver.sessions import Sessions
 from fedserver.store import State, rounds
 from fedserver.store.history import History
 from fedserver.store.models import StoredModel
+from fedserver.store.state import PAUSED, PAUSED_FACT
 from fedserver.traffic import Traffic
 from fedserver.working_time import WorkingTime
 from fedstream.encodings import Encoding
@@ -120,7 +121,7 @@ class Federation:
         self.ready = asyncio.Event()
         self.stop_requested = asyncio.Event()
         self.finish_round_first = False
-        self.paused = False
+        self.paused = state.fact(PAUSED_FACT) == PAUSED  # most pauses are for a start like this one
         self._changed = asyncio.Event()
         self._notices = Notices(self._tell_what_is_waited_for)
 

@@ -16,7 +16,6 @@ from fedserver.overlap import overlap
 from fedserver.starting_model import model_to_go_on_from
 from fedserver.store.rounds import comparable, unfinished
 from fedserver.store.state import KEEP_ROUNDS_FACT, MEANING_FACT, TASK_FACT
-from fedserver.upkeep import recall_pause
 from fedstream.outcomes import Outcome
 from fedstream.schema import TaskMeaning
 from fedtask.task import TaskError
@@ -33,7 +32,8 @@ async def prepare(federation: Federation) -> None:
         StateError, DamagedFile: what is stored is not what it was.
     """
     state = federation.state
-    recall_pause(federation)
+    if federation.paused:
+        log.warning("it was paused before, and still is", hint="`fedserver resume` goes on")
     try:
         for path in await asyncio.to_thread(state.sweep):
             log.info("removed what an interrupted step left", file=str(path))

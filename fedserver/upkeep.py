@@ -9,11 +9,9 @@ import structlog
 from fedserver.federation import Federation
 from fedserver.store.errors import BackupAtWork
 from fedserver.store.facts import remembering
-from fedserver.store.state import PAUSED_FACT
+from fedserver.store.state import PAUSED, PAUSED_FACT
 
 log = structlog.get_logger()
-
-_PAUSED = "yes"
 
 
 async def collect_garbage(federation: Federation) -> None:
@@ -38,11 +36,4 @@ async def keep_working_time(federation: Federation) -> None:
 async def keep_pause(federation: Federation) -> None:
     """Keep whether the federation is paused, for a server that is started again: most pauses are for that."""
     with federation.disk.letting_be():
-        await federation.state.journal.write(remembering(PAUSED_FACT, _PAUSED if federation.paused else ""))
-
-
-def recall_pause(federation: Federation) -> None:
-    """Pause a federation that an earlier process has left paused."""
-    federation.paused = federation.state.fact(PAUSED_FACT) == _PAUSED
-    if federation.paused:
-        log.warning("it was paused before, and still is", hint="`fedserver resume` goes on")
+        await federation.state.journal.write(remembering(PAUSED_FACT, PAUSED if federation.paused else ""))

@@ -44,7 +44,7 @@ COLLECTION_LOCK = "collection.lock"
 KEEP_ROUNDS_FACT = "keep_rounds"
 TASK_FACT = "task and its settings"
 MEANING_FACT = "what classes and inputs mean"
-PAUSED_FACT = "paused"
+PAUSED_FACT, PAUSED = "paused", "yes"
 SOURCES_FACT = "what the first model was made of"
 
 _LOCK_SECONDS = 1.0
