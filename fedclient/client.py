@@ -120,11 +120,9 @@ class Client:
     def _require_data(self) -> None:
         """See that the data is there: a slip in its path would be told only when a server has answered."""
         data = self._config.data
-        if data is None or data.exists():
-            return
-        kind, other = ("file", "the file that the task reads, or ") if data.suffix else ("folder", "")
-        wanted = f"{other}the folder that holds train/, or `phantom` for generated images"
-        raise Stop(ExitCode.BAD_DATA, f"there is no {kind} {data} (looked from {Path.cwd()}); give {wanted}, as --data")
+        if data is not None and not data.exists():
+            wanted = "give the folder that holds train/, the file that the task reads, or `phantom`, as --data"
+            raise Stop(ExitCode.BAD_DATA, f"there is no file or folder {data} (looked from {Path.cwd()}); {wanted}")
 
     async def leave(self, reason: str) -> None:
         """Tell the server that this client goes, if there is a session."""

@@ -103,7 +103,7 @@ class Downloader:
     async def _fetch(self, digest: Digest, schema: ModelSchema, max_chunk_bytes: int, on_bytes: OnBytes) -> LocalModel:
         for repairs_left in reversed(range(_MAX_REPAIRS)):
             async with self._at_the_store:
-                local = self._store.get(digest)
+                local = await asyncio.to_thread(self._store.get, digest)  # it looks whether the file is there
             if local is not None:
                 return local
             manifest = await self._manifest(digest, schema)

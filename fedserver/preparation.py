@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import structlog
@@ -18,6 +20,7 @@ from fedserver.store.rounds import comparable, unfinished
 from fedserver.store.state import KEEP_ROUNDS_FACT, MEANING_FACT, TASK_FACT
 from fedstream.outcomes import Outcome
 from fedstream.schema import TaskMeaning
+from fedtask.report import RoundRecord
 from fedtask.task import TaskError
 from fedtask.worker import WorkerCrashed
 
@@ -111,19 +114,25 @@ def _recall(federation: Federation) -> int:
     Returns:
         The version of the last model that a round has made; 0 for none. One of a round still at work is made again.
     """
-    last = 0
-    scored = [record for record in federation.history if record.evaluation is not None]
-    compared = {record.number for record in comparable(scored, federation.holdout_id)}
-    if scored and federation.holdout_id and scored[-1].number not in compared:
-        hint = "their scores are kept, and compared with none of those to come"
-        log.warning("the holdout is another than that of the rounds before", hint=hint)
+    last, scored = 0, []
     for record in federation.history:
         for one in record.contributions:
             if one.outcome == Outcome.COMPLETED.value:
                 federation.population.credit(one.client_name)
-        if record.evaluation is not None and record.number in compared:
-            ref = ref_of(federation.state.models.of_version(record.number))
-            federation.progress.record(ref, record.evaluation.metrics)
+        if record.evaluation is not None:
+            scored.append(replace(record, contributions=()))  # a thousand of which a round may have
         last = record.number if record.succeeded else last
+    _recall_scores(federation, scored)
     federation.register.recall()
     return last
+
+
+def _recall_scores(federation: Federation, scored: Sequence[RoundRecord]) -> None:
+    compared = comparable(scored, federation.holdout_id)
+    if scored and federation.holdout_id and scored[-1] not in compared:
+        hint = "their scores are kept, and compared with none of those to come"
+        log.warning("the holdout is another than that of the rounds before", hint=hint)
+    for record in compared:
+        if record.evaluation is not None:
+            ref = ref_of(federation.state.models.of_version(record.number))
+            federation.progress.record(ref, record.evaluation.metrics)

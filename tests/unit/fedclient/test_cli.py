@@ -132,28 +132,16 @@ async def test_run_with_unusable_data_exits_3_and_names_the_folder(tmp_path: Pat
     assert f"{tmp_path}/none" in errors.decode()
 
 
-async def test_run_with_a_folder_that_is_not_there_exits_3_and_asks_no_server(tmp_path: Path) -> None:
-    process = await begin(*at("127.0.0.1:9", tmp_path, "--plaintext", "--data", f"{tmp_path}/none"))
+@pytest.mark.parametrize("name", ["none", "site.features", "v1.2"])
+async def test_run_with_data_that_is_not_there_exits_3_and_asks_no_server(tmp_path: Path, name: str) -> None:
+    process = await begin(*at("127.0.0.1:9", tmp_path, "--plaintext", "--data", f"{tmp_path}/{name}"))
     _, errors = await asyncio.wait_for(process.communicate(), 20)
 
     assert process.returncode == ExitCode.BAD_DATA
     last = errors.decode().splitlines()[-1]
-    assert last.startswith(f"fedclient: there is no folder {tmp_path}/none (looked from ")
+    assert last.startswith(f"fedclient: there is no file or folder {tmp_path}/{name} (looked from ")
+    assert last.endswith("; give the folder that holds train/, the file that the task reads, or `phantom`, as --data")
     assert "connecting" not in errors.decode()
-
-
-async def test_file_of_data_that_is_not_there_is_called_a_file(tmp_path: Path) -> None:
-    data = tmp_path / "site.features"
-    process = await begin(*at("127.0.0.1:9", tmp_path, "--plaintext", "--task", "brain_mri_head", "--data", str(data)))
-    _, errors = await asyncio.wait_for(process.communicate(), 20)
-
-    assert process.returncode == ExitCode.BAD_DATA
-    last = errors.decode().splitlines()[-1]
-    assert last.startswith(f"fedclient: there is no file {data} (looked from ")
-    assert last.endswith(
-        "; give the file that the task reads, or the folder that holds train/, or `phantom` for "
-        "generated images, as --data"
-    )
 
 
 def endless(base: list[Digest], training: asyncio.Event, left: list[str]) -> Callable[[Talk], Awaitable[None]]:

@@ -119,9 +119,11 @@ async def test_stream_that_is_open_when_its_round_ends_hears_of_that_and_not_of_
     async with Bench.running(tmp_path, "a") as bench:
         running = await bench.open_round()
         upload_id = await bench.begin("a", WEIGHTS)
-        call = Call(WrittenChunk(upload_id, make_chunk(0, b"")))
+        body = await body_of(bench, upload_id, WEIGHTS)
+        call = Call(WrittenChunk(upload_id, make_chunk(0, body)))
         stream = asyncio.create_task(TransferServicer(bench.federation, bench.desk).WriteChunks(None, call))
-        await asyncio.sleep(0.05)
+        assert (await asyncio.wait_for(call.answers.get(), 10.0)).committed_size == len(body)
+        assert not stream.done()  # it is open, and waits for more
         bench.federation.stop(finish_round=False)
         await bench.end_round(running)
         with pytest.raises(Refused, match="FAILED_PRECONDITION: round 1 does not wait for this update: round 1 closed"):
