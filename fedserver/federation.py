@@ -98,6 +98,8 @@ class Federation:
         self.register = Register(state, self.disk, self.touch)
         self.population = self.register.population
         self.progress = Progress(config.early_stopping_rounds)
+        self.best_elsewhere: set[int] = set()
+        """Versions of the models that were the best on other holdouts than this one, each of which may come back."""
         self.standing = Standing(FederationState.PREPARING, "the initial model is being made", clock.monotonic())
         self.started = clock.wall()
         self.working_time = WorkingTime.of_new_process(clock)

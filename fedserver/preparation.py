@@ -16,6 +16,7 @@ from fedserver.federation import Federation, FederationFailed, ref_of
 from fedserver.holdout import holdout_id
 from fedserver.overlap import overlap
 from fedserver.starting_model import model_to_go_on_from
+from fedserver.store.retention import best_versions
 from fedserver.store.rounds import comparable, unfinished
 from fedserver.store.state import KEEP_ROUNDS_FACT, MEANING_FACT, TASK_FACT
 from fedstream.outcomes import Outcome
@@ -132,7 +133,11 @@ def _recall_scores(federation: Federation, scored: Sequence[RoundRecord]) -> Non
     if scored and federation.holdout_id and scored[-1] not in compared:
         hint = "their scores are kept, and compared with none of those to come"
         log.warning("the holdout is another than that of the rounds before", hint=hint)
+    numbers = {record.number for record in compared}
+    federation.best_elsewhere = best_versions(record for record in scored if record.number not in numbers)
     for record in compared:
-        if record.evaluation is not None:
-            ref = ref_of(federation.state.models.of_version(record.number))
-            federation.progress.record(ref, record.evaluation.metrics)
+        model = federation.state.models.of_version(record.number)
+        if record.evaluation is not None and model.kept:
+            federation.progress.record(ref_of(model), record.evaluation.metrics)
+        else:  # not the best of all, or collected by a version that kept the best on one holdout only
+            federation.progress.rounds_without_better += 1

@@ -16,11 +16,10 @@ log = structlog.get_logger()
 
 async def collect_garbage(federation: Federation) -> None:
     """Throw away what falls out of the retention. Where the disk refuses, it is left for the next time."""
-    state, best = federation.state, federation.progress.best
+    best = {*federation.best_elsewhere, *([federation.progress.best.version] if federation.progress.best else [])}
     try:
         with federation.disk.letting_be():
-            keep_rounds = federation.config.keep_rounds
-            expired = await asyncio.to_thread(state.collect, keep_rounds, best.version if best else 0)
+            expired = await asyncio.to_thread(federation.state.collect, federation.config.keep_rounds, best)
             if expired.rounds or expired.models:
                 log.debug("collected", rounds=expired.rounds, models=len(expired.models))
     except BackupAtWork as error:

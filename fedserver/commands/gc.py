@@ -13,6 +13,7 @@ from fedserver.store import State, StateError, retention
 from fedserver.store.database import Database
 from fedserver.store.errors import StateInUse
 from fedserver.store.facts import fact
+from fedserver.store.rounds import records
 from fedserver.store.state import KEEP_ROUNDS_FACT, is_state_directory
 
 _BY_ITSELF = "a running server collects by itself after every round"
@@ -43,7 +44,7 @@ def _preview(state: Path, keep_rounds: int | None) -> None:
         raise fail(f"{state} is in use by another fedserver; {_BY_ITSELF}", ExitCode.BAD_STATE)
     with reading(state) as reader:
         keep = _rounds_to_keep(reader.database, keep_rounds)
-        expired = retention.expired(reader.database, keep, retention.best_version(reader.database))
+        expired = retention.expired(reader.database, keep, _best(reader.database))
         lost = retention.lost_models(reader.database, state)
         litter = [path for path in retention.orphans(reader.database, state) if path not in lost]
         _say("would remove", expired, litter, keep)
@@ -53,7 +54,11 @@ def _preview(state: Path, keep_rounds: int | None) -> None:
 
 def _collect(state: State, keep_rounds: int | None) -> None:
     keep = _rounds_to_keep(state.database, keep_rounds)
-    _say("removed", state.collect(keep, retention.best_version(state.database)), state.sweep(), keep)
+    _say("removed", state.collect(keep, _best(state.database)), state.sweep(), keep)
+
+
+def _best(database: Database) -> set[int]:
+    return retention.best_versions(records(database))
 
 
 def _rounds_to_keep(database: Database, keep_rounds: int | None) -> int:

@@ -1,8 +1,9 @@
 """What is kept and for how long, and what may go.
 
 - Updates, admitted or quarantined, of the last `keep_rounds` rounds that are over, and of the round at work.
-- Model files: the initial model, the best and the last, the base of the round at work, and of each of the last
-  `keep_rounds` rounds the base and what came out. So each of these rounds can be computed again from what is kept.
+- Model files: the initial model, the best on each holdout (a start may be given an earlier one again) and the last,
+  the base of the round at work, and of each of the last `keep_rounds` rounds the base and what came out. So each of
+  these rounds can be computed again from what is kept.
 - Every manifest, record and ledger entry, for ever: a few kilobytes a round.
 - Files without a row are litter: an interrupted write, an upload whose round is over, a blob whose row is gone. They
   are removed at start-up, when nothing can be on its way.
@@ -15,18 +16,19 @@ Rows go first and files second, so that a crash in between leaves litter and nev
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedserver.coordinator.effects import ModelRef
 from fedserver.coordinator.progress import Progress
 from fedserver.store.database import Database
-from fedserver.store.rounds import comparable, records
+from fedserver.store.rounds import by_holdout
 from fedserver.store.upload_file import on_their_way
 from fedserver.store.uploads import UploadState
 from fedstream.files import TEMPORARY_SUFFIX
 from fedstream.manifest import Digest
+from fedtask.report import RoundRecord
 
 SCRATCH_MODEL = "initial.safetensors"
 """Where the initial model is made, before it is stored."""
@@ -45,45 +47,51 @@ class Expired:
         return bool(self.rounds or self.models)
 
 
-def expired(database: Database, keep_rounds: int, best_version: int) -> Expired:
+def expired(database: Database, keep_rounds: int, best: Collection[int]) -> Expired:
     """What is no longer to be kept, by the rows alone; it costs the same however many rounds there were.
 
     Args:
         database: the facts.
         keep_rounds: how many rounds keep their updates.
-        best_version: the version of the best model so far; see `best_version`.
+        best: the versions of the best models so far; see `best_versions`.
     """
     oldest_kept = int(database.query("SELECT coalesce(max(number), 0) FROM rounds")[0][0]) - keep_rounds + 1
     sql = """
         SELECT round FROM participations WHERE round < ? UNION SELECT round FROM uploads WHERE round < ? ORDER BY round
     """
     rounds = database.query(sql, oldest_kept, oldest_kept)
-    needed = _needed_models(database, oldest_kept, best_version)
+    needed = _needed_models(database, oldest_kept, best)
     return Expired(
         rounds=tuple(number for (number,) in rounds),
         models=tuple(sha256 for sha256 in _kept_models(database) if sha256 not in needed),
     )
 
 
-def _needed_models(database: Database, oldest_kept: int, best: int) -> set[bytes]:
+def _needed_models(database: Database, oldest_kept: int, best: Collection[int]) -> set[bytes]:
     rows = database.query("SELECT row FROM open_rounds")
     needed = {bytes.fromhex(json.loads(row)["base_sha256_hex"]) for (row,) in rows}
     # Models of the rounds that are kept, the base of the oldest of them, and one made for a round at work, which is
     # about to refer to it. The last model of all is among them, or is that base.
     sql = """
         SELECT sha256 FROM versions
-        WHERE version IN (0, ?) OR version >= (SELECT coalesce(max(version), 0) FROM versions WHERE version < ?)
+        WHERE version IN (SELECT value FROM json_each(?))
+        OR version >= (SELECT coalesce(max(version), 0) FROM versions WHERE version < ?)
     """
-    return needed | {sha256 for (sha256,) in database.query(sql, best, oldest_kept)}
+    return needed | {sha256 for (sha256,) in database.query(sql, json.dumps([0, *best]), oldest_kept)}
 
 
-def best_version(database: Database) -> int:
-    """The version of the best model by its holdout scores, from the records; 0 if none was scored."""
+def best_versions(records: Iterable[RoundRecord]) -> set[int]:
+    """The version of the best model by its scores on each holdout."""
+    found = [_best_of(scored) for scored in by_holdout(records).values()]
+    return {best.version for best in found if best is not None}
+
+
+def _best_of(scored: Iterable[RoundRecord]) -> ModelRef | None:
     progress = Progress(patience=0)
-    for record in comparable(records(database)):
+    for record in scored:
         if record.evaluation is not None:
             progress.record(ModelRef(record.number, Digest(b"", 0)), record.evaluation.metrics)
-    return progress.best.version if progress.best is not None else 0
+    return progress.best
 
 
 def orphans(database: Database, folder: Path) -> list[Path]:

@@ -6,7 +6,7 @@ time is left. The time during which no server ran is in none of them, and counts
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -215,16 +215,25 @@ def records(database: Database) -> list[RoundRecord]:
 
 
 def comparable(records: Sequence[RoundRecord], holdout: str = "") -> list[RoundRecord]:
-    """The rounds that were scored on this holdout; on that of the last scored one if there is none now.
+    """The rounds that were scored on this holdout; on that of the last scored one if there is none now."""
+    groups = by_holdout(records, holdout)
+    if holdout:
+        return groups.get(holdout, [])
+    return max(groups.values(), key=lambda scored: scored[-1].number, default=[])
+
+
+def by_holdout(records: Iterable[RoundRecord], holdout: str = "") -> dict[str, list[RoundRecord]]:
+    """The rounds that were scored, by what they were scored on.
 
     Of those that an earlier version has recorded it is not known: they count as if they were on that of the first round
-    of which it is.
+    of which it is, and on `holdout` if it is of none.
     """
     scored = [record for record in records if record.evaluation is not None]
     unknown = next((record.holdout_id for record in scored if record.holdout_id), holdout)
-    holdouts = [record.holdout_id or unknown for record in scored]
-    wanted = holdout or next(reversed(holdouts), "")
-    return [record for record, of_record in zip(scored, holdouts, strict=True) if of_record == wanted]
+    groups: dict[str, list[RoundRecord]] = {}
+    for record in scored:
+        groups.setdefault(record.holdout_id or unknown, []).append(record)
+    return groups
 
 
 def read_record(database: Database, number: int) -> RoundRecord | None:

@@ -7,7 +7,7 @@ import json
 import os
 import sqlite3
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,7 @@ class State:
         require_writable(self.folder, self.files)
         self.remember("last_probe", "written")
 
-    def collect(self, keep_rounds: int, best_version: int) -> retention.Expired:
+    def collect(self, keep_rounds: int, best: Collection[int]) -> retention.Expired:
         """Throw away what falls out of the retention; returns what that was.
 
         A round is over then, so it is also when the log is copied to the database: whoever loses the log afterwards,
@@ -156,7 +156,7 @@ class State:
         """
         try:
             with self._collecting:
-                expired = retention.expired(self.database, keep_rounds, best_version)
+                expired = retention.expired(self.database, keep_rounds, best)
                 if expired.rounds:
                     self.uploads.collect(expired.rounds)
                 if expired.models:

@@ -78,7 +78,7 @@ async def scenario(folder: Path, rounds: list[str], keep: int, accuracies: list[
     async with Bench.running(image, "ab", min_clients=2, keep_rounds=keep) as bench:  # sweeps
         found = {path: path.read_bytes() for path in image.rglob("*.safetensors*")}
         assert found == before
-        assert bench.state.collect(keep, retention.best_version(bench.state.database)) == retention.Expired((), ())
+        assert bench.state.collect(keep, retention.best_versions(bench.federation.history)) == retention.Expired((), ())
         running = await bench.open_round()
         upload_id = bench.part("b").upload_id
         assert bench.desk.status(upload_id).committed_size == 700

@@ -61,7 +61,7 @@ async def scored(folder: Path, accuracy: float, place: str | None, number: int) 
         await bench.play(number)
         best = bench.federation.progress.best
         assert best is not None
-        assert retention.best_version(bench.state.database) == best.version
+        assert best.version in retention.best_versions(bench.federation.history)
         return federation_record(bench.federation, "all rounds done", None, None, []), best.version
 
 
@@ -86,6 +86,28 @@ async def test_scores_of_another_holdout_are_not_compared_and_the_report_says_so
     assert without.notes == (
         "The last start was given no holdout: scores are of rounds up to 3, on one that is not described here.",
     )
+
+
+async def test_best_model_on_a_holdout_that_comes_back_is_still_there(tmp_path: Path) -> None:
+    first, other, state = holdout(tmp_path / "1", "a"), holdout(tmp_path / "2", "b", "c"), tmp_path / "state"
+    lives = ((first, 0.9, 1), (other, 0.5, 2), (other, 0.6, 3), (other, 0.7, 4), (first, 0.8, 5), (other, 0.6, 6))
+    for place, accuracy, number in lives:
+        async with Bench.running(state, "a", accuracies=[accuracy], holdout=place, keep_rounds=1) as bench:
+            await bench.play(number)
+            kept = [version for version in range(number + 1) if bench.state.models.of_version(version).kept]
+            assert bench.federation.best_model.version == (1 if place == first else min(number, 4))
+    assert kept == [0, 1, 4, 5, 6]
+
+
+async def test_best_model_that_an_earlier_version_has_collected_is_not_chosen(tmp_path: Path) -> None:
+    place, settings = holdout(tmp_path / "1", "a"), {"keep_rounds": 1, "early_stopping_rounds": 3}
+    async with Bench.running(tmp_path / "state", "a", accuracies=[0.9, 0.5, 0.7, 0.6], **settings) as bench:
+        for number in range(1, 5):
+            await bench.play(number)
+        bench.state.collect(2, ())
+    async with Bench.running(tmp_path / "state", "a", accuracies=[0.5], holdout=place, **settings) as bench:
+        assert bench.federation.best_model.version == 3
+        assert bench.federation.progress.rounds_without_better == 1
 
 
 def test_generated_holdout_is_another_with_other_settings_and_none_is_none() -> None:

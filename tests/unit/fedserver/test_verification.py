@@ -315,7 +315,7 @@ async def test_what_a_server_collects_meanwhile_is_not_called_lost(
 
         def updates_of(reader: StateReader, number: int) -> Any:
             found = real(reader, number)
-            bench.state.collect(0, best_version=0)  # right after the rows and files were looked at
+            bench.state.collect(0, ())  # right after the rows and files were looked at
             return found
 
         monkeypatch.setattr(verification, "updates_of", updates_of)

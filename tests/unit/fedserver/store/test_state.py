@@ -79,7 +79,7 @@ def test_state_directory_that_was_open_to_others_is_closed_to_them_with_a_word(t
     for _ in range(2):
         with structlog.testing.capture_logs() as logs:
             state = State(folder)
-        state.collect(3, 0)
+        state.collect(3, ())
         assert {path.name for path in folder.iterdir() if path.stat().st_mode & 0o077} == set()
         state.close()
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
