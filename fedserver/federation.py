@@ -122,7 +122,9 @@ class Federation:
         """Nobody is let in any more: the server is about to close."""
         self.ready = asyncio.Event()
         self.stop_requested = asyncio.Event()
-        self.finish_round_first = False
+        """The federation is to end, at the latest after the round at work."""
+        self.stop_now = asyncio.Event()
+        """It is to end without waiting for the round at work."""
         self.paused = state.fact(PAUSED_FACT) == PAUSED  # most pauses are for a start like this one
         self._changed = asyncio.Event()
         self._notices = Notices(self._tell_what_is_waited_for)
@@ -178,6 +180,17 @@ class Federation:
         return self.intake.round if self.intake is not None else None
 
     @property
+    def round_at_work(self) -> Round | None:
+        """The round at work, until its record is kept."""
+        over = self.round is None or (bool(self.history) and self.history[-1].number >= self.round.number)
+        return None if over else self.round
+
+    @property
+    def ending(self) -> asyncio.Event:
+        """What is set when nothing is to be waited for any more; with a round at work, a stop may wait for its end."""
+        return self.stop_requested if self.round_at_work is None else self.stop_now
+
+    @property
     def idle(self) -> list[Client]:
         """Clients that can be given an offer."""
         return [client for client in self.population.connected if client.name in self.sessions]
@@ -214,8 +227,8 @@ class Federation:
         self._changed.clear()
 
     async def rest(self, seconds: float) -> None:
-        """Return when the time is up, whatever changes meanwhile, or at once when the federation is to stop."""
-        await comes(self.stop_requested, seconds)
+        """Return when the time is up, whatever changes meanwhile, or at once when the federation is ending."""
+        await comes(self.ending, seconds)
 
     def apply(self, effects: list[Effect]) -> None:
         """Say what a state machine wants said, and wake the driver."""
@@ -272,8 +285,9 @@ class Federation:
 
     def stop(self, *, finish_round: bool) -> None:
         """End the federation, after the round at work or at once."""
-        self.finish_round_first = finish_round
         self.stop_requested.set()
+        if not finish_round:
+            self.stop_now.set()
         self.touch()
 
     def _require_going(self) -> None:

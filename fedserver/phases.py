@@ -187,7 +187,7 @@ async def _keep_round(federation: Federation, round_: Round) -> None:
 
 
 def _why_closing(federation: Federation, round_: Round) -> str | None:
-    if federation.stop_requested.is_set() and not federation.finish_round_first and not round_.is_verifying:
+    if federation.stop_now.is_set() and not round_.is_verifying:
         return "stopped by the coordinator"
     return round_.why_closing()
 
@@ -256,7 +256,7 @@ async def evaluate(federation: Federation, work: RoundWork) -> None:
 
 async def _unless_stopped(federation: Federation, scoring: Coroutine[Any, Any, Evaluation | None]) -> Evaluation | None:
     """What scoring gives; where the federation is to end at once, it has a while, and then its worker is ended."""
-    task, stopping = asyncio.create_task(scoring), asyncio.create_task(_stopped_at_once(federation))
+    task, stopping = asyncio.create_task(scoring), asyncio.create_task(federation.stop_now.wait())
     try:
         await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -268,11 +268,6 @@ async def _unless_stopped(federation: Federation, scoring: Coroutine[Any, Any, E
     finally:
         stopping.cancel()
         task.cancel()
-
-
-async def _stopped_at_once(federation: Federation) -> None:
-    while not federation.stop_requested.is_set() or federation.finish_round_first:
-        await federation.change(_KEEPING_SECONDS)
 
 
 def _headline(evaluation: Evaluation) -> dict[str, float]:

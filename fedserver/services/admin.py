@@ -67,17 +67,11 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         return standing.reason
 
     def _latest(self) -> admin_pb2.Round | None:
-        live = self._live()
+        live = self.federation.round_at_work
         if live is not None:
             return self._write_live(live)
         written = self._write_over(self.federation.history[-1:])
         return written[0] if written else None
-
-    def _live(self) -> Round | None:
-        """The round at work, until its record is kept."""
-        round_, history = self.federation.round, self.federation.history
-        over = round_ is None or (bool(history) and history[-1].number >= round_.number)
-        return None if over else round_
 
     @translates_errors
     async def ListRounds(self, request: admin_pb2.ListRoundsRequest, _context: Context) -> admin_pb2.ListRoundsResponse:
@@ -87,7 +81,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         # In a thread: a hundred rounds of a thousand sites, and their ledger's entries, take a second to read.
         rounds = await asyncio.to_thread(lambda: self._write_over(self.federation.history[start : start + size]))
         more = start + size < len(self.federation.history)
-        live = self._live()
+        live = self.federation.round_at_work
         if live is not None and not more:
             rounds.append(self._write_live(live))
         return admin_pb2.ListRoundsResponse(rounds=rounds, next_page_token=str(start + size) if more else "")
@@ -95,7 +89,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     @translates_errors
     async def GetRound(self, request: admin_pb2.GetRoundRequest, _context: Context) -> admin_pb2.GetRoundResponse:
         """One round and its clients."""
-        live = self._live()
+        live = self.federation.round_at_work
         database = self.federation.state.database
         if live is not None and request.number in (0, live.number):
             late = late_updates(database, live.number)
@@ -214,7 +208,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     def _client_state(self, client: Client) -> admin_pb2.ClientState.ValueType:
         if client.state is not ClientState.CONNECTED:
             return admin_pb2.ClientState.Value(f"CLIENT_STATE_{client.state.name}")
-        live = self._live()
+        live = self.federation.round_at_work
         part = live.of_client(client.name) if live is not None else None
         working = part is not None and part.is_outstanding
         return admin_pb2.CLIENT_STATE_WORKING if working else admin_pb2.CLIENT_STATE_IDLE

@@ -26,7 +26,7 @@ from fedstream.manifest import described, manifest_of
 from fedstream.sizes import size as shown
 from tests.support.bench import SCHEMA, Bench
 from tests.support.full_disk import FullDisk
-from tests.support.processes import until
+from tests.support.processes import soon, until
 from tests.support.tasks import random_weights
 from tests.support.this_process import open_files
 
@@ -144,6 +144,31 @@ async def test_stop_while_the_disk_is_full_ends_with_what_to_do(tmp_path: Path) 
         bench.federation.stop(finish_round=False)
         with pytest.raises(DiskRefuses, match="is full: make space, then start again; what was committed is kept"):
             await asyncio.wait_for(running, 20)
+
+
+async def test_round_that_a_stop_waits_for_waits_for_the_disk_too(tmp_path: Path) -> None:
+    disk = FullDisk()
+    async with Bench.running(tmp_path, "ab", files=disk, min_clients=2) as bench:
+        disk.join(bench.state.database)
+        running = await bench.open_round()
+        await bench.send("a", random_weights(SCHEMA, 1))
+        bench.federation.stop(finish_round=True)
+        weights = random_weights(SCHEMA, 2)
+        upload_id = await bench.begin("b", weights)
+        disk.fill()
+        with pytest.raises(OSError, match="No space left"):
+            await bench.write(upload_id, weights)
+        bench.federation.disk.note(OSError(errno.ENOSPC, ""))  # as the servicer does
+        bench.federation.touch()
+        standing = bench.federation.standing
+        await soon("the wait", lambda: bench.federation.standing is not standing)
+        assert bench.federation.standing.reason.startswith("for the disk: ")
+        disk.free()
+        await soon("the disk", lambda: bench.federation.disk.trouble is None)
+        await bench.write(upload_id, weights)
+        await bench.desk.finish(upload_id)
+        disk.fill(steps=5)  # for what the round's end has to write
+        assert (await bench.end_round(running)).model is not None
 
 
 class Space:
