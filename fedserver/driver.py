@@ -10,6 +10,7 @@ from fedserver.intake import Intake
 from fedserver.phases import Stopped, run_round
 from fedserver.store import StateError
 from fedserver.store.rounds import received_bytes, unfinished
+from fedserver.store.state import LAST_ROUND_FACT
 from fedserver.upkeep import collect_garbage
 
 log = structlog.get_logger()
@@ -22,6 +23,9 @@ async def run_rounds(federation: Federation, desk: Desk) -> str:
     """Run rounds until all are done or something ends the federation; returns why it ended."""
     number, failures = federation.history[-1].number + 1 if federation.history else 1, 0
     revived = await revive(federation, desk)
+    if last := federation.state.fact(LAST_ROUND_FACT):
+        log.warning("it was told before to end after this round", round=last, hint="another start then goes on")
+        federation.stop(finish_round=True)
     federation.has_caught_up = True
     if revived is None and (stopping := federation.progress.why_stopping()) is not None:
         return stopping  # an earlier process had come to that end, and was killed in its last words

@@ -38,7 +38,7 @@ from fedserver.services.transfer import TransferServicer, add_transfer_to_server
 from fedserver.store import DamagedFile, State, StateError
 from fedserver.store.database import RESTORE
 from fedserver.store.disk import FreeBytes, free_bytes
-from fedserver.upkeep import keep_working_time
+from fedserver.upkeep import keep_end
 from fedstream.errors import FedstreamError
 from fedstream.files import FileSystem
 from fedstream.tls import Identity, fingerprint, server_credentials, shown_address, split_address
@@ -269,7 +269,7 @@ class Server:
         reason = await run_rounds(federation, self._desk)
         self.made = await finish(federation, reason)
         await say_farewell(federation, reason)
-        await keep_working_time(federation)
+        await keep_end(federation)
         if is_over(federation):
             self._leave_word(reason)
         federation.stand(FederationState.FINISHED, reason)

@@ -9,7 +9,7 @@ import structlog
 from fedserver.federation import Federation
 from fedserver.store.errors import BackupAtWork
 from fedserver.store.facts import remembering
-from fedserver.store.state import PAUSED, PAUSED_FACT
+from fedserver.store.state import LAST_ROUND_FACT, PAUSED, PAUSED_FACT
 
 log = structlog.get_logger()
 
@@ -26,10 +26,21 @@ async def collect_garbage(federation: Federation) -> None:
         log.info("nothing is collected now", because=str(error))
 
 
-async def keep_working_time(federation: Federation) -> None:
-    """Keep how long servers have run by now, for one that is started again. Where the disk refuses, it is let be."""
+async def keep_end(federation: Federation) -> None:
+    """Keep for another start how long servers have run by now, and that no order to stop is left to be obeyed.
+
+    Where the disk refuses, it is let be.
+    """
+    worked, obeyed = federation.working_time.keeping(federation.now), remembering(LAST_ROUND_FACT, "")
     with federation.disk.letting_be():
-        await federation.state.journal.write(federation.working_time.keeping(federation.now))
+        await federation.state.journal.write(worked, obeyed)
+
+
+async def keep_last_round(federation: Federation) -> None:
+    """Keep that the federation ends after the round at work, for a server that is started before it has."""
+    if (round_ := federation.round_at_work) is not None:
+        with federation.disk.letting_be():
+            await federation.state.journal.write(remembering(LAST_ROUND_FACT, str(round_.number)))
 
 
 async def keep_pause(federation: Federation) -> None:

@@ -15,7 +15,7 @@ from fedserver.services import messages
 from fedserver.services.calls import Context, translates_errors
 from fedserver.services.round_messages import write_detail, write_records
 from fedserver.store.rounds import late_updates
-from fedserver.upkeep import keep_pause
+from fedserver.upkeep import keep_last_round, keep_pause
 from fedstream import wire
 from fedstream.errors import InvalidRequest, UnknownRound, WrongState
 from fedstream.v1 import admin_pb2, admin_pb2_grpc, negotiation_pb2
@@ -127,6 +127,8 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     async def Stop(self, request: admin_pb2.StopRequest, _context: Context) -> admin_pb2.StopResponse:
         """Ends the federation."""
         self.federation.stop(finish_round=request.finish_round)
+        if request.finish_round:
+            await keep_last_round(self.federation)
         return admin_pb2.StopResponse()
 
     @translates_errors

@@ -45,6 +45,7 @@ KEEP_ROUNDS_FACT = "keep_rounds"
 TASK_FACT = "task and its settings"
 MEANING_FACT = "what classes and inputs mean"
 PAUSED_FACT, PAUSED = "paused", "yes"
+LAST_ROUND_FACT = "the round after which to end"
 SOURCES_FACT = "what the first model was made of"
 
 _LOCK_SECONDS = 1.0

@@ -10,7 +10,7 @@ import pytest
 from fedserver.federation import FederationFailed
 from fedserver.preparation import prepare
 from fedserver.records import federation_record
-from fedserver.upkeep import keep_working_time
+from fedserver.upkeep import keep_end
 from fedtask.report import FederationRecord
 from tests.support.bench import Bench, image_of
 from tests.support.clocks import SetClock
@@ -70,7 +70,7 @@ async def test_server_that_ended_by_itself_loses_no_working_time(tmp_path: Path)
     first = SetClock(50_000.0, FIRST)
     async with Bench.running(tmp_path, clock=first) as bench:
         first.advance(30.0)
-        await keep_working_time(bench.federation)
+        await keep_end(bench.federation)
     second = SetClock(0.0, FIRST + 60.0)
     async with Bench.running(tmp_path, clock=second) as bench:
         second.advance(2.0)
