@@ -53,7 +53,8 @@ class Quarantine:
 
 
 def check_update(schema: ModelSchema, base: Weights, tensors: Weights, *, threads: int = 1) -> Surveyed:
-    """Check one update by itself: names, shapes, dtypes, and that all its values are finite.
+    """Check one update by itself: names, shapes, dtypes, and that all its values are finite, but in frozen tensors that
+    are the base's.
 
     `tensors` may leave out what equals the base; a tensor whose bytes equal the base's is treated as left out.
     Integer and boolean tensors are held to the schema only: they are never averaged.

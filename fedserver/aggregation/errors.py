@@ -33,9 +33,13 @@ class AggregationError(Exception):
 
 
 class UpdateRefused(AggregationError):
-    """One update is unfit, and nothing has been changed by it. The message is for people."""
+    """One update is unfit, and nothing has been changed by it. The message is for people.
+
+    `rank` is whose it is, where several were given at once.
+    """
 
     reason: QuarantineReason
+    rank: int | None = None
 
 
 class SchemaMismatch(UpdateRefused):

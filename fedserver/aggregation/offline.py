@@ -8,7 +8,7 @@ import numpy as np
 
 from fedserver.aggregation.accumulator import Accumulator
 from fedserver.aggregation.checks import ExampleLimits, weight_limits
-from fedserver.aggregation.errors import NoUpdates, SchemaMismatch
+from fedserver.aggregation.errors import NoUpdates, SchemaMismatch, UpdateRefused
 from fedserver.aggregation.strategies import Strategy
 from fedstream.schema import ModelSchema
 from fedtask.task import Weights
@@ -36,7 +36,7 @@ def aggregate_all(
 
     Raises:
         NoUpdates: there are none.
-        UpdateRefused: one is unfit (see `Accumulator.fold`); nobody is left out in silence here.
+        UpdateRefused: one, whose rank it has, is unfit (see `Accumulator.fold`); nobody is left out in silence here.
         RankError: two have the same rank, or one is not in `limits`.
     """
     by_rank = sorted(updates, key=lambda update: update[0])
@@ -47,7 +47,11 @@ def aggregate_all(
         limits = weight_limits(strategy, {rank: examples for rank, examples, _ in by_rank}, ExampleLimits())
     accumulator = Accumulator(schema, start, limits, threads=threads)
     for rank, num_examples, tensors in by_rank:
-        accumulator.fold(rank, strategy.weight(rank, num_examples), tensors)
+        try:
+            accumulator.fold(rank, strategy.weight(rank, num_examples), tensors)
+        except UpdateRefused as error:
+            error.rank = rank
+            raise
     again = {rank: tensors for rank, _, tensors in by_rank}
     return accumulator.result(lambda rank, name: again[rank][name])
 

@@ -54,17 +54,22 @@ class Survey:
         return _Looker(self._schema, self._base, seen)
 
     def facts(self) -> Surveyed:
-        """What was found, once all was shown.
+        """What was found, once all was shown. A frozen tensor may hold anything, as long as it is the base's.
 
         Raises:
             NotFinite: names the first tensor, in schema order, and the first index in it.
         """
-        flaws = [flaw for seen in self._seen for flaw in seen.not_finite]
+        differing = {name for seen in self._seen for name in seen.differing}
+        flaws = [
+            flaw
+            for seen in self._seen
+            for flaw in seen.not_finite
+            if flaw[0] in differing or self._schema[flaw[0]].trainable
+        ]
         if flaws:
             order = {spec.name: index for index, spec in enumerate(self._schema)}
             name, place, value = min(flaws, key=lambda flaw: (order[flaw[0]], flaw[1]))
             raise NotFinite(name, tuple(int(i) for i in np.unravel_index(place, self._schema[name].shape)), value)
-        differing = {name for seen in self._seen for name in seen.differing}
         largest = {
             spec.name: max(seen.largest[spec.name] for seen in self._seen if spec.name in seen.largest)
             for spec in self._schema

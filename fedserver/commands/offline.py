@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedserver.aggregation import AggregationError, aggregate_all, strategy_named
+from fedserver.aggregation import AggregationError, UpdateRefused, aggregate_all, strategy_named
 from fedserver.config import folder_of
 from fedserver.exit_codes import ExitCode, fail
 from fedstream.checkup.machine import judge_folder
@@ -96,7 +96,11 @@ def aggregate_files(
             await worker.read_model(base, folder / "base.safetensors")
             start = WeightsFile(folder / "base.safetensors").weights()
         updates = [(rank, counts[rank], file.weights()) for rank, file in enumerate(files)]
-        result = aggregate_all(schema, start, updates, strategy_named(strategy))
+        try:
+            result = aggregate_all(schema, start, updates, strategy_named(strategy))
+        except UpdateRefused as error:
+            named = models[error.rank or 0]
+            raise fail(f"{named} cannot be aggregated: {error}", ExitCode.BAD_CONFIGURATION) from error
         parts = file_parts(manifest_of(schema, result), result)
         write_durably(RealFileSystem(), folder / "aggregate.safetensors", parts)
 

@@ -187,10 +187,12 @@ def test_aggregate_of_models_that_do_not_agree_names_the_file_and_the_tensor(sce
     assert refused(scene, good, "c.safetensors", "--strategy", "uniform") == "there is no file c.safetensors"
 
 
-def test_aggregate_of_a_model_that_is_not_finite_leaves_nobody_out_in_silence(scene: Stage) -> None:
+def test_aggregate_of_a_model_that_is_not_finite_leaves_nobody_out_in_silence_and_names_the_file(scene: Stage) -> None:
     good = model_file(scene.folder, "a.safetensors")
     broken = model_file(scene.folder, "b.safetensors", bias=np.array(np.nan, np.float32))
-    assert "bias" in refused(scene, good, broken, "--strategy", "uniform")
+    for models in ((good, broken), (broken, good)):
+        said = refused(scene, *models, "--strategy", "uniform")
+        assert said.startswith("b.safetensors cannot be aggregated: tensor 'bias' holds nan at index []; ")
 
 
 def test_aggregate_into_an_ending_that_the_task_does_not_write_says_which_it_does(scene: Stage) -> None:

@@ -112,3 +112,24 @@ def test_no_updates_and_equal_ranks_are_refused() -> None:
         aggregate_all(SCHEMA, one, [], STRATEGIES["fedavg"])
     with pytest.raises(RankError):
         aggregate_all(SCHEMA, None, [(1, 5, one), (1, 5, other)], STRATEGIES["fedavg"])
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+def test_frozen_tensor_that_is_not_finite_passes_through_and_no_other_does(with_base: bool) -> None:
+    base, *trained = models(3)
+    for each in (base, *trained):
+        each["frozen"][7] = -np.inf
+    updates = [(rank, EXAMPLES[rank], one) for rank, one in enumerate(trained)]
+    made = aggregate_all(SCHEMA, base if with_base else None, updates, STRATEGIES["fedavg"])
+    assert made["frozen"].tobytes() == base["frozen"].tobytes()
+    for name in ("kernel", "frozen"):
+        kept = trained[1][name].copy()
+        trained[1][name][3] = np.nan
+        with pytest.raises(NotFinite, match=name) as refused:
+            aggregate_all(SCHEMA, base if with_base else None, updates, STRATEGIES["fedavg"])
+        assert refused.value.rank == 1
+        trained[1][name][:] = kept
+    for one in (base, *trained):
+        one["kernel"][3] = np.nan
+    with pytest.raises(NotFinite, match="kernel"):
+        aggregate_all(SCHEMA, base if with_base else None, updates, STRATEGIES["fedavg"])
