@@ -25,6 +25,7 @@ def _rules(federation: Federation, cohort_size: int) -> RoundRules:
         longest_seconds=config.longest_round_seconds or 2 * config.round_timeout_seconds,
         lease_seconds=config.lease_seconds,
         update_encoding=config.update_encoding,
+        plan=federation.plan,
     )
 
 

@@ -30,6 +30,7 @@ from fedserver.store.ledger import (
 from fedserver.store.models import StoredModel
 from fedserver.store.rounds import late_updates
 from fedserver.store.uploads import Said, said_of_finished
+from fedstream.plan import Plan
 from fedtask.report import RoundRecord
 
 _OF_THIS_MACHINE = frozenset(
@@ -63,7 +64,7 @@ def ledger_entry(
         base=_name_of(round_.base),
         aggregate=_name_of(ref_of(model)) if model is not None else None,
         strategy=federation.config.strategy,
-        plan=_plan(federation),
+        plan=_common(round_.rules.plan or federation.plan),
         min_clients=round_.rules.min_clients,
         reporting_goal=round_.rules.reporting_goal,
         cohort=[_member(part, intake.weight_limits, weights, uploads.get(part.rank)) for part in round_.participations],
@@ -82,8 +83,7 @@ def _name_of(ref: ModelRef) -> ModelName:
     return ModelName(ref.version, ref.digest.hex)
 
 
-def _plan(federation: Federation) -> CommonPlan:
-    plan = federation.plan
+def _common(plan: Plan) -> CommonPlan:
     return CommonPlan(
         epochs=plan.epochs,
         batch_size=plan.batch_size,

@@ -31,7 +31,8 @@ class RoundRules:
     """When a round closes and succeeds. Spans in seconds.
 
     `longest_seconds` bounds what a counter-offer may ask for; `timeout_seconds` is what a client gets without one.
-    `update_encoding` is what its updates may travel in, beside raw.
+    `update_encoding` is what its updates may travel in, beside raw. `plan` is the common one of all offers; `None` in a
+    round that an earlier version has opened.
     """
 
     min_clients: int
@@ -40,6 +41,7 @@ class RoundRules:
     longest_seconds: float
     lease_seconds: float
     update_encoding: Encoding = Encoding.RAW
+    plan: Plan | None = None
 
 
 @dataclass(frozen=True, slots=True)
