@@ -13,7 +13,7 @@ from fedserver.clock import wall_time_of
 from fedserver.coordinator.participation import Participation
 from fedserver.coordinator.round import Round
 from fedserver.federation import Federation, FederationState
-from fedserver.holdout import note_of_others
+from fedserver.report_notes import note_of_others, notes_of_methods
 from fedserver.traffic import Traffic
 from fedstream.sizes import size
 from fedtask.report import (
@@ -120,8 +120,13 @@ def federation_record(
         settings=dict(config.task_settings),
         seeds={"federation": config.seed},
         versions=_versions(),
-        notes=tuple(note for note in (note_of_others(rounds, federation.holdout_id),) if note),
+        notes=_notes(federation, rounds),
     )
+
+
+def _notes(federation: Federation, rounds: Sequence[RoundRecord]) -> tuple[str, ...]:
+    methods = notes_of_methods(federation.state.database, federation.config.strategy, federation.plan)
+    return tuple(note for note in (note_of_others(rounds, federation.holdout_id), *methods) if note)
 
 
 def _outcome_word(federation: Federation) -> str:

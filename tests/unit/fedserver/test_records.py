@@ -88,6 +88,22 @@ async def test_scores_of_another_holdout_are_not_compared_and_the_report_says_so
     )
 
 
+async def test_report_says_which_rounds_were_run_with_another_strategy_or_plan(tmp_path: Path) -> None:
+    first: dict[str, Any] = {"strategy": "fedavg", "plan": {"learning_rate": 0.5, "early_stopping_patience": 2}}
+    lives = ((first, (1, 2)), ({"strategy": "uniform"}, (3,)), ({"strategy": "uniform"}, (4,)))
+    for settings, numbers in lives:
+        async with Bench.running(tmp_path, "a", **settings) as bench:
+            for number in numbers:
+                await bench.play(number)
+            record = federation_record(bench.federation, "all rounds done", None, None, [])
+        if settings is first:
+            assert record.notes == ()
+    aggregated, trained = record.notes
+    assert aggregated == "Aggregated with another strategy than the one described here: rounds 1, 2, with fedavg."
+    plan = "early stopping patience 2, learning rate 0.5"
+    assert trained == f"Trained by another plan than the one described here: rounds 1, 2, with {plan}."
+
+
 async def test_best_model_on_a_holdout_that_comes_back_is_still_there(tmp_path: Path) -> None:
     first, other, state = holdout(tmp_path / "1", "a"), holdout(tmp_path / "2", "b", "c"), tmp_path / "state"
     lives = ((first, 0.9, 1), (other, 0.5, 2), (other, 0.6, 3), (other, 0.7, 4), (first, 0.8, 5), (other, 0.6, 6))
