@@ -64,7 +64,8 @@ def _best(database: Database) -> set[int]:
 def _rounds_to_keep(database: Database, keep_rounds: int | None) -> int:
     known = fact(database, KEEP_ROUNDS_FACT)
     if keep_rounds is None and known is None:
-        raise fail("no server has run here yet that said how many rounds to keep: give --keep-rounds", ExitCode.FAILED)
+        words = "no server has run here yet that said how many rounds to keep: give --keep-rounds"
+        raise fail(words, ExitCode.BAD_CONFIGURATION)
     return keep_rounds if keep_rounds is not None else int(known or 0)
 
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from fedserver.addresses import chosen
 from fedserver.cli import app
 from fedserver.commands import gc
-from fedserver.store import DamagedFile, StateError, StateReader
+from fedserver.store import DamagedFile, State, StateError, StateReader
 from fedserver.store import backup as backup_module
 from fedserver.store.backup import BackupError, back_up
 from fedserver.store.restore import restore
@@ -364,3 +364,10 @@ def test_number_of_a_round_that_no_federation_has_is_refused(folder: Path, words
         code, said = run(*words, number, "--state", str(folder))
         assert code == 2
         assert f"Invalid value for '{words[-1]}'" in said
+
+
+def test_collection_where_no_server_has_said_how_many_rounds_to_keep_asks_for_it(tmp_path: Path) -> None:
+    State(tmp_path).close()
+    for options in ([], ["--dry-run"]):
+        code, said = run("gc", *options, "--state", str(tmp_path))
+        assert (code, said.endswith(": give --keep-rounds\n")) == (2, True)
