@@ -60,8 +60,10 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         return response
 
     def _reason(self) -> str:
-        """What is waited for; and that a pause was asked for, where a round is at work and it has not begun yet."""
+        """What is waited for; and that a stop or a pause was asked for, where a round is at work before it comes."""
         standing = self.federation.standing
+        if self.federation.stop_requested.is_set() and self.federation.round_at_work is not None:
+            return f"{standing.reason}; after this round the federation ends"
         if self.federation.paused and standing.state in _BEFORE_A_PAUSE:
             return f"{standing.reason}; paused: no further round opens until `fedserver resume`"
         return standing.reason

@@ -142,6 +142,18 @@ async def test_pause_during_a_round_is_seen_at_once(tmp_path: Path) -> None:
         running.cancel()
 
 
+async def test_stop_after_the_round_at_work_is_seen_at_once(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path, "a") as bench:
+        servicer = AdminServicer(bench.federation)
+        running = await bench.open_round()
+        await servicer.Stop(admin_pb2.StopRequest(finish_round=True), NO_CONTEXT)
+        said = [(await servicer.GetState(admin_pb2.GetStateRequest(), NO_CONTEXT)).reason]
+        await bench.send("a", random_weights(SCHEMA, 1))
+        await bench.end_round(running)
+        said.append((await servicer.GetState(admin_pb2.GetStateRequest(), NO_CONTEXT)).reason)
+    assert [one.endswith("; after this round the federation ends") for one in said] == [True, False]
+
+
 async def test_round_at_work_names_the_model_it_started_from_and_its_bytes(tmp_path: Path) -> None:
     async with Bench.running(tmp_path, "a") as bench:
         running = await bench.open_round()
