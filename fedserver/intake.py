@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -183,8 +184,8 @@ class Intake:
         del self._taken[rank]
 
     def shares(self) -> Mapping[int, float]:
-        """Each update's share of the aggregate by rank; they add up to 1."""
-        total = sum(taken.weight for taken in self._taken.values())
+        """Each update's share of the aggregate by rank, to the same bits whoever came first; they add up to 1."""
+        total = math.fsum(taken.weight for taken in self._taken.values())
         return {rank: taken.weight / total for rank, taken in self._taken.items()}
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import UserDict
 from collections.abc import Mapping
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,20 @@ async def test_sums_are_let_go_when_the_model_is_made(tmp_path: Path, sums: list
         assert work.intake is bench.federation.intake
         assert len(sums) == len([spec for spec in SCHEMA if spec.dtype.is_floating and spec.num_elements])
         assert alive_at_evaluation == [0]
+
+
+async def test_shares_have_the_same_bits_whoever_came_first(tmp_path: Path) -> None:
+    shares: set[tuple[float, ...]] = set()
+    for number, order in enumerate(permutations("bde")):  # whose weights have sums that differ with their order
+        async with Bench.running(tmp_path / str(number), "abcde", min_clients=3, strategy="rank_decay") as bench:
+            running = await bench.open_round()
+            for name in "ac":
+                bench.federation.apply(bench.round.decline(name, bench.part(name).offer_id, "busy", 0.0))
+            for name in order:
+                await bench.send(name, random_weights(SCHEMA, ord(name)))
+            work = await bench.end_round(running)
+            shares.add(tuple(part.weight for part in work.opened.participations))
+    assert len(shares) == 1
 
 
 async def test_sums_are_let_go_when_the_round_fails(tmp_path: Path, sums: list[weakref.ref[np.ndarray]]) -> None:
