@@ -44,16 +44,19 @@ class Shelf:
         return self._known[sha256]
 
 
-def updates_of(reader: StateReader, number: int) -> tuple[dict[int, FinishedUpload], list[Difference]]:
-    """A round's stored updates by rank, and what differs from their manifests."""
+def updates_of(reader: StateReader, number: int) -> tuple[dict[int, FinishedUpload], list[Difference]] | None:
+    """A round's stored updates by rank, and what differs from their manifests; `None` where they have been collected.
+
+    Asked last, since a server may do that while rows and files are looked at.
+    """
     uploads = finished_uploads(reader.database, reader.updates_folder, number)
     found = [
         Difference(str(one.update.path), damage.problem)
         for one in uploads
         for damage in damages(one.update.path, one.update.entries)
     ]
-    if found and collected_up_to(reader.database) >= number:
-        return {}, []  # collected while it was being read
+    if collected_up_to(reader.database) >= number:
+        return None
     return {one.rank: one for one in uploads}, found
 
 

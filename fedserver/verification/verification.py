@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from fedserver.store import DamagedFile, StateReader
 from fedserver.store.keys import IDENTITY_FILES, is_changed
 from fedserver.store.ledger import Entry, last_hash
-from fedserver.store.uploads import FinishedUpload, collected_up_to
+from fedserver.store.uploads import FinishedUpload
 from fedserver.verification.chain import Books, Page, missing_entries, read_pages
 from fedserver.verification.files import Shelf, as_recorded, updates_of
 from fedserver.verification.findings import Difference, RoundCheck, Verdict
@@ -60,8 +60,9 @@ def _check_round(reader: StateReader, shelf: Shelf, page: Page) -> RoundCheck:
     found = [*page.differences, *shelf.model(entry.base.model_digest)[1]]
     uploads: Mapping[int, FinishedUpload] = {}
     reason = "its updates are no longer kept"
-    if collected_up_to(reader.database) < page.number:
-        uploads, damaged = updates_of(reader, page.number)
+    kept = updates_of(reader, page.number)
+    if kept is not None:
+        uploads, damaged = kept
         found += [*damaged, *as_recorded(entry, uploads)]
         reason = "updates are damaged" if damaged else ""
     if entry.aggregate is None:
@@ -105,4 +106,5 @@ def _identity(reader: StateReader) -> Iterable[Difference]:
 
 def _round_at_work(reader: StateReader, books: Books) -> Iterable[Difference]:
     rows = reader.database.query("SELECT number FROM open_rounds")
-    return [found for (number,) in rows if number not in books.records for found in updates_of(reader, number)[1]]
+    at_work = (updates_of(reader, number) for (number,) in rows if number not in books.records)
+    return [found for kept in at_work if kept is not None for found in kept[1]]

@@ -19,7 +19,7 @@ from fedserver.store import State, StateReader
 from fedserver.store.ledger import canonical_json, hash_of
 from fedserver.store.models import ModelStore
 from fedserver.store.row_checks import register
-from fedserver.verification import Verdict, verification, verify
+from fedserver.verification import Verdict, files, verification, verify
 from fedserver.verification.chain import Books, read_pages
 from fedstream.files import RealFileSystem
 from fedstream.manifest import described
@@ -306,19 +306,24 @@ def test_one_round_whose_base_is_damaged_differs(folder: Path, number: int) -> N
     assert not one.recomputed
 
 
+@pytest.mark.parametrize("moment", ["before", "between", "after"])
 async def test_what_a_server_collects_meanwhile_is_not_called_lost(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
+    """Before the rows of a round's updates are looked at, between that and the look at their files, and after both."""
     async with Bench.running(folder, "abcd", min_clients=2) as bench:
         reader = StateReader(folder)
-        real = verification.updates_of
+        module, name = (verification, "updates_of") if moment == "after" else (files, "finished_uploads")
+        look = getattr(module, name)
 
-        def updates_of(reader: StateReader, number: int) -> Any:
-            found = real(reader, number)
-            bench.state.collect(0, ())  # right after the rows and files were looked at
+        def looked(*arguments: Any) -> Any:
+            if moment == "before":
+                bench.state.collect(0, ())
+            found = look(*arguments)
+            bench.state.collect(0, ())
             return found
 
-        monkeypatch.setattr(verification, "updates_of", updates_of)
+        monkeypatch.setattr(module, name, looked)
         verdict = verify(reader)
         reader.close()
     assert verdict.agrees, verdict
