@@ -14,6 +14,7 @@ import structlog
 from fedserver.aggregation import (
     Accumulator,
     ExampleLimits,
+    Quarantine,
     Strategy,
     Survey,
     Surveyed,
@@ -153,6 +154,11 @@ class Intake:
         self._added.add(rank)
         taken.update.set_aside()
 
+    def unfit(self, completed: Collection[int]) -> Mapping[int, Quarantine]:
+        """Which updates of `completed` ranks do not fit the others, as far as they are in."""
+        norms = {str(rank): taken.facts.norm for rank, taken in self._taken.items() if rank in completed}
+        return {int(rank): found for rank, found in check_cohort(norms).items()}
+
     async def screen(self, completed: Collection[int]) -> Mapping[int, str]:
         """Keep just the updates of `completed` ranks, check them against each other, take out what does not fit.
 
@@ -166,8 +172,7 @@ class Intake:
         """
         async with self._lock:
             strays = [rank for rank in self._taken if rank not in completed]
-            norms = {str(rank): taken.facts.norm for rank, taken in self._taken.items() if rank in completed}
-            unfit = {int(rank): found for rank, found in check_cohort(norms).items()}
+            unfit = self.unfit(completed)
             for rank in [*strays, *unfit]:
                 await asyncio.to_thread(self._take_out, rank)
         return {rank: f"{found.reason.value}: {found.message}" for rank, found in unfit.items()}

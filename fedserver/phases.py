@@ -165,7 +165,8 @@ async def collect(federation: Federation, work: RoundWork) -> None:
         if federation.disk.trouble is not None:
             await outlast_disk_trouble(federation)
         expired = round_.tick(federation.now)
-        reason = _why_closing(federation, round_)
+        unfit = len(work.intake.unfit({part.rank for part in round_.completed}))
+        reason = _why_closing(federation, round_, unfit)
         if reason is not None:
             cancelled = round_.close(reason, federation.now)
             await durably(federation, partial(_keep_round, federation, round_))
@@ -175,7 +176,7 @@ async def collect(federation: Federation, work: RoundWork) -> None:
             await durably(federation, partial(_keep_round, federation, round_))
             kept_at = federation.now
         federation.sessions.say(expired)
-        federation.stand(FederationState.RUNNING, waiting_for(round_))
+        federation.stand(FederationState.RUNNING, waiting_for(round_, unfit))
         next_event = min(round_.next_event(), kept_at + _KEEPING_SECONDS)
         looked_at = time.monotonic()  # not before: of what the disk takes, nobody loses anything
         await asyncio.sleep(min(_REST * (federation.now - began), _LONGEST_REST_SECONDS))
@@ -186,17 +187,19 @@ async def _keep_round(federation: Federation, round_: Round) -> None:
     await federation.state.journal.write(*rounds.keeping(round_, federation.now))
 
 
-def _why_closing(federation: Federation, round_: Round) -> str | None:
+def _why_closing(federation: Federation, round_: Round, unfit: int) -> str | None:
     if federation.stop_now.is_set() and not round_.is_verifying:
         return "stopped by the coordinator"
-    return round_.why_closing()
+    return round_.why_closing(unfit)
 
 
-def waiting_for(round_: Round) -> str:
+def waiting_for(round_: Round, unfit: int) -> str:
     """What a round waits for, for people."""
     counts = round_.counts
     shown = names_of([part.client for part in round_.participations if part.is_outstanding])
-    return f"round {round_.number}: {counts[Outcome.COMPLETED]} of {counts.offered} updates in, waiting for {shown}"
+    apart = f" ({unfit} of them too far from the others to count)" if unfit else ""
+    done = f"{counts[Outcome.COMPLETED]} of {counts.offered} updates in{apart}"
+    return f"round {round_.number}: {done}, waiting for {shown}"
 
 
 def names_of(clients: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from fedserver.store.journal import Statement
 from fedstream.outcomes import Outcome
 from fedtask.worker import WorkerCrashed
 from tests.support.bench import SCHEMA, Bench, Worker
+from tests.support.processes import soon
 from tests.support.tasks import random_weights
 
 pytestmark = pytest.mark.numpy_task
@@ -52,6 +53,23 @@ async def test_site_that_outweighs_all_others_together_is_told_of(
                 await bench.send(name, random_weights(SCHEMA, 1), count)
             await bench.end_round(running)
     assert [event["client"] for event in logs if event["event"].startswith("one site outweighs")] == warned
+
+
+async def test_update_that_does_not_fit_the_others_is_not_one_of_those_that_a_round_needs(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path, "abcde", min_clients=3, reporting_goal=3) as bench:
+        running = await bench.open_round()
+        diverged = random_weights(SCHEMA, 9)
+        diverged["large"] = diverged["large"] * 4000
+        await bench.send("a", diverged)
+        for name, seed in (("b", 1), ("c", 2)):
+            await bench.send(name, random_weights(SCHEMA, seed))
+        said = "round 1: 3 of 5 updates in (1 of them too far from the others to count), waiting for d, e"
+        await soon("the three to be in", lambda: bench.federation.standing.reason == said)
+        await bench.send("d", random_weights(SCHEMA, 4))
+        work = await bench.end_round(running)
+        assert work.model is not None
+        outcomes = [part.outcome for part in work.opened.participations]
+        assert outcomes == [Outcome.QUARANTINED, *[Outcome.COMPLETED] * 3, Outcome.CANCELLED]
 
 
 async def test_evaluation_that_hangs_does_not_keep_a_federation_from_ending(
