@@ -46,7 +46,7 @@ def translates_errors(handler: Callable[..., Awaitable[Any]]) -> Any:
             raise
         except grpc.aio.InternalError as error:  # of a message that cannot be written any more
             log.debug("the peer has gone", call=handler.__name__, error=str(error))
-            raise grpc.aio.AbortError from error
+            raise asyncio.CancelledError from error
         except (OSError, sqlite3.Error) as error:
             federation: Federation = servicer.federation
             if federation.disk.note(error) is None:
@@ -84,12 +84,13 @@ async def _end(context: Context, code: grpc.StatusCode, details: str, metadata: 
     """End a call with a status. If the peer has gone meanwhile, nobody is to be told.
 
     Raises:
-        AbortError: always, which is how gRPC learns that the call has ended.
+        AbortError: which is how gRPC learns that the call has ended. It takes no other one than its own.
+        CancelledError: the peer has gone, as where gRPC is the first to notice.
     """
     try:
         await context.abort(code, details, metadata)
     except grpc.aio.InternalError as error:
-        raise grpc.aio.AbortError from error
+        raise asyncio.CancelledError from error
     raise AssertionError("an abort always raises")
 
 
