@@ -119,6 +119,10 @@ def _longest_frame(size: int) -> int:
     return size + size // 128 + 512  # what zstd makes of bytes that do not compress is below this
 
 
+def _most_blocks(size: int) -> int:
+    return size // 128 + 512  # zstd's smallest blocks, those of its smallest window, are of 1,024 bytes
+
+
 def _num_blocks(num_elements: int) -> int:
     return -(-num_elements // BLOCK_ELEMENTS)
 
@@ -171,8 +175,10 @@ def decode(encoded: Encoded, file: BinaryIO, entry: TensorEntry, base: BasePiece
     Raises:
         DecodingError: the bytes are not what they are declared to be. What came before is of no use.
     """
-    if encoded.encoding.is_compressed and not is_one_frame(file, encoded.size_bytes):
-        raise DecodingError(f"tensor {entry.name} is not in one whole zstd frame, with nothing before or after it")
+    most_blocks = _most_blocks(_inner_size(encoded.encoding, entry))
+    if encoded.encoding.is_compressed and not is_one_frame(file, encoded.size_bytes, most_blocks):
+        message = f"tensor {entry.name} is not in one whole zstd frame of at most {most_blocks} blocks"
+        raise DecodingError(f"{message}, with nothing before or after it")
     limited: _Source = _Limited(file, encoded.size_bytes)
     source: _Source = limited
     if encoded.encoding.is_compressed:

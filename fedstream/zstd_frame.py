@@ -18,19 +18,20 @@ _IS_LAST = 1
 _REPEATED = 1  # the type of a block that is one byte, so many times
 
 
-def is_one_frame(file: BinaryIO, size_bytes: int) -> bool:
+def is_one_frame(file: BinaryIO, size_bytes: int, most_blocks: int) -> bool:
     """Whether the next `size_bytes` of a file are one frame, from its first byte to its last. The file is left there.
 
-    What is in the blocks is not looked at. Nothing is allocated, whatever sizes the headers say.
+    What is in the blocks is not looked at. Nothing is allocated, whatever sizes the headers say, and of a frame of more
+    than `most_blocks` no more is read: each block takes time, and an empty one is of three bytes.
     """
     begin = file.tell()
-    length = _frame_length(file, size_bytes)
+    length = _frame_length(file, size_bytes, most_blocks)
     file.seek(begin)
     return length == size_bytes
 
 
-def _frame_length(file: BinaryIO, most: int) -> int | None:
-    """How long the frame is with which a file goes on; `None` if there is none, or it has more bytes than `most`."""
+def _frame_length(file: BinaryIO, most: int, most_blocks: int) -> int | None:
+    """How long the frame is with which a file goes on; `None` if there is none, or it has more bytes or blocks."""
     start = file.read(len(_MAGIC) + 1)
     if len(start) <= len(_MAGIC) or not start.startswith(_MAGIC):
         return None
@@ -38,16 +39,16 @@ def _frame_length(file: BinaryIO, most: int) -> int | None:
     rest = _rest_of_header(descriptor)
     file.seek(rest, io.SEEK_CUR)
     length = len(start) + rest
-    is_last = False
-    while not is_last:
+    for _ in range(most_blocks):
         header = int.from_bytes(file.read(3), "little")
         size = 1 if header >> 1 & 3 == _REPEATED else header >> 3
         length += 3 + size
         if length > most:
             return None
         file.seek(size, io.SEEK_CUR)
-        is_last = bool(header & _IS_LAST)
-    return length + (_CHECKSUM_BYTES if descriptor & _HAS_CHECKSUM else 0)
+        if header & _IS_LAST:
+            return length + (_CHECKSUM_BYTES if descriptor & _HAS_CHECKSUM else 0)
+    return None
 
 
 def _rest_of_header(descriptor: int) -> int:

@@ -157,6 +157,37 @@ def test_frame_of_far_more_than_the_tensor_is_not_unpacked(encoding: Encoding) -
         decoded(encoding, bomb, change)
 
 
+class CountingFile(BytesIO):
+    """Counts how often it is read."""
+
+    num_reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.num_reads += 1
+        return super().read(size)
+
+
+def zeros_after_empty_blocks(num_bytes: int, num_empty: int) -> bytes:
+    """A frame with a window of 2 MiB. A block of zeros is one, and how often it is repeated, 128 KiB at most."""
+    lengths = [min(128 << 10, num_bytes - start) for start in range(0, num_bytes, 128 << 10)]
+    blocks = [(length << 3 | 0b010).to_bytes(3, "little") + b"\0" for length in lengths]
+    blocks[-1] = bytes([blocks[-1][0] | 1]) + blocks[-1][1:]
+    return bytes.fromhex("28b52ffd 00 58") + bytes(3 * num_empty) + b"".join(blocks)
+
+
+@pytest.mark.parametrize("num_bytes", [1, 4_000, 1_000_000])
+def test_frame_of_more_blocks_than_any_encoder_makes_is_refused_without_a_look_at_them_all(num_bytes: int) -> None:
+    values, most = np.zeros(num_bytes, np.int8), num_bytes // 128 + 512
+    num_full = -(-num_bytes // (128 << 10))
+    assert np.array_equal(decoded(Encoding.ZSTD, zeros_after_empty_blocks(num_bytes, most - num_full), values), values)
+    for num_empty in (most - num_full + 1, 100_000):
+        frame = zeros_after_empty_blocks(num_bytes, num_empty)
+        file = CountingFile(frame)
+        with pytest.raises(DecodingError, match=f"at most {most} blocks"):
+            list(decode(Encoded(Encoding.ZSTD, len(frame)), file, entry_for(values), lambda begin, end: values))
+        assert file.num_reads <= most + 1
+
+
 @pytest.mark.parametrize(
     ("encoding", "size"),
     [
