@@ -158,13 +158,23 @@ def read_metrics(messages: Sequence[common_pb2.Metric]) -> dict[str, float | Non
 
 
 def read_undefined(messages: Sequence[common_pb2.Metric]) -> dict[str, str]:
-    """Why metrics from the network that `read_metrics` took have no value, by name, where the sender says it."""
-    reasons = {
-        message.name: limits.clip_reason(message.undefined_reason, limits.MAX_UNDEFINED_REASON_BYTES)
-        for message in messages
-        if _metric_value(message) is None
-    }
-    return {name: reason for name, reason in reasons.items() if reason}
+    """Why metrics that a client sent, and `read_metrics` took, have no value, by name.
+
+    Where a value is no number, the sender need not say why.
+
+    Raises:
+        InvalidRequest: a metric has neither a value nor the reason.
+    """
+    return {message.name: reason for message in messages if (reason := _undefined_reason(message))}
+
+
+def _undefined_reason(message: common_pb2.Metric) -> str:
+    if _metric_value(message) is not None:
+        return ""
+    if not message.HasField("value") and not message.undefined_reason:
+        words = f"metric {message.name} has neither a value nor the reason why it has none"
+        raise InvalidRequest(words, field="metrics")
+    return limits.clip_reason(message.undefined_reason, limits.MAX_UNDEFINED_REASON_BYTES)
 
 
 def _metric_name(message: common_pb2.Metric) -> str:

@@ -56,12 +56,14 @@ def inspect_progress(progress: negotiation_pb2.Progress, findings: Findings) -> 
 
 
 def inspect_metrics(metrics: Sequence[common_pb2.Metric], findings: Findings) -> None:
-    """Metrics are few, have names, and values that are finite or absent."""
+    """Metrics are few, have names, and values that are finite or absent for a reason."""
     findings.check("R-MOD-6", len(metrics) <= limits.MAX_METRICS, f"{len(metrics)} metrics in a message")
     for metric in metrics:
         named = metric.name != "" and limits.is_plain_text(metric.name, _MAX_METRIC_NAME_BYTES)
         finite = not metric.HasField("value") or math.isfinite(metric.value)
         findings.check("R-MOD-6", named and finite, f"a metric {metric.name[:40]!r} of {metric.value}")
+        explained = metric.HasField("value") or metric.undefined_reason != ""
+        findings.check("R-MOD-6", explained, f"a metric {metric.name[:40]!r} of no value, and no reason why")
 
 
 @dataclass(frozen=True, slots=True)

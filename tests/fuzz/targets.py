@@ -105,6 +105,7 @@ def _requests() -> list[negotiation_pb2.NegotiateRequest]:
 def _read_manifest_request(request: transfer_pb2.PutManifestRequest) -> None:
     if request.WhichOneof("kind") == "header":
         wire.read_metrics(request.header.metrics)
+        wire.read_undefined(request.header.metrics)
         wire.read_digest(request.header.model_digest)
         return
     entries = wire.read_encoded_part(request.part, frozenset(Encoding))

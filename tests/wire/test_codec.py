@@ -42,10 +42,11 @@ def test_metrics_that_are_no_numbers_travel_without_value_and_with_the_reason() 
 
 def test_reasons_why_metrics_have_no_value_are_read_short_and_on_one_line() -> None:
     sent = wire.write_metrics({"loss": 0.5, "auc": None, "f1": None}, {"auc": "only\none class", "f1": "é" * 100})
-    none_given, not_needed = common_pb2.Metric(name="a"), common_pb2.Metric(name="b", value=1, undefined_reason="why")
-    assert wire.read_undefined([*sent, none_given, not_needed]) == {"auc": "only one class", "f1": "é" * 64}
+    not_needed = common_pb2.Metric(name="b", value=1, undefined_reason="why")
+    assert wire.read_undefined([*sent, not_needed]) == {"auc": "only one class", "f1": "é" * 64}
     not_a_number = common_pb2.Metric(name="loss", value=math.nan, undefined_reason="it diverged")
     assert wire.read_undefined([not_a_number]) == {"loss": "it diverged"}
+    assert wire.read_undefined([common_pb2.Metric(name="loss", value=math.nan)]) == {}
 
 
 def test_metrics_beyond_64_are_left_out() -> None:

@@ -22,7 +22,7 @@ from fedstream import limits, wire
 from fedstream.body import Bytes, make_chunk
 from fedstream.chunk_messages import WrittenChunk
 from fedstream.manifest import Manifest, manifest_of
-from fedstream.v1 import transfer_pb2
+from fedstream.v1 import common_pb2, transfer_pb2
 from tests.support.bench import SCHEMA, Bench
 from tests.support.full_disk import FullDisk
 from tests.support.serving import manifest_messages
@@ -160,21 +160,32 @@ async def test_disk_that_refuses_a_commit_ends_a_stream_that_waits_for_its_sende
         running.cancel()
 
 
-@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0])
-async def test_manifest_with_a_training_time_that_is_none_is_refused_and_leaves_nothing(
-    tmp_path: Path, seconds: float
+_NO_TIME = r"training_seconds is .*; it is a number of seconds"
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"training_seconds": float("nan")}, _NO_TIME),
+        ({"training_seconds": float("inf")}, _NO_TIME),
+        ({"training_seconds": -1.0}, _NO_TIME),
+        ({"metrics": [common_pb2.Metric(name="auc")]}, "metric auc has neither a value nor the reason why it has none"),
+    ],
+)
+async def test_manifest_with_a_header_that_breaks_a_rule_is_refused_and_leaves_nothing(
+    tmp_path: Path, said: dict[str, Any], why: str
 ) -> None:
     async with Bench.running(tmp_path, "a") as bench:
         running = await bench.open_round()
         upload_id = await bench.accept("a")
         messages = manifest_messages(upload_id, manifest_of(SCHEMA, WEIGHTS))
-        messages[0].header.training_seconds = seconds
+        messages[0].header.MergeFrom(transfer_pb2.UpdateHeader(**said))
 
         async def sent() -> AsyncIterator[transfer_pb2.PutManifestRequest]:
             for message in messages:
                 yield message
 
-        with pytest.raises(Refused, match=r"INVALID_ARGUMENT: training_seconds is .*; it is a number of seconds"):
+        with pytest.raises(Refused, match=f"INVALID_ARGUMENT: {why}"):
             await TransferServicer(bench.federation, bench.desk).PutManifest(sent(), Call())
         assert bench.state.database.query("SELECT * FROM uploads") == []
         running.cancel()
