@@ -7,10 +7,12 @@ server has no bound on either, looks up the name of its address, and prints a tr
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import socketserver
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -28,6 +30,8 @@ _AT_ONCE = 64
 """Callers; one more is hung up on. Prometheus asks a few times a minute."""
 _CALLER_SECONDS = 10.0
 """For which a caller may be silent, or not take what it has asked for."""
+_WHOLE_SECONDS = 60.0
+"""For a caller in all: one that says a byte now and then is never silent for long."""
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -91,6 +95,7 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         self.address_family = family
         self._places = threading.Semaphore(_AT_ONCE)
+        self._begun: dict[socket.socket, float] = {}  # when each caller came, by the steady clock
         super().__init__(address[:2], _Caller)  # type: ignore[arg-type]
         self.set_app(app)
 
@@ -105,10 +110,11 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
         if not self._places.acquire(blocking=False):
             self.shutdown_request(request)
             return
+        self._begun[request] = time.monotonic()
         try:
             super().process_request(request, client_address)
         except BaseException:
-            self._places.release()
+            self._let_go(request)
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -116,7 +122,18 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._places.release()
+            self._let_go(request)
+
+    def _let_go(self, request: socket.socket) -> None:
+        del self._begun[request]
+        self._places.release()
+
+    def service_actions(self) -> None:
+        """Hang up on callers whose time is over. Called several times a second."""
+        for request, begun in list(self._begun.items()):
+            if time.monotonic() > begun + _WHOLE_SECONDS:
+                with contextlib.suppress(OSError):  # its thread has just let go of it
+                    request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A caller that hung up, or was too slow, is nothing to act on."""

@@ -147,6 +147,27 @@ async def test_callers_that_say_nothing_are_hung_up_on(tmp_path: Path, monkeypat
             await asyncio.to_thread(until, "an answer", lambda: is_answered(listening))
 
 
+async def test_callers_that_say_a_byte_now_and_then_are_hung_up_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics_port, "_WHOLE_SECONDS", 2.0)
+    monkeypatch.setattr(metrics_port, "_AT_ONCE", 4)
+    async with serving(tmp_path, **SETTINGS) as (_, listening):
+        with contextlib.ExitStack() as slow:
+            callers = [slow.enter_context(await call(listening)) for _ in range(4)]
+
+            async def drip() -> None:
+                while True:
+                    for caller in callers:
+                        with contextlib.suppress(OSError):
+                            caller.send(b"G")
+                    await asyncio.sleep(0.2)
+
+            dripping = asyncio.create_task(drip())
+            await asyncio.to_thread(until, "an answer", lambda: is_answered(listening), 30.0)
+            dripping.cancel()
+
+
 async def test_caller_that_hangs_up_leaves_nothing_in_the_log(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
