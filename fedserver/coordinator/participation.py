@@ -56,7 +56,8 @@ class ProgressReport:
 class Participation:
     """One client's part in one round. `rank` is the position in the cohort, from 0, fixed when the offers are made.
 
-    `metrics` are those of its update, and `undefined` is why some of them have no value, by name.
+    `metrics` are those of its update, and `undefined` is why some of them have no value, by name. `last_seen` is from
+    when its silence counts: from the offer on, or from when this process took it up, as long as it was not `heard`.
     """
 
     client: str
@@ -80,6 +81,7 @@ class Participation:
     committed_size: int = 0
     body_size_bytes: int = 0
     undefined: Mapping[str, str] = field(default_factory=dict)
+    heard: bool = False
 
     @property
     def is_outstanding(self) -> bool:

@@ -295,7 +295,7 @@ class Round:
         part = self.of_upload(upload_id)
         part.stage, part.outcome, part.reason, part.ended_at = Stage.WORKING, None, "", None
         part.deadline = max(part.deadline, now + self.rules.timeout_seconds)
-        self._seen(part, now)
+        part.last_seen, part.lease_until = now, now + self.rules.lease_seconds
         self.closed, self.reason = None, ""
 
     # What time does.
@@ -378,7 +378,7 @@ class Round:
         return part.reason if part is not None and part.offer_id == offer_id and part.reason else "the round is over"
 
     def _seen(self, part: Participation, now: float) -> None:
-        part.last_seen, part.lease_until = now, now + self.rules.lease_seconds
+        part.last_seen, part.lease_until, part.heard = now, now + self.rules.lease_seconds, True
 
     def _expire(self, part: Participation, reason: str, now: float) -> list[Effect]:
         part.end(Outcome.EXPIRED, reason, now)

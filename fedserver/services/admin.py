@@ -190,7 +190,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             fraction=part.progress.fraction,
             committed_size=part.committed_size,
             body_size_bytes=part.body_size_bytes,
-            last_seen=messages.write_instant(clock, part.last_seen),
+            last_seen=messages.write_instant(clock, part.last_seen) if part.heard else None,
             num_examples=part.num_examples,
             weight=part.weight,
             metrics=wire.write_metrics(told.metrics, told.undefined),

@@ -174,6 +174,7 @@ async def test_round_that_is_over_has_none_of_the_fields_that_are_for_one_at_wor
 
         running = await bench.open_round()
         weights = random_weights(SCHEMA, 1)
+        assert not (await told())[1].HasField("last_seen")  # the offer was made, and nothing came of its site yet
         await bench.write(await bench.begin("a", weights), weights, stop=500)
         said = ProgressReport(Phase.UPLOADING, epoch=2, fraction=0.5)
         bench.federation.apply(bench.round.progress("a", bench.part("a").offer_id, said, bench.federation.now))
