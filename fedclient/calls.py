@@ -12,6 +12,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
@@ -159,7 +160,7 @@ def _log_again(event: str, doing: str, error: Exception) -> None:
 
 async def _backed_off(attempt: Callable[[], Awaitable[T]], patience: Patience) -> T:
     tries = stamina.retry_context(
-        on=_wait_for,
+        on=partial(_wait_for, patience),
         attempts=None,
         timeout=patience.give_up_after_seconds,
         wait_initial=patience.first_seconds,
@@ -172,7 +173,8 @@ async def _backed_off(attempt: Callable[[], Awaitable[T]], patience: Patience) -
     raise AssertionError("stamina either returns or raises")
 
 
-def _wait_for(error: Exception) -> bool | timedelta:
+def _wait_for(patience: Patience, error: Exception) -> bool | timedelta:
     if isinstance(error, LimitExceeded):
-        return error.retry_after
+        # Whoever is told to come back at once, and is told so again, would do nothing else all the time.
+        return max(error.retry_after, timedelta(seconds=patience.first_seconds))
     return isinstance(error, TransportError)
