@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import sqlite3
 from collections.abc import Callable
@@ -307,7 +308,10 @@ class Server:
         """
         if self._starting is not None:
             await asyncio.wait({self._starting})
-        await self._health.enter_graceful_shutdown()
+        # One who asked for each change of it and takes none of what is written to him would be waited for.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LEAVE_SECONDS):
+                await self._health.enter_graceful_shutdown()
         self.federation.is_leaving = True  # or a client that comes just now would be told, and could fetch nothing
         public_seconds = _DOWNLOAD_SECONDS if self.federation.outcome is not None else _LEAVE_SECONDS
         others = (each.stop(_LEAVE_SECONDS) for each in (self._enrolment, self._admin))

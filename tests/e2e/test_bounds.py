@@ -347,6 +347,37 @@ async def _until_refused(
         await asyncio.sleep(0.01)
 
 
+def frame(kind: int, flags: int, stream: int, content: bytes = b"") -> bytes:
+    """A frame of HTTP/2."""
+    return len(content).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + content
+
+
+def call_without_room(path: str) -> bytes:
+    """What begins a connection, over which no byte of an answer may come, and calls with an empty request."""
+    fields = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "x", "te": "trailers"}
+    fields |= {"content-type": "application/grpc"}
+    head = b"".join(b"\0" + b"".join(bytes([len(part)]) + part.encode() for part in field) for field in fields.items())
+    settings, no_window = 4, (4).to_bytes(2, "big") + bytes(4)
+    begin = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(settings, 0, 0, no_window)
+    return begin + frame(1, 4, 1, head) + frame(0, 1, 1, bytes(5))
+
+
+async def test_peer_that_watches_the_health_and_takes_no_answer_does_not_keep_a_server_from_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_DOWNLOAD_SECONDS", 1.0)
+    async with asyncio.timeout(2 * SOON_SECONDS):
+        async with serving(tmp_path, plaintext=True) as (_, listening):
+            reader, writer = await connect(listening)
+            writer.write(call_without_room("/grpc.health.v1.Health/Watch"))
+            kind = -1
+            while kind != 1:  # the answer's headers: what follows has no room
+                head = await reader.readexactly(9)
+                kind = head[3]
+                await reader.readexactly(int.from_bytes(head[:3], "big"))
+    writer.close()
+
+
 async def never() -> AsyncIterator[Any]:
     await asyncio.Event().wait()
     yield None
