@@ -1,7 +1,8 @@
 """The worker process: holds one task, does one thing at a time, and dies with the process that started it.
 
-Requests come as JSON lines on standard input, answers and progress go as JSON lines to what was standard output when
-the process began. Whatever libraries print goes to standard error, so that it cannot spoil an answer.
+Requests come as JSON lines from what was standard input when the process began, answers and progress go as JSON lines
+to what was standard output. Whatever libraries print goes to standard error, so that it cannot spoil an answer, and
+standard input is empty for them, so that no program that a task starts takes a request away.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import contextlib
 import json
 import os
 import queue
-import sys
 import threading
 import time
 import traceback
@@ -184,14 +184,15 @@ def _crash_words(error: Exception) -> list[str]:
 
 def main() -> None:
     """Serve requests until standard input ends, which it does when the parent process ends, however it ends."""
-    answers, lock = _private_stdout(), threading.Lock()
+    incoming, answers = _private_pipes()
+    lock = threading.Lock()
 
     def send(message: dict[str, Any]) -> None:
         with lock:  # guards the stream: a line is written whole
             answers.write(json.dumps(message) + "\n")
             answers.flush()
 
-    start = json.loads(sys.stdin.readline() or "{}")
+    start = json.loads(incoming.readline() or "{}")
     try:
         worker = Worker(create_task(start["task"], start["settings"]), send)
     except (TaskError, ValueError) as error:
@@ -202,14 +203,14 @@ def main() -> None:
         raise
     send({"id": 0, "result": None})
     requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    threading.Thread(target=_read_requests, args=(worker, requests), daemon=True).start()
+    threading.Thread(target=_read_requests, args=(worker, incoming, requests), daemon=True).start()
     while True:
         request = requests.get()
         worker.answer(request["id"], request["method"], request["params"])
 
 
-def _read_requests(worker: Worker, requests: queue.SimpleQueue[dict[str, Any]]) -> None:
-    for line in sys.stdin:
+def _read_requests(worker: Worker, incoming: TextIO, requests: queue.SimpleQueue[dict[str, Any]]) -> None:
+    for line in incoming:
         message = json.loads(line)
         if "cancel" in message:
             worker.cancel(message["cancel"])
@@ -218,10 +219,18 @@ def _read_requests(worker: Worker, requests: queue.SimpleQueue[dict[str, Any]]) 
     os._exit(0)  # the parent is gone: whatever runs has nobody to answer to
 
 
-def _private_stdout() -> TextIO:
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+def _private_pipes() -> tuple[TextIO, TextIO]:
+    """What were standard input and output, under numbers of their own.
+
+    Also the reader of requests is not `sys.stdin`: a process that `multiprocessing` forks closes that one first, and
+    would wait for ever for the lock that the thread which reads has held since before the fork.
+    """
+    incoming, answers = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
+    empty = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(empty, 0)
+    os.close(empty)
     os.dup2(2, 1)
-    return answers
+    return incoming, answers
 
 
 if __name__ == "__main__":

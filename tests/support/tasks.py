@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -99,6 +100,19 @@ class Helped(Shapes):
     def fine_tune(self, base: Weights, plan: Plan, report: Report) -> FineTuned:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError("nobody survives that")
+
+
+class Piped(Shapes):
+    """Has others work for it while it opens a site: a program that reads its input to the end, and forked processes.
+
+    A site's examples are as many as they have counted together.
+    """
+
+    def open_site(self, options: SiteOptions) -> SiteSummary:
+        said = subprocess.run(["cat"], stdout=subprocess.PIPE, check=True).stdout
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            counted = sum(pool.map(abs, [-2, 1]))
+        return SiteSummary(counted + len(said), {}, synthetic=True)
 
 
 class Killed(Shapes):

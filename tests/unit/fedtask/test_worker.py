@@ -257,3 +257,13 @@ async def test_worker_that_is_closed_beside_its_helper_ends_at_once(settings: di
     with ended_afterwards(helper):
         await asyncio.wait_for(worker.close(), 5.0)
         await check_helper(helper, stays="apart" in settings)
+
+
+async def test_worker_whose_task_starts_programs_and_forks_answers() -> None:
+    worker = TaskWorker("tests.support.tasks:Piped", {})
+    try:
+        for _ in range(2):  # the second request is not lost to what the first has started
+            summary = await asyncio.wait_for(worker.open_site(SiteOptions(None)), 30.0)
+            assert summary.num_examples == 3
+    finally:
+        await worker.close()
