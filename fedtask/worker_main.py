@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import queue
+import signal
 import threading
 import time
 import traceback
@@ -216,7 +217,10 @@ def _read_requests(worker: Worker, incoming: TextIO, requests: queue.SimpleQueue
             worker.cancel(message["cancel"])
         else:
             requests.put(message)
-    os._exit(0)  # the parent is gone: whatever runs has nobody to answer to
+    # The parent is gone: whatever runs, also what the task has started, has nobody to answer to.
+    with contextlib.suppress(ProcessLookupError):  # where a person has started this in a group of processes of theirs
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os._exit(0)
 
 
 def _private_pipes() -> tuple[TextIO, TextIO]:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import resource
 import signal
+import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -257,6 +258,32 @@ async def test_worker_that_is_closed_beside_its_helper_ends_at_once(settings: di
     with ended_afterwards(helper):
         await asyncio.wait_for(worker.close(), 5.0)
         await check_helper(helper, stays="apart" in settings)
+
+
+WAITS_BESIDE_ITS_WORKER = """
+import asyncio
+from fedtask.task import SiteOptions
+from fedtask.worker import TaskWorker
+
+async def main():
+    worker = TaskWorker("tests.support.tasks:Helped", {})
+    print((await worker.open_site(SiteOptions(None))).num_examples, flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+async def test_helper_of_a_worker_whose_parent_is_killed_ends_with_both() -> None:
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", WAITS_BESIDE_ITS_WORKER, stdout=asyncio.subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    helper = int(await asyncio.wait_for(parent.stdout.readline(), 20.0))
+    with ended_afterwards(helper):
+        parent.kill()
+        await parent.wait()
+        await check_helper(helper, stays=False)
 
 
 async def test_worker_whose_task_starts_programs_and_forks_answers() -> None:
