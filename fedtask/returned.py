@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, SupportsFloat
@@ -14,7 +15,7 @@ import numpy as np
 from fedstream.errors import SchemaMismatch
 from fedstream.manifest import require_names
 from fedstream.schema import ModelSchema
-from fedtask.task import EpochReport, Evaluation, FineTuned, Metrics, SiteSummary, TaskError
+from fedtask.task import EpochReport, Evaluation, FineTuned, Interval, Metrics, SiteSummary, TaskError
 
 
 def checked_tuned(tuned: Any, schema: ModelSchema) -> FineTuned:
@@ -37,10 +38,10 @@ def checked_tuned(tuned: Any, schema: ModelSchema) -> FineTuned:
 
 
 def checked_evaluation(evaluation: Any) -> Evaluation:
-    """What `Task.evaluate` has returned, its metrics as Python's own numbers.
+    """What `Task.evaluate` has returned, its numbers as Python's own.
 
     Raises:
-        TaskError: it is none.
+        TaskError: it is none, or has something else where there should be numbers.
     """
     if not isinstance(evaluation, Evaluation):
         raise TaskError(f"evaluate returned {_kind(evaluation)}; it must return an Evaluation")
@@ -51,7 +52,24 @@ def checked_evaluation(evaluation: Any) -> Evaluation:
             f"evaluate gave {given}, but neither loss nor accuracy, by which the best round is chosen: give `loss` as "
             "well, which is to be small, or `accuracy`, which is to be large"
         )
-    return replace(evaluation, metrics=metrics)
+    return replace(
+        evaluation,
+        metrics=metrics,
+        num_examples=_count(evaluation.num_examples, "num_examples", "evaluate"),
+        intervals=_intervals(evaluation.intervals, "intervals"),
+        undefined={str(name): str(reason) for name, reason in _by_name(evaluation.undefined, "undefined").items()},
+        class_names=tuple(map(str, _listed(evaluation.class_names, "class_names"))),
+        confusion=[
+            [_count(count, "a count in confusion", "evaluate") for count in _listed(row, "a row of confusion")]
+            for row in _listed(evaluation.confusion, "confusion")
+        ],
+        curves={
+            str(name): [_coordinate(value, f"curve {name}") for value in _listed(values, f"curve {name}")]
+            for name, values in _by_name(evaluation.curves, "curves").items()
+        },
+        num_groups=_count(evaluation.num_groups, "num_groups", "evaluate"),
+        grouped_intervals=_intervals(evaluation.grouped_intervals, "grouped_intervals"),
+    )
 
 
 def checked_summary(summary: Any, call: str) -> SiteSummary:
@@ -132,6 +150,34 @@ def _sentences(texts: Any, what: str, call: str) -> tuple[str, ...]:
     if isinstance(texts, str) or not isinstance(texts, Sequence):
         raise TaskError(f"{what} of what {call} returned are {_kind(texts)}; they must be a list of sentences")
     return tuple(map(str, texts))
+
+
+def _intervals(intervals: Any, where: str) -> dict[str, Interval]:
+    for name, interval in _by_name(intervals, where).items():
+        if not isinstance(interval, Interval):
+            raise TaskError(f"{name} in the task's {where} is {interval!r}; it must be an Interval")
+    return {
+        str(name): Interval(_coordinate(interval.low, where), _coordinate(interval.high, where))
+        for name, interval in intervals.items()
+    }
+
+
+def _by_name(values: Any, where: str) -> Mapping[Any, Any]:
+    if not isinstance(values, Mapping):
+        raise TaskError(f"{where} of what evaluate returned is {_kind(values)}; it must be by name")
+    return values
+
+
+def _listed(values: Any, what: str) -> list[Any]:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TaskError(f"{what} of what evaluate returned is {_kind(values)}; it must be a list")
+    return list(values)
+
+
+def _coordinate(value: Any, where: str) -> float:
+    """A number of a curve or an interval; what a task leaves out is no number, and is left out of the report."""
+    number = _number("a value", value, where)
+    return math.nan if number is None else number
 
 
 def _metrics(metrics: Any, where: str) -> Metrics:

@@ -178,9 +178,11 @@ def show_evaluation(evaluation: Evaluation, summary: SiteSummary) -> None:
         shown = f"{value:.4f}" if value is not None else f"undefined: {evaluation.undefined.get(name, '')}"
         table.add_row(name, shown, *(_between(each.get(name)) for each in intervals.values()))
     console.print(table)
-    for actual, row in zip(evaluation.class_names, evaluation.confusion, strict=True):
-        cells = ", ".join(f"{count} as {name}" for name, count in zip(evaluation.class_names, row, strict=True))
-        console.print(f"of class {actual}: {cells}")
+    names = evaluation.class_names
+    if [len(row) for row in evaluation.confusion] == [len(names)] * len(names):  # a task may give one without the other
+        for actual, row in zip(names, evaluation.confusion, strict=True):
+            cells = ", ".join(f"{count} as {name}" for name, count in zip(names, row, strict=True))
+            console.print(f"of class {actual}: {cells}")
     if evaluation.grouped_intervals:
         console.print(
             f"By their sub-folders the examples are of {evaluation.num_groups} patients, if each is one; the last "

@@ -11,8 +11,9 @@ import pytest
 
 from fedstream.dtypes import DataType
 from fedstream.schema import ModelSchema, TensorSpec
+from fedtask.messages import from_json, to_json
 from fedtask.returned import checked_evaluation, checked_files, checked_report, checked_summary, checked_tuned
-from fedtask.task import EpochReport, Evaluation, FineTuned, SiteSummary, TaskError
+from fedtask.task import EpochReport, Evaluation, FineTuned, Interval, SiteSummary, TaskError
 
 SCHEMA = ModelSchema((TensorSpec("kernel", DataType.FLOAT32, (2, 3)), TensorSpec("bias", DataType.FLOAT32, ())))
 WEIGHTS = {"kernel": np.ones((2, 3), np.float32), "bias": np.float32(1)}
@@ -80,6 +81,38 @@ def test_mistakes_in_an_evaluation_and_in_a_report_are_told_by_their_names() -> 
     with pytest.raises(TaskError, match="the task reported None; it must report an EpochReport"):
         checked_report(None)
     assert checked_report(EpochReport("training", 1, 2, 0.5, {"loss": np.float32(0.5)})).metrics == {"loss": 0.5}
+
+
+def test_evaluation_with_arrays_and_numbers_of_numpy_becomes_one_that_can_be_told() -> None:
+    given: Any = Evaluation(
+        {"loss": np.float32(0.5)},
+        np.int64(3),
+        intervals={"loss": Interval(np.float32(0.25), np.float64(0.75))},
+        class_names=np.array(["no", "yes"]),  # type: ignore[arg-type]
+        confusion=np.array([[1, 0], [1, 1]]),  # type: ignore[arg-type] # as scikit-learn gives it
+        curves={"roc_fpr": np.array([0.0, 1.0])},  # type: ignore[dict-item]
+        num_groups=np.int32(2),
+    )
+    told = from_json(Evaluation, to_json(checked_evaluation(given), Evaluation))
+    assert (told.metrics, told.num_examples, told.num_groups) == ({"loss": 0.5}, 3, 2)
+    assert (told.intervals, list(told.class_names)) == ({"loss": Interval(0.25, 0.75)}, ["no", "yes"])
+    assert ([list(row) for row in told.confusion], list(told.curves["roc_fpr"])) == ([[1, 0], [1, 1]], [0.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"num_examples": None}, "num_examples of what evaluate returned is None; it must be a whole number"),
+        ({"confusion": [[0.5]]}, "a count in confusion of what evaluate returned is 0.5; it must be a whole number"),
+        ({"confusion": [3]}, "a row of confusion of what evaluate returned is a int; it must be a list"),
+        ({"intervals": {"loss": (0.1, 0.2)}}, r"loss in the task's intervals is \(0.1, 0.2\); it must be an Interval"),
+        ({"curves": {"roc": ["a"]}}, "a value in the task's curve roc is 'a'; it must be a number"),
+        ({"undefined": None}, "undefined of what evaluate returned is None; it must be by name"),
+    ],
+)
+def test_mistake_in_an_evaluation_is_told_by_its_name(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(TaskError, match=words):
+        checked_evaluation(replace(Evaluation({"loss": 0.5}, 4), **wrong))
 
 
 def test_summary_of_a_site_with_numbers_of_numpy_becomes_one_that_can_be_told() -> None:

@@ -89,6 +89,17 @@ def test_class_whose_folder_looks_like_markup_is_shown_as_it_is(capsys: pytest.C
     assert "of class [/no]: 1 as [/no]\nKnown weakness of the data: of [/data]\n" in out
 
 
+@pytest.mark.parametrize("given", [{"class_names": ["no", "yes"]}, {"confusion": [[1, 0], [0, 1]]}])
+def test_scores_with_half_of_a_confusion_matrix_are_shown_without_it(
+    given: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_evaluation(Evaluation({"loss": 0.5}, 2, **given), SiteSummary(2, {}, weaknesses=["few"]))
+    out = capsys.readouterr().out
+    assert "0.5000" in out
+    assert out.endswith("\nKnown weakness of the data: few\n")
+    assert "of class" not in out
+
+
 def test_scores_of_images_in_sub_folders_are_shown_with_intervals_by_patient(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
