@@ -27,7 +27,7 @@ from fedtask.images.folders import (
     told_if_unreadable,
 )
 from fedtask.images.image_set import DEFAULT_CACHE_BYTES, ImageSet, PixelCache
-from fedtask.images.near_duplicates import near_groups, near_pairs
+from fedtask.images.near_duplicates import first_near, near_groups
 from fedtask.images.provenance import is_phantom, weaknesses
 from fedtask.images.split import VAL_FRACTION, Indices, is_near, joined, stratified_split
 from fedtask.task import SiteOptions, SiteSummary, TaskError
@@ -232,12 +232,11 @@ def _no_images(listing: Listing, skipped: Sequence[SkippedFile], class_names: Se
 
 
 def _twin_warnings(train: ImageSet, val: ImageSet) -> list[str]:
-    pairs = near_pairs(val.fingerprints, train.fingerprints)
-    if not len(pairs):
+    twins = first_near(val.fingerprints, train.fingerprints)
+    names = [f"{val.paths[at]} ~ {train.paths[twin]}" for at, twin in enumerate(twins) if twin >= 0]
+    if not names:
         return []
-    twins, first = np.unique(pairs[:, 0], return_index=True)
-    names = [f"{val.paths[pairs[at, 0]]} ~ {train.paths[pairs[at, 1]]}" for at in first]
-    count = f"{len(twins)} of {len(val)} images in val/ have a near-duplicate in train/"
+    count = f"{len(names)} of {len(val)} images in val/ have a near-duplicate in train/"
     return [f"{count}, which flatters the site's own validation: {shown(names)}"]
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from fedtask.images.near_duplicates import NEAR_DISTANCE, Fingerprints, fingerprint, near_groups, near_pairs
+from fedtask.images.near_duplicates import NEAR_DISTANCE, Fingerprints, fingerprint, first_near, near_groups, near_pairs
 from tests.unit.fedtask.images.conftest import picture
 
 
@@ -93,6 +94,30 @@ def test_near_groups_of_ten_thousand_images_take_seconds() -> None:
     assert time.process_time() - start < 20  # 0.6 to 0.9 s on 2 cores
     assert 2000 <= len(np.unique(groups)) < 10_000
     np.testing.assert_array_equal(groups // 5, np.arange(10_000) // 5)
+
+
+def test_first_near_is_the_first_partner_of_the_plain_pairs_also_among_repetitions() -> None:
+    mine = np.concatenate([random_prints(100, 0), random_prints(20, 7)])
+    yours = np.concatenate([random_prints(100, 0)[::-3], random_prints(50, 1)[[4, 4, 4]], random_prints(100, 0)[::2]])
+    expected = np.full(len(mine), -1)
+    for i, j in near_pairs(mine, yours)[::-1]:
+        expected[i] = j
+    np.testing.assert_array_equal(first_near(mine, yours), expected)
+    assert set(np.sign(expected)) >= {-1, 1}
+    assert first_near(mine, yours[:0]).tolist() == [-1] * len(mine)
+    assert first_near(mine[:0], yours).tolist() == []
+
+
+def test_thousands_of_equal_images_are_told_in_little_memory() -> None:
+    prints = np.concatenate([random_prints(5, 0)[[1] * 4000], random_prints(10, 5)])
+    tracemalloc.start()
+    try:
+        groups, twins = near_groups(prints), first_near(prints, prints)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (set(groups[:4000]), set(twins[:4000])) == ({0}, {0})
+    assert peak < 8_000_000  # all pairs of them would take 256 MB
 
 
 def test_near_pairs_of_real_slices_are_never_of_two_classes(brain_mri_folder: Path) -> None:
