@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -98,13 +101,35 @@ def test_features_on_disk_are_for_their_owner_alone(network, images, tmp_path):
     assert rights == [0o600, 0o700, 0o700]
 
 
-def test_disk_with_little_space_left_is_not_filled(network, images, tmp_path, capsys):
-    store = DiskStore(tmp_path, least_free_bytes=2**60)
-    activations = activations_in(network, store)
+def test_disk_with_little_space_left_is_not_filled_and_memory_stands_in(network, images, tmp_path, capsys):
+    activations = activations_in(network, DiskStore(tmp_path, least_free_bytes=2**60))
     activations.prepare(images.subset([0, 1]), 1, quietly)
     assert list(tmp_path.rglob("*.f16")) == []
-    assert "features are not kept" in capsys.readouterr().err
-    assert activations.batch(images, [(0, 0)]).shape[0] == 1  # and training goes on
+    assert "features are kept in memory" in capsys.readouterr().err
+    assert activations.missing(images.subset([0, 1]), 1) == []
+
+
+def put_a_file_in_place_of_the_folder(path: Path) -> None:
+    shutil.rmtree(path.parent)
+    path.parent.write_bytes(b"")
+
+
+def put_a_folder_in_place(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("spoil", [put_a_file_in_place_of_the_folder, put_a_folder_in_place])
+def test_features_that_the_disk_does_not_give_are_computed_once_more_and_kept_in_memory(
+    network, images, tmp_path, spoil
+):
+    activations, one = activations_in(network, DiskStore(tmp_path)), images.subset([0])
+    whole = activations.batch(one, [(0, 0)])
+    [path] = tmp_path.rglob("*.f16")
+    spoil(path)
+    assert activations.missing(one, 1) == [(0, 0)]
+    np.testing.assert_array_equal(activations.batch(one, [(0, 0)]), whole)
+    assert activations.missing(one, 1) == []
 
 
 @pytest.mark.parametrize(
