@@ -24,7 +24,9 @@ DEFAULT_BETA = 0.5
 _MAX_DRAWS = 200
 
 
-def divide(labels: npt.NDArray[np.int64], num_shards: int, division: str, seed: int) -> list[Indices]:
+def divide(
+    labels: npt.NDArray[np.int64], num_shards: int, division: str, seed: int, groups: Indices | None = None
+) -> list[Indices]:
     """Divide examples by their labels `int64 [n]` into `num_shards` disjoint sets of indices, each ascending.
 
     - `even`: sizes differ by at most 1, and so do the counts of each class.
@@ -38,9 +40,16 @@ def divide(labels: npt.NDArray[np.int64], num_shards: int, division: str, seed: 
     Study", ICDE 2022, section IV; label skew by Dirichlet goes back to T.-M. H. Hsu, H. Qi, M. Brown, "Measuring the
     Effects of Non-Identical Data Distribution for Federated Visual Classification", 2019.
 
+    Examples of one of `groups`, `int64 [n]`, such as a patient's, stay together: all that is said of examples then
+    holds for groups, each of which is of the class of its first example.
+
     Raises:
-        TaskError: the division is unknown, or there are fewer examples than shards.
+        TaskError: the division is unknown, or there are fewer examples, or groups of them, than shards.
     """
+    if groups is not None:
+        _, first, group_of = np.unique(groups, return_index=True, return_inverse=True)
+        parts = divide(labels[first], num_shards, division, seed)
+        return [np.flatnonzero(np.isin(group_of, part)) for part in parts]
     kind, parameter = _parse(division)
     if num_shards < 1 or len(labels) < num_shards:
         raise TaskError(f"{len(labels)} examples cannot be divided among {num_shards} clients")

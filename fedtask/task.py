@@ -33,8 +33,8 @@ class SiteOptions:
     generated data (for brain_mri, the phantom), which `shard` and `num_shards` divide like any other.
     `classes` maps a class name of the task to the name of the folder that holds it here (`{"no": "healthy"}`).
     `shard` and `num_shards` divide one folder among clients for trying things out, by `division` (see
-    `fedtask.division`), seeded by `division_seed`. With `num_shards > 1` the folder's `val/` belongs to the coordinator
-    and is not read.
+    `fedtask.division`), seeded by `division_seed`; a task of images keeps whole what may be the sub-folder of a
+    patient. With `num_shards > 1` the folder's `val/` belongs to the coordinator and is not read.
     `max_examples` is the most that may be trained on, 0 for all: a fixed choice of them (`division.limited`), of which
     `num_examples` of the summary and of every update then speak.
     """

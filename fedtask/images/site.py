@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -186,8 +186,25 @@ def _train_listing(folder: Path, class_names: Sequence[str], options: SiteOption
         return listing
     if not 0 <= options.shard < options.num_shards:
         raise TaskError(f"shard {options.shard} of {options.num_shards}: shards are counted from 0")
-    shards = divide(listing.labels, options.num_shards, options.division, options.division_seed)
-    return listing.subset(shards[options.shard])
+    groups, warnings = _kept_whole(listing, class_names, options.num_shards)
+    shards = divide(listing.labels, options.num_shards, options.division, options.division_seed, groups)
+    return replace(listing.subset(shards[options.shard]), warnings=(*listing.warnings, *warnings))
+
+
+def _kept_whole(listing: Listing, class_names: Sequence[str], num_shards: int) -> tuple[Indices | None, Sequence[str]]:
+    """The sub-folders that no division among clients parts, such as those of patients; and a warning if it does."""
+    groups = patients(listing.folder, listing.paths)
+    if groups is None:
+        return None, ()
+    for label in np.unique(listing.labels):
+        there = len(np.unique(groups[listing.labels == label]))
+        if there < num_shards:  # such as one folder for a batch of scans: one client would get all of the class
+            warning = (
+                f"images of one sub-folder go to several clients: class {class_names[label]!r} has only "
+                f"{counted(there, 'sub-folder')} for {num_shards}. Where each is a patient, that flatters scores"
+            )
+            return None, [warning]
+    return groups, ()
 
 
 def _val_listing(folder: Path, class_names: Sequence[str], options: SiteOptions) -> Listing | None:

@@ -43,6 +43,26 @@ def test_divide_is_a_repeatable_partition_with_enough_in_each_shard(
 
 @settings(deadline=None)
 @given(
+    groups=st.lists(st.integers(0, 20), min_size=30, max_size=90).map(lambda values: np.array(values, np.int64)),
+    num_shards=st.integers(1, 5),
+    division=WORDS,
+    seed=st.integers(0, 2**63),
+)
+def test_divide_by_groups_parts_none(groups: np.ndarray, num_shards: int, division: str, seed: int) -> None:
+    labels = np.arange(len(groups)) % 2
+    if len(np.unique(groups)) < num_shards:
+        with pytest.raises(TaskError, match="cannot be divided"):
+            divide(labels, num_shards, division, seed, groups)
+        return
+    shards = divide(labels, num_shards, division, seed, groups)
+    assert sorted(np.concatenate(shards).tolist()) == list(range(len(groups)))
+    held = [set(groups[shard].tolist()) for shard in shards]
+    assert all(held)
+    assert sum(map(len, held)) == len(np.unique(groups))
+
+
+@settings(deadline=None)
+@given(
     labels=st.lists(st.integers(0, 3), min_size=12, max_size=120).map(lambda values: np.array(values, np.int64)),
     num_shards=st.integers(1, 12),
 )

@@ -281,6 +281,33 @@ def test_site_shards_divide_train_and_leave_val_to_the_coordinator(make_site: Ma
     assert [sum(counts["no"] for counts in site.summary.counts.values()) for site in sites] == [3] * 4
 
 
+PATIENTS = {
+    f"train/{name}/{patient}": 2 + place
+    for name in CLASSES
+    for place, patient in enumerate(["ana", "ben", "cleo", "dan", "eve"])
+}
+
+
+@pytest.mark.parametrize("division", ["even", "quantity", "dirichlet:0.5"])
+def test_site_shards_leave_all_images_of_a_patient_at_one_site(make_site: MakeSite, division: str) -> None:
+    folder = make_site(PATIENTS)
+    sites = [open_small(folder, shard=shard, num_shards=3, division=division) for shard in range(3)]
+    paths = [[*site.train.paths, *site.val.paths] for site in sites]
+    assert sorted(path for one in paths for path in one) == sorted((folder / "train").glob("*/*/*"))
+    seen = [{path.parent.name for path in one} for one in paths]
+    assert all(seen)
+    assert sum(map(len, seen)) == 5
+    assert [warning for site in sites for warning in site.summary.warnings if "several clients" in warning] == []
+
+
+def test_site_shards_part_the_only_sub_folder_of_a_class_and_say_so(make_site: MakeSite) -> None:
+    folder = make_site({"train/no": 12, "train/yes/batch": 12})
+    sites = [open_small(folder, shard=shard, num_shards=3) for shard in range(3)]
+    assert [len(site.train) + len(site.val) for site in sites] == [8] * 3
+    told = "images of one sub-folder go to several clients: class 'yes' has only 1 sub-folder for 3. "
+    assert all(any(warning.startswith(told) for warning in site.summary.warnings) for site in sites)
+
+
 @pytest.mark.parametrize("shard", [-1, 4])
 def test_site_shard_out_of_range_is_refused(make_site: MakeSite, shard: int) -> None:
     with pytest.raises(TaskError, match=rf"shard {shard} of 4: shards are counted from 0"):
