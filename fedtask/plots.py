@@ -97,21 +97,32 @@ _SQUARE = (4.4, 4.6)
 """Inches of the three pictures of one model: alike, so that a page can put them side by side."""
 
 
+_ROOMY_CLASSES = 4
+"""So many have room for their numbers in a picture of that size; for each further one it grows by `_CLASS_INCHES`."""
+_CLASS_INCHES = 0.65
+_MOST_NUMBERED = 20
+"""With more classes, colours tell alone: numbers would be too many to be read."""
+_CHARACTERS_ABREAST = 36
+"""Longer names than these, in all, would run into each other."""
+
+
 def confusion_matrix(evaluation: Evaluation, path: Path) -> None:
     """Counts of each class (rows) predicted as each class (columns), with their share of the row."""
     counts = np.asarray(evaluation.confusion, dtype=np.int64)
     totals = counts.sum(axis=1, keepdims=True)
     shares = counts / np.maximum(totals, 1)
     names = [shown(name, 18) for name in evaluation.class_names]
-    with figure(path, *_SQUARE) as drawn:
+    more = max(0, min(len(names), _MOST_NUMBERED) - _ROOMY_CLASSES) * _CLASS_INCHES
+    with figure(path, _SQUARE[0] + more, _SQUARE[1] + more) as drawn:
         axes = drawn.subplots()
         axes.set_title("Confusion matrix")
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        for (i, j), count in np.ndenumerate(counts):
+        for (i, j), count in np.ndenumerate(counts if len(names) <= _MOST_NUMBERED else counts[:0]):
             share = f"\n{shares[i, j]:.1%}" if totals[i, 0] else ""
             colour = "white" if shares[i, j] > 0.55 else INK
-            axes.text(j, i, f"{count}{share}", ha="center", va="center", color=colour, fontsize=11)
-        axes.set_xticks(range(len(names)), names)
+            axes.text(j, i, f"{count}{share}", ha="center", va="center", color=colour, fontsize=9 if more else 11)
+        aslant: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+        axes.set_xticks(range(len(names)), names, **(aslant if sum(map(len, names)) > _CHARACTERS_ABREAST else {}))
         axes.set_yticks(range(len(names)), [f"{name}\n(n = {n})" for name, n in zip(names, totals[:, 0], strict=True)])
         axes.set_xlabel("predicted class")
         axes.set_ylabel("true class")

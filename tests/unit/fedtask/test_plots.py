@@ -113,6 +113,43 @@ def test_confusion_matrix_writes_counts_and_shares_of_the_true_class(figures: li
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a\n(n = 4)", "$b\n(n = 6)", "c\n(n = 0)"]
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["no_tumour_visible", "tumour_suspected"],
+        ["no sign of a tumour", "tumour is suspected"],
+        ["glioma", "meningioma", "notumor", "pituitary"],
+        [f"digit {number}" for number in range(10)],
+        [f"organ number {number}" for number in range(20)],
+    ],
+)
+def test_no_words_of_a_confusion_matrix_run_into_each_other(
+    names: list[str], figures: list[Figure], tmp_path: Path
+) -> None:
+    counts = np.full((len(names), len(names)), 1234).tolist()
+    plots.confusion_matrix(Evaluation({}, 10, class_names=names, confusion=counts), tmp_path / "confusion.png")
+    [axes] = figures[0].axes
+    labels = axes.get_xticklabels()
+    if labels[0].get_rotation():
+        # Those that are aslant lie beside each other as far as a line is high.
+        apart = np.diff([label.get_window_extent().x1 for label in labels]).min() / math.sqrt(2)
+        assert apart >= labels[0].get_fontsize() * axes.figure.dpi / 72
+        labels = []
+    cells = [text.get_window_extent() for text in axes.texts]
+    assert len(cells) == len(names) ** 2
+    boxes = [*cells, *(label.get_window_extent() for label in labels)]
+    assert [1 for place, box in enumerate(boxes) if box.count_overlaps(boxes[place + 1 :])] == []
+
+
+def test_confusion_matrix_of_many_classes_is_told_by_colours_alone(figures: list[Figure], tmp_path: Path) -> None:
+    names = [str(number) for number in range(60)]
+    plots.confusion_matrix(
+        Evaluation({}, 60, class_names=names, confusion=np.eye(60, dtype=int).tolist()), tmp_path / "confusion.png"
+    )
+    assert list(figures[0].axes[0].texts) == []
+    assert max(size(tmp_path / "confusion.png")) < 2500
+
+
 def test_roc_draws_the_curve_and_tells_the_area_with_its_interval(figures: list[Figure], tmp_path: Path) -> None:
     evaluation = scored()
     interval = evaluation.intervals["auc"]
