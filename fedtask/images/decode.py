@@ -1,9 +1,10 @@
 """One image file to pixels: JPEG, PNG, BMP or TIFF, of any size and mode, to `uint8 [size, size, 3]`.
 
 What happens to an image, in order: EXIF orientation is applied; grey values of more than 8 bits are scaled to 8 (see
-`_to_8_bit`); transparent parts become black, as a scan's background is; palette, grey and CMYK become RGB; bilinear
-resize to a square, without keeping the aspect ratio, as Keras does. Of a file with several frames the first is taken;
-of a TIFF, whose pages may be the slices of a volume, `decode_file` tells that there are more.
+`_to_8_bit`), while colours of 16 bits are cut to their upper 8, and refused where these are not used; transparent parts
+become black, as a scan's background is; palette, grey and CMYK become RGB; bilinear resize to a square, without keeping
+the aspect ratio, as Keras does. Of a file with several frames the first is taken; of a TIFF, whose pages may be the
+slices of a volume, `decode_file` tells that there are more.
 
 A file's format is told by its first bytes. A file whose extension says otherwise is refused, even though it could be
 read: at a hospital that is a sign of an export gone wrong, and a person should look at it.
@@ -14,13 +15,23 @@ from __future__ import annotations
 import enum
 import re
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import BmpImagePlugin, Image, ImageOps, JpegImagePlugin, MpoImagePlugin, PngImagePlugin, TiffImagePlugin
+from PIL import (
+    BmpImagePlugin,
+    Image,
+    ImageFile,
+    ImageOps,
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+)
 
 Pixels = npt.NDArray[np.uint8]
 """`uint8 [size, size, 3]`, or `[n, size, size, 3]` for several; RGB, 0 to 255 inclusive."""
@@ -79,6 +90,9 @@ _SIGNATURES = (
 )
 _SIGNATURE_BYTES = 132
 
+_SCANNER_BITS = 14
+"""As many as scanners give at most, in a file of 16 bits."""
+
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
@@ -111,7 +125,10 @@ def decode_file(path: Path, size: int) -> Decoded:
             if content == "PNG":
                 _check_png(path)
             has_more_pages = content == "TIFF" and bool(getattr(image, "is_animated", False))
+            is_deep = _is_of_16_bit_colour(image)  # no longer known once it is loaded
             image.load()
+            if is_deep:
+                _check_depth(image)
             rgb = _to_rgb(_upright(image))
         return Decoded(np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR)), has_more_pages)
     except UnusableImage:
@@ -165,6 +182,24 @@ def _check_png(path: Path) -> None:
     """Compare the checksums of all chunks, which decoding alone does not; the other formats have none."""
     with Image.open(path, formats=["PNG"]) as image:
         image.verify()
+
+
+def _is_of_16_bit_colour(image: ImageFile.ImageFile) -> bool:
+    raw_modes = [tile.args if isinstance(tile.args, str) else tile.args[0] for tile in image.tile if tile.args]
+    return image.mode.startswith("RGB") and any(";16" in str(raw_mode) for raw_mode in raw_modes)
+
+
+def _check_depth(image: Image.Image) -> None:
+    """Refuse colours, or grey with transparency, of 16 bits of which the upper ones are not used.
+
+    Pillow gives the upper 8 of them, unlike with plain grey: of a scanner's 12 bits there is next to nothing left.
+    """
+    largest = max(int(high) for _, high in cast(Sequence[tuple[float, float]], image.getextrema())[:3])
+    used = 8 + largest.bit_length()
+    if used <= _SCANNER_BITS:
+        told = f"of its 16 bits per colour only {used} are used, which would come out black"
+        detail = f"{told}; save it as plain grey, or with 8 bits"
+        raise UnusableImage(SkipReason.UNSUPPORTED, detail)
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -23,6 +23,24 @@ def reason_of(path: Path) -> SkipReason:
     return caught.value.reason
 
 
+def png(side: int, bits: int, colour_type: int, rows: bytes) -> bytes:
+    """A square picture as a file, also of kinds that Pillow does not write."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, bits, colour_type, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def deep_png(values: np.ndarray, colour_type: int) -> bytes:
+    """Of grey values `[side, side]`, with 16 bits a channel: 2 is colour, 4 grey and 6 colour with an opaque alpha."""
+    channels = {2: 3, 4: 1, 6: 3}[colour_type]
+    alpha = [np.full_like(values, 65535)] if colour_type > 2 else []
+    pixels = np.stack([values] * channels + alpha, axis=2).astype(">u2")
+    return png(len(values), 16, colour_type, b"".join(b"\0" + row.tobytes() for row in pixels))
+
+
 def as_rgb(grey: np.ndarray) -> np.ndarray:
     return np.repeat(grey[:, :, None], 3, axis=2)
 
@@ -83,6 +101,24 @@ def test_decode_16_bit_grey_is_scaled_by_its_bit_depth(
 ) -> None:
     Image.fromarray(values).save(tmp_path / name)
     np.testing.assert_array_equal(decode_image(tmp_path / name, len(values)), as_rgb(expected))
+
+
+@pytest.mark.parametrize("colour_type", [2, 4, 6])
+@pytest.mark.parametrize("used", [8, 12, 14])
+def test_decode_16_bit_colour_of_a_scanner_is_refused_and_not_taken_for_black(
+    tmp_path: Path, colour_type: int, used: int
+) -> None:
+    values = GRADIENT.astype(int) * (2**used - 1) // 255
+    (tmp_path / "a.png").write_bytes(deep_png(values, colour_type))
+    with pytest.raises(UnusableImage, match=rf"only {used} are used, .*; save it as plain grey") as caught:
+        decode_image(tmp_path / "a.png", 16)
+    assert caught.value.reason is SkipReason.UNSUPPORTED
+
+
+@pytest.mark.parametrize("colour_type", [2, 4, 6])
+def test_decode_16_bit_colour_that_uses_all_bits_is_cut_to_8(tmp_path: Path, colour_type: int) -> None:
+    (tmp_path / "a.png").write_bytes(deep_png(GRADIENT.astype(int) * 257, colour_type))
+    np.testing.assert_array_equal(decode_image(tmp_path / "a.png", 16), as_rgb(GRADIENT))
 
 
 def test_decode_float_tiff_is_stretched_from_smallest_to_largest(tmp_path: Path) -> None:
@@ -195,13 +231,7 @@ def test_decode_png_without_an_extension_says_so_and_which_it_should_have(tmp_pa
 @pytest.mark.parametrize("side", [6_400, 10_000, 14_000], ids=["over our limit", "Pillow warns", "Pillow refuses"])
 def test_decode_bomb_is_refused_before_it_is_unfolded(tmp_path: Path, side: int) -> None:
     assert side * side > MAX_PIXELS
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    (tmp_path / "a.png").write_bytes(png(side, 8, 2, b"\0" * 1000))
     with pytest.raises(UnusableImage) as caught:
         decode_image(tmp_path / "a.png", 16)
     assert caught.value.reason is SkipReason.TOO_LARGE
