@@ -165,7 +165,7 @@ async def collect(federation: Federation, work: RoundWork) -> None:
         if federation.disk.trouble is not None:
             await outlast_disk_trouble(federation)
         expired = round_.tick(federation.now)
-        unfit = len(work.intake.unfit({part.rank for part in round_.completed}))
+        unfit = _unfit(work)
         reason = _why_closing(federation, round_, unfit)
         if reason is not None:
             cancelled = round_.close(reason, federation.now)
@@ -185,6 +185,12 @@ async def collect(federation: Federation, work: RoundWork) -> None:
 
 async def _keep_round(federation: Federation, round_: Round) -> None:
     await federation.state.journal.write(*rounds.keeping(round_, federation.now))
+
+
+def _unfit(work: RoundWork) -> int:
+    """How many updates would not count if the round closed now; asked only where enough are in for that."""
+    completed = {part.rank for part in work.opened.completed}
+    return len(work.intake.unfit(completed)) if len(completed) >= work.opened.rules.reporting_goal else 0
 
 
 def _why_closing(federation: Federation, round_: Round, unfit: int) -> str | None:
