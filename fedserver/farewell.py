@@ -8,6 +8,7 @@ import structlog
 
 from fedserver.coordinator.effects import TellFederationOutcome
 from fedserver.coordinator.population import ClientState
+from fedserver.coordinator.round import COMING_BACK_SECONDS
 from fedserver.federation import Federation, FederationState, ref_of
 from fedserver.phases import names_of
 from fedserver.sessions import LONGEST_FAREWELL_SECONDS
@@ -16,8 +17,6 @@ from fedstream.outcomes import Outcome
 log = structlog.get_logger()
 
 _LISTING_SECONDS = 1.0
-_COMING_BACK_SECONDS = 40.0
-"""Clients wait for at most 30 s and jitter between two tries to reach a server."""
 
 
 async def say_farewell(federation: Federation, reason: str) -> None:
@@ -73,7 +72,7 @@ async def _let_come_back(federation: Federation) -> bool:
 
     Whoever connects now is told at once. Returns whether all have come.
     """
-    missing, give_up = _cut_off(federation), federation.now + _COMING_BACK_SECONDS
+    missing, give_up = _cut_off(federation), federation.now + COMING_BACK_SECONDS
     while missing and federation.now < give_up and not federation.stop_requested.is_set():
         names = names_of(sorted(missing))
         federation.stand(FederationState.FINISHING, f"{names} may not have heard how it ended")

@@ -25,6 +25,9 @@ from fedstream.errors import RoundClosed, UnknownUpload
 from fedstream.outcomes import Outcome
 from fedstream.plan import Plan
 
+COMING_BACK_SECONDS = 40.0
+"""What a client that has lost its server needs to find it: between two tries it waits for 30 s and jitter at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class RoundRules:
@@ -239,7 +242,7 @@ class Round:
         part.committed_size, part.body_size_bytes = committed_size, body_size_bytes
         fraction = committed_size / body_size_bytes if body_size_bytes else 1.0
         part.progress = replace(part.progress, phase=Phase.UPLOADING, fraction=fraction)
-        part.lease_until = now + self.rules.lease_seconds
+        part.lease_until = max(part.lease_until, now + self.rules.lease_seconds)  # it may have longer, to come back
 
     def heard_from_upload(self, upload_id: str, now: float) -> None:
         """Something came from a client for its upload, bytes or an empty chunk."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedserver.coordinator.effects import ModelRef
 from fedserver.coordinator.participation import Participation, Stage
-from fedserver.coordinator.round import Round, RoundRules
+from fedserver.coordinator.round import COMING_BACK_SECONDS, Round, RoundRules
 from fedserver.store.database import RESTORE, Database
 from fedserver.store.errors import StateError
 from fedserver.store.journal import Statement
@@ -149,7 +149,10 @@ class UnfinishedRound:
     participations: Sequence[ParticipationRow]
 
     def revive(self, base: ModelRef, now: float) -> Round:
-        """The round as it was, with fresh leases: whoever is still there has had no chance to say so."""
+        """The round as it was, with fresh leases, and time for everybody to find this server.
+
+        Whoever is still there has had no chance to say so, and may have finished all that it had to do.
+        """
         parts = [_revived(row, self.row.rules, now) for row in self.participations]
         round_ = Round(self.row.number, base, self.row.rules, parts, opened=now - self.row.seconds_open)
         if self.row.closed_because:
@@ -167,8 +170,8 @@ def _revived(row: ParticipationRow, rules: RoundRules, now: float) -> Participat
         plan=row.plan,
         claimed_examples=row.claimed_examples,
         offered_at=offered_at,
-        deadline=now + row.seconds_left,
-        lease_until=now + rules.lease_seconds,
+        deadline=now + max(row.seconds_left, COMING_BACK_SECONDS),
+        lease_until=now + max(rules.lease_seconds, COMING_BACK_SECONDS),
         last_seen=now,
         stage=row.stage,
         outcome=row.outcome,

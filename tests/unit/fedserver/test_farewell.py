@@ -46,7 +46,7 @@ async def test_client_that_comes_back_after_the_end_hears_the_outcome_at_once(tm
 
 
 async def test_farewell_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedserver.farewell._COMING_BACK_SECONDS", 0.05)
+    monkeypatch.setattr("fedserver.farewell.COMING_BACK_SECONDS", 0.05)
     await one_round(tmp_path)
     async with Bench.running(tmp_path) as bench:
         await asyncio.wait_for(say_farewell(bench.federation, "all rounds done"), 5.0)

@@ -150,18 +150,38 @@ async def test_down_time_counts_against_no_deadline_and_no_lease(tmp_path: Path)
         left = {part.client: part.deadline - clock.steady for part in bench.round.participations}
         assert left["a"] == pytest.approx(93.0)
         assert left["b"] == pytest.approx(93.0)
-        assert [part.lease_until - clock.steady for part in bench.round.participations] == [10.0, 10.0]
-        assert bench.round.tick(clock.steady + 9.9) == []
+        # Longer than the lease: each has the time that it may wait before it tries to reach a server again.
+        assert [part.lease_until - clock.steady for part in bench.round.participations] == [40.0, 40.0]
+        assert bench.round.tick(clock.steady + 39.9) == []
         running = await bench.open_round()
         await bench.write(bench.part("b").upload_id, random_weights(SCHEMA, 2))
         await bench.desk.finish(bench.part("b").upload_id)
-        clock.advance(11.0)  # now the lease of `a`, who did not come back, has run out
+        clock.advance(41.0)  # now the lease of `a`, who did not come back, has run out
         bench.federation.touch()
         work = await bench.end_round(running)
         assert [(part.outcome, part.reason) for part in work.opened.participations] == [
-            (Outcome.EXPIRED, "no sign of life for 11 s"),
+            (Outcome.EXPIRED, "no sign of life for 41 s"),
             (Outcome.COMPLETED, ""),
         ]
+
+
+async def test_site_whose_deadline_was_near_has_the_time_to_find_the_server_again(tmp_path: Path) -> None:
+    clock = SetClock(steady=50_000.0)
+    settings = {"round_timeout_seconds": 100.0, "lease_seconds": 300.0}
+    async with Bench.running(tmp_path / "live", "a", clock=clock, **settings) as bench:
+        running = await bench.open_round()
+        clock.advance(97.0)
+        await bench.accept("a")
+        image_of(tmp_path / "live", tmp_path / "image")
+        running.cancel()
+    clock = SetClock(steady=3.0)
+    async with Bench.running(tmp_path / "image", clock=clock, **settings) as bench:
+        running = await bench.open_round()
+        clock.advance(35.0)
+        bench.federation.touch()
+        bench.join("a")
+        await bench.send("a", random_weights(SCHEMA, 1))
+        assert (await bench.end_round(running)).model is not None
 
 
 async def test_wall_clock_that_jumps_back_changes_nothing_but_what_is_shown(tmp_path: Path) -> None:
