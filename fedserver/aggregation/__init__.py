@@ -16,6 +16,7 @@ from fedserver.aggregation.checks import (
 )
 from fedserver.aggregation.errors import (
     AggregationError,
+    BaseNotFinite,
     BeyondHeadroom,
     ImplausibleExamples,
     NotFinite,
@@ -34,6 +35,7 @@ __all__ = [
     "STRATEGIES",
     "Accumulator",
     "AggregationError",
+    "BaseNotFinite",
     "BeyondHeadroom",
     "ExampleLimits",
     "ImplausibleExamples",

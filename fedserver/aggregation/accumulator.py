@@ -32,7 +32,14 @@ import numpy as np
 from fedserver.aggregation import kernels
 from fedserver.aggregation.blocks import BLOCK_ELEMENTS, Span, flat, run, spans, zeros
 from fedserver.aggregation.checks import check_update
-from fedserver.aggregation.errors import BeyondHeadroom, ImplausibleExamples, NoUpdates, RankError, RereadNeeded
+from fedserver.aggregation.errors import (
+    BaseNotFinite,
+    BeyondHeadroom,
+    ImplausibleExamples,
+    NoUpdates,
+    RankError,
+    RereadNeeded,
+)
 from fedserver.aggregation.grid import MAX_UPDATES, Grid
 from fedserver.aggregation.survey import Surveyed, largest_absolute
 from fedstream.schema import ModelSchema
@@ -79,7 +86,7 @@ class Accumulator:
     """Sums updates as they commit, and gives their mean when the round closes.
 
     `weight_limits` has every rank of the cohort with the largest weight its update can have: whether an update is taken
-    depends on it alone, never on what else is in. `base` holds every tensor of the schema, finite, and must not change.
+    depends on it alone, never on what else is in. `base` holds every tensor of the schema, and must not change.
     `threads` work inside one call; calls themselves are not guarded: **one caller at a time**, and whoever shares an
     accumulator holds one lock over `fold`, `remove` and the whole of `result` or `iter_result`.
 
@@ -131,8 +138,8 @@ class Accumulator:
         this base, if that was called before; it saves a pass over the update.
 
         Raises:
-            UpdateRefused: what `check_update` refuses; `BeyondHeadroom`; `ImplausibleExamples` for a weight that is
-                not between 1e-30 and the rank's limit.
+            UpdateRefused: what `check_update` refuses; `BeyondHeadroom`; `BaseNotFinite`; `ImplausibleExamples` for a
+                weight that is not between 1e-30 and the rank's limit.
             RankError: the rank is not in the cohort, or is in already.
         """
         self._check_rank_and_weight(rank, weight)
@@ -151,8 +158,8 @@ class Accumulator:
         any time.
 
         Raises:
-            UpdateRefused: `BeyondHeadroom` names the first tensor that has a value beyond its grid;
-                `ImplausibleExamples` as `fold`.
+            UpdateRefused: `BeyondHeadroom` names the first tensor that has a value beyond its grid, `BaseNotFinite` one
+                that had to stay as it was; `ImplausibleExamples` as `fold`.
             RankError: as `fold`.
         """
         self._check_rank_and_weight(rank, weight)
@@ -229,7 +236,7 @@ class Accumulator:
             spec = self.schema.tensors[index]
             value = largest_absolute(spec, self.base[spec.name])
             if not math.isfinite(value):
-                raise ValueError(f"the base model's tensor {spec.name!r} holds {value}; a base must be finite")
+                raise BaseNotFinite(spec.name, value)
             self._base_largest[index] = value
         return self._base_largest[index]
 

@@ -4,6 +4,7 @@ AggregationError
 ├── UpdateRefused          the update is unfit: quarantine it with `reason`, go on with the others
 │   ├── SchemaMismatch     a tensor the schema does not have, or of another shape or dtype
 │   ├── NotFinite          NaN or infinity
+│   ├── BaseNotFinite      a change of a tensor that holds NaN or infinity in the base
 │   ├── BeyondHeadroom     a value the round's grid cannot hold
 │   └── ImplausibleExamples  `num_examples`, or the weight made of it, out of range
 ├── RankError              a rank that is not in the cohort, is in already, or is not in
@@ -61,6 +62,18 @@ class NotFinite(UpdateRefused):
         self.tensor = tensor
         self.index = index
         self.value = value
+
+
+class BaseNotFinite(UpdateRefused):
+    """The update changes a tensor against whose values in the base nothing can be measured."""
+
+    reason = QuarantineReason.NOT_FINITE
+
+    def __init__(self, tensor: str, value: float) -> None:
+        super().__init__(
+            f"tensor {tensor!r} holds {value} in the base model and has to stay as it is there; the update changes it"
+        )
+        self.tensor = tensor
 
 
 class BeyondHeadroom(UpdateRefused):

@@ -173,10 +173,13 @@ async def test_frozen_tensor_need_not_be_finite(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Shapes, "schema", lambda _: ModelSchema(tuple(frozen)))
     monkeypatch.setattr(Worker, "initial_model", writing("large", -np.inf))
     for number in (1, 2):
-        async with Bench.running(tmp_path, "a") as bench:
+        async with Bench.running(tmp_path, "ab") as bench:
             running = await bench.open_round(number)
             masked = bench.federation.model.weights()["large"]
-            await bench.send("a", {**random_weights(SCHEMA, number), "large": masked})
+            trained = random_weights(SCHEMA, number)
+            assert (await bench.send("a", {**trained, "large": masked})).reason == ""
+            changed = "not_finite: tensor 'large' holds inf in the base model and has to stay as it is there; "
+            assert (await bench.send("b", trained)).reason.startswith(changed)
             assert (await bench.end_round(running)).opened.succeeded
             assert np.isinf(bench.federation.model.weights()["large"].flat[-1])
 

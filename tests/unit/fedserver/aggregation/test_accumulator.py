@@ -13,6 +13,7 @@ import pytest
 
 from fedserver.aggregation import (
     Accumulator,
+    BaseNotFinite,
     BeyondHeadroom,
     ImplausibleExamples,
     NotFinite,
@@ -342,7 +343,7 @@ def test_weight_limits_out_of_range_are_refused(limits: list[float]) -> None:
         accumulator_of(MIXED, mixed_model(0.0), *limits)
 
 
-def test_base_that_is_not_finite_is_refused_by_name() -> None:
+def test_change_of_a_base_that_is_not_finite_is_refused_by_name() -> None:
     accumulator = accumulator_of(MIXED, mixed_model(float("nan")), 1.0)
-    with pytest.raises(ValueError, match="base model's tensor 'kernel' holds nan"):
+    with pytest.raises(BaseNotFinite, match="tensor 'kernel' holds nan in the base model"):
         accumulator.fold(0, 1.0, {"kernel": mixed_model(0.0)["kernel"]})
