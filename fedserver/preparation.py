@@ -117,7 +117,7 @@ def _recall(federation: Federation) -> int:
     """
     last, scored = 0, []
     for record in federation.history:
-        for one in record.contributions:
+        for one in record.contributions if record.succeeded else ():
             if one.outcome == Outcome.COMPLETED.value:
                 federation.population.credit(one.client_name)
         if record.evaluation is not None:

@@ -16,8 +16,9 @@ from fedserver.handshake import Decline, DeclineReason
 from fedserver.preparation import prepare
 from fedserver.store import StateError
 from fedserver.store.row_checks import register
-from tests.support.bench import Bench, image_of
+from tests.support.bench import SCHEMA, Bench, image_of
 from tests.support.full_disk import FullDisk
+from tests.support.tasks import random_weights
 
 pytestmark = pytest.mark.numpy_task
 
@@ -168,3 +169,17 @@ async def test_row_of_a_client_that_is_damaged_is_named(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="a row of table clients in the state database is damaged"):
         await prepare(bench.federation)
     bench.state.close()
+
+
+async def test_restart_counts_no_round_that_made_no_model(tmp_path: Path) -> None:
+    counted = []
+    async with Bench.running(tmp_path, "ab", min_clients=2) as bench:
+        await bench.play(1, 2)
+        running = await bench.open_round()
+        await bench.send("a", random_weights(SCHEMA, 3))
+        bench.federation.apply(bench.round.decline("b", bench.part("b").offer_id, "busy", bench.federation.now))
+        assert (await bench.end_round(running)).model is None
+        counted.append([client.rounds_completed for client in bench.federation.population])
+    async with Bench.running(tmp_path) as bench:
+        counted.append([client.rounds_completed for client in bench.federation.population])
+    assert counted == [[1, 1], [1, 1]]
