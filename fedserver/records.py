@@ -40,6 +40,7 @@ def round_record(
         succeeded=round_.succeeded,
         reason=round_.reason if round_.succeeded else _why_failed(round_),
         duration_seconds=federation.now - round_.opened,
+        opened=wall_time_of(federation.clock, round_.opened),
         closed=wall_time_of(federation.clock, round_.closed),
         evaluation=evaluation,
         evaluation_reason=evaluation_reason,

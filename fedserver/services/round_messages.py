@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 from fedserver.services import messages
 from fedserver.store.database import Database
@@ -35,7 +36,8 @@ def write_record(record: RoundRecord, models: RoundModels) -> admin_pb2.Round:
     )
     if record.closed is not None:
         message.closed.FromDatetime(record.closed)
-        message.opened.FromNanoseconds(round((record.closed.timestamp() - record.duration_seconds) * 1e9))
+        # Of a round of an earlier version, not before this: its duration is longer by that of publishing and scoring.
+        message.opened.FromDatetime(record.opened or record.closed - timedelta(seconds=record.duration_seconds))
     if models.base is not None:
         message.base_model.CopyFrom(messages.write_model(models.base))
     if models.made is not None:

@@ -136,12 +136,15 @@ class RoundRecord:
     `evaluation` is `None` where there is none, and `evaluation_reason` then says why. `bytes_received` and `bytes_sent`
     are the server's, updates and models, since the round before was over: a model may be fetched before the next opens.
     `holdout_id` tells the holdout of the evaluation from another; empty where there is none, or it is not known.
+    `duration_seconds` is from the opening until its model was scored, for some time after it was `closed`. `opened` is
+    `None` in a round of an earlier version; the time in which no server ran lies before it.
     """
 
     number: int
     succeeded: bool
     reason: str
     duration_seconds: float
+    opened: datetime | None = None
     closed: datetime | None = None
     evaluation: _Evaluation | None = None
     evaluation_reason: str = ""

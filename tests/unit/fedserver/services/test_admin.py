@@ -27,6 +27,7 @@ from fedstream.errors import InvalidRequest
 from fedstream.manifest import manifest_of
 from fedstream.v1 import admin_pb2, common_pb2, negotiation_pb2
 from tests.support.bench import SCHEMA, Bench
+from tests.support.clocks import SetClock
 from tests.support.tasks import random_weights
 
 pytestmark = pytest.mark.numpy_task
@@ -238,3 +239,23 @@ async def test_invitation_lasts_as_long_as_was_asked_for_also_where_that_is_part
 async def test_invitation_for_a_span_that_is_none_is_refused(span: Duration) -> None:
     with pytest.raises(InvalidRequest, match="valid_for is no span of 0 or more"):
         await invited_for(span)
+
+
+async def test_round_that_is_over_opened_when_it_was_said_to_have(tmp_path: Path) -> None:
+    clock = SetClock(steady=100.0)
+    async with Bench.running(tmp_path, "a", clock=clock) as bench:
+        evaluate = bench.federation.evaluator.evaluate
+
+        async def slowly(path: Path) -> Any:
+            clock.advance(60.0)
+            return await evaluate(path)
+
+        bench.federation.evaluator.evaluate = slowly  # type: ignore[method-assign]
+        running = await bench.open_round()
+        (at_work,) = (await listed(bench)).rounds
+        clock.advance(5.0)
+        await bench.send("a", random_weights(SCHEMA, 1))
+        await bench.end_round(running)
+        (over,) = (await listed(bench)).rounds
+    assert over.opened.ToDatetime() == at_work.opened.ToDatetime()
+    assert (over.closed.ToDatetime() - over.opened.ToDatetime()).total_seconds() == 5.0
