@@ -43,8 +43,8 @@ METRIC_NAMES = (
 )
 """Every metric of `binary_evaluation`, in the order reports show them."""
 
-_MAX_ROC_POINTS = 1000
-"""Keeps an evaluation of any number of examples to a few tens of KiB of JSON."""
+MOST_POINTS = 1000
+"""Of a curve. Keeps an evaluation of any number of examples to a few tens of KiB of JSON."""
 
 
 def binary_evaluation(
@@ -225,9 +225,12 @@ def _corners(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Indices of the points that a curve needs: none in the middle of a vertical or horizontal run, 1000 at most."""
     flat = (np.diff(x[:-1]) == 0) & (np.diff(x[1:]) == 0) | (np.diff(y[:-1]) == 0) & (np.diff(y[1:]) == 0)
     kept = np.flatnonzero(np.concatenate([[True], ~flat, [True]]))
-    if len(kept) > _MAX_ROC_POINTS:
-        kept = kept[np.linspace(0, len(kept) - 1, _MAX_ROC_POINTS).round().astype(int)]
-    return kept
+    return np.asarray(kept[thinned(len(kept))])
+
+
+def thinned(num_points: int) -> np.ndarray:
+    """Places, evenly spread, of the `MOST_POINTS` that are kept of a curve, the first and the last among them."""
+    return np.linspace(0, num_points - 1, min(num_points, MOST_POINTS)).round().astype(int)
 
 
 def _score_probabilities(sheet: _Sheet, positive: np.ndarray, score: np.ndarray) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from fedstream.errors import SchemaMismatch
 from fedstream.manifest import require_names
 from fedstream.schema import ModelSchema
+from fedtask.metrics import thinned
 from fedtask.task import EpochReport, Evaluation, FineTuned, Interval, Metrics, SiteSummary, TaskError
 
 
@@ -64,8 +65,7 @@ def checked_evaluation(evaluation: Any) -> Evaluation:
             for row in _listed(evaluation.confusion, "confusion")
         ],
         curves={
-            str(name): [_coordinate(value, f"curve {name}") for value in _listed(values, f"curve {name}")]
-            for name, values in _by_name(evaluation.curves, "curves").items()
+            str(name): _curve(values, f"curve {name}") for name, values in _by_name(evaluation.curves, "curves").items()
         },
         num_groups=_count(evaluation.num_groups, "num_groups", "evaluate"),
         grouped_intervals=_intervals(evaluation.grouped_intervals, "grouped_intervals"),
@@ -172,6 +172,12 @@ def _listed(values: Any, what: str) -> list[Any]:
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise TaskError(f"{what} of what evaluate returned is {_kind(values)}; it must be a list")
     return list(values)
+
+
+def _curve(values: Any, where: str) -> list[float]:
+    """As many of its points as a picture needs: they are kept for each round, and told in one line."""
+    points = _listed(values, where)
+    return [_coordinate(points[place], where) for place in thinned(len(points))]
 
 
 def _coordinate(value: Any, where: str) -> float:

@@ -113,10 +113,11 @@ class Evaluation:
     """A model's scores on a labelled set.
 
     `metrics` has at least `loss` and, for a classifier, `accuracy`. `undefined` gives the reason for each metric that
-    is `None`. `curves` holds what plots need, as plain lists of numbers, by name: for a binary task `roc_fpr`,
-    `roc_tpr`, `calibration_predicted`, `calibration_observed`, `calibration_count`. `confusion[i][j]` counts examples
-    of class i that were predicted as class j. Where examples come in groups that may be alike, such as the images of
-    one patient, `num_groups` says in how many, and `grouped_intervals` has the intervals with each group taken as one.
+    is `None`. `curves` holds what plots need, as lists of numbers by name, of which 1000 evenly spread are kept: for a
+    binary task `roc_fpr`, `roc_tpr`, `calibration_predicted`, `calibration_observed`, `calibration_count`.
+    `confusion[i][j]` counts examples of class i that were predicted as class j. Where examples come in groups that may
+    be alike, such as the images of one patient, `num_groups` says in how many, and `grouped_intervals` has the
+    intervals with each group taken as one.
     """
 
     metrics: Metrics

@@ -12,6 +12,7 @@ import pytest
 from fedstream.dtypes import DataType
 from fedstream.schema import ModelSchema, TensorSpec
 from fedtask.messages import from_json, to_json
+from fedtask.metrics import MOST_POINTS
 from fedtask.returned import checked_evaluation, checked_files, checked_report, checked_summary, checked_tuned
 from fedtask.task import EpochReport, Evaluation, FineTuned, Interval, SiteSummary, TaskError
 
@@ -97,6 +98,16 @@ def test_evaluation_with_arrays_and_numbers_of_numpy_becomes_one_that_can_be_tol
     assert (told.metrics, told.num_examples, told.num_groups) == ({"loss": 0.5}, 3, 2)
     assert (told.intervals, list(told.class_names)) == ({"loss": Interval(0.25, 0.75)}, ["no", "yes"])
     assert ([list(row) for row in told.confusion], list(told.curves["roc_fpr"])) == ([[1, 0], [1, 1]], [0.0, 1.0])
+
+
+def test_curve_of_any_number_of_points_is_thinned_as_ours_are() -> None:
+    given = np.linspace(0, 1, 3_000_000)
+    curves: Any = {"roc_fpr": given, "roc_tpr": given**2, "short": np.arange(1000), "empty": []}
+    told = checked_evaluation(Evaluation({"loss": 0.5}, 3, curves=curves)).curves
+    assert [len(told[name]) for name in curves] == [MOST_POINTS, MOST_POINTS, 1000, 0]
+    np.testing.assert_allclose(told["roc_fpr"], np.linspace(0, 1, MOST_POINTS), atol=1e-6)
+    np.testing.assert_allclose(told["roc_tpr"], np.square(told["roc_fpr"]), atol=1e-6)
+    assert list(told["short"]) == list(range(1000))
 
 
 @pytest.mark.parametrize(
