@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,8 @@ _HEED_A_CANCEL = frozenset({"fine_tune"})
 """Methods that end when they are told to, at their next report."""
 _KEPT_LINES = 5
 _LONGEST_LINE = 200
+_READ_BYTES = 1 << 16
+_ENDS_OF_LINES = re.compile(rb"[\r\n]")
 _LAST_WORDS_SECONDS = 1.0
 """For what a process that has ended left in its pipes, which is there already: they are closed after it."""
 
@@ -166,11 +169,21 @@ class TaskWorker:
             raise
 
     async def _listen(self, process: asyncio.subprocess.Process) -> None:
+        """Take in what it says on standard error, however long a line is: a bar of progress may be one without end."""
         assert process.stderr is not None
-        while line := await process.stderr.readline():
-            text = line.decode(errors="replace").rstrip()
-            self._last_words.append(text)
-            log.debug("worker", said=text)
+        begun = b""
+        while said := await process.stderr.read(_READ_BYTES):
+            *lines, begun = _ENDS_OF_LINES.split(begun + said)
+            if len(begun) > _READ_BYTES:
+                lines, begun = [*lines, begun], b""
+            self._note(lines)
+        self._note([begun])
+
+    def _note(self, lines: Sequence[bytes]) -> None:
+        for line in lines:
+            if text := line.decode(errors="replace").rstrip():
+                self._last_words.append(text)
+                log.debug("worker", said=text)
 
     async def _request(
         self, method: str, params: dict[str, Any], on_report: Callable[[EpochReport], None] | None

@@ -115,6 +115,21 @@ class Piped(Shapes):
         return SiteSummary(counted + len(said), {}, synthetic=True)
 
 
+class Advancing(Shapes):
+    """Shows a bar of progress that never ends its line, and is killed while it does when it is to train."""
+
+    def open_site(self, options: SiteOptions) -> SiteSummary:
+        for _ in range(700):  # more than one line of the worker's answers may have
+            sys.stderr.write("\r" + "#" * 99_999)
+        return super().open_site(options)
+
+    def fine_tune(self, base: Weights, plan: Plan, report: Report) -> FineTuned:
+        sys.stderr.write("\r 10%\r 20%\r")
+        sys.stderr.write("out of film\n\n")
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("nobody survives that")
+
+
 class Killed(Shapes):
     """Is killed when it makes its first model or opens a holdout, as by a system without memory.
 

@@ -294,3 +294,14 @@ async def test_worker_whose_task_starts_programs_and_forks_answers() -> None:
             assert summary.num_examples == 3
     finally:
         await worker.close()
+
+
+async def test_worker_whose_task_shows_a_bar_without_end_answers_and_tells_its_last_words(tmp_path: Path) -> None:
+    worker = TaskWorker("tests.support.tasks:Advancing", {})
+    try:
+        await worker.initial_weights(0, None, tmp_path / "base")
+        await asyncio.wait_for(worker.open_site(SiteOptions(None)), 30.0)
+        with pytest.raises(WorkerCrashed, match=r"\n 10%\n 20%\nout of film$"):
+            await asyncio.wait_for(worker.fine_tune(tmp_path / "base", PLAN, tmp_path / "out", ignore), 20.0)
+    finally:
+        await worker.close()
