@@ -156,9 +156,14 @@ def sub_folders(folder: Path, paths: Sequence[Path]) -> npt.NDArray[np.int64]:
         paths: of files in it, at any depth.
     """
     numbers: dict[str | int, int] = {}
-    places = [path.relative_to(folder).parts for path in paths]
-    names = [parts[1] if len(parts) > _DIRECT_PARTS else index for index, parts in enumerate(places)]
+    names = [index if name is None else name for index, name in enumerate(sub_folder_names(folder, paths))]
     return np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64)
+
+
+def sub_folder_names(folder: Path, paths: Sequence[Path]) -> list[str | None]:
+    """Of each image the sub-folder of its class's folder that it stands in, at any depth; `None` if it is in none."""
+    places = [path.relative_to(folder).parts for path in paths]
+    return [parts[1] if len(parts) > _DIRECT_PARTS else None for parts in places]
 
 
 def patients(folder: Path, paths: Sequence[Path]) -> npt.NDArray[np.int64] | None:

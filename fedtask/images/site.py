@@ -23,6 +23,7 @@ from fedtask.images.folders import (
     patients,
     shown,
     skipped_warnings,
+    sub_folder_names,
     sub_folders,
     told_if_unreadable,
 )
@@ -85,7 +86,7 @@ def open_site(
     else:
         examined.append(examine(val_listing, size, cache, _part(progress, len(listing.paths), num_files)))
         val = examined[1].images
-        warnings += [*val_listing.warnings, *_twin_warnings(train, val)]
+        warnings += [*val_listing.warnings, *_twin_warnings(train, val), *_both_sides_warnings(listing, val_listing)]
         if not len(val):
             message = _no_images(val_listing, examined[1].skipped, class_names)
             raise TaskError(f"{message}. Or remove that folder: images for validation are then split off from train/")
@@ -255,6 +256,16 @@ def _twin_warnings(train: ImageSet, val: ImageSet) -> list[str]:
         return []
     count = f"{len(names)} of {len(val)} images in val/ have a near-duplicate in train/"
     return [f"{count}, which flatters the site's own validation: {shown(names)}"]
+
+
+def _both_sides_warnings(train: Listing, val: Listing) -> list[str]:
+    ours, theirs = (set(sub_folder_names(each.folder, each.paths)) - {None} for each in (train, val))
+    shared = sorted(str(name) for name in ours & theirs)
+    if not shared:
+        return []
+    verb = "is" if len(shared) == 1 else "are"
+    told = f"{counted(len(shared), 'sub-folder')} of val/ {verb} in train/ by the same name: {shown(shared)}"
+    return [f"{told}. Where each is a patient, this flatters the site's own validation: keep a patient on one side"]
 
 
 def _contradictions(class_names: Sequence[str], *sets: ImageSet) -> list[str]:

@@ -281,6 +281,28 @@ def test_site_shards_divide_train_and_leave_val_to_the_coordinator(make_site: Ma
     assert [sum(counts["no"] for counts in site.summary.counts.values()) for site in sites] == [3] * 4
 
 
+@pytest.mark.parametrize(
+    ("in_val", "told"),
+    [
+        (
+            {"val/yes/ana": 1, "val/no/gus": 1, "val/no": 1},
+            "1 sub-folder of val/ is in train/ by the same name: ana. ",
+        ),
+        (
+            {"val/no/ben": 1, "val/yes/ana": 1},
+            "2 sub-folders of val/ are in train/ by the same name: ana, ben. ",
+        ),
+        ({"val/no/gus": 1, "val/yes": 1}, None),
+    ],
+)
+def test_site_with_a_patient_in_train_and_in_val_is_told(
+    make_site: MakeSite, in_val: dict[str, int], told: str | None
+) -> None:
+    folder = make_site({"train/no/ana": 2, "train/yes/ana": 2, "train/yes/ben": 2, "train/no": 1, **in_val})
+    warnings = [warning for warning in open_small(folder).summary.warnings if "by the same name" in warning]
+    assert [warning[: len(told or "")] for warning in warnings] == ([told] if told else [])
+
+
 PATIENTS = {
     f"train/{name}/{patient}": 2 + place
     for name in CLASSES
