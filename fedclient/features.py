@@ -39,7 +39,8 @@ def make_features(
         load_tensorflow_quietly()
         features, summary = chosen.features_of(options)
         yield from summary.warnings
-        for path in (out.with_suffix(SAFETENSORS), out.with_suffix(PLAIN)):
+        stem = out.name.removesuffix(SAFETENSORS).removesuffix(PLAIN)  # of `site.v1`, all is its name
+        for path in (out.with_name(f"{stem}{ending}") for ending in (SAFETENSORS, PLAIN)):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_features(features, path)
             yield f"wrote {path}: {len(features.train)} training and {len(features.val)} validation examples"

@@ -205,7 +205,7 @@ class Activations:
         missing = [pair for pair, features in zip(chosen, kept, strict=True) if features is None]
         computed = iter(self._compute(images, missing) if missing else ())
         flat = [features if features is not None else next(computed).ravel() for features in kept]
-        return np.stack(flat).reshape(-1, *self._shape)
+        return np.array(flat, np.float16).reshape(len(chosen), *self._shape)
 
     def _compute(self, images: ImageSet, chosen: Sequence[tuple[int, int]]) -> Half:
         parts = []

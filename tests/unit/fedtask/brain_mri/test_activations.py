@@ -109,6 +109,11 @@ def test_disk_with_little_space_left_is_not_filled_and_memory_stands_in(network,
     assert activations.missing(images.subset([0, 1]), 1) == []
 
 
+def test_features_of_no_images_are_an_empty_batch(network, images, tmp_path):
+    activations = activations_in(network, MemoryStore())
+    assert activations.batch(images, []).shape == (0, *activations.batch(images, [(0, 0)]).shape[1:])
+
+
 def put_a_file_in_place_of_the_folder(path: Path) -> None:
     shutil.rmtree(path.parent)
     path.parent.write_bytes(b"")

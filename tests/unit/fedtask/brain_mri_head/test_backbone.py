@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fedclient.features import make_features
 from fedstream.manifest import Digest
@@ -52,6 +53,20 @@ def test_features_command_writes_both_forms_and_says_the_servers_settings(traine
     ] * 2
     assert trained.said[-1].startswith("the coordinator's settings: --task brain_mri_head --task-set backbone=random")
     assert (trained.features.train.x.shape, trained.features.generated) == ((60, 1280), True)
+
+
+def test_features_of_too_few_images_to_validate_on_are_made_and_trained_on(tmp_path: Path) -> None:
+    for split in ("no", "yes"):
+        (tmp_path / "scans" / "train" / split).mkdir(parents=True)
+        Image.linear_gradient("L").rotate(20 * len(split)).save(tmp_path / "scans" / "train" / split / "only.png")
+    words = [f"{name}={value}" for name, value in SETTINGS.items() if name != "backbone"]
+    said = list(make_features(str(tmp_path / "scans"), None, tmp_path / "site.v1", "random", words))
+    paths = [tmp_path / "site.v1.safetensors", tmp_path / "site.v1.features"]
+    assert [line for line in said if line.startswith("wrote")] == [
+        f"wrote {path}: 2 training and 0 validation examples" for path in paths
+    ]
+    task = BrainMriHead(SETTINGS)
+    assert task.open_site(SiteOptions(paths[1])).counts == {"train": {"no": 1, "yes": 1}, "val": {"no": 0, "yes": 0}}
 
 
 def test_scores_of_images_are_those_of_their_features(trained: Trained, tmp_path: Path) -> None:
