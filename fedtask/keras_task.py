@@ -129,13 +129,15 @@ class KerasTask:
         chosen = limited(self._train.labels, options.max_examples, options.division_seed)
         self._train = self._train.take(chosen)
         counts = {"train": self._counts(self._train), "val": self._counts(self._val)}
-        return SiteSummary(len(self._train.labels), counts, synthetic=options.folder is None)
+        warnings = [*_gaps("train", self._train), *_gaps("val", self._val)]
+        return SiteSummary(len(self._train.labels), counts, warnings=warnings, synthetic=options.folder is None)
 
     def open_holdout(self, folder: Path | None, classes: Mapping[str, str]) -> SiteSummary:
         arrays = self.generate("holdout") if folder is None else self.load(folder)
         self._holdout = self._checked(arrays, "holdout")
         counts = {"holdout": self._counts(self._holdout)}
-        return SiteSummary(len(self._holdout.labels), counts, synthetic=folder is None)
+        warnings = _gaps("holdout", self._holdout)
+        return SiteSummary(len(self._holdout.labels), counts, warnings=warnings, synthetic=folder is None)
 
     def fine_tune(self, base: Weights, plan: Plan, report: Report) -> FineTuned:
         from fedtask.keras_model import assign_weights
@@ -244,6 +246,18 @@ class _ArrayExamples:
 
     def plain_batch(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         return self.inputs[indices]
+
+
+def _gaps(what: str, examples: _ArrayExamples) -> list[str]:
+    """Whether inputs hold NaN, as a table with gaps does. No refusal: a model may be made for it."""
+    inputs = examples.inputs
+    if not np.issubdtype(inputs.dtype, np.floating):
+        return []
+    num_bad = len(inputs) - int(np.isfinite(inputs).all(axis=tuple(range(1, inputs.ndim))).sum())
+    if not num_bad:
+        return []
+    told = f"{what}: {num_bad} of {len(inputs)} examples hold NaN or infinity, as where a value is missing"
+    return [f"{told}; unless the model replaces it, every weight becomes NaN, and no server takes that"]
 
 
 def _split(examples: _ArrayExamples) -> tuple[_ArrayExamples, _ArrayExamples]:

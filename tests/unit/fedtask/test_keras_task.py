@@ -168,6 +168,27 @@ def test_arrays_that_do_not_fit_are_refused(labels, message):
         Loaded({}).open_site(SiteOptions(None))
 
 
+def test_inputs_with_gaps_are_told_before_they_spoil_every_weight():
+    class Gaps(Three):
+        def generate(self, purpose):
+            inputs = np.zeros((40, 4), np.float32)
+            inputs[[0, 7], 1] = np.nan
+            inputs[7, 2] = np.inf
+            return inputs, np.arange(40) % 3
+
+    class Few(Three):
+        def generate(self, purpose):
+            return np.zeros((3, 4)), np.arange(3)
+
+    told = "of 40 examples hold NaN or infinity, as where a value is missing; unless the model"
+    [of_holdout] = Gaps({}).open_holdout(None, {}).warnings
+    assert of_holdout.startswith(f"holdout: 2 {told}")
+    of_site = Gaps({}).open_site(SiteOptions(None)).warnings
+    assert sum(int(warning.split()[1]) for warning in of_site) == 2
+    few = Few({}).open_site(SiteOptions(None))
+    assert (sum(few.counts["val"].values()), list(few.warnings)) == (0, [])
+
+
 class Three(KerasTask):
     """Three classes, by the largest of three numbers; a frozen layer, BatchNorm and dropout on the way."""
 
