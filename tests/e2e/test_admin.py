@@ -174,7 +174,7 @@ async def stop_after_the_round(operator: Operator, alpha: BareSite, offer: negot
     """The round at work is awaited, and no other one opens."""
     said = await operator.say("stop", "--finish-round")
     assert said.out == "stopping: the round at work is finished, then the report is written, and the server ends\n"
-    assert (await operator.status())["reason"] == AT_WORK
+    assert (await operator.status())["reason"] == f"{AT_WORK}; after this round the federation ends"
     finished = await alpha.upload(offer.upload_id, TASK.schema(), random_weights(TASK.schema(), 1))
     assert finished.reason == ""
     assert (await alpha.hear()).round_outcome.succeeded
