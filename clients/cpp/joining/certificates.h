@@ -30,6 +30,12 @@ struct CertificateFacts {
 
   /// Whether less than a third of the validity is left, so that it is time for the next one.
   bool is_due(std::time_t now) const { return expires - now < (expires - begins) / 3; }
+  /// Until it is due; where it is, so long that several looks are left, and each takes the connection from what it
+  /// carries.
+  double seconds_to_look(std::time_t now) const {
+    const double validity = double(expires - begins);
+    return std::max({60.0, double(expires - now) - validity / 3, std::min(3'600.0, validity / 12)});
+  }
   /// The last day, such as 2030-01-31.
   std::string last_day() const { return absl::FormatTime("%Y-%m-%d", absl::FromTimeT(expires), absl::UTCTimeZone()); }
 };

@@ -146,6 +146,11 @@ std::string join(const JoinOptions& options) {
          folder + " --data FILE";
 }
 
+double seconds_to_look(const Trust& trust) {
+  if (trust.identity.empty()) return INFINITY;
+  return facts_of(credentials_of(trust)->certificate).seconds_to_look(std::time(nullptr)) + 1;  // in whole seconds
+}
+
 bool renew_if_due(const Trust& trust, const std::shared_ptr<grpc::Channel>& channel) {
   if (trust.identity.empty()) return false;
   auto own = *credentials_of(trust);

@@ -48,6 +48,10 @@ std::shared_ptr<grpc::ChannelCredentials> look_at(const std::string& address, co
 /// Get the next certificate if it is time (R-JOIN-6); whether there is one. After a failure the next look tries again.
 bool renew_if_due(const Trust& trust, const std::shared_ptr<grpc::Channel>& channel);
 
+/// For how long a session may last before it is worth a look whether it is time for the next certificate; without end
+/// where none is renewed. A look in the last third of a certificate ends a session, which comes back with the next one.
+double seconds_to_look(const Trust& trust);
+
 /// What `join` is told: a token, or a file with it; the rest may be empty, and then is what the token says.
 struct JoinOptions {
   std::string server, token, enrolment;

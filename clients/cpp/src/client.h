@@ -126,7 +126,8 @@ class Client {
       if (work_) work_->rejoin();
       Session session(peer_.channel);
       session.say(hello());
-      for (const auto began = Clock::now(); seconds_since(began) < 86'400;) {
+      const auto look = seconds_to_look(config_.access.trust);
+      for (const auto began = Clock::now(); seconds_since(began) < look;) {
         if (const auto message = session.next(0.05)) {
           if (const auto reply = take(*message)) session.say(*reply);
           if (message->has_federation_outcome()) {
@@ -150,7 +151,7 @@ class Client {
           _exit(128 + stop_signal);
         }
       }
-      throw Trouble("a day is over, and it may be time for the next certificate");
+      throw Trouble("it is time for the next certificate");
     } catch (const Superseded&) {
       // Twice within five minutes means that another process uses the name (R-HEL-9).
       const auto before = std::exchange(superseded_at_, Clock::now());
@@ -165,8 +166,19 @@ class Client {
   void connect() {
     const auto& [server, name, trust] = config_.access;
     const bool works = peer_.channel != nullptr && peer_.channel->GetState(false) == GRPC_CHANNEL_READY;
-    if (!works) peer_.channel = make_channel(server, trust);
-    if (renew_if_due(trust, peer_.channel)) peer_.channel = make_channel(server, trust);
+    if (!works) take_channel(make_channel(server, trust));
+    if (renew_if_due(trust, peer_.channel)) take_channel(make_channel(server, trust));
+  }
+
+  void take_channel(std::shared_ptr<grpc::Channel> channel) {
+    const std::lock_guard lock(peer_mutex_);
+    peer_.channel = std::move(channel);
+  }
+
+  /// The server's end as it is now, for the thread that works.
+  Peer peer() const {
+    const std::lock_guard lock(peer_mutex_);
+    return peer_;
   }
 
   /// Open the site's data for the federation's task, and again if it has other settings now. A server never names the
@@ -201,7 +213,8 @@ class Client {
   std::optional<Request> take(const v1::NegotiateResponse& message) {
     const auto is_ours = [this](const auto& about) { return work_ && work_->is_for(about.offer_id()); };
     if (message.has_offer()) return take_offer(message.offer());
-    if (message.has_confirm() && is_ours(message.confirm())) work_->confirm(message.confirm(), peer_);
+    if (message.has_confirm() && is_ours(message.confirm()))
+      work_->confirm(message.confirm(), [this] { return peer(); });
     if (message.has_lease_renewal() && is_ours(message.lease_renewal())) work_->renew(message.lease_renewal());
     if (message.has_withdraw() && is_ours(message.withdraw())) work_->drop(message.withdraw().reason());
     if (message.has_cancel() && is_ours(message.cancel())) work_->drop(message.cancel().reason());
@@ -220,6 +233,7 @@ class Client {
       throw Stop(Exit::kDefect, "the server welcomes this client in version " + std::to_string(welcome.protocol()) +
                                     " of the protocol, and it speaks " + std::to_string(kProtocol));
     }
+    const std::lock_guard lock(peer_mutex_);
     auto& terms = peer_.terms = welcome;
     if (terms.max_chunk_bytes() == 0) terms.set_max_chunk_bytes(kDefaultChunkBytes);
     if (terms.max_chunk_bytes() > kMaxChunkBytes) terms.set_max_chunk_bytes(kMaxChunkBytes);
@@ -286,7 +300,8 @@ class Client {
   const RunConfig config_;
   const OpenTask open_task_;
   Effort effort_;
-  Peer peer_;
+  mutable std::mutex peer_mutex_;
+  Peer peer_;  // changed by the deciding thread alone, under the mutex
   Settings settings_;
   std::optional<Clock::time_point> superseded_at_;
   std::unique_ptr<Site> site_;

@@ -47,7 +47,8 @@ class Work {
 
   /// Begin, or go on with, what was agreed. More is refused, since what a site allows holds whatever the server says;
   /// so is a plan that cannot be carried out (R-RND-13).
-  void confirm(const v1::Confirmation& confirmation, const Peer& peer) {
+  /// @param peer gives the server's end as it is now: a connection is made anew with the next certificate
+  void confirm(const v1::Confirmation& confirmation, const std::function<Peer()>& peer) {
     lease_seconds_ = seconds_of(confirmation.lease());
     if (state_ != kOffered) return;
     auto plan = confirmation.plan();
@@ -140,8 +141,7 @@ class Work {
   }
 
   /// In the thread of the work. @returns why the update was kept aside; empty if it is in the round
-  std::string run(const v1::Plan& plan, const Peer& peer) {
-    Transfer transfer(site_, peer, effort_);
+  std::string run(const v1::Plan& plan, const std::function<Peer()>& peer) {
     auto update = kept_update();
     if (update) {
       log_line("info", "this round is trained already; sending what was kept", {{"round", offer_.round()}});
@@ -150,6 +150,7 @@ class Work {
     int takeovers = 0;
     const auto enter = [&](v1::Phase phase) { progress.set_phase(phase), show(progress); };
     return effort_.until_done("working on the offer", [&] {
+      Transfer transfer(site_, peer(), effort_);
       if (!update) {
         enter(v1::PHASE_DOWNLOADING);
         const auto base = transfer.download(offer_.base_model().model_digest().sha256());

@@ -290,6 +290,14 @@ TEST(keys_are_private_and_requests_are_theirs) {
   CHECK((CertificateFacts{"", "", "", 0, 90}.is_due(61)) && !(CertificateFacts{"", "", "", 0, 90}.is_due(59)));
 }
 
+TEST(sessions_last_until_the_next_certificate_is_due_and_end_often_enough_to_get_it) {
+  constexpr std::time_t kDay = 86'400;
+  const CertificateFacts season{"", "", "", 0, 90 * kDay}, hours{"", "", "", 0, 6 * 3'600}, minutes{"", "", "", 0, 300};
+  CHECK(season.seconds_to_look(0) == 60 * kDay && season.seconds_to_look(61 * kDay) == 3'600);
+  CHECK(hours.seconds_to_look(0) == 4 * 3'600 && hours.seconds_to_look(5 * 3'600) == 1'800);
+  CHECK(minutes.seconds_to_look(250) == 60);
+}
+
 TEST(folders_are_made_with_those_above_them) {
   const auto folder = fs::path(check::folder()) / "above" / "below" / "";
   make_folder(folder);

@@ -1,6 +1,7 @@
 /** A client from start to end: the task described, the data opened, one session after another, the final model kept. */
 import { access, constants, mkdir } from 'node:fs/promises';
 import path from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { untilDone } from './backoff.js';
 import { Bench } from './bench.js';
 import { Connection } from './connection.js';
@@ -12,14 +13,12 @@ import { canonicalSchema, sha256 } from './model.js';
 import { asSafetensors } from './safetensors.js';
 import { IdentityFolder } from './identity.js';
 import { lockFolder } from './lock.js';
-import { renewIfDue } from './renewal.js';
+import { renewIfDue, untilNextLookMs } from './renewal.js';
 import { Session } from './session.js';
 import { isStore, Store } from './store.js';
 import { readMetrics, writeDuration, writeMeaning } from './wire.js';
 
 export const SOFTWARE = 'fedstream-node 0.1.0';
-/** A third of 90 days is 30 days, so a look each hour leaves hundreds of tries to a server that is away. */
-const RENEWAL_MS = 3_600_000;
 /**
  * How long nothing of the final model may come, after which the server is taken to be gone; most of it may be one chunk.
  */
@@ -126,19 +125,19 @@ export class Client {
   }
 
   async #oneSession() {
-    let renewal;
+    const renewal = new AbortController();
     try {
       await this.#connection.open();
       await this.#renew();
       await this.#prepare(await this.#connection.describeTask());
       const stream = this.#connection.negotiate();
       this.#session = new Session(stream, this.#site, this.#bench, (outcome) => this.#collect(outcome));
-      renewal = setInterval(() => this.#renewDuring(stream), RENEWAL_MS);
+      this.#renewDuring(stream, renewal.signal);
       return await this.#session.run(this.#hello(), () => { this.#sessions += 1; });
     } catch (error) {
       throw this.#judge(error);
     } finally {
-      clearInterval(renewal);
+      renewal.abort();
       this.#session = null;
     }
   }
@@ -151,11 +150,18 @@ export class Client {
   }
 
   /** And while a session goes on: it is cut, and comes back on the new connection. */
-  async #renewDuring(stream) {
-    try {
-      if (await this.#renew()) stream.cancel();
-    } catch (error) {
-      this.#log('warning', 'the certificate could not be renewed', { because: error.message });
+  async #renewDuring(stream, signal) {
+    while (this.#identity !== null) {
+      try {
+        await sleep(untilNextLookMs(this.#identity), undefined, { signal });
+      } catch {
+        return; // the session is over
+      }
+      try {
+        if (await this.#renew()) stream.cancel();
+      } catch (error) {
+        this.#log('warning', 'the certificate could not be renewed', { because: error.message });
+      }
     }
   }
 

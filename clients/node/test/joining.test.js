@@ -8,6 +8,7 @@ import test from 'node:test';
 import { certificateRequest } from '../src/certificate_request.js';
 import { isDue } from '../src/certificates.js';
 import { IdentityFolder } from '../src/identity.js';
+import { lookMs, untilNextLookMs } from '../src/renewal.js';
 import { readToken } from '../src/token.js';
 import { readVectors } from './vectors.js';
 
@@ -66,6 +67,13 @@ test('certificate is due when less than a third of its time is left', () => {
   const day = (number) => new Date(Date.UTC(2026, 0, number));
   const facts = { begins: day(1), expires: day(31) };
   assert.deepEqual([20, 21, 22].map((number) => isDue(facts, day(number))), [false, false, true]);
+});
+
+test('looks for the next certificate come as often as this one asks for', (t) => {
+  const minutes = (number) => new Date(number * 60_000);
+  const looks = [90 * 1440, 360, 5].map((number) => lookMs({ begins: minutes(0), expires: minutes(number) }) / 60_000);
+  assert.deepEqual(looks, [60, 30, 1]);
+  assert.equal(untilNextLookMs(identityFolder(t)), 60_000); // there is none to be read
 });
 
 /** @param {import('node:test').TestContext} t */

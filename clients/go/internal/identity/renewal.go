@@ -9,8 +9,14 @@ import (
 	"fedstream/client/internal/link"
 )
 
-// A third of 90 days is 30 days, so a look each hour leaves hundreds of tries to a server that is away.
-const lookEvery = time.Hour
+const (
+	// A third of 90 days is 30 days, so a look each hour leaves hundreds of tries to a server that is away.
+	longestLook = time.Hour
+	// Part of a shorter validity between two looks: four fall into its last third.
+	lookShare = 12
+	// A renewal makes the connection anew, which cuts what it carries: not all the time, however short the validity.
+	leastLook = time.Minute
+)
 
 // isDue says whether less than a third of the validity is left.
 func isDue(certificate *x509.Certificate, now time.Time) bool {
@@ -48,16 +54,24 @@ func (f Folder) renew(ctx context.Context, connection *link.Connection, pair *li
 
 // KeepRenewed looks again and again until ctx ends, and calls renewed when there is a new certificate.
 func (f Folder) KeepRenewed(ctx context.Context, connection *link.Connection, log *slog.Logger, renewed func()) {
-	ticker := time.NewTicker(lookEvery)
-	defer ticker.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
+		case <-time.After(f.untilNextLook()):
 			if f.RenewIfDue(ctx, connection, log) {
 				renewed()
 			}
 		}
 	}
+}
+
+// untilNextLook is as long as the certificate leaves. Where it cannot be read, the next look says so, and soon.
+func (f Folder) untilNextLook() time.Duration {
+	pair, err := f.Files().Read()
+	if err != nil {
+		return leastLook
+	}
+	own := pair.Certificate.Leaf
+	return max(leastLook, min(longestLook, own.NotAfter.Sub(own.NotBefore)/lookShare))
 }
