@@ -6,6 +6,7 @@ A language's own module has a class for each suite that its client is to pass, w
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -48,6 +49,10 @@ WIDTH = 3 << 20
 """Features of which a kernel takes 12 MiB, and in bfloat16 6 MiB: more than the window of an upload."""
 CUT_BYTES = WINDOW_BYTES + MIB
 """More than a client sends before it hears of bytes on the server's disk, so that a cut there leaves some."""
+NARROW = 1 << 19
+"""Features of which a kernel takes 2 MiB: of two chunks, as they are at first."""
+CUT_EACH_BYTES, LINE_BYTES_PER_SECOND = 400_000, 2 * MIB
+"""Of a line that is cut, and slow enough for what it has carried to be read at its other end."""
 WIDE = {"backbone": "none", "features": str(WIDTH), "epochs": "1", "patience": "0"}
 
 
@@ -290,6 +295,24 @@ class ClientSuite:
         assert (client.wait(30), server.wait(30)) == (0, 0), client.text
         assert len(client.said("the server does not want this round's update")) == 1
         assert (client.said("trained"), client.said("trying again")) == ([], [])
+
+    @pytest.mark.parametrize("phase", [negotiation_pb2.PHASE_DOWNLOADING, negotiation_pb2.PHASE_UPLOADING])
+    async def test_line_that_is_cut_more_often_than_a_chunk_takes_carries_smaller_ones(
+        self, scene: Stage, phase: int
+    ) -> None:
+        settings = WIDE | {"features": str(NARROW)}
+        data = write_wide_site(scene.folder, NARROW, settings)
+        server = await asyncio.to_thread(scene.server, "--rounds", "1", "--min-clients", "1", task=TASK, **settings)
+        async with proxied(server.listening, LINE_BYTES_PER_SECOND) as (proxy, near):
+            if phase == negotiation_pb2.PHASE_DOWNLOADING:
+                proxy.bytes_per_connection = CUT_EACH_BYTES
+            client = self.start(scene, "alpha", near, data, slow=True)
+            await asyncio.to_thread(server.until, "training", is_training)
+            proxy.bytes_per_connection = CUT_EACH_BYTES if phase == negotiation_pb2.PHASE_UPLOADING else math.inf
+            await soon("the update to be there", lambda: client.said("update delivered"), 120)
+            proxy.bytes_per_connection = math.inf
+            assert (await client.ended(), await server.ended()) == (0, 0), client.text
+        assert len(client.said("trained")) == 1
 
     # --- How it ends otherwise ---
 

@@ -14,16 +14,51 @@ struct Site {
   int failed_trainings = 0;  // since the last update that was delivered
 };
 
-/// The server's end: the connection, and the terms that were agreed on it.
+/// The most bytes that a chunk to or from the server is to have, for both directions and through all sessions. A chunk
+/// that is cut is lost as a whole, so a stream that was cut before one got through halves it, and one in which 16 of
+/// them got through doubles it. One thread at a time transfers, and uses it.
+class ChunkSize {
+ public:
+  std::uint64_t most() const { return most_; }
+
+  /// A stream that began at `began` was cut. It counts once the server answers: one that is away says nothing of the
+  /// line.
+  void cut(std::uint64_t chunk_bytes, std::uint64_t began) { cut_ = {chunk_bytes, began}; }
+
+  /// The server is there, and so many bytes have got through.
+  void resumed(std::uint64_t have) {
+    const auto [chunk_bytes, began] = std::exchange(cut_, {});
+    if (chunk_bytes > 0 && have <= began) most_ = std::min(most_, std::max(chunk_bytes / 2, kLeast));
+  }
+
+  /// One stream has got so many bytes through by now.
+  void run(std::uint64_t bytes) {
+    while (most_ < kMaxChunkBytes && bytes >= kRunChunks * most_) most_ = std::min(2 * most_, kMaxChunkBytes);
+  }
+
+ private:
+  // Below it, what a chunk costs beside its data begins to count, and connections that carry less carry no session.
+  static constexpr std::uint64_t kLeast = 16 << 10;
+  static constexpr std::uint64_t kRunChunks = 16;
+  std::uint64_t most_ = kMaxChunkBytes;
+  std::pair<std::uint64_t, std::uint64_t> cut_;  // of the last stream: bytes of its chunks, and where it began
+};
+
+/// The server's end: the connection, the terms that were agreed on it, and what was learned of the line.
 struct Peer {
   std::shared_ptr<grpc::Channel> channel;
   v1::Welcome terms;
+  std::shared_ptr<ChunkSize> chunk_size = std::make_shared<ChunkSize>();
 };
 
 class Transfer {
  public:
   Transfer(const Site& site, const Peer& peer, Effort& effort)
-      : site_(site), terms_(peer.terms), stub_(Service::NewStub(peer.channel)), effort_(effort) {}
+      : site_(site),
+        terms_(peer.terms),
+        chunk_size_(*peer.chunk_size),
+        stub_(Service::NewStub(peer.channel)),
+        effort_(effort) {}
 
   /// Get a model: its manifest, then its body, of which what has arrived lies in a file.
   Model download(const std::string& model_sha256) {
@@ -65,6 +100,12 @@ class Transfer {
  private:
   using Service = v1::TransferService;
 
+  /// The end of a stream of chunks that began at `began`. Where it was cut, no reason of the server came with it.
+  void end_with(const grpc::Status& status, std::uint64_t chunk_bytes, std::uint64_t began) {
+    if (!status.ok() && status.error_details().empty()) chunk_size_.cut(chunk_bytes, began);
+    require_ok(status);
+  }
+
   Manifest get_manifest(const std::string& model_sha256) {
     v1::GetManifestRequest request;
     request.set_model_sha256(model_sha256);
@@ -91,16 +132,19 @@ class Transfer {
     v1::ReadChunksRequest request;
     request.set_model_sha256(model_sha256);
     request.set_read_offset(have);
-    request.set_max_chunk_bytes(terms_.max_chunk_bytes());
+    chunk_size_.resumed(have);
+    const auto began = have, most = std::min<std::uint64_t>(terms_.max_chunk_bytes(), chunk_size_.most());
+    request.set_max_chunk_bytes(std::uint32_t(most));
     const auto stream = stub_->ReadChunks(effort_.call(kChunksSeconds), request);
     v1::ReadChunksResponse message;
     while (stream->Read(&message)) {
       const auto data = new_in_chunk(message.chunk(), have, total, terms_.max_chunk_bytes());
       if (!arriving.write(data.data(), std::streamsize(data.size())).flush()) fail(file);
       have += data.size();
+      chunk_size_.run(have - began);
       effort_.advance();
     }
-    require_ok(stream->Finish());
+    end_with(stream->Finish(), most, began);
     if (have < total) throw Trouble("the body ended after " + std::to_string(have) + " bytes");
   }
 
@@ -121,6 +165,7 @@ class Transfer {
     }
     log_line("info", effort_.tries() == 1 ? "sending the update" : "resuming the upload",
              {{"bytes", body.size()}, {"committed", answer.committed_size()}});
+    chunk_size_.resumed(answer.committed_size());
     const auto window_bytes = answer.window_bytes() > 0 ? answer.window_bytes() : terms_.window_bytes();
     for (auto committed = answer.committed_size(); committed < body.size();) {
       const auto window = std::string_view(body).substr(0, committed + window_bytes);
@@ -135,7 +180,9 @@ class Transfer {
   std::uint64_t write_window(const std::string& upload_id, std::string_view window, std::uint64_t committed) {
     const auto stream = stub_->WriteChunks(effort_.call(kChunksSeconds));
     // Smaller after each damage, since CHUNK_TOO_LARGE asks for that.
-    const std::uint64_t chunk_bytes = std::max(1U, terms_.max_chunk_bytes() >> effort_.repairs());
+    const auto agreed = std::max(1U, terms_.max_chunk_bytes() >> effort_.repairs());
+    const auto chunk_bytes = std::min<std::uint64_t>(agreed, chunk_size_.most());
+    const auto began = committed;
     const auto write = [&](std::uint64_t at, std::string_view data) {
       v1::WriteChunksRequest request;
       request.set_upload_id(upload_id);
@@ -151,12 +198,14 @@ class Transfer {
     if (is_open) stream->WritesDone();
     v1::WriteChunksResponse answer;
     while (stream->Read(&answer)) committed = answer.committed_size();
-    require_ok(stream->Finish());
+    end_with(stream->Finish(), chunk_bytes, began);
+    chunk_size_.run(committed - std::min(began, committed));
     return committed;
   }
 
   const Site& site_;
   const v1::Welcome terms_;
+  ChunkSize& chunk_size_;
   const std::unique_ptr<Service::Stub> stub_;
   Effort& effort_;
 };

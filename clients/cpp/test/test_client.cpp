@@ -298,6 +298,23 @@ TEST(sessions_last_until_the_next_certificate_is_due_and_end_often_enough_to_get
   CHECK(minutes.seconds_to_look(250) == 60);
 }
 
+TEST(chunks_are_halved_by_cuts_once_the_server_answers_and_grow_with_what_gets_through) {
+  ChunkSize size;
+  CHECK(size.most() == kMaxChunkBytes);
+  size.cut(1 << 20, 5);
+  CHECK(size.most() == kMaxChunkBytes);
+  size.resumed(6);  // some of it got through
+  CHECK(size.most() == kMaxChunkBytes);
+  size.cut(1 << 20, 5), size.resumed(5), size.resumed(5);
+  CHECK(size.most() == 1 << 19);
+  size.run((16 << 19) - 1);
+  CHECK(size.most() == 1 << 19);
+  size.run(16 << 19);
+  CHECK(size.most() == 1 << 20);
+  for (int cut = 0; cut < 30; ++cut) size.cut(size.most(), 0), size.resumed(0);
+  CHECK(size.most() == 16 << 10);
+}
+
 TEST(folders_are_made_with_those_above_them) {
   const auto folder = fs::path(check::folder()) / "above" / "below" / "";
   make_folder(folder);

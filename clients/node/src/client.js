@@ -4,6 +4,7 @@ import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { untilDone } from './backoff.js';
 import { Bench } from './bench.js';
+import { ChunkSize } from './chunk_size.js';
 import { Connection } from './connection.js';
 import { fetchModel } from './download.js';
 import { writeDurably } from './durable.js';
@@ -38,6 +39,7 @@ export class Client {
   #supersededAt = -Infinity;
   #saved = null;
   #settings = null;
+  #chunkSize = new ChunkSize();
   #identity;
 
   /**
@@ -197,6 +199,7 @@ export class Client {
       store: this.#store,
       training,
       schema: training.schema,
+      chunkSize: this.#chunkSize,
       experience: { epochSeconds: null, transferSeconds: 0, moreTimeRefused: false },
       patience: { firstSeconds: 0.5, longestSeconds: 30, giveUpAfterSeconds: null },
       federation: task.federation_name,

@@ -1,6 +1,6 @@
 /** Getting a model: its manifest, then the tensors that are not on disk yet, resumed where the bytes on disk end. */
 import { untilDone } from './backoff.js';
-import { Breach, isRefusal, Trouble } from './errors.js';
+import { Breach, isRefusal, Stalled, Trouble } from './errors.js';
 import * as limits from './limits.js';
 import { modelDigest } from './model.js';
 import { STALL_MS } from './stream.js';
@@ -11,7 +11,8 @@ const MOST_REPAIRS = 3;
 /**
  * Bring a model into the store.
  * @param {{connection: import('./connection.js').Connection, store: import('./store.js').Store,
- *   schema: import('./model.js').Spec[], patience: import('./backoff.js').Patience, log: Function}} site
+ *   schema: import('./model.js').Spec[], chunkSize: import('./chunk_size.js').ChunkSize,
+ *   patience: import('./backoff.js').Patience, log: Function}} site
  * @param {Buffer} digest sha256 of the model's canonical description
  * @param {number} maxChunkBytes
  * @param {{signal?: AbortSignal, onBytes?: (done: number, total: number) => void}} [hooks]
@@ -19,11 +20,15 @@ const MOST_REPAIRS = 3;
  * @throws {Breach} what comes is not this model, again and again
  */
 export async function fetchModel(site, digest, maxChunkBytes, { signal, onBytes = () => {} } = {}) {
-  const { connection, log, patience, schema, store } = site;
+  const { chunkSize, connection, log, patience, schema, store } = site;
   let [received, repairs] = [0, 0];
+  let cutBytes = 0; // of the chunks of which the last stream was cut before one came
   const options = { howFar: () => received, patience, doing: 'downloading a model', log, signal };
   return untilDone(async () => {
     const entries = await repaired(readManifest(connection.getManifest(digest, signal), digest, schema));
+    // Now that the server has answered: one that is away says nothing of the line.
+    if (cutBytes > 0) chunkSize.noteCut(cutBytes);
+    cutBytes = 0;
     for (let lacking = await lackingOf(store, entries); lacking.length; lacking = await lackingOf(store, entries)) {
       await receive(lacking);
     }
@@ -49,15 +54,21 @@ export async function fetchModel(site, digest, maxChunkBytes, { signal, onBytes 
     const total = lacking.reduce((sum, { entry }) => sum + entry.size, 0);
     const tensors = lacking.map(({ index }) => index);
     log('info', 'downloading a model', { bytes: total, kept, tensors: tensors.length });
-    const request = { model_sha256: digest, tensors, read_offset: String(kept), max_chunk_bytes: maxChunkBytes };
+    const [chunkBytes, before] = [Math.min(maxChunkBytes, chunkSize.mostBytes), received];
+    const request = { model_sha256: digest, tensors, read_offset: String(kept), max_chunk_bytes: chunkBytes };
     const stream = connection.readChunks(request, signal);
     const incoming = new Incoming(stream, kept, total);
     try {
       for (const { entry } of lacking) {
         signal?.throwIfAborted();
-        await fill(entry, entry === first ? kept : 0, incoming, (offset) => onBytes(offset, total));
+        await fill(entry, entry === first ? kept : 0, incoming, (offset) => {
+          chunkSize.noteRun(received - before);
+          onBytes(offset, total);
+        });
       }
     } catch (error) {
+      if (error instanceof Stalled) chunkSize.noteStall(chunkBytes);
+      else if (error instanceof Trouble && received === before) cutBytes = chunkBytes;
       if (!isRefusal(error, 'WRONG_OFFSET')) throw error;
       await store.dropPartial(first); // more is here than there is
       throw new Trouble(error.message);

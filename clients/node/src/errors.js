@@ -21,6 +21,9 @@ export class Refusal extends Error {
 
 export class Trouble extends Error {}
 
+/** The Trouble of a stream on which nothing moves. */
+export class Stalled extends Trouble {}
+
 export class Breach extends Error {}
 
 export class Stop extends Error {

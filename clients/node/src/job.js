@@ -37,7 +37,7 @@ export class Job {
   /**
    * @param {object} offer the contract's message
    * @param {object} site what jobs work with: connection, store, schema, training, experience,
-   *   patience, federation (its name), encodings (those taken), log
+   *   chunkSize, patience, federation (its name), encodings (those taken), log
    * @param {number | null} [maxSeconds] of training that the site allows
    */
   constructor(offer, site, maxSeconds = null) {

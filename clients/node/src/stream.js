@@ -1,5 +1,5 @@
 /** A stream of gRPC to read and write with `await`, at the pace of whoever reads. */
-import { Trouble } from './errors.js';
+import { Stalled, Trouble } from './errors.js';
 import { fromServiceError } from './status.js';
 
 /** How long a stream of chunks may stand still before it is taken for broken. */
@@ -106,7 +106,7 @@ export class Stream {
     let timer;
     await new Promise((resolve, reject) => {
       this.#waiting.add(resolve);
-      if (stallMs) timer = setTimeout(() => reject(new Trouble(`nothing moved for ${stallMs / 1000} s`)), stallMs);
+      if (stallMs) timer = setTimeout(() => reject(new Stalled(`nothing moved for ${stallMs / 1000} s`)), stallMs);
     }).finally(() => clearTimeout(timer));
   }
 }

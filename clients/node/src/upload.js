@@ -7,7 +7,7 @@
  * What is sent but not yet committed never exceeds the window, so that no cut costs more than that.
  */
 import { untilDone } from './backoff.js';
-import { Breach, isRefusal, Refusal, Trouble } from './errors.js';
+import { Breach, isRefusal, Refusal, Stalled, Trouble } from './errors.js';
 import { bodyOf, modelDigest } from './model.js';
 import { STALL_MS } from './stream.js';
 import { manifestParts, readIndexes, writeChunk, writeDigest, writeMetrics } from './wire.js';
@@ -49,11 +49,14 @@ export class Upload {
   #committed = 0;
   #highest = 0;
   #restarts = 0;
-  #mostAtOnce = Infinity;
+  #mostAtOnce = Infinity; // that the server takes, where it has refused more
+  #beganAt = 0; // where the stream of chunks began
+  #cut = null; // {chunkBytes, beganAt} of the last stream, if it was cut
   #signal;
 
   /**
-   * @param {{connection: object, store: import('./store.js').Store, patience: object, log: Function}} site
+   * @param {{connection: object, store: import('./store.js').Store, chunkSize: import('./chunk_size.js').ChunkSize,
+   *   patience: object, log: Function}} site
    * @param {{upload_id: string}} offer
    * @param {object} update `entries` as packed, and the facts of the fine-tune
    * @param {() => {maxChunkBytes: number, windowBytes: number}} terms as the latest welcome says
@@ -131,7 +134,8 @@ export class Upload {
 
   /** At most half the window: else both ends could wait, this one for an answer and the server for more. */
   get #chunkBytes() {
-    return Math.max(1, Math.min(this.#terms().maxChunkBytes, this.#mostAtOnce, Math.floor(this.#windowBytes / 2)));
+    const most = Math.min(this.#terms().maxChunkBytes, this.#site.chunkSize.mostBytes, this.#mostAtOnce);
+    return Math.max(1, Math.min(most, Math.floor(this.#windowBytes / 2)));
   }
 
   get #windowBytes() {
@@ -175,18 +179,29 @@ export class Upload {
     if (!isOpen || Number(status.body_size_bytes) !== this.#size) return false;
     this.#grantedBytes = status.window_bytes;
     this.#commit(status.committed_size);
+    this.#learnOfCut();
     this.#site.log('info', 'resuming the upload', { committed: this.#committed, of: this.#size });
     return true;
+  }
+
+  /** Take note of a stream of which nothing got through, now that the server says so: one that is away says nothing. */
+  #learnOfCut() {
+    if (this.#cut && this.#committed <= this.#cut.beganAt) this.#site.chunkSize.noteCut(this.#cut.chunkBytes);
+    this.#cut = null;
   }
 
   async #writeBody() {
     const stream = this.#site.connection.writeChunks(this.#signal);
     const size = this.#size;
+    this.#beganAt = this.#committed;
     try {
       await this.#sendChunks(stream, size);
       stream.end();
       while (await this.#hearCommit(stream));
     } catch (error) {
+      const chunkBytes = this.#chunkBytes;
+      if (error instanceof Stalled) this.#site.chunkSize.noteStall(chunkBytes);
+      else if (error instanceof Trouble) this.#cut = { chunkBytes, beganAt: this.#beganAt };
       throw isRefusal(error, 'CHUNK_TOO_LARGE') ? this.#sendSmaller(error) : error;
     } finally {
       stream.cancel();
@@ -210,7 +225,7 @@ export class Upload {
       }
       await write(offset, data);
       offset += data.length;
-      for (const message of stream.arrived()) this.#commit(message.committed_size);
+      for (const message of stream.arrived()) this.#heard(message);
     }
   }
 
@@ -233,8 +248,13 @@ export class Upload {
   /** Take in one `committed_size`; false at the stream's end. */
   async #hearCommit(stream) {
     const message = await stream.read(STALL_MS);
-    if (message !== null) this.#commit(message.committed_size);
+    if (message !== null) this.#heard(message);
     return message !== null;
+  }
+
+  #heard({ committed_size }) {
+    this.#commit(committed_size);
+    this.#site.chunkSize.noteRun(this.#committed - this.#beganAt);
   }
 
   #commit(committed) {

@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { writeFileSync } from 'node:fs';
 import path from 'node:path';
 import test from 'node:test';
+import { ChunkSize } from '../src/chunk_size.js';
 import { fetchModel } from '../src/download.js';
 import { Breach, Refusal, Trouble } from '../src/errors.js';
 import { writeChunk, writeEntry } from '../src/wire.js';
@@ -33,7 +34,7 @@ function serverOf({ limit = Infinity, chunkBytes = 5, spoil = false } = {}) {
 }
 
 async function fetchInto(store, connection) {
-  const site = { connection, store, schema: model.specs, patience: PATIENCE, log: quiet };
+  const site = { connection, store, schema: model.specs, chunkSize: new ChunkSize(), patience: PATIENCE, log: quiet };
   const entries = await fetchModel(site, model.digest, 1 << 20);
   return Promise.all(entries.map((entry) => store.read(entry)));
 }

@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import test from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Bench } from '../src/bench.js';
+import { ChunkSize } from '../src/chunk_size.js';
 import { EXIT, Refusal, Stop, Trouble } from '../src/errors.js';
 import { Session } from '../src/session.js';
 import { writeChunk, writeEntry } from '../src/wire.js';
@@ -100,7 +101,7 @@ async function scene(t, { fineTune = async () => tuned(), collect = () => {}, li
   const training = { fineTune: (...words) => { trainings += 1; return fineTune(...words); } };
   const experience = { epochSeconds: null, transferSeconds: 0, moreTimeRefused: false };
   const site = { connection: calls, store: await openStore(t), schema: model.specs, training, experience,
-    patience: PATIENCE, federation: 'f', log: quiet };
+    chunkSize: new ChunkSize(), patience: PATIENCE, federation: 'f', log: quiet };
   const bench = new Bench(site, { maxEpochs: 0, maxSeconds: null, ...limits });
   let collected = null;
   const begin = (stream) => {

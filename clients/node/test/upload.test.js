@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { writeFileSync } from 'node:fs';
 import path from 'node:path';
 import test from 'node:test';
+import { ChunkSize } from '../src/chunk_size.js';
 import { Breach, Refusal, Trouble } from '../src/errors.js';
 import { Damaged, Unwanted, Upload } from '../src/upload.js';
 import { readChunk } from '../src/wire.js';
@@ -94,7 +95,7 @@ async function send(t, server, { isBegun = false, terms = TERMS, spoil = () => {
   for (const [at, entry] of model.entries.entries()) await store.put(entry, model.values[at]);
   const facts = { numExamples: 5, metrics: { loss: 1, none: null }, epochs: 1, trainingSeconds: 1 };
   const update = { entries: model.entries, ...facts };
-  const site = { connection: server, store, patience: PATIENCE, log: quiet };
+  const site = { connection: server, store, chunkSize: new ChunkSize(), patience: PATIENCE, log: quiet };
   spoil(store);
   return new Upload(site, { upload_id: 'u' }, update, () => terms, { isBegun }).run(new AbortController().signal);
 }
@@ -228,7 +229,7 @@ test('answer to a manifest that cannot be is no reason to go on', async (t) => {
 test('nothing is called once an update is not wanted', async (t) => {
   const server = new Server();
   const store = await openStore(t);
-  const site = { connection: server, store, patience: PATIENCE, log: quiet };
+  const site = { connection: server, store, chunkSize: new ChunkSize(), patience: PATIENCE, log: quiet };
   const update = { entries: [], numExamples: 1, metrics: {}, epochs: 1, trainingSeconds: 1 };
   await assert.rejects(new Upload(site, { upload_id: 'u' }, update, () => TERMS).run(AbortSignal.abort()));
   assert.deepEqual(server.calls, []);

@@ -28,6 +28,8 @@ const (
 type Connection struct {
 	address string
 	trust   *Trust
+	// Chunks is what was learned of the line.
+	Chunks *ChunkSize
 
 	mu      sync.Mutex
 	channel *grpc.ClientConn // guarded by mu; nil until the first call
@@ -35,7 +37,7 @@ type Connection struct {
 
 // New makes a connection that opens when it is used.
 func New(address string, trust *Trust) *Connection {
-	return &Connection{address: address, trust: trust}
+	return &Connection{address: address, trust: trust, Chunks: NewChunkSize()}
 }
 
 // Close ends it. A call after that opens it anew, with the certificate that there is then.

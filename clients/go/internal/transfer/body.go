@@ -61,6 +61,7 @@ func (u *Upload) writeBody(ctx context.Context) error {
 		return err
 	}
 	defer stream.Close()
+	u.began = u.committed
 	answers, left := make(chan heard), make(chan struct{})
 	defer close(left)
 	go listen(stream, answers, left)
@@ -78,7 +79,7 @@ func (u *Upload) writeBody(ctx context.Context) error {
 		if answer.err != nil {
 			return answer.err
 		}
-		u.commit(answer.committed)
+		u.heardCommit(answer.committed)
 	}
 	if u.committed < u.body.size {
 		return fault.Troublef("the server ended the stream at %d of %d bytes", u.committed, u.body.size)
@@ -127,6 +128,13 @@ func (u *Upload) sendChunks(stream *writing, answers <-chan heard) error {
 	return nil
 }
 
+func (u *Upload) heardCommit(committed uint64) {
+	u.commit(committed)
+	if u.committed > u.began {
+		u.Connection.Chunks.NoteRun(u.committed - u.began)
+	}
+}
+
 // hear takes in what has come, and waits until there is room for more.
 func (u *Upload) hear(answers <-chan heard, hasRoom func() bool) error {
 	for {
@@ -142,7 +150,7 @@ func (u *Upload) hear(answers <-chan heard, hasRoom func() bool) error {
 		if answer.err != nil {
 			return early(answer.err)
 		}
-		u.commit(answer.committed)
+		u.heardCommit(answer.committed)
 	}
 }
 
@@ -155,7 +163,7 @@ func (u *Upload) whyEnded(err error, answers <-chan heard) error {
 		if answer.err != nil {
 			return early(answer.err)
 		}
-		u.commit(answer.committed)
+		u.heardCommit(answer.committed)
 	}
 	return err
 }

@@ -20,9 +20,6 @@ import (
 // How often a model may come damaged before something is wrong for good.
 const mostRepairs = 3
 
-// A chunk that does not get through in the time that a stream may stand still is asked for in halves, down to this.
-const smallestChunk = 16 << 10
-
 // A Download brings one model into the store.
 type Download struct {
 	Connection *link.Connection
@@ -35,7 +32,7 @@ type Download struct {
 
 	received int64
 	repairs  int
-	halvings int
+	cut      int // bytes of the chunks of which the last stream was cut before one came; 0 for none
 }
 
 // Fetch gives the model's manifest once every tensor of it is in the store.
@@ -50,9 +47,6 @@ func (d *Download) Fetch(ctx context.Context, name model.SHA256) ([]model.Entry,
 		if errors.As(err, &malformed) {
 			return d.repair(malformed.Message)
 		}
-		if errors.Is(err, link.ErrStalled) {
-			d.halvings++
-		}
 		return err
 	})
 	return entries, err
@@ -62,6 +56,10 @@ func (d *Download) once(ctx context.Context, name model.SHA256) ([]model.Entry, 
 	entries, err := d.manifest(ctx, name)
 	if err != nil {
 		return nil, err
+	}
+	if d.cut > 0 { // now that the server has answered: one that is away says nothing of the line
+		d.Connection.Chunks.NoteCut(d.cut)
+		d.cut = 0
 	}
 	for {
 		lacking := d.lacking(entries)
@@ -142,8 +140,9 @@ func (d *Download) receive(ctx context.Context, name model.SHA256, lacking []ind
 		_, err := first.Adopt()
 		return err
 	}
-	body := &incoming{maxChunkBytes: d.chunkBytes(), have: first.Size}
-	request := &pb.ReadChunksRequest{ModelSha256: name[:], ReadOffset: first.Size, MaxChunkBytes: uint32(body.maxChunkBytes)}
+	chunkBytes, before := min(d.ChunkBytes(), d.Connection.Chunks.Most()), d.received
+	body := &incoming{began: first.Size, have: first.Size, onRun: d.Connection.Chunks.NoteRun}
+	request := &pb.ReadChunksRequest{ModelSha256: name[:], ReadOffset: first.Size, MaxChunkBytes: uint32(chunkBytes)}
 	for _, tensor := range lacking {
 		request.Tensors = append(request.Tensors, tensor.index)
 		body.size += tensor.Size
@@ -156,6 +155,11 @@ func (d *Download) receive(ctx context.Context, name model.SHA256, lacking []ind
 	err = d.fillAll(lacking, first, body)
 	if refusal := fault.Refused(err, fault.WrongOffset); refusal != nil { // more is here than there is
 		return errors.Join(first.Drop(), fault.Troublef("%s", refusal.Message))
+	}
+	if errors.Is(err, link.ErrStalled) {
+		d.Connection.Chunks.NoteStall(chunkBytes)
+	} else if fault.IsTrouble(err) && d.received == before {
+		d.cut = chunkBytes
 	}
 	return err
 }
@@ -197,18 +201,13 @@ func (d *Download) fill(tensor indexed, partial *store.Partial, body *incoming) 
 	return err
 }
 
-func (d *Download) chunkBytes() int { return halved(d.ChunkBytes(), d.halvings) }
-
-func halved(bytes, times int) int {
-	return min(bytes, max(bytes>>min(times, 16), smallestChunk))
-}
-
 // incoming is a body as it comes, chunk by chunk.
 type incoming struct {
-	stream        *link.Stream[pb.ReadChunksRequest, pb.ReadChunksResponse]
-	maxChunkBytes int
-	have, size    uint64 // bytes that have come, and that there are
-	left          []byte // of what has come, what was not taken yet
+	stream     *link.Stream[pb.ReadChunksRequest, pb.ReadChunksResponse]
+	began      uint64       // where the stream began
+	have, size uint64       // bytes that have come, and that there are
+	left       []byte       // of what has come, what was not taken yet
+	onRun      func(uint64) // told how much has come of this stream
 }
 
 // take gives the next bytes: most at most, one at least.
@@ -226,6 +225,7 @@ func (in *incoming) take(most uint64) ([]byte, error) {
 			return nil, fault.Troublef("%v", err)
 		}
 		in.have += uint64(len(in.left))
+		in.onRun(in.have - in.began)
 	}
 	data := in.left[:min(most, uint64(len(in.left)))]
 	in.left = in.left[len(data):]

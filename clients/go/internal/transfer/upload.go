@@ -71,7 +71,15 @@ type Upload struct {
 	committed uint64
 	highest   uint64
 	restarts  int
-	halvings  int
+	halvings  int // of chunks that the server has refused as too large
+	began     uint64
+	cut       *cutStream
+}
+
+// A cutStream of chunks of so many bytes was cut; it had begun where the body was committed up to `began`.
+type cutStream struct {
+	chunkBytes int
+	began      uint64
 }
 
 // Run sends until the server has the update durably, and says why it was kept aside; nothing if it is in the round.
@@ -104,14 +112,20 @@ func (u *Upload) once(ctx context.Context) (string, error) {
 	}
 	if u.body != nil && u.committed < u.body.size {
 		if err := u.writeBody(ctx); err != nil {
-			return "", u.sendSmaller(err)
+			return "", u.afterBody(err)
 		}
 	}
 	return u.finish(ctx)
 }
 
-// sendSmaller gives what a refusal of chunks means: that they are too large is mended by smaller ones, while there are any.
-func (u *Upload) sendSmaller(err error) error {
+// afterBody gives what the end of a stream of chunks means, and learns from it. That chunks are too large is mended by
+// smaller ones, while there are any.
+func (u *Upload) afterBody(err error) error {
+	if errors.Is(err, link.ErrStalled) {
+		u.Connection.Chunks.NoteStall(u.chunkBytes())
+	} else if fault.IsTrouble(err) {
+		u.cut = &cutStream{u.chunkBytes(), u.began}
+	}
 	refusal := fault.Refused(err, fault.ChunkTooLarge)
 	if refusal == nil || u.chunkBytes() <= 1 {
 		return err
@@ -124,8 +138,6 @@ func (u *Upload) sendSmaller(err error) error {
 func (u *Upload) judge(err error) error {
 	refusal := fault.Refused(err)
 	switch {
-	case errors.Is(err, link.ErrStalled):
-		u.halvings++
 	case refusal == nil:
 	case fault.Refused(err, fault.WrongOffset, fault.ChecksumMismatch, fault.BodyIncomplete) != nil:
 		return &fault.Trouble{Message: refusal.Message} // documented as: resume at `committed_size`
@@ -207,11 +219,21 @@ func (u *Upload) askStatus(ctx context.Context) (bool, error) {
 		if u.body != nil && status.GetBodySizeBytes() == u.body.size {
 			u.granted = int(status.GetWindowBytes())
 			u.commit(status.GetCommittedSize())
+			u.learnOfCut()
 			u.Log.Info("resuming the upload", "committed", u.committed, "of", u.body.size)
 			return true, nil
 		}
 	}
 	return false, nil
+}
+
+// learnOfCut takes note of a stream of which nothing got through, now that the server has said so: one that is away says
+// nothing of the line.
+func (u *Upload) learnOfCut() {
+	if u.cut != nil && u.committed <= u.cut.began {
+		u.Connection.Chunks.NoteCut(u.cut.chunkBytes)
+	}
+	u.cut = nil
 }
 
 func (u *Upload) commit(committed uint64) {
@@ -222,7 +244,7 @@ func (u *Upload) commit(committed uint64) {
 
 // chunkBytes is at most half the window, so that whoever waits for an answer has sent enough to get one.
 func (u *Upload) chunkBytes() int {
-	agreed := max(1, min(u.Terms().MaxChunkBytes, u.windowBytes()/2))
+	agreed := max(1, min(u.Terms().MaxChunkBytes, u.windowBytes()/2, u.Connection.Chunks.Most()))
 	if u.halvings == 0 {
 		return agreed
 	}
