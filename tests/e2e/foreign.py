@@ -37,6 +37,7 @@ from fedtask.task import SiteOptions, Weights
 from tests.support.brain_mri import ignore
 from tests.support.features import SETTINGS, site_features, write_site, write_wide_site
 from tests.support.foreign import ForeignClient, start
+from tests.support.full_disk import fill
 from tests.support.processes import Look, Running, RunningServer, Said, Stage, looking, soon, stage, until
 from tests.support.proxy import proxied
 from tests.support.serving import end_certificates, serving
@@ -313,6 +314,18 @@ class ClientSuite:
             proxy.bytes_per_connection = math.inf
             assert (await client.ended(), await server.ended()) == (0, 0), client.text
         assert len(client.said("trained")) == 1
+
+    async def test_what_was_trained_waits_for_a_full_disk(self, scene: Stage, small_disk: Path) -> None:
+        server = await asyncio.to_thread(scene.server, "--rounds", "1", "--min-clients", "1", task=TASK, **SETTINGS)
+        data = write_site(scene.folder, seed=1)
+        client = self.start(scene, "alpha", server.listening, data, slow=True, state=str(small_disk))
+        await asyncio.to_thread(server.until, "training", is_training)
+        ballast = fill(small_disk, 0)
+        await soon("what waits", lambda: client.said("what was trained waits for the disk"))
+        ballast.unlink()
+        assert (await client.ended(), await server.ended()) == (0, 0), client.text
+        (trained,) = client.said("trained")
+        assert (the_member(server).outcome, the_member(server).update.model_digest) == ("completed", trained["model"])
 
     # --- How it ends otherwise ---
 

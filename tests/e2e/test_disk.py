@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -31,7 +31,7 @@ from fedstream.errors import LimitExceeded, TransportError
 from fedstream.manifest import manifest_of
 from fedstream.status import from_rpc_error
 from fedstream.v1 import admin_pb2, negotiation_pb2, transfer_pb2
-from tests.support.full_disk import FullDisk
+from tests.support.full_disk import FullDisk, fill
 from tests.support.processes import Stage, until
 from tests.support.serving import BareSite, administration, body_of, cut
 from tests.support.tasks import Shapes, random_weights
@@ -237,27 +237,6 @@ def test_training_of_a_site_whose_state_folder_is_moved_away_waits_for_it(scene:
 
 
 # On a real file system of a few megabytes, where the machine lets a test have one.
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if made.returncode:
-        pytest.skip(f"this machine lets no test mount a small file system: {made.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(folder: Path, leave_bytes: int) -> Path:
-    ballast = folder / "ballast"
-    room = os.statvfs(folder)
-    with ballast.open("wb") as file:
-        file.write(b"x" * max(0, room.f_bavail * room.f_frsize - leave_bytes))
-    return ballast
 
 
 async def test_small_disk_that_fills_up_delays_a_federation_and_loses_nothing(small_disk: Path) -> None:

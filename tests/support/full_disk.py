@@ -7,6 +7,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from fedserver.store.database import Database
 from tests.support.stepping import SteppingFileSystem
@@ -53,3 +54,12 @@ class FullDisk(SteppingFileSystem):
                     raise refusal
 
         database.transaction = transaction  # type: ignore[method-assign]
+
+
+def fill(folder: Path, leave_bytes: int) -> Path:
+    """Fill a file system up to so many bytes, with one file; once it is removed, there is room again."""
+    ballast = folder / "ballast"
+    room = os.statvfs(folder)
+    with ballast.open("wb") as file:
+        file.write(b"x" * max(0, room.f_bavail * room.f_frsize - leave_bytes))
+    return ballast

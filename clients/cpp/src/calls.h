@@ -111,6 +111,25 @@ class Effort {
     }
   }
 
+  /// Do what writes; where the disk refuses, say so, and try again: somebody may make space meanwhile.
+  /// @throws fs::filesystem_error it refuses for another reason; Dropped
+  template <class Write>
+  void until_written(const std::string& waiting, Write write) const {
+    for (std::string told;; sleep(2)) {
+      try {
+        return write();
+      } catch (const fs::filesystem_error& error) {
+        const auto number = error.code().value();
+        const bool may_pass =
+            number == ENOSPC || number == EDQUOT || number == EFBIG || number == EROFS || number == EIO;
+        if (!may_pass) throw;
+        if (std::exchange(told, error.what()) != error.what()) {
+          log_line("warning", waiting, {{"because", error.what()}, {"advice", "make space there"}});
+        }
+      }
+    }
+  }
+
  private:
   const double patience_seconds_;
   std::random_device random_;

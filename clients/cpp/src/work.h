@@ -175,7 +175,8 @@ class Work {
     header.set_num_tensors(std::uint32_t(update.values_size()));
     *header.mutable_model_digest() = model_digest(manifest_of(site_.task.schema, update));
     header.set_training_seconds(seconds_since(began));
-    write_durably(site_.folder / "update", update.SerializeAsString());
+    effort_.until_written("what was trained waits for the disk",
+                          [&] { write_durably(site_.folder / "update", update.SerializeAsString()); });
     Json facts{{"round", offer_.round()}, {"epochs", header.epochs()}};
     facts["model"] = hex(header.model_digest().sha256());
     for (const auto& metric : header.metrics()) facts[metric.name()] = metric.value();

@@ -315,6 +315,21 @@ TEST(chunks_are_halved_by_cuts_once_the_server_answers_and_grow_with_what_gets_t
   CHECK(size.most() == 16 << 10);
 }
 
+TEST(what_is_written_waits_for_a_full_disk_and_for_nothing_else) {
+  const auto refuse = [](int number) {
+    throw fs::filesystem_error("file", std::error_code(number, std::generic_category()));
+  };
+  Effort effort;
+  int tries = 0;
+  effort.until_written("waiting", [&] {
+    if (++tries < 2) refuse(ENOSPC);
+  });
+  CHECK(tries == 2);
+  CHECK_THROWS(fs::filesystem_error, effort.until_written("waiting", [&] { refuse(EACCES); }));
+  effort.cancel();
+  CHECK_THROWS(Dropped, effort.until_written("waiting", [&] { refuse(ENOSPC); }));
+}
+
 TEST(folders_are_made_with_those_above_them) {
   const auto folder = fs::path(check::folder()) / "above" / "below" / "";
   make_folder(folder);

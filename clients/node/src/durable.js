@@ -1,8 +1,13 @@
 /** The one way in which a file is made durable: temporary file, fsync, rename, fsync of the folder. */
 import { mkdir, open, rename } from 'node:fs/promises';
 import path from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 
 export const TEMPORARY = '.partial';
+/** Between two looks whether somebody has made space. */
+const RETRY_MS = 2_000;
+/** By which it is the disk that refuses, full or for another reason that somebody can mend meanwhile. */
+const PASSING = ['ENOSPC', 'EDQUOT', 'EFBIG', 'EROFS', 'EIO'];
 
 /**
  * Make `file` hold `data`, whole or not at all; once this returns, a power cut cannot undo it.
@@ -36,5 +41,25 @@ export async function using(file, flags, use, mode) {
     return await use(handle);
   } finally {
     await handle.close();
+  }
+}
+
+/**
+ * Do what writes, which may be done again after it has failed; where the disk refuses, say so, and try again.
+ * @template T
+ * @param {() => Promise<T>} write
+ * @param {{waiting: string, log: Function, signal?: AbortSignal}} options `waiting` is the words for it
+ * @returns {Promise<T>}
+ */
+export async function whenTheDiskCan(write, { waiting, log, signal }) {
+  for (let told = ''; ;) {
+    try {
+      return await write();
+    } catch (error) {
+      if (!PASSING.includes(error.code)) throw error;
+      if (error.message !== told) log('warning', waiting, { because: error.message, advice: 'make space there' });
+      told = error.message;
+    }
+    await sleep(RETRY_MS, undefined, { signal });
   }
 }

@@ -11,6 +11,7 @@
  */
 import { performance } from 'node:perf_hooks';
 import { fetchModel } from './download.js';
+import { whenTheDiskCan } from './durable.js';
 import { isRefusal, Refusal } from './errors.js';
 import { entryOf, modelDigest } from './model.js';
 import { isOf, pack } from './packing.js';
@@ -162,9 +163,11 @@ export class Job {
   async #packed(base, record, encodings) {
     const { federation, store } = this.#site;
     if (record.packed && isOf(record.packed, encodings)) return record.packed;
-    const packed = await pack(store, base, record.entries, encodings[0], await store.leftOut(federation));
-    await store.record({ ...record, packed });
-    return packed;
+    return this.#onDisk(async () => {
+      const packed = await pack(store, base, record.entries, encodings[0], await store.leftOut(federation));
+      await store.record({ ...record, packed });
+      return packed;
+    });
   }
 
   /** The finished update: what was trained for this offer before, or a new fine-tune. */
@@ -211,11 +214,19 @@ export class Job {
   async #keep({ weights, numExamples, metrics, epochs }, trainingSeconds) {
     const { schema, store } = this.#site;
     const entries = schema.map((spec) => entryOf(spec, weights.get(spec.name)));
-    for (const entry of entries) if (!(await store.has(entry))) await store.put(entry, weights.get(entry.name));
     const origin = { offerId: this.offer.offer_id, uploadId: this.offer.upload_id, baseHex: this.#baseHex };
     const record = { ...origin, entries, numExamples, metrics, epochs, trainingSeconds };
-    await store.record(record);
+    await this.#onDisk(async () => {
+      for (const entry of entries) if (!(await store.has(entry))) await store.put(entry, weights.get(entry.name));
+      await store.record(record);
+    });
     return record;
+  }
+
+  /** What was trained is not lost to a disk that is full: it waits for room. */
+  #onDisk(write) {
+    const waiting = 'what was trained waits for the disk';
+    return whenTheDiskCan(write, { waiting, log: this.#site.log, signal: this.#abort.signal });
   }
 
   #report({ epoch, epochs, fraction, metrics }, seconds) {

@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { readdirSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import test from 'node:test';
+import { whenTheDiskCan } from '../src/durable.js';
 import { makeModel, openStore } from './fakes.js';
 
 const model = makeModel();
@@ -68,4 +69,18 @@ test('part of a tensor is read as it stands in the whole', async (t) => {
   await keep(store, 'o');
   assert.deepEqual(await store.read(model.entries[2], 3, 4), model.values[2].subarray(3, 7));
   assert.deepEqual(await store.read(model.entries[2], 10, 100), model.values[2].subarray(10));
+});
+
+test('what is written waits for a full disk, and for nothing else', async () => {
+  const refuse = (code) => { throw Object.assign(new Error(code), { code }); };
+  const options = { waiting: 'waiting', log: () => {} };
+  let tries = 0;
+  const write = async () => {
+    tries += 1;
+    if (tries < 2) refuse('ENOSPC');
+    return 'written';
+  };
+  assert.equal(await whenTheDiskCan(write, options), 'written');
+  await assert.rejects(whenTheDiskCan(async () => refuse('EACCES'), options), { code: 'EACCES' });
+  await assert.rejects(whenTheDiskCan(async () => refuse('ENOSPC'), { ...options, signal: AbortSignal.abort() }));
 });

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"fedstream/client/internal/backoff"
+	"fedstream/client/internal/durable"
 	"fedstream/client/internal/logs"
 	"fedstream/client/internal/model"
 	"fedstream/client/internal/packing"
@@ -15,6 +16,9 @@ import (
 	"fedstream/client/internal/task"
 	"fedstream/client/internal/transfer"
 )
+
+// What is told where the disk takes nothing more.
+const trainedWaits = "what was trained waits for the disk"
 
 // The steps of a job: the base model is fetched, a fine-tune made of it and kept, and that uploaded.
 
@@ -97,16 +101,16 @@ func (j *Job) train(ctx context.Context, base []model.Entry, plan task.Plan) (*s
 	}
 	j.show(Progress{Phase: pb.Phase_PHASE_TRAINING, Progress: task.Progress{Epochs: plan.Epochs}})
 	began := time.Now()
-	ctx, cancel := j.withinLimit(ctx)
+	limited, cancel := j.withinLimit(ctx)
 	defer cancel()
-	tuned, err := j.shop.Training.FineTune(ctx, weights, plan, func(progress task.Progress) {
+	tuned, err := j.shop.Training.FineTune(limited, weights, plan, func(progress task.Progress) {
 		j.show(Progress{pb.Phase_PHASE_TRAINING, progress})
 		// Also a fine-tune that is stopped teaches how long an epoch takes.
 		if done := float64(progress.Fraction) * float64(progress.Epochs); done >= 1 {
 			j.measured(time.Duration(float64(time.Since(began)) / done))
 		}
 	})
-	if err != nil && errors.Is(context.Cause(ctx), errTooLong) {
+	if err != nil && errors.Is(context.Cause(limited), errTooLong) {
 		err = errTooLong
 	}
 	if err != nil {
@@ -114,7 +118,7 @@ func (j *Job) train(ctx context.Context, base []model.Entry, plan task.Plan) (*s
 	}
 	span := time.Since(began)
 	j.measured(span / time.Duration(max(tuned.Epochs, 1)))
-	return j.keep(tuned, span)
+	return j.keep(ctx, tuned, span)
 }
 
 var errTooLong = errors.New("the site's limit on training time was reached")
@@ -140,7 +144,7 @@ func (j *Job) measured(epoch time.Duration) {
 }
 
 // keep makes the fine-tune count: nothing trains it again, whatever is killed from here on.
-func (j *Job) keep(tuned task.Tuned, span time.Duration) (*store.Update, error) {
+func (j *Job) keep(ctx context.Context, tuned task.Tuned, span time.Duration) (*store.Update, error) {
 	update := &store.Update{
 		OfferID: j.Offer.ID, UploadID: j.Offer.UploadID, Base: j.Offer.Base, NumExamples: tuned.NumExamples,
 		Metrics: task.Metrics{}, Epochs: tuned.Epochs, Training: span,
@@ -153,12 +157,17 @@ func (j *Job) keep(tuned task.Tuned, span time.Duration) (*store.Update, error) 
 		if size, _ := model.SizeOf(spec.DType, spec.Shape); size != entry.Size {
 			return nil, errors.New("training gave a tensor of another size than its schema has: " + spec.Name)
 		}
-		if _, err := j.shop.Store.Put(tuned.Weights[spec.Name]); err != nil {
-			return nil, err
-		}
 		update.Entries = append(update.Entries, entry)
 	}
-	if err := j.shop.Store.Record(update); err != nil {
+	err := durable.WhenTheDiskCan(ctx, j.shop.Log, trainedWaits, func() error {
+		for _, entry := range update.Entries {
+			if _, err := j.shop.Store.Put(tuned.Weights[entry.Name]); err != nil {
+				return err
+			}
+		}
+		return j.shop.Store.Record(update)
+	})
+	if err != nil {
 		return nil, err
 	}
 	facts := []any{"round", j.Offer.Round, "epochs", tuned.Epochs, "model", model.DigestOf(update.Entries).SHA256.String()}
@@ -176,7 +185,12 @@ func (j *Job) upload(ctx context.Context, base []model.Entry, update *store.Upda
 		Update:     update,
 		Terms:      j.terms,
 		Pack: func(encodings []pb.Encoding) (*store.Packed, error) {
-			return packing.Pack(j.shop.Store, update, base, encodings, j.shop.Federation)
+			var packed *store.Packed
+			err := durable.WhenTheDiskCan(ctx, j.shop.Log, trainedWaits, func() (err error) {
+				packed, err = packing.Pack(j.shop.Store, update, base, encodings, j.shop.Federation)
+				return err
+			})
+			return packed, err
 		},
 		Repair:  func() error { return j.repair(update) },
 		OnBytes: func(done, total uint64) { j.showBytes(pb.Phase_PHASE_UPLOADING, done, total) },
