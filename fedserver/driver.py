@@ -74,8 +74,6 @@ async def revive(federation: Federation, desk: Desk) -> Intake | None:
     Raises:
         StateError: it started from another model than the last one there is.
     """
-    if federation.history:
-        desk.remember(federation.history[-1].number)
     left = unfinished(federation.state.database)
     if left is not None and not left.participations:
         log.warning("a round was opened for nobody; it is opened anew", round=left.row.number)

@@ -200,10 +200,6 @@ class Desk:
         """Return once the desk is open."""
         await self._restored.wait()
 
-    def remember(self, number: int) -> None:
-        """Say again how uploads of a round ended that an earlier process has brought to its end."""
-        self._tray.remember(number)
-
     async def restore(self) -> None:
         """Take up the uploads of a round that an earlier process left, and fold again what was in.
 
@@ -214,7 +210,7 @@ class Desk:
     async def clear(self) -> None:
         """The round is over: throw away what did not finish.
 
-        What became of this round's uploads can still be asked until the next round is over.
+        What became of this round's uploads can still be asked, as long as its updates are kept.
         """
         left = self._tray.open
         self._tray.clear()

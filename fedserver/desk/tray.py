@@ -12,7 +12,7 @@ from fedserver.desk.threads import ByteThreads
 from fedserver.federation import Federation
 from fedserver.intake import Intake
 from fedserver.store import Upload, UploadState
-from fedserver.store.uploads import ended_uploads
+from fedserver.store.uploads import ended_upload
 from fedstream.body import Chunk
 from fedstream.errors import LimitExceeded, UnknownUpload
 
@@ -147,16 +147,13 @@ class Tray:
         return self._finished[upload_id]
 
     def finished(self, upload_id: str) -> UploadStatus | None:
-        """What became of an upload of this round or of the one before; `None` if it has not finished."""
-        return self._finished.get(upload_id) or self._finished_before.get(upload_id)
-
-    def remember(self, number: int) -> None:
-        """Know again what became of the uploads of a round that an earlier process has brought to its end."""
-        self._finished_before = {
-            upload_id: UploadStatus(size, size, state, reason)
-            for upload_id, size, state, reason in ended_uploads(self.federation.state.database, number)
-        }
+        """What became of an upload of this round, or of one that is over and whose updates are kept; else `None`."""
+        known = self._finished.get(upload_id) or self._finished_before.get(upload_id)
+        if known is None and (ended := ended_upload(self.federation.state.database, upload_id)) is not None:
+            size, state, reason = ended
+            known = UploadStatus(size, size, state, reason)
+        return known
 
     def clear(self) -> None:
-        """The round is over. What became of its uploads can still be asked until the next round is over."""
+        """The round is over. What became of its uploads can still be asked."""
         self._finished_before, self._finished, self.open, self._received = self._finished, {}, {}, {}

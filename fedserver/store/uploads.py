@@ -147,11 +147,14 @@ def finished_uploads(database: Database, folder: Path, number: int) -> list[Fini
     ]
 
 
-def ended_uploads(database: Database, number: int) -> list[tuple[str, int, UploadState, str]]:
-    """Of each upload of a round that was finished: id, size in bytes, how it ended, and why."""
-    sql = "SELECT upload_id, committed_size, state, reason FROM uploads WHERE round = ? AND state IN (?, ?)"
-    rows = database.query(sql, number, UploadState.ADMITTED.value, UploadState.QUARANTINED.value)
-    return [(upload_id, size, UploadState(state), reason) for upload_id, size, state, reason in rows]
+def ended_upload(database: Database, upload_id: str) -> tuple[int, UploadState, str] | None:
+    """Of an upload of a round that is over: size in bytes, how it ended, and why; `None` if it has not finished."""
+    sql = """
+        SELECT committed_size, state, reason FROM uploads JOIN rounds ON rounds.number = uploads.round
+        WHERE upload_id = ? AND state IN (?, ?)
+    """
+    rows = database.query(sql, upload_id, UploadState.ADMITTED.value, UploadState.QUARANTINED.value)
+    return (rows[0][0], UploadState(rows[0][1]), rows[0][2]) if rows else None
 
 
 @dataclass(frozen=True, slots=True)
