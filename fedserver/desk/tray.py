@@ -93,7 +93,6 @@ class Tray:
         """By upload id, for whoever opens or removes its files: those of each beginning have the same name."""
         self._received: dict[str, Received] = {}
         self._finished: dict[str, UploadStatus] = {}
-        self._finished_before: dict[str, UploadStatus] = {}
 
     @property
     def intake(self) -> Intake:
@@ -148,12 +147,12 @@ class Tray:
 
     def finished(self, upload_id: str) -> UploadStatus | None:
         """What became of an upload of this round, or of one that is over and whose updates are kept; else `None`."""
-        known = self._finished.get(upload_id) or self._finished_before.get(upload_id)
+        known = self._finished.get(upload_id)
         if known is None and (ended := ended_upload(self.federation.state.database, upload_id)) is not None:
             size, state, reason = ended
             known = UploadStatus(size, size, state, reason)
         return known
 
     def clear(self) -> None:
-        """The round is over. What became of its uploads can still be asked."""
-        self._finished_before, self._finished, self.open, self._received = self._finished, {}, {}, {}
+        """The round is over. What became of its uploads can still be asked: their rows say it."""
+        self._finished, self.open, self._received = {}, {}, {}
