@@ -96,7 +96,7 @@ def participation_table(detail: admin_pb2.GetRoundResponse, now: float) -> Table
     """One round with each client's part in it."""
     number = detail.round.number
     title = f"Round {number}: {detail.round.reason.removeprefix(f'round {number}: ')}"
-    columns = ("rank", "site", "outcome", "doing", "upload", "examples", "weight", "time", "seen", "why")
+    columns = ("rank", "site", "outcome", "upload", "examples", "weight", "time", "seen", "doing or why")
     return compact_table(title, columns, (_part_row(part, now) for part in detail.participations))
 
 
@@ -108,13 +108,12 @@ def _part_row(part: admin_pb2.Participation, now: float) -> Sequence[str]:
         str(part.rank),
         part.client_name,
         "at work" if at_work else outcome,
-        _doing(part) if at_work else "",
         part_of(part.committed_size, part.body_size_bytes) if part.body_size_bytes else "",
         str(part.num_examples or ""),
         f"{part.weight:.3f}" if part.weight else "",
         span(part.duration.ToTimedelta().total_seconds()),
         f"{seconds_since(part.last_seen, now)} ago" if part.HasField("last_seen") else "",
-        "; ".join(filter(None, ("" if at_work or went_well else part.reason, part.late_update))),
+        "; ".join(filter(None, (_doing(part) if at_work else "" if went_well else part.reason, part.late_update))),
     )
 
 

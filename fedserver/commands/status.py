@@ -24,6 +24,8 @@ from fedserver.commands.rounds import participation_table
 from fedserver.store.members import SiteState, kept_sites
 from fedstream.v1 import admin_pb2, admin_pb2_grpc
 
+_WATCH_SECONDS = 1.0
+
 
 def show_status(state: Path, *, watch: bool, as_json: bool) -> None:
     """Show it once, or again and again."""
@@ -40,13 +42,19 @@ def show_status(state: Path, *, watch: bool, as_json: bool) -> None:
 
 
 def _watch(stub: admin_pb2_grpc.AdminServiceStub, folder: Path) -> None:
-    with Live(picture(stub, folder), console=console(), refresh_per_second=4) as live:
-        try:
-            while True:
-                time.sleep(1.0)
-                live.update(picture(stub, folder))
-        except KeyboardInterrupt:
-            return
+    shown_on = console()
+    try:
+        if shown_on.is_terminal:
+            with Live(picture(stub, folder), console=shown_on, refresh_per_second=4) as live:
+                while True:
+                    time.sleep(_WATCH_SECONDS)
+                    live.update(picture(stub, folder))
+        # Without a terminal, as in `ssh server fedserver status --watch`, what is live is written once, at the end.
+        while True:
+            shown_on.print(picture(stub, folder))
+            time.sleep(_WATCH_SECONDS)
+    except KeyboardInterrupt:
+        return
 
 
 def picture(stub: admin_pb2_grpc.AdminServiceStub, folder: Path | None = None) -> RenderableType:

@@ -161,7 +161,7 @@ async def check_work(operator: Operator, alpha: BareSite, offer: negotiation_pb2
     assert [(one["name"], one["state"]) for one in status["clients"]] == [("alpha", "CLIENT_STATE_WORKING")]
     table = (await operator.say("status")).out
     assert re.match(rf"trial: running for \d+ s: {AT_WORK}\nround 1 of 9, 1 site connected", table)
-    assert re.search(r"alpha +at work +training, epoch 2 of 3", table)
+    assert re.search(r"alpha +at work .* training, epoch 2 of 3", table)
     (part,) = (await operator.say("rounds", "--round", "1", "--json")).json["participations"]
     told = {"client_name": "alpha", "outcome": "OUTCOME_UNSPECIFIED", "phase": "PHASE_TRAINING"}
     assert {key: part[key] for key in (*told, "epoch", "epochs")} == {**told, "epoch": 2, "epochs": 3}
@@ -197,6 +197,15 @@ async def test_status_after_the_last_round_says_that_the_federation_is_over(scen
         assert (said.status, said.out) == (ExitCode.NO_SERVER, "")
         over = "and its federation is over (all 1 rounds done): 1 rounds were run; `fedserver rounds` shows them"
         assert said.err == f"fedserver: no server runs on {server.state}, {over}\n"
+
+
+def test_status_that_is_watched_without_a_terminal_is_written_again_and_again(scene: Stage) -> None:
+    server = scene.server("--min-clients", "1", features=5)
+    server.until("the server to be ready", lambda look: look.state.reason == "for 1 more client")
+    watch = scene.start("watch", ["fedserver.cli", "status", "--watch", "--state", str(server.state)])
+    until("a second picture", lambda: watch.text.count("0 sites connected (a round needs 1)") >= 2)
+    watch.process.send_signal(signal.SIGINT)
+    assert watch.wait() == ExitCode.FINISHED
 
 
 @pytest.mark.parametrize("way", ["stop", "SIGINT", "SIGTERM"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ import typer
 from rich.console import Console, RenderableType
 
 from fedserver.commands import run
-from fedserver.commands.admin import CALL_SECONDS, administration
+from fedserver.commands.admin import CALL_SECONDS, administration, compact_table
 from fedserver.commands.offline import show_evaluation
 from fedserver.commands.rounds import participation_table
 from fedserver.commands.status import picture
@@ -31,9 +32,9 @@ STATES = ("IDLE", "WORKING", "DISCONNECTED", "DECLINED", "LEFT")
 REASON = r"folder [/data/val] is gone, [bold]\[really] :warning:"
 
 
-def shown(what: RenderableType) -> str:
+def shown(what: RenderableType, width: int = 400) -> str:
     """On a console that somebody else has made."""
-    console = Console(file=StringIO(), width=400)
+    console = Console(file=StringIO(), width=width)
     console.print(what)
     assert isinstance(console.file, StringIO)
     return console.file.getvalue()
@@ -72,8 +73,29 @@ def test_round_is_named_once_and_a_part_that_went_well_has_no_reason() -> None:
     state = admin_pb2.Round(number=3, reason="round 3: 1 of 2 updates in, waiting for beta")
     part = admin_pb2.Participation(client_name="alpha", reason="ended", outcome="OUTCOME_COMPLETED", late_update="late")
     told = shown(participation_table(admin_pb2.GetRoundResponse(round=state, participations=[part]), 0.0))
-    assert told.startswith("Round 3: 1 of 2 updates in, waiting for beta ")
+    assert told.splitlines()[0] == "Round 3: 1 of 2 updates in, waiting for beta"
     assert ("ended" in told, "late" in told) == (False, True)
+
+
+def test_round_at_work_is_shown_in_80_columns_without_a_broken_word() -> None:
+    parts = [
+        admin_pb2.Participation(rank=0, client_name="north", phase="PHASE_TRAINING", epoch=1, epochs=10),
+        admin_pb2.Participation(rank=1, client_name="south", outcome="OUTCOME_COMPLETED", num_examples=123_456),
+        admin_pb2.Participation(rank=2, client_name="west", outcome="OUTCOME_QUARANTINED", reason="far too large"),
+    ]
+    for part in parts:
+        part.committed_size = part.body_size_bytes = 1_234_567
+        part.duration.FromSeconds(1_234)
+        part.last_seen.FromSeconds(0)
+    table = participation_table(admin_pb2.GetRoundResponse(participations=parts), 5.0)
+    narrow, wide = (shown(table, width).replace("─", "") for width in (80, 400))
+    assert Counter(narrow.split()) == Counter(wide.split())
+
+
+def test_column_that_says_nothing_of_any_row_is_left_out() -> None:
+    rows = [("alpha", "", "1"), ("beta", "", "")]
+    assert shown(compact_table("Sites", ("site", "note", "rounds"), rows)).split()[:3] == ["Sites", "site", "rounds"]
+    assert shown(compact_table("Sites", ("site", "note"), [])).split()[:3] == ["Sites", "site", "note"]
 
 
 def test_name_of_a_federation_is_announced_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
