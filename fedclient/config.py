@@ -187,7 +187,12 @@ class ClientConfig(Settings):
 
 
 def default_state_folder(server: str, name: str) -> Path:
-    """`~/.local/state/fedstream/HOST_PORT/NAME`, or below `XDG_STATE_HOME` where that is set."""
+    """`~/.local/state/fedstream/HOST_PORT/NAME`, or below `XDG_STATE_HOME` where that is set.
+
+    Args:
+        server: as it was joined; where nothing was joined, as it is dialled.
+        name: of the site.
+    """
     home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     return home / "fedstream" / re.sub(r"[^A-Za-z0-9.-]", "_", server) / name
 
@@ -235,7 +240,10 @@ def _with_identity(given: dict[str, Any]) -> dict[str, Any]:
             f"--name: {folder} is the identity of {membership.name}; leave the name off, or give another --identity"
         )
         raise Stop(ExitCode.BAD_CONFIGURATION, message)
-    return {"server": membership.server, "name": membership.name, **given, "identity": folder}
+    known = {"server": membership.server, "name": membership.name}
+    if "state_dir" not in given:  # of this federation, whatever way leads to its server now
+        known["state_dir"] = str(default_state_folder(membership.server, membership.name))
+    return {**known, **given, "identity": folder}
 
 
 def _read_toml(file: Path | None) -> dict[str, Any]:

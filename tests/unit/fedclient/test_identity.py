@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from fedclient.calls import Patience
-from fedclient.config import load_config
+from fedclient.config import default_state_folder, load_config
 from fedclient.exit_codes import ExitCode, Stop
 from fedclient.identity import IdentityFolder, Membership, check_answer, read_credentials
 from fedclient.join import join, places
@@ -76,6 +76,17 @@ def test_run_finds_the_identity_in_its_usual_place(tmp_path: Path, monkeypatch: 
 def message_of(code: ExitCode, stop: pytest.ExceptionInfo[Stop]) -> str:
     assert stop.value.code is code
     return stop.value.message
+
+
+def test_state_folder_stays_when_the_server_is_reached_by_another_address(folder: IdentityFolder) -> None:
+    joined, moved = (
+        load_config(None, {"identity": folder.folder, "data": "phantom"} | server)
+        for server in ({}, {"server": "new.example.org:443"})
+    )
+    assert (joined.server, moved.server) == ("fl.example.org:8443", "new.example.org:443")
+    assert moved.state_folder == joined.state_folder == default_state_folder("fl.example.org:8443", "alpha")
+    named = load_config(None, {"identity": folder.folder, "data": "phantom", "state_dir": "here"})
+    assert named.state_folder == Path("here")
 
 
 def test_run_under_another_name_than_the_identity_is_refused(folder: IdentityFolder) -> None:
