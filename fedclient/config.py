@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import socket
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -17,7 +16,7 @@ from fedclient.identity import IdentityFolder, default_identity_folder, read_cre
 from fedclient.reply import SiteLimits
 from fedclient.reporting import Reporting
 from fedstream import limits
-from fedstream.settings import Settings
+from fedstream.settings import Settings, read_settings
 from fedstream.tls import is_loopback, split_address
 from fedtask.class_folders import split_pairs
 
@@ -250,7 +249,7 @@ def _read_toml(file: Path | None) -> dict[str, Any]:
     if file is None:
         return {}
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return read_settings(file)
     except OSError as error:
         message = f"cannot read the configuration file {file}: {error.strerror}"
         raise Stop(ExitCode.BAD_CONFIGURATION, message) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +11,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator, model_
 from fedserver.aggregation import strategy_named
 from fedstream.encodings import Encoding
 from fedstream.errors import FedstreamError
-from fedstream.settings import Settings, require_named
+from fedstream.settings import Settings, read_settings, require_named
 from fedstream.tls import ascii_host, is_loopback, split_address
 
 GENERATED = "phantom"
@@ -227,10 +226,10 @@ _PLACES = dict.fromkeys(PlanSettings.model_fields, "in a file, it stands under [
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return read_settings(path)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,6 +26,25 @@ class Settings(BaseModel):
             raise ValueError("true and false are for what is on or off, and this is not")
         if kind is Path or Path in get_args(kind):
             require_named(value)
+        return value
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """What stands in a TOML file. A text that begins with `~/` is below the home of this user, as on a command line.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not TOML.
+    """
+    text = file.read_text(encoding="utf-8-sig")  # editors on other systems mark the beginning
+    return {key: _at_home(value) for key, value in tomllib.loads(text).items()}
+
+
+def _at_home(value: Any) -> Any:
+    """A path below the home folder in full: nobody else puts it in, and a folder of the name `~` would be made."""
+    try:
+        return str(Path(value).expanduser()) if isinstance(value, str) and value[:2] in ("~", "~/") else value
+    except RuntimeError:  # this user has no home: the path is told as it stands
         return value
 
 

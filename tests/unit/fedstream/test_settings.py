@@ -1,0 +1,24 @@
+"""Files of settings, as people and their editors write them. A moment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedstream.settings import read_settings
+
+pytestmark = pytest.mark.numpy_task
+
+
+def test_path_below_the_home_folder_is_found_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "site.toml"
+    file.write_text('data = "~/scans"\nout = "~"\nname = "a~/b"\nrounds = 3\n')
+    assert read_settings(file) == {"data": str(tmp_path / "scans"), "out": str(tmp_path), "name": "a~/b", "rounds": 3}
+
+
+def test_file_that_begins_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "site.toml"
+    file.write_bytes(b'\xef\xbb\xbfdata = "scans"\r\n')
+    assert read_settings(file) == {"data": "scans"}
