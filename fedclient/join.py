@@ -85,16 +85,27 @@ async def join(
         await _require_somebody(server, token)
     try:
         key = folder.key()
+    except OSError as error:
+        advice = "Name a folder that this user may write to with --identity. Nothing was sent: the token still works"
+        raise Stop(ExitCode.BAD_CONFIGURATION, f"{_not_kept(folder, error)}. {advice}") from error
+    try:
         answer = await _until_answered(enrolment, token, requests.enrol(token, key), patience)
         certificate, authority = to_pem(answer.certificate), to_pem(answer.authority)
         check_answer(token.name, key, certificate, authority)
         await asyncio.to_thread(folder.keep, Membership(token.name, server), certificate, authority)
     except OSError as error:
-        raise Stop(ExitCode.BAD_CONFIGURATION, f"the identity cannot be kept: {error}") from error
+        # In another folder there would be another key, and the server knows this one by now.
+        advice = "Mend that, and join again with the same token and the same --identity"
+        raise Stop(ExitCode.BAD_CONFIGURATION, f"{_not_kept(folder, error)}. {advice}") from error
     except ValueError as error:
         raise Stop(ExitCode.DEFECT, f"the server's answer cannot be used: {error}") from error
     expires = facts_of(certificate).expires
     return f"joined as {token.name}; the certificate is valid until {expires:%Y-%m-%d} and renews itself"
+
+
+def _not_kept(folder: IdentityFolder, error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return f"the identity {folder.folder} cannot be kept ({where}{error.strerror or error})"
 
 
 def _require_room(folder: IdentityFolder, wanted: Membership) -> None:

@@ -226,6 +226,16 @@ async def test_join_where_nobody_answers_says_that_nothing_is_lost_and_keeps_the
     assert folder.membership() is None
 
 
+async def test_join_that_cannot_keep_the_key_names_the_option_for_another_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    folder = IdentityFolder(tmp_path / "file" / "identity")
+    with pytest.raises(Stop) as stop:
+        await join(TOKEN, TOKEN.server, "127.0.0.1:1", folder)
+    why = f"the identity {folder.folder} cannot be kept ({folder.folder}: Not a directory)"
+    advice = "Name a folder that this user may write to with --identity. Nothing was sent: the token still works"
+    assert message_of(ExitCode.BAD_CONFIGURATION, stop) == f"{why}. {advice}"
+
+
 @pytest.mark.parametrize("change", [{"name": "beta"}, {"server": "elsewhere.example.org:8443"}])
 async def test_join_does_not_put_a_site_in_the_place_of_another(folder: IdentityFolder, change: dict[str, str]) -> None:
     token = replace(TOKEN, **change)
