@@ -43,7 +43,7 @@ def training_history(rows: Sequence[HistoryRow], path: Path, title: str) -> None
             axes.set_ylabel(shown(name))
             drawing.score_limits(axes, name, [*training, *validation])
         handles, labels = drawing.legend_entries(*panels)
-        drawn.legend(handles, labels, loc="outside upper right", ncols=2)
+        drawn.legend(handles, labels, loc="outside lower center", ncols=2)
 
 
 _VALIDATION = "val_"

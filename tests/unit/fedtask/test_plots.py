@@ -92,6 +92,18 @@ def test_training_history_is_content_with_little_and_with_much(rows: list[Histor
     assert size(tmp_path / "history.png") == (1440, 604)
 
 
+def test_training_history_of_the_longest_name_has_its_title_beside_the_legend(
+    figures: list[Figure], tmp_path: Path
+) -> None:
+    plots.training_history([row(1, 1, 0.5, 0.5)], tmp_path / "history.png", f"{'mannheim-' * 7}0: local training")
+    [drawn] = figures
+    [legend] = drawn.legends
+    assert drawn._suptitle is not None
+    title = drawn._suptitle.get_window_extent()
+    assert drawn.bbox.x0 <= title.x0 <= title.x1 <= drawn.bbox.x1
+    assert not title.overlaps(legend.get_window_extent())
+
+
 def test_training_history_of_many_rounds_numbers_twelve_at_most(figures: list[Figure], tmp_path: Path) -> None:
     plots.training_history([row(n, 1, 0.5, 0.5) for n in range(1, 71)], tmp_path / "history.png", "client north")
 
