@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import h5py
 import keras
@@ -18,6 +20,8 @@ from fedtask.brain_mri.task import BrainMri
 from fedtask.images.site import open_holdout
 from fedtask.task import TaskError
 from tests.support.brain_mri import SMALL, differing
+
+DOCUMENT = Path(__file__).resolve().parents[4] / "docs" / "brain_mri.md"
 
 PLAIN_KERAS = """
 import sys, keras, numpy as np
@@ -175,6 +179,19 @@ def test_predict_gives_class_and_probability_per_image_and_names_what_it_cannot_
     of_yes = sum(prediction.class_name == "yes" for prediction in usable)
     assert of_yes == confusion[0][1] + confusion[1][1]
     assert all(0.5 <= prediction.probability <= 1 for prediction in usable)
+
+
+def test_lines_in_the_document_give_what_predict_gives(exported, tmp_path, monkeypatch):
+    [lines] = re.findall(r"```python\n(import keras\n.*?)```", DOCUMENT.read_text("utf-8"), re.DOTALL)
+    shutil.copy(exported / "GLOBAL_MODEL_MOB.keras", tmp_path)
+    rng = np.random.default_rng(0)  # of noise, each way of shrinking makes something else
+    Image.fromarray(rng.integers(0, 255, (300, 200, 3), np.uint8)).save(tmp_path / "scan.png")
+    monkeypatch.chdir(tmp_path)
+    said = {}
+    exec(lines, said)  # noqa: S102 - our own document
+    [expected] = predict(tmp_path / "GLOBAL_MODEL_MOB.keras", [tmp_path / "scan.png"])
+    of_class = {"yes": said["probability"], "no": 1 - said["probability"]}
+    assert of_class[expected.class_name] == pytest.approx(expected.probability, abs=1e-5)
 
 
 def test_predict_reads_any_size_of_image(exported, tmp_path):
