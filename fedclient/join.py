@@ -137,6 +137,8 @@ async def _until_answered(
         raise Stop(ExitCode.UNTRUSTED, f"{error} Nothing was sent to it") from error
     except TransportError as error:
         message = f"cannot join at {address}: {plain_words(error)}{proxy_hint(address)}"
+        if address != token.enrolment:
+            message += f". The token says {token.enrolment}: --enrolment names another port than that one's"
         message += ". Nothing is lost: try again with the same token"
         raise Stop(ExitCode.UNREACHABLE, message) from error
     except LimitExceeded as error:

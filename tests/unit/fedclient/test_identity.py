@@ -222,6 +222,7 @@ async def test_join_where_nobody_answers_says_that_nothing_is_lost_and_keeps_the
         with pytest.raises(Stop) as stop:
             await join(TOKEN, TOKEN.server, "127.0.0.1:1", folder, impatient)
         assert "Nothing is lost: try again with the same token" in message_of(ExitCode.UNREACHABLE, stop)
+        assert f"The token says {TOKEN.enrolment}: --enrolment names another port" in stop.value.message
     assert [path.name for path in sorted(folder.folder.iterdir())] == ["site.key"]
     assert folder.membership() is None
 
