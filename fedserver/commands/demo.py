@@ -101,7 +101,10 @@ def _phantom(plan: DemoPlan, console: Console) -> Path:
     command = [sys.executable, "-m", "fedtask.brain_mri.phantom", str(folder), "--seed", str(plan.seed)]
     command += ["--num-train", DEMO.settings["phantom_images"], "--num-val", str(_HOLDOUT_IMAGES)]
     command += ["--size", DEMO.settings["image_size"]]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    log = plan.out / "logs" / "phantom.log"
+    with _process(command, log) as making:
+        if making.wait():
+            raise fail(f"the phantom images could not be made; see {log}", ExitCode.FAILED)
     return folder
 
 

@@ -48,6 +48,25 @@ def test_demo_whose_data_is_of_the_earlier_one_leaves_both(earlier: Path, tmp_pa
     assert words in refused(tmp_path / "link", earlier)
 
 
+def test_demo_whose_images_cannot_be_drawn_says_where_the_reason_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made_room = demo._make_room
+
+    def in_the_way(out: Path) -> None:
+        made_room(out)
+        (out / "phantom").mkdir()
+        (out / "phantom" / "scan.png").touch()
+
+    monkeypatch.setattr(demo, "_make_room", in_the_way)
+    result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "out")])
+    log = tmp_path / "out" / "logs" / "phantom.log"
+    said = result.output + "".join(capfd.readouterr())  # what a child says goes by the runner
+    assert (result.exit_code, "Traceback" in said) == (ExitCode.FAILED, False)
+    assert f"fedserver: the phantom images could not be made; see {log}\n" in said
+    assert "is not empty and holds no phantom" in log.read_text()
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [
