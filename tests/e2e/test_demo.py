@@ -117,6 +117,20 @@ def test_demo_leaves_each_site_its_model_and_its_history(demo: tuple[Path, str])
         assert written >= {f"client_{name}_model.h5", f"client_{name}_training_history.png"}
 
 
+def test_what_comes_out_stands_in_the_document(demo: tuple[Path, str]) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "operating.md").read_text("utf-8")
+    told = set(re.findall(r"[\w/]+", text.split("## What comes out\n")[1].split("\n## ")[0]))
+    out, _ = demo
+    site = out / "clients" / "site_0"
+    left = [*(out / "models").iterdir(), *site.glob("*.*")]
+    assert {path.stem.replace("site_0", "NAME").removesuffix("_MOB") for path in left} <= {
+        name.removeprefix("models/").removesuffix("_MOB") for name in told
+    }
+    assert {path.name.split(".")[0] for path in (out / "report").iterdir() if path.suffix != ".png"} <= {
+        name.removeprefix("report/").rstrip("/") for name in told
+    }
+
+
 def test_models_of_the_demo_take_plain_images_in_plain_keras(demo: tuple[Path, str]) -> None:
     models = [str(demo[0] / "models" / name) for name in ("GLOBAL_MODEL_MOB.keras", "GLOBAL_MODEL_MOB.h5")]
     quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
