@@ -94,6 +94,15 @@ async def _end(context: Context, code: grpc.StatusCode, details: str, metadata: 
     raise AssertionError("an abort always raises")
 
 
+async def begin_answer(context: Context) -> None:
+    """Send the head of a stream of answers. To be awaited before the first of them.
+
+    gRPC would send it with the first. Where that is cut off on its way, as when a newer stream takes over, gRPC takes
+    the head for unsent, and cannot send it once more with the status: the stream would never end.
+    """
+    await context.send_initial_metadata(())
+
+
 async def end_unheard(context: Context, awaited: str = "its first message") -> NoReturn:
     """End a stream that came to its end before what was `awaited`, as the network does.
 

@@ -13,7 +13,14 @@ from fedserver.bounds import each_in_time, in_time
 from fedserver.desk import Committer, Desk, OpenUpload, UploadStatus
 from fedserver.federation import Federation
 from fedserver.services.callers import CALLER
-from fedserver.services.calls import Context, end_standing_still, end_unheard, give_way, translates_errors
+from fedserver.services.calls import (
+    Context,
+    begin_answer,
+    end_standing_still,
+    end_unheard,
+    give_way,
+    translates_errors,
+)
 from fedserver.services.downloads import STANDSTILL_SECONDS, Downloads
 from fedserver.services.ownership import require_own
 from fedserver.services.shared_chunks import ChunkKey, EncodedChunk, SharedChunks
@@ -111,6 +118,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
             return
         await require_own(self.federation, self._desk, upload_id)
         opened = await self._desk.at_work(upload_id)
+        await begin_answer(context)
         superseded = opened.take_over()
         try:
             message = "a newer stream of this upload took over"
@@ -191,6 +199,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
             model = self.federation.state.models.get(request.model_sha256)
             if request.model_sha256 != self._told_last[0]:
                 self._told_last = request.model_sha256, _told(model.manifest)
+            await begin_answer(context)
             for message in self._told_last[1]:
                 await self._send(message, context, site)
 
@@ -214,6 +223,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
                 message = f"the body has {body.size_bytes} bytes; reading cannot start at {request.read_offset}"
                 raise WrongOffset(message, committed_size=body.size_bytes)
             log.debug("download begins", bytes=body.size_bytes - request.read_offset)
+            await begin_answer(context)
             try:
                 async for chunk in self._chunks(request, chunk_bytes, body):
                     # Counted first: a client that has all it wants hangs up, and this handler ends within the write.

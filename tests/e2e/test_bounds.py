@@ -27,7 +27,8 @@ from fedstream.status import from_rpc_error
 from fedstream.tls import CHANNEL_OPTIONS, channel_credentials, fetch_certificate, split_address
 from fedstream.v1 import common_pb2, enrolment_pb2, negotiation_pb2, transfer_pb2
 from tests.support.joining import joined
-from tests.support.serving import BareSite, body_of, cut, manifest_messages, serving
+from tests.support.processes import soon
+from tests.support.serving import BareSite, body_of, chunk_messages, cut, manifest_messages, serving
 from tests.support.tasks import random_weights
 
 pytestmark = [pytest.mark.e2e, pytest.mark.numpy_task]
@@ -347,19 +348,37 @@ async def _until_refused(
         await asyncio.sleep(0.01)
 
 
+_HEADERS, _SETTINGS = 1, 4
+
+
 def frame(kind: int, flags: int, stream: int, content: bytes = b"") -> bytes:
     """A frame of HTTP/2."""
     return len(content).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + content
 
 
-def call_without_room(path: str) -> bytes:
-    """What begins a connection, over which no byte of an answer may come, and calls with an empty request."""
+def call_without_room(path: str, message: bytes = b"", *, goes_on: bool = False) -> bytes:
+    """What begins a connection over which no byte of an answer may come, only its head and its status, and a call."""
     fields = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "x", "te": "trailers"}
     fields |= {"content-type": "application/grpc"}
     head = b"".join(b"\0" + b"".join(bytes([len(part)]) + part.encode() for part in field) for field in fields.items())
-    settings, no_window = 4, (4).to_bytes(2, "big") + bytes(4)
-    begin = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(settings, 0, 0, no_window)
-    return begin + frame(1, 4, 1, head) + frame(0, 1, 1, bytes(5))
+    no_window = (4).to_bytes(2, "big") + bytes(4)
+    begin = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(_SETTINGS, 0, 0, no_window) + frame(_HEADERS, 4, 1, head)
+    return begin + frame(0, not goes_on, 1, b"\0" + len(message).to_bytes(4, "big") + message)
+
+
+def room() -> bytes:
+    """What gives the answers room after all."""
+    return frame(_SETTINGS, 0, 0, (4).to_bytes(2, "big") + (1 << 16).to_bytes(4, "big"))
+
+
+async def head_of_answer(reader: asyncio.StreamReader) -> bool:
+    """Wait for the next head that comes over such a connection; whether it is the answer's end, with its status."""
+    kind, flags = -1, 0
+    while kind != _HEADERS:
+        start = await reader.readexactly(9)
+        kind, flags = start[3], start[4]
+        await reader.readexactly(int.from_bytes(start[:3], "big"))
+    return bool(flags & 1)
 
 
 async def test_peer_that_watches_the_health_and_takes_no_answer_does_not_keep_a_server_from_ending(
@@ -370,12 +389,42 @@ async def test_peer_that_watches_the_health_and_takes_no_answer_does_not_keep_a_
         async with serving(tmp_path, plaintext=True) as (_, listening):
             reader, writer = await connect(listening)
             writer.write(call_without_room("/grpc.health.v1.Health/Watch"))
-            kind = -1
-            while kind != 1:  # the answer's headers: what follows has no room
-                head = await reader.readexactly(9)
-                kind = head[3]
-                await reader.readexactly(int.from_bytes(head[:3], "big"))
+            assert not await head_of_answer(reader)  # what follows has no room
     writer.close()
+
+
+async def test_download_whose_beginning_is_taken_too_late_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(transfer, "STANDSTILL_SECONDS", 0.5)
+    async with a_round(tmp_path, plaintext=True) as (server, listening, _, _):
+        request = transfer_pb2.ReadChunksRequest(model_sha256=server.federation.model.digest.sha256)
+        reader, writer = await connect(listening)
+        writer.write(call_without_room("/fedstream.v1.TransferService/ReadChunks", request.SerializeToString()))
+        assert not await head_of_answer(reader)
+        await soon("the end of the download", lambda: "a download was not taken" in capsys.readouterr().out)
+        writer.write(room())
+        assert await asyncio.wait_for(head_of_answer(reader), SOON_SECONDS)
+        writer.close()
+
+
+async def test_stream_of_an_upload_that_hears_its_first_answer_late_has_ended_by_a_newer_one(tmp_path: Path) -> None:
+    async with a_round(tmp_path, plaintext=True) as (server, listening, site, upload_id):
+        schema = server.federation.schema
+        weights = random_weights(schema, 1)
+        manifest = manifest_of(schema, weights)
+        missing = (await site.put_manifest(upload_id, manifest)).missing_tensors
+        chunks = list(cut(body_of(manifest, weights, missing), 1 << 20))
+        (request,) = chunk_messages(upload_id, chunks)
+        reader, writer = await connect(listening)
+        path, message = "/fedstream.v1.TransferService/WriteChunks", request.SerializeToString()
+        writer.write(call_without_room(path, message, goes_on=True))
+        await soon("the first answer", lambda: server.federation.traffic.received > 0)
+        assert not await head_of_answer(reader)
+        await site.write(upload_id, chunks)
+        writer.write(room())
+        assert await asyncio.wait_for(head_of_answer(reader), SOON_SECONDS)
+        writer.close()
 
 
 async def never() -> AsyncIterator[Any]:

@@ -86,6 +86,9 @@ class Call:
     async def read(self) -> Any:
         return next(self.chunks, grpc.aio.EOF)
 
+    async def send_initial_metadata(self, head: object) -> None:
+        """No answer is told by its head."""
+
     async def write(self, message: Message) -> None:
         self.answers.put_nowait(message)
 

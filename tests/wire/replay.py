@@ -88,6 +88,9 @@ class Call:
         message = await self.said.get()
         return grpc.aio.EOF if message is None else message
 
+    async def send_initial_metadata(self, head: object) -> None:
+        """No answer is told by its head."""
+
     async def write(self, message: Message | bytes) -> None:
         is_read = isinstance(message, bytes)  # ReadChunks answers with what is serialised already
         self.answers.put_nowait(transfer_pb2.ReadChunksResponse.FromString(message) if is_read else message)

@@ -49,6 +49,9 @@ class Call:
             await asyncio.Event().wait()
         return self._messages.pop(0)
 
+    async def send_initial_metadata(self, head: object) -> None:
+        """No answer is told by its head."""
+
     async def write(self, message: Message | bytes) -> None:
         self.answers.put_nowait(message)
 
