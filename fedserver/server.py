@@ -122,6 +122,7 @@ class Server:
         disk = DiskWatch(self._state, config.min_free_bytes, config.retry_delay_seconds, free)
         self.federation = Federation(config, self._state, evaluator, clock or SystemClock(), disk)
         self._desk = Desk(self.federation)
+        self._transfer = TransferServicer(self.federation, self._desk)
         self._health = health.aio.HealthServicer()
         self._gate = self._open_gate()
         bounds, checks = channel_options(config), [self._gate.callers] if self._gate else []
@@ -194,7 +195,7 @@ class Server:
         """Put the clients' services on their ports; returns the names of those on the public one."""
         negotiation = NegotiationServicer(self.federation)
         negotiation_pb2_grpc.add_NegotiationServiceServicer_to_server(negotiation, self._public)
-        add_transfer_to_server(TransferServicer(self.federation, self._desk), self._public)
+        add_transfer_to_server(self._transfer, self._public)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._public)
         services = [_name(negotiation_pb2, "NegotiationService"), _name(transfer_pb2, "TransferService")]
         if self._gate is not None:
@@ -313,9 +314,9 @@ class Server:
             async with asyncio.timeout(_LEAVE_SECONDS):
                 await self._health.enter_graceful_shutdown()
         self.federation.is_leaving = True  # or a client that comes just now would be told, and could fetch nothing
-        public_seconds = _DOWNLOAD_SECONDS if self.federation.outcome is not None else _LEAVE_SECONDS
-        others = (each.stop(_LEAVE_SECONDS) for each in (self._enrolment, self._admin))
-        await asyncio.gather(self._public.stop(public_seconds), *others)
+        if self.federation.outcome is not None:  # for these alone: one who watches the health never hangs up
+            await self._transfer.downloads.over(_DOWNLOAD_SECONDS)
+        await asyncio.gather(*(each.stop(_LEAVE_SECONDS) for each in (self._public, self._enrolment, self._admin)))
         if self._metrics is not None:  # not before: a client that came while it closes would be told of the end in vain
             await self._metrics.close()
         self._admin_socket.remove()

@@ -21,6 +21,7 @@ from fedserver.commands.admin import (
     show_json,
 )
 from fedserver.commands.rounds import participation_table
+from fedserver.exit_codes import ExitCode, fail
 from fedserver.store.members import SiteState, kept_sites
 from fedstream.v1 import admin_pb2, admin_pb2_grpc
 
@@ -29,6 +30,8 @@ _WATCH_SECONDS = 1.0
 
 def show_status(state: Path, *, watch: bool, as_json: bool) -> None:
     """Show it once, or again and again."""
+    if watch and as_json:
+        raise fail("--json is shown once: leave --watch off, and ask as often as you like", ExitCode.BAD_CONFIGURATION)
     with administration(state) as stub:
         if as_json:
             show_json(

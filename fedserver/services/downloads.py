@@ -7,6 +7,7 @@ counting for a while.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from fedstream.errors import LimitExceeded
+from fedstream.waiting import comes
 
 MOST_AT_ONCE = 8
 """Of one site. A client has one or two; connections that broke and are not known to be broken yet may have others."""
@@ -37,6 +39,8 @@ class Downloads:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._at_work: Counter[str] = Counter()
+        self._none = asyncio.Event()
+        self._none.set()
         self._stood_still: defaultdict[str, deque[float]] = defaultdict(deque)
 
     @contextmanager
@@ -46,19 +50,23 @@ class Downloads:
         Raises:
             LimitExceeded: it has too many.
         """
-        if not site:
-            yield site
-            return
-        if self._at_work[site] + self._num_stood_still(site) >= MOST_AT_ONCE:
+        if site and self._at_work[site] + self._num_stood_still(site) >= MOST_AT_ONCE:
             message = f"this site has {MOST_AT_ONCE} downloads that it does not take; come back later"
             raise LimitExceeded(message, _RETRY, limit="downloads_of_one_site")
         self._at_work[site] += 1
+        self._none.clear()
         try:
             yield site
         finally:
             self._at_work[site] -= 1
             if not self._at_work[site]:
                 del self._at_work[site]
+            if not self._at_work:
+                self._none.set()
+
+    async def over(self, within_seconds: float) -> None:
+        """Return when no download is at work, or the time is up."""
+        await comes(self._none, within_seconds)
 
     def note_standstill(self, site: str) -> None:
         """A download of this site was not taken for `STANDSTILL_SECONDS`, on a connection that lives."""

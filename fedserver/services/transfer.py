@@ -47,7 +47,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
         self.federation = federation
         self._desk = desk
         self._shared = SharedChunks()
-        self._downloads = Downloads()
+        self.downloads = Downloads()
         # All clients ask for the same manifest at the same time.
         self._told_last: tuple[bytes, list[transfer_pb2.GetManifestResponse]] = b"", []
 
@@ -195,7 +195,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
         context: Context,
     ) -> None:
         """Gives the manifest of a published model."""
-        with self._downloads.one(_site()) as site:
+        with self.downloads.one(_site()) as site:
             model = self.federation.state.models.get(request.model_sha256)
             if request.model_sha256 != self._told_last[0]:
                 self._told_last = request.model_sha256, _told(model.manifest)
@@ -210,7 +210,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
         context: Context,
     ) -> None:
         """Gives the body of a published model from an offset on. What it writes is serialised already."""
-        with self._downloads.one(_site()) as site:
+        with self.downloads.one(_site()) as site:
             await self._give(request, context, site)
 
     async def _give(self, request: transfer_pb2.ReadChunksRequest, context: Context, site: str) -> None:
@@ -238,7 +238,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
             async with asyncio.timeout(STANDSTILL_SECONDS):
                 await context.write(message)
         except TimeoutError:
-            self._downloads.note_standstill(site)
+            self.downloads.note_standstill(site)
             log.warning("a download was not taken", client=site, seconds=STANDSTILL_SECONDS)
             await end_standing_still(context)
 

@@ -44,21 +44,26 @@ def restore(backup: Path, state: Path) -> Contents:
         WrongBackup: `state` is not empty, or the backup is incomplete or damaged.
         BackupError: `state` cannot be made. Nothing is left of the try.
     """
-    if state.exists() and (not state.is_dir() or any(state.iterdir())):
-        raise WrongBackup(f"{state} is not empty, and nothing is overwritten: give another --state, or move it away")
     state = state.resolve()  # of `.` there is no name
-    unfinished = state.with_name(f"{state.name}{TEMPORARY_SUFFIX}")
+    # A folder that is a file system of its own, such as a container's volume, can be filled and not replaced.
+    is_mounted = state.is_mount()
+    unfinished = (state if is_mounted else state.parent) / f"{state.name}{TEMPORARY_SUFFIX}"
     if unfinished.exists():
         raise BackupError(f"{unfinished} is there: another restore is at work, or one broke off; remove it first")
+    if state.exists() and (not state.is_dir() or any(state.iterdir())):
+        raise WrongBackup(f"{state} is not empty, and nothing is overwritten: give another --state, or move it away")
     try:
         unfinished.mkdir(mode=0o700, parents=True)
         contents = _unpack(backup, unfinished)
         _check_restored(unfinished)
-        if state.exists():
-            state.rmdir()
         for folder in {path.parent for path in unfinished.rglob("*")}:
             RealFileSystem().sync_folder(folder)
-        publish(RealFileSystem(), unfinished, state)
+        if is_mounted:
+            _move_up(unfinished)
+        else:
+            if state.exists():
+                state.rmdir()
+            publish(RealFileSystem(), unfinished, state)
     except (EOFError, tarfile.TarError) as error:
         raise WrongBackup(f"{backup} cannot be restored ({error})") from error
     except OSError as error:
@@ -69,6 +74,13 @@ def restore(backup: Path, state: Path) -> Contents:
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return contents
+
+
+def _move_up(folder: Path) -> None:
+    """Move what is in a folder to the one around it; the database last, without which that is no state directory."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == DATABASE):
+        path.rename(folder.parent / path.name)
+    RealFileSystem().sync_folder(folder.parent)
 
 
 def _unpack(backup: Path, folder: Path) -> Contents:

@@ -19,7 +19,7 @@ from fedserver.commands import run
 from fedserver.commands.admin import CALL_SECONDS, administration, compact_table
 from fedserver.commands.offline import show_evaluation
 from fedserver.commands.rounds import participation_table
-from fedserver.commands.status import picture
+from fedserver.commands.status import picture, show_status
 from fedserver.config import ServerConfig
 from fedserver.server import Listening
 from fedstream.v1 import admin_pb2
@@ -147,3 +147,9 @@ def test_who_watches_hears_how_the_federation_ended(tmp_path: Path, capsys: pyte
     with pytest.raises(typer.Exit):
         watch()
     assert "its federation is over (all 3 rounds done)" in capsys.readouterr().err
+
+
+def test_watched_status_as_json_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit):
+        show_status(tmp_path, watch=True, as_json=True)
+    assert "--json is shown once: leave --watch off" in capsys.readouterr().err

@@ -203,6 +203,18 @@ def test_nothing_is_overwritten(folder: Path, tmp_path: Path) -> None:
     assert agrees(tmp_path / "empty")
 
 
+def test_folder_that_is_a_file_system_of_its_own_is_filled(folder: Path, tmp_path: Path, small_disk: Path) -> None:
+    back_up(folder, tmp_path / "backup")
+    (small_disk / "other").touch()
+    with pytest.raises(BackupError, match="is not empty, and nothing is overwritten"):
+        restore(tmp_path / "backup", small_disk)
+    (small_disk / "other").unlink()
+    restore(tmp_path / "backup", small_disk)
+    restore(tmp_path / "backup", tmp_path / "replaced")
+    assert {path.name for path in small_disk.iterdir()} == {path.name for path in (tmp_path / "replaced").iterdir()}
+    assert agrees(small_disk)
+
+
 def test_damaged_file_is_named_and_no_backup_is_left(folder: Path, tmp_path: Path) -> None:
     path = next((folder / "models").iterdir())
     path.write_bytes(path.read_bytes()[:-1] + b"x")
