@@ -17,7 +17,7 @@ import numpy.typing as npt
 from fedstream.plan import Plan
 from fedstream.schema import ModelSchema, TaskMeaning
 from fedtask.division import divide, limited
-from fedtask.metrics import EPSILON, binary_evaluation
+from fedtask.metrics import EPSILON, binary_evaluation, require_finite
 from fedtask.progress import Progress
 from fedtask.settings import option, read_settings
 from fedtask.task import Evaluation, FineTuned, Report, ReportWords, SiteOptions, SiteSummary, TaskError, Weights
@@ -159,6 +159,7 @@ class KerasTask:
         assign_weights(self._model, weights)
         outputs = _probabilities(self._trainer.predict(self._holdout))
         if len(self.class_names) > 2:
+            require_finite(outputs)  # NaN would be taken for the first class
             return _evaluation(self._holdout.labels, outputs, tuple(self.class_names))
         of_last = outputs[:, -1]
         scores = of_last if self._positive == self.class_names[1] else 1 - of_last
@@ -270,7 +271,7 @@ def _split(examples: _ArrayExamples) -> tuple[_ArrayExamples, _ArrayExamples]:
 
 
 def _probabilities(outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Outputs, if they can be probabilities; NaN is let pass, and is seen in the loss."""
+    """Outputs, if they can be probabilities; NaN is let pass: of a site's validation it is seen in the loss."""
     sums = outputs.sum(axis=1) if outputs.shape[1] > 1 else np.ones(len(outputs))
     if (outputs < -_SLACK).any() or (outputs > 1 + _SLACK).any() or (abs(sums - 1) > _SLACK).any():
         raise TaskError("the model's outputs are no probabilities: let its last layer end in a sigmoid or a softmax")

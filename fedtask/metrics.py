@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fedtask import intervals
-from fedtask.task import Evaluation, Interval
+from fedtask.task import Evaluation, Interval, TaskError
 
 EPSILON = 1e-7
 """Probabilities are clipped to [EPSILON, 1 - EPSILON] inside the logarithm of the loss; Keras's own value."""
@@ -73,8 +73,9 @@ def binary_evaluation(
     as they could be.
 
     Raises:
-        ValueError: shapes differ, a label is not 0 or 1, a score is not finite or outside 0 to 1, or `positive_class`
-            is not one of two `class_names`.
+        ValueError: shapes differ, a label is not 0 or 1, a score is outside 0 to 1, or `positive_class` is not one of
+            two `class_names`.
+        TaskError: a score is NaN or infinite.
     """
     positive, probability = _checked(labels, scores, class_names, positive_class)
     sheet = _Sheet()
@@ -128,6 +129,18 @@ class _Sheet:
             self.leave_out(reason, name)
 
 
+def require_finite(scores: np.ndarray) -> None:
+    """See that what a model gave for examples, float [n] or [n, classes], can be scored.
+
+    Raises:
+        TaskError: of some it is NaN or infinite.
+    """
+    bad = int((~np.isfinite(scores)).any(axis=tuple(range(1, scores.ndim))).sum())
+    if bad:
+        why = "the model's weights have diverged, or the inputs of these examples hold NaN"
+        raise TaskError(f"the model's outputs for {bad} of {len(scores)} examples are NaN or infinite: {why}")
+
+
 def _checked(
     labels: ArrayLike, scores: ArrayLike, class_names: Sequence[str], positive_class: str
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -139,9 +152,7 @@ def _checked(
         raise ValueError(f"labels and scores must have one length, [n] each; got {label.shape} and {score.shape}")
     if not np.isin(label, (0, 1)).all():
         raise ValueError(f"a label must be 0 or 1, an index into {list(class_names)}")
-    if not np.isfinite(score).all():
-        bad = int((~np.isfinite(score)).sum())
-        raise ValueError(f"{bad} of {len(score)} scores are NaN or infinite: the model's weights have diverged")
+    require_finite(score)
     if ((score < 0) | (score > 1)).any():
         raise ValueError(f"a score must be a probability, 0 to 1; got {score.min()} to {score.max()}")
     return label == list(class_names).index(positive_class), score

@@ -108,6 +108,9 @@ def test_three_classes_are_scored_by_loss_accuracy_and_confusion():
     assert sorted(scored.metrics) == ["accuracy", "loss"]
     assert np.array(scored.confusion).sum() == scored.num_examples == 90
     assert np.trace(np.array(scored.confusion)) / 90 == pytest.approx(scored.metrics["accuracy"])
+    diverged = {name: np.full_like(values, np.nan) for name, values in task.initial_weights(0, None).items()}
+    with pytest.raises(TaskError, match="outputs for 90 of 90 examples are NaN or infinite"):
+        task.evaluate(diverged)
 
 
 def test_model_with_the_wrong_number_of_outputs_is_refused():

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedtask.metrics import METRIC_NAMES, binary_evaluation, evaluation_from_json, evaluation_to_json, leading
-from fedtask.task import Evaluation, Interval
+from fedtask.task import Evaluation, Interval, TaskError
 
 CLASSES = ("no", "yes")
 
@@ -211,8 +211,6 @@ def test_roc_curve_of_many_examples_keeps_1000_points_and_both_ends() -> None:
 @pytest.mark.parametrize(
     ("labels", "scores", "classes", "positive", "message"),
     [
-        ([0, 1], [0.1, math.nan], CLASSES, "yes", "1 of 2 scores are NaN or infinite"),
-        ([0, 1], [0.1, math.inf], CLASSES, "yes", "1 of 2 scores are NaN or infinite"),
         ([0, 1], [0.1, 1.5], CLASSES, "yes", "a probability, 0 to 1"),
         ([0, 2], [0.1, 0.5], CLASSES, "yes", "a label must be 0 or 1"),
         ([0, 1, 1], [0.1, 0.5], CLASSES, "yes", "one length"),
@@ -226,6 +224,12 @@ def test_binary_evaluation_of_bad_input_says_what_is_wrong(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         binary_evaluation(labels, scores, classes, positive)
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf])
+def test_binary_evaluation_of_a_model_that_has_diverged_says_so(score: float) -> None:
+    with pytest.raises(TaskError, match="outputs for 1 of 2 examples are NaN or infinite: the model's weights have"):
+        binary_evaluation([0, 1], [0.1, score], CLASSES, "yes")
 
 
 def test_evaluation_to_json_of_values_that_are_not_finite_leaves_them_out_and_says_so() -> None:
