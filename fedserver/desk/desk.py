@@ -210,7 +210,8 @@ class Desk:
     async def clear(self) -> None:
         """The round is over: throw away what did not finish.
 
-        What became of this round's uploads can still be asked, as long as its updates are kept.
+        What became of this round's uploads can still be asked until the next round is over, and as long as its updates
+        are kept.
         """
         left = self._tray.open
         self._tray.clear()

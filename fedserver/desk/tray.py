@@ -93,6 +93,8 @@ class Tray:
         """By upload id, for whoever opens or removes its files: those of each beginning have the same name."""
         self._received: dict[str, Received] = {}
         self._finished: dict[str, UploadStatus] = {}
+        # Of the round before. With `keep_rounds` 0 its rows are gone, and how they ended can be asked all the same.
+        self._finished_before: dict[str, UploadStatus] = {}
 
     @property
     def intake(self) -> Intake:
@@ -146,13 +148,13 @@ class Tray:
         return self._finished[upload_id]
 
     def finished(self, upload_id: str) -> UploadStatus | None:
-        """What became of an upload of this round, or of one that is over and whose updates are kept; else `None`."""
-        known = self._finished.get(upload_id)
+        """What became of an upload of this round, of the one before, or of one whose updates are kept; else `None`."""
+        known = self._finished.get(upload_id) or self._finished_before.get(upload_id)
         if known is None and (ended := ended_upload(self.federation.state.database, upload_id)) is not None:
             size, state, reason = ended
             known = UploadStatus(size, size, state, reason)
         return known
 
     def clear(self) -> None:
-        """The round is over. What became of its uploads can still be asked: their rows say it."""
-        self._finished, self.open, self._received = {}, {}, {}
+        """The round is over. What became of its uploads can still be asked."""
+        self._finished_before, self._finished, self.open, self._received = self._finished, {}, {}, {}

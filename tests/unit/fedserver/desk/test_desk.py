@@ -113,6 +113,21 @@ async def test_how_an_upload_ended_can_be_asked_of_the_next_process_too(tmp_path
         assert await bench.desk.finish(upload_id) == admitted
 
 
+async def test_how_an_upload_ended_can_be_asked_for_one_more_round_where_no_updates_are_kept(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path, "a", keep_rounds=0) as bench:
+        running = await bench.open_round()
+        admitted = await bench.send("a", WEIGHTS)
+        upload_id = bench.part("a").upload_id
+        await bench.end_round(running)
+        assert bench.desk.status(upload_id) == admitted
+        running = await bench.open_round()
+        assert await bench.desk.finish(upload_id) == admitted
+        await bench.send("a", WEIGHTS)
+        await bench.end_round(running)
+        with pytest.raises(UnknownUpload):
+            await bench.desk.finish(upload_id)
+
+
 async def test_how_far_an_upload_is_can_be_asked_of_a_server_that_had_no_round_yet(tmp_path: Path) -> None:
     async with Bench.running(tmp_path, "a") as bench:
         running = await bench.open_round()
