@@ -117,8 +117,8 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
         if upload_id is None:
             return
         await require_own(self.federation, self._desk, upload_id)
-        opened = await self._desk.at_work(upload_id)
         await begin_answer(context)
+        opened = await self._desk.at_work(upload_id)  # nothing may come in between: the upload could end meanwhile
         superseded = opened.take_over()
         try:
             message = "a newer stream of this upload took over"

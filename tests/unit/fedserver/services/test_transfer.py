@@ -133,6 +133,23 @@ async def test_stream_that_is_open_when_its_round_ends_hears_of_that_and_not_of_
             await asyncio.wait_for(stream, 10.0)
 
 
+async def test_stream_that_begins_while_its_round_ends_hears_of_that(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path, "a") as bench:
+        running = await bench.open_round()
+        upload_id = await bench.begin("a", WEIGHTS)
+
+        class Beginning(Call):
+            async def send_initial_metadata(self, head: object) -> None:
+                bench.federation.stop(finish_round=False)
+                await bench.end_round(running)
+
+        stream = TransferServicer(bench.federation, bench.desk).WriteChunks(
+            None, Beginning(WrittenChunk(upload_id, make_chunk(0, b"")))
+        )
+        with pytest.raises(Refused, match="FAILED_PRECONDITION: round 1 does not wait for this update: round 1 closed"):
+            await asyncio.wait_for(stream, 10.0)
+
+
 async def test_body_may_come_byte_by_byte_but_not_between_empty_chunks_without_end(tmp_path: Path) -> None:
     async with Bench.running(tmp_path, "a", max_resent_bytes=1_000) as bench:
         running = await bench.open_round()
