@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Any, get_args
@@ -41,9 +42,14 @@ def read_settings(file: Path) -> dict[str, Any]:
 
 
 def _at_home(value: Any) -> Any:
-    """A path below the home folder in full: nobody else puts it in, and a folder of the name `~` would be made."""
+    """A path below the home folder in full: nobody else puts it in, and a folder of the name `~` would be made.
+
+    Earlier versions made it so. What is there stays in use: a server would begin a new federation elsewhere.
+    """
+    if not isinstance(value, str) or value[:2] not in ("~", "~/") or os.access(value, os.F_OK):
+        return value
     try:
-        return str(Path(value).expanduser()) if isinstance(value, str) and value[:2] in ("~", "~/") else value
+        return str(Path(value).expanduser())
     except RuntimeError:  # this user has no home: the path is told as it stands
         return value
 

@@ -18,6 +18,17 @@ def test_path_below_the_home_folder_is_found_there(tmp_path: Path, monkeypatch: 
     assert read_settings(file) == {"data": str(tmp_path / "scans"), "out": str(tmp_path), "name": "a~/b", "rounds": 3}
 
 
+def test_path_that_an_earlier_version_has_made_as_it_is_written_stays_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~" / "state").mkdir(parents=True)
+    file = tmp_path / "server.toml"
+    file.write_text('state = "~/state"\nout = "~/out"\n')
+    assert read_settings(file) == {"state": "~/state", "out": str(tmp_path / "home" / "out")}
+
+
 def test_file_that_begins_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
     file = tmp_path / "site.toml"
     file.write_bytes(b'\xef\xbb\xbfdata = "scans"\r\n')
