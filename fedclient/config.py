@@ -12,7 +12,7 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from fedclient.exit_codes import ExitCode, Stop
-from fedclient.identity import IdentityFolder, default_identity_folder, read_credentials
+from fedclient.identity import IdentityFolder, Membership, default_identity_folder, read_credentials
 from fedclient.reply import SiteLimits
 from fedclient.reporting import Reporting
 from fedstream import limits
@@ -240,9 +240,18 @@ def _with_identity(given: dict[str, Any]) -> dict[str, Any]:
         )
         raise Stop(ExitCode.BAD_CONFIGURATION, message)
     known = {"server": membership.server, "name": membership.name}
-    if "state_dir" not in given:  # of this federation, whatever way leads to its server now
-        known["state_dir"] = str(default_state_folder(membership.server, membership.name))
+    if "state_dir" not in given:
+        known["state_dir"] = str(_state_folder(membership, str(given.get("server") or membership.server)))
     return {**known, **given, "identity": folder}
+
+
+def _state_folder(joined: Membership, server: str) -> Path:
+    """That of the server that was joined, whatever address it is dialled at now.
+
+    Earlier versions named it after that address: where there is such a folder, the site goes on with what it holds.
+    """
+    former = default_state_folder(server, joined.name)
+    return former if os.access(former, os.F_OK) else default_state_folder(joined.server, joined.name)
 
 
 def _read_toml(file: Path | None) -> dict[str, Any]:

@@ -78,7 +78,10 @@ def message_of(code: ExitCode, stop: pytest.ExceptionInfo[Stop]) -> str:
     return stop.value.message
 
 
-def test_state_folder_stays_when_the_server_is_reached_by_another_address(folder: IdentityFolder) -> None:
+def test_state_folder_stays_when_the_server_is_reached_by_another_address(
+    folder: IdentityFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     joined, moved = (
         load_config(None, {"identity": folder.folder, "data": "phantom"} | server)
         for server in ({}, {"server": "new.example.org:443"})
@@ -87,6 +90,17 @@ def test_state_folder_stays_when_the_server_is_reached_by_another_address(folder
     assert moved.state_folder == joined.state_folder == default_state_folder("fl.example.org:8443", "alpha")
     named = load_config(None, {"identity": folder.folder, "data": "phantom", "state_dir": "here"})
     assert named.state_folder == Path("here")
+
+
+def test_state_folder_that_an_earlier_version_named_after_another_address_goes_on(
+    folder: IdentityFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    former = default_state_folder("new.example.org:443", "alpha")
+    former.mkdir(parents=True)
+    settings = {"identity": folder.folder, "data": "phantom"}
+    assert load_config(None, settings | {"server": "new.example.org:443"}).state_folder == former
+    assert load_config(None, settings).state_folder == default_state_folder("fl.example.org:8443", "alpha")
 
 
 def test_run_under_another_name_than_the_identity_is_refused(folder: IdentityFolder) -> None:
