@@ -75,6 +75,12 @@ Access complete(Access access) {
   return access;
 }
 
+std::string joined_server(const Access& access) {
+  const auto& identity = access.trust.identity;
+  const auto joined = identity.empty() ? std::nullopt : membership_in(identity);
+  return joined ? joined->server : access.server;
+}
+
 std::optional<Access> membership_in(const fs::path& folder) {
   const auto path = folder / "identity.json";
   if (!fs::exists(path)) return std::nullopt;

@@ -39,6 +39,10 @@ struct Access {
 /// What the options of `run` leave out is what joining left. @throws Stop
 Access complete(Access access);
 
+/// The server as it was joined, whatever address leads to it now; where nothing was joined, as it is dialled.
+/// @throws Stop
+std::string joined_server(const Access& access);
+
 /// See who answers at the address, and say how to connect to it. Blocks for some 12 s at most. gRPC could only say that
 /// a handshake failed, and would try for ever.
 /// @throws Trouble nobody answers, or it hangs up

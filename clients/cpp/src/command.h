@@ -34,7 +34,7 @@ inline RunConfig complete(RunConfig config) {
   config.access = complete(config.access);
   if (config.out.empty()) config.out = fs::path("runs") / config.access.name;
   if (config.state_dir.empty()) {  // by the server too: federations may know different sites by the same name
-    auto server = config.access.server;
+    auto server = joined_server(config.access);
     const auto may_stand = [](unsigned char c) { return absl::ascii_isalnum(c) || c == '.' || c == '-'; };
     std::replace_if(server.begin(), server.end(), std::not_fn(may_stand), '_');
     const auto all = state_home() / "fedstream-cpp";

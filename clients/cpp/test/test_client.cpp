@@ -228,6 +228,15 @@ TEST(default_folder_for_what_survives_a_restart_is_of_server_and_site) {
   CHECK(read_run("--server-ca c --state-dir s").former_state_dir.empty());
 }
 
+TEST(default_folder_stays_when_the_server_is_reached_by_another_address) {
+  const auto folder = fs::path(check::folder()) / "joined";
+  fs::create_directories(folder);
+  write_durably(folder / "identity.json", R"({"server": "far:2", "name": "a"})");
+  const auto config = read_run("--identity '" + folder.string() + "'");
+  CHECK(config.access.server == "h:1");
+  CHECK(config.state_dir == state_home() / "fedstream-cpp" / "far_2" / "a");
+}
+
 TEST(fingerprint_may_be_in_capitals_and_has_64_digits) {
   const auto known_by = [](const std::string& text) {
     return read_run("--fingerprint " + text).access.trust.fingerprint;

@@ -130,11 +130,14 @@ export function readRun(words) {
     giveUpAfter: number(values, 'give-up-after') ?? null,
   };
   check(config);
-  return { ...config, ...stateFolders(config, values['state-dir']) };
+  return { ...config, ...stateFolders(values.joinedServer ?? config.server, name, values['state-dir']) };
 }
 
-/** By the server too, if none is named: federations may know different sites by the same name. */
-function stateFolders({ server, name }, named) {
+/**
+ * By the server too, if none is named: federations may know different sites by the same name. It is the server that was
+ * joined, whatever address leads to it now.
+ */
+function stateFolders(server, name, named) {
   if (named !== undefined) return { stateDir: named, formerStateDir: null };
   const all = path.join(stateHome(), 'fedstream-node');
   const stateDir = path.join(all, server.replace(/[^A-Za-z0-9.-]/g, '_'), name);
@@ -163,7 +166,7 @@ function withIdentity(given) {
   if (given.name !== undefined && given.name !== membership.name) {
     wrong(`--name: ${folder} is the identity of ${membership.name}; leave the name off, or give another --identity`);
   }
-  return { ...membership, ...given, identity: folder };
+  return { ...membership, ...given, identity: folder, joinedServer: membership.server };
 }
 
 function check({ server, identity, plaintext, fingerprint, serverCa, name, data, certificate, key }) {

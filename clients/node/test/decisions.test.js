@@ -1,5 +1,7 @@
 /** Pure decisions: answers to offers, waits, options. */
 import assert from 'node:assert/strict';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import os from 'node:os';
 import path from 'node:path';
 import test from 'node:test';
 import { untilDone, waitSeconds } from '../src/backoff.js';
@@ -82,6 +84,14 @@ test('default folder for what must survive a restart is of server and site', () 
   const all = path.join(stateHome(), 'fedstream-node');
   assert.deepEqual([stateDir, formerStateDir], [path.join(all, 'h_1', 'a'), path.join(all, 'a')]);
   assert.equal(readRun([...GOOD, '--state-dir', 's']).formerStateDir, null);
+});
+
+test('default folder stays when the server is reached by another address', (t) => {
+  const identity = mkdtempSync(path.join(os.tmpdir(), 'fedstream-'));
+  t.after(() => rmSync(identity, { recursive: true }));
+  writeFileSync(path.join(identity, 'identity.json'), '{"server": "far:2", "name": "a"}');
+  const { server, stateDir } = readRun(['--server', 'h:1', '--data', 'd', '--identity', identity]);
+  assert.deepEqual([server, stateDir], ['h:1', path.join(stateHome(), 'fedstream-node', 'far_2', 'a')]);
 });
 
 for (const [what, words] of Object.entries({

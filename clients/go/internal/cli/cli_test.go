@@ -33,6 +33,31 @@ func TestOptionsReadAsTheyAreMeant(t *testing.T) {
 	}
 }
 
+func TestStateFolderStaysWhenTheServerIsReachedByAnotherAddress(t *testing.T) {
+	home, joined := t.TempDir(), t.TempDir()
+	t.Setenv("XDG_STATE_HOME", home)
+	if err := os.WriteFile(filepath.Join(joined, "identity.json"), []byte(`{"server": "far:2", "name": "a"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	read := func() string {
+		config, err := readRun([]string{"--server", "h:1", "--data", "d", "--identity", joined})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return config.StateDir
+	}
+	if found := read(); found != filepath.Join(home, "fedstream-go", "far_2", "a") {
+		t.Errorf("it is %s", found)
+	}
+	former := filepath.Join(home, "fedstream-go", "h_1", "a")
+	if err := os.MkdirAll(former, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if found := read(); found != former {
+		t.Errorf("what an earlier version has left is not gone on with, but %s", found)
+	}
+}
+
 func TestWrongOptionsAreRefused(t *testing.T) {
 	t.Setenv("XDG_STATE_HOME", t.TempDir())
 	for what, words := range map[string][]string{

@@ -37,6 +37,7 @@ type runOptions struct {
 	maxEpochs                         uint
 	maxHours, maxSeconds, giveUpAfter float64
 	encoding                          string
+	joinedServer                      string // by the identity, if there is one
 }
 
 func readRun(words []string) (*client.Config, error) {
@@ -184,6 +185,7 @@ func (o *runOptions) trustIdentity(config *client.Config) error {
 			"--name: %s is the identity of %s; leave the name off, or give another "+
 				"--identity", folder.Path, joined.Name)
 	}
+	o.joinedServer = joined.Server
 	config.Name, config.Identity, config.Trust = joined.Name, &folder, &link.Trust{Read: folder.Files().Read}
 	if config.Server == "" {
 		config.Server = joined.Server
@@ -216,8 +218,20 @@ func (o *runOptions) check(config *client.Config) error {
 		config.Out = filepath.Join("runs", config.Name)
 	}
 	if config.StateDir == "" {
-		server := notInName.ReplaceAllString(config.Server, "_")
-		config.StateDir = filepath.Join(identity.StateHome(), "fedstream-go", server, config.Name)
+		config.StateDir = o.stateFolder(config)
 	}
 	return nil
+}
+
+// stateFolder is that of the server that was joined, whatever address it is dialled at now. Earlier versions named it
+// after that address: where there is such a folder, the site goes on with what it holds.
+func (o *runOptions) stateFolder(config *client.Config) string {
+	of := func(server string) string {
+		return filepath.Join(identity.StateHome(), "fedstream-go", notInName.ReplaceAllString(server, "_"), config.Name)
+	}
+	dialled := of(config.Server)
+	if _, err := os.Stat(dialled); err == nil || o.joinedServer == "" {
+		return dialled
+	}
+	return of(o.joinedServer)
 }
