@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,10 +15,7 @@ import typer
 from google.protobuf import json_format
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from fedserver.exit_codes import ExitCode, fail
 from fedserver.store import DamagedFile, StateError, StateReader
@@ -119,29 +116,6 @@ def console() -> Console:
     """Where tables go; wide where there is no terminal to say how wide."""
     plain = Console(highlight=False, markup=False)
     return plain if plain.is_terminal else Console(highlight=False, markup=False, width=200)
-
-
-_DATES = {"certificate until", "invited until", "last seen"}
-_GIVES_WAY = {"site", "offers", "upload", "doing or why", "note", "why"} | _DATES
-"""Columns that are wrapped where a terminal is narrow. The others hold a word or a number each, which stays whole."""
-
-
-def compact_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A table without lines between its rows, nor columns that say nothing of any of them.
-
-    What sites say stands in it as it is, on whatever console.
-    """
-    rows = list(rows)
-    heading = Text(title, "table.title")
-    table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    told = [place for place in range(len(columns)) if not rows or any(row[place] for row in rows)]
-    for place in told:
-        gives_way = columns[place] in _GIVES_WAY
-        # What does not fit in all the same is marked as cut: a number that lost a digit would be another number.
-        table.add_column(columns[place], overflow="fold" if gives_way else "ellipsis", no_wrap=not gives_way)
-    for row in rows:  # plain strings would be read as rich's markup: [/data/val] as a closing tag
-        table.add_row(*(Text(row[place]) for place in told))
-    return table
 
 
 def show_json(*messages: Message) -> None:

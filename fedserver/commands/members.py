@@ -22,12 +22,12 @@ from fedserver.commands.admin import (
     CALL_SECONDS,
     MOMENT_SECONDS,
     administration,
-    compact_table,
     console,
     is_running,
     reading,
     refusal,
 )
+from fedserver.commands.tables import compact_table
 from fedserver.enrolment.membership import LONGEST_INVITATION
 from fedserver.exit_codes import ExitCode, fail
 from fedserver.gate import Gate, kept_client_ca, server_identity

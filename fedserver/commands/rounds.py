@@ -6,12 +6,11 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from rich.table import Table
+from rich.console import RenderableType
 
 from fedserver.commands.admin import (
     CALL_SECONDS,
     administration,
-    compact_table,
     console,
     is_running,
     reading,
@@ -19,6 +18,7 @@ from fedserver.commands.admin import (
     show_json,
     span,
 )
+from fedserver.commands.tables import compact_table
 from fedserver.exit_codes import ExitCode, fail
 from fedserver.services.round_messages import write_detail, write_records
 from fedserver.store.rounds import records
@@ -65,7 +65,7 @@ def _detail(state: Path, number: int) -> admin_pb2.GetRoundResponse:
     raise fail(f"there is no round {number} in {state}", ExitCode.BAD_CONFIGURATION)
 
 
-def _rounds_table(rounds: Iterable[admin_pb2.Round]) -> Table:
+def _rounds_table(rounds: Iterable[admin_pb2.Round]) -> RenderableType:
     columns = ("round", "result", "offers", "accuracy", "loss", "received", "sent", "why")
     return compact_table("Rounds", columns, map(_round_row, rounds))
 
@@ -92,7 +92,7 @@ def _counts(counts: admin_pb2.OutcomeCounts) -> str:
     return f"{counts.offered} = {shown}" if shown else str(counts.offered)
 
 
-def participation_table(detail: admin_pb2.GetRoundResponse, now: float) -> Table:
+def participation_table(detail: admin_pb2.GetRoundResponse, now: float) -> RenderableType:
     """One round with each client's part in it."""
     number = detail.round.number
     title = f"Round {number}: {detail.round.reason.removeprefix(f'round {number}: ')}"

@@ -8,19 +8,18 @@ from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from fedserver.commands.admin import (
     CALL_SECONDS,
     administration,
-    compact_table,
     console,
     reading,
     seconds_since,
     show_json,
 )
 from fedserver.commands.rounds import participation_table
+from fedserver.commands.tables import compact_table
 from fedserver.exit_codes import ExitCode, fail
 from fedserver.store.members import SiteState, kept_sites
 from fedstream.v1 import admin_pb2, admin_pb2_grpc
@@ -94,7 +93,7 @@ def _headline(state: admin_pb2.GetStateResponse, now: float) -> Text:
     return Text("\n".join(lines))
 
 
-def _clients_table(clients: Iterable[admin_pb2.Client], now: float) -> Table:
+def _clients_table(clients: Iterable[admin_pb2.Client], now: float) -> RenderableType:
     rows = (
         (
             client.name,

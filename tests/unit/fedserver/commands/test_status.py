@@ -16,10 +16,11 @@ import typer
 from rich.console import Console, RenderableType
 
 from fedserver.commands import run
-from fedserver.commands.admin import CALL_SECONDS, administration, compact_table
+from fedserver.commands.admin import CALL_SECONDS, administration
 from fedserver.commands.offline import show_evaluation
 from fedserver.commands.rounds import participation_table
 from fedserver.commands.status import picture, show_status
+from fedserver.commands.tables import compact_table
 from fedserver.config import ServerConfig
 from fedserver.server import Listening
 from fedstream.v1 import admin_pb2
@@ -52,7 +53,7 @@ def test_reason_of_a_site_is_shown_as_it_was_said() -> None:
         GetState=lambda *_, **__: state, ListClients=lambda *_, **__: clients, GetRound=lambda *_, **__: detail()
     )
     assert shown(picture(stub)).count(REASON) == 4
-    assert shown(participation_table(detail(), 0.0)).startswith(f"Round 1: {REASON} ")
+    assert shown(participation_table(detail(), 0.0)).startswith(f"Round 1: {REASON}\n")
 
 
 def test_site_that_waits_is_connected_and_any_other_was_seen_when_it_was_heard_last() -> None:
@@ -90,6 +91,21 @@ def test_round_at_work_is_shown_in_80_columns_without_a_broken_word() -> None:
     table = participation_table(admin_pb2.GetRoundResponse(participations=parts), 5.0)
     narrow, wide = (shown(table, width).replace("─", "") for width in (80, 400))
     assert Counter(narrow.split()) == Counter(wide.split())
+
+
+def test_round_in_which_every_column_says_something_leaves_room_for_names_and_reasons() -> None:
+    reason = "norm: moved 12.3 times as far as the others"
+    part = admin_pb2.Participation(rank=10, client_name="a" * 64, outcome="OUTCOME_QUARANTINED", reason=reason)
+    part.committed_size = part.body_size_bytes = 123_456_789
+    part.num_examples, part.weight = 123_456, 0.333
+    part.duration.FromSeconds(12_345)
+    part.last_seen.FromSeconds(0)
+    table = participation_table(admin_pb2.GetRoundResponse(participations=[part]), 50_000.0)
+    told = shown(table, 80)
+    assert set(reason.split()) <= set(told.split())
+    assert {"quarantined", "123456", "0.333", "a" * 12} <= set(told.split())
+    name_and_reason = Counter("".join(shown(table, 40).split()))
+    assert name_and_reason >= Counter("a" * 64 + reason.replace(" ", ""))
 
 
 def test_column_that_says_nothing_of_any_row_is_left_out() -> None:
