@@ -46,12 +46,13 @@ def show_status(state: Path, *, watch: bool, as_json: bool) -> None:
 def _watch(stub: admin_pb2_grpc.AdminServiceStub, folder: Path) -> None:
     shown_on = console()
     try:
-        if shown_on.is_terminal:
+        if shown_on.is_terminal and not shown_on.is_dumb_terminal:
             with Live(picture(stub, folder), console=shown_on, refresh_per_second=4) as live:
                 while True:
                     time.sleep(_WATCH_SECONDS)
                     live.update(picture(stub, folder))
-        # Without a terminal, as in `ssh server fedserver status --watch`, what is live is written once, at the end.
+        # Where nothing can be drawn over, as in `ssh server fedserver status --watch`, what is live would be written
+        # once, at the end.
         while True:
             shown_on.print(picture(stub, folder))
             time.sleep(_WATCH_SECONDS)

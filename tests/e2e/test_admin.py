@@ -199,15 +199,6 @@ async def test_status_after_the_last_round_says_that_the_federation_is_over(scen
         assert said.err == f"fedserver: no server runs on {server.state}, {over}\n"
 
 
-def test_status_that_is_watched_without_a_terminal_is_written_again_and_again(scene: Stage) -> None:
-    server = scene.server("--min-clients", "1", features=5)
-    server.until("the server to be ready", lambda look: look.state.reason == "for 1 more client")
-    watch = scene.start("watch", ["fedserver.cli", "status", "--watch", "--state", str(server.state)])
-    until("a second picture", lambda: watch.text.count("0 sites connected (a round needs 1)") >= 2)
-    watch.process.send_signal(signal.SIGINT)
-    assert watch.wait() == ExitCode.FINISHED
-
-
 @pytest.mark.parametrize("way", ["stop", "SIGINT", "SIGTERM"])
 async def test_server_that_is_stopped_at_once_tells_everyone_and_writes_its_report(scene: Stage, way: str) -> None:
     server = await asyncio.to_thread(scene.server, "--min-clients", "1", features=5)

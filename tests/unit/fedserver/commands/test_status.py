@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from contextlib import nullcontext
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ import pytest
 import typer
 from rich.console import Console, RenderableType
 
-from fedserver.commands import run
+from fedserver.commands import run, status
 from fedserver.commands.admin import CALL_SECONDS, administration
 from fedserver.commands.offline import show_evaluation
 from fedserver.commands.rounds import participation_table
@@ -68,6 +69,29 @@ def test_site_that_waits_is_connected_and_any_other_was_seen_when_it_was_heard_l
     assert ["connected" if " connected" in row else "10 min" if " 10 min " in row else row for row in rows] == [
         "connected" if state == "IDLE" else "10 min" for state in STATES
     ]
+
+
+@pytest.mark.parametrize("term", ["dumb", ""])
+def test_status_that_is_watched_where_nothing_can_be_drawn_over_is_written_again_and_again(
+    term: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, rests = StringIO(), iter(range(2))
+
+    def rest(_: float) -> None:
+        if next(rests, None) is None:
+            raise KeyboardInterrupt
+
+    plain = Console(file=out, force_terminal=bool(term), width=80, _environ={"TERM": term})
+    monkeypatch.setattr(status, "console", lambda: plain)
+    monkeypatch.setattr(status.time, "sleep", rest)
+    stub: Any = SimpleNamespace(
+        GetState=lambda *_, **__: admin_pb2.GetStateResponse(),
+        ListClients=lambda *_, **__: admin_pb2.ListClientsResponse(),
+    )
+    monkeypatch.setattr(status, "administration", lambda _: nullcontext(stub))
+    monkeypatch.setattr(status, "_never_seen", lambda *_: "")
+    status.show_status(Path(), watch=True, as_json=False)
+    assert out.getvalue().count("0 sites connected") == 3
 
 
 def test_round_is_named_once_and_a_part_that_went_well_has_no_reason() -> None:
