@@ -52,7 +52,7 @@ CUT_BYTES = WINDOW_BYTES + MIB
 """More than a client sends before it hears of bytes on the server's disk, so that a cut there leaves some."""
 NARROW = 1 << 19
 """Features of which a kernel takes 2 MiB: of two chunks, as they are at first."""
-CUT_EACH_BYTES, LINE_BYTES_PER_SECOND = 400_000, 2 * MIB
+CUT_EACH_BYTES, LINE_BYTES_PER_SECOND = 700_000, 2 * MIB
 """Of a line that is cut, and slow enough for what it has carried to be read at its other end."""
 WIDE = {"backbone": "none", "features": str(WIDTH), "epochs": "1", "patience": "0"}
 
