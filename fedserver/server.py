@@ -167,14 +167,15 @@ class Server:
         admin = AdminServicer(self.federation, office)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, self._admin)
         reflection.enable_server_reflection([_name(admin_pb2, "AdminService"), reflection.SERVICE_NAME], self._admin)
+        # Before anybody can ask: to change it later waits for every peer that watches it to take what it is told.
+        for service in ("", *services):
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         # Whoever starts it may be interrupted; gRPC's own start does not bear that. It is waited for in `close`.
         self._starting = asyncio.create_task(self._start_ports())
         await asyncio.shield(self._starting)
         if self._config.metrics_listen:
             self._metrics = self._open_metrics()
             listening = replace(listening, metrics_address=self._metrics.address)
-        for service in ("", *services):
-            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         contact: dict[str, Any] = {"address": listening.address, "fingerprint": listening.fingerprint}
         contact |= {"enrolment": listening.enrolment_address, "admin": listening.admin_address}
         contact |= {"metrics": listening.metrics_address}

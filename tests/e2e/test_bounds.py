@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -381,15 +381,33 @@ async def head_of_answer(reader: asyncio.StreamReader) -> bool:
     return bool(flags & 1)
 
 
-async def test_peer_that_watches_the_health_and_takes_no_answer_does_not_keep_a_server_from_ending(
-    tmp_path: Path,
+async def watch_the_health_without_room(port: int) -> asyncio.StreamWriter:
+    """Ask for every change of a server's health, and take nothing of what it is."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(call_without_room("/grpc.health.v1.Health/Watch"))
+    assert not await head_of_answer(reader)  # what follows has no room
+    return writer
+
+
+async def test_peer_that_watches_the_health_and_takes_no_answer_keeps_a_server_neither_from_starting_nor_from_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with asyncio.timeout(2 * SOON_SECONDS):  # less than downloads would have
-        async with serving(tmp_path, plaintext=True) as (_, listening):
-            reader, writer = await connect(listening)
-            writer.write(call_without_room("/grpc.health.v1.Health/Watch"))
-            assert not await head_of_answer(reader)  # what follows has no room
-    writer.close()
+    ports, bound, start_ports, peers = [], module._bound, Server._start_ports, []
+
+    def noted(listen: str, bind: Callable[[], int]) -> int:
+        ports.append(bound(listen, bind))
+        return ports[-1]
+
+    async def start_watched(server: Server) -> None:
+        await start_ports(server)
+        peers.append(await watch_the_health_without_room(ports[0]))
+
+    monkeypatch.setattr(module, "_bound", noted)
+    monkeypatch.setattr(Server, "_start_ports", start_watched)
+    monkeypatch.setattr(module, "_LEAVE_SECONDS", 0.1)
+    async with asyncio.timeout(2 * SOON_SECONDS), serving(tmp_path, plaintext=True):
+        pass
+    peers[0].close()
 
 
 async def test_download_whose_beginning_is_taken_too_late_has_ended(
