@@ -23,7 +23,7 @@ async def say_farewell(federation: Federation, reason: str) -> None:
     """Tell every client how the federation ended, and wait for them to hear it."""
     best, last = federation.best_model, federation.model
     log.debug("phase", name="farewell")
-    was_stopped = federation.stop_requested.is_set()
+    was_stopped = federation.stop_now.is_set()
     outcome = TellFederationOutcome("", reason, ref_of(last), ref_of(best), federation.metrics_of_best())
     federation.outcome = outcome
     federation.sessions.say(
@@ -49,7 +49,7 @@ async def _stopped_before_drained(federation: Federation, until: float, *, heeds
     """
     telling = asyncio.create_task(_tell_who_fetches(federation))
     drained = asyncio.create_task(federation.sessions.drained(until - federation.now))
-    stopped = asyncio.create_task(federation.stop_requested.wait() if heeds else asyncio.Event().wait())
+    stopped = asyncio.create_task(federation.stop_now.wait() if heeds else asyncio.Event().wait())
     try:
         await asyncio.wait({drained, stopped}, return_when=asyncio.FIRST_COMPLETED)
         return not drained.done()
@@ -73,7 +73,7 @@ async def _let_come_back(federation: Federation) -> bool:
     Whoever connects now is told at once. Returns whether all have come.
     """
     missing, give_up = _cut_off(federation), federation.now + COMING_BACK_SECONDS
-    while missing and federation.now < give_up and not federation.stop_requested.is_set():
+    while missing and federation.now < give_up and not federation.stop_now.is_set():
         names = names_of(sorted(missing))
         federation.stand(FederationState.FINISHING, f"{names} may not have heard how it ended")
         await federation.change(give_up - federation.now)

@@ -52,11 +52,14 @@ async def test_farewell_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pyte
         await asyncio.wait_for(say_farewell(bench.federation, "all rounds done"), 5.0)
 
 
+@pytest.mark.parametrize("is_stopped", [False, True], ids=["by itself", "told to end after its round"])
 async def test_farewell_of_a_server_that_ran_the_rounds_waits_for_whoever_was_cut_off_after_its_update(
-    tmp_path: Path,
+    tmp_path: Path, is_stopped: bool
 ) -> None:
     async with Bench.running(tmp_path, "ab", min_clients=2) as bench:
         await bench.play(1, 2)
+        if is_stopped:
+            bench.federation.stop(finish_round=True)
         for name in "ab":
             bench.federation.sessions.close(bench.federation.sessions.open(name))
         bench.federation.gone("b", ClientState.DISCONNECTED, "the connection was lost")
