@@ -39,7 +39,8 @@ export async function untilDone(once, { howFar, patience, doing, log, signal }) 
 
 /** How long to wait before the next try; `random` gives 0 to below 1. */
 export function waitSeconds(error, tries, { firstSeconds, longestSeconds }, random = Math.random) {
-  if (isRefusal(error, 'LIMIT_EXCEEDED')) return error.retrySeconds;
+  // Whoever is told to come back at once, and is told so again, would do nothing else all the time.
+  if (isRefusal(error, 'LIMIT_EXCEEDED')) return Math.max(error.retrySeconds, firstSeconds);
   // Whoever was cut off together should not come back together; and nobody waits longer than the longest.
   return Math.min(firstSeconds * 2 ** tries, longestSeconds) * (1 - 0.25 * random());
 }

@@ -41,7 +41,8 @@ test('waits double up to the longest, with jitter', () => {
   const patience = { firstSeconds: 1, longestSeconds: 5 };
   const waits = [0, 1, 2, 3].map((tries) => waitSeconds(new Trouble(''), tries, patience, () => 0.5));
   assert.deepEqual(waits, [0.875, 1.75, 3.5, 4.375]);
-  assert.equal(waitSeconds(new Refusal('LIMIT_EXCEEDED', '', {}, 7), 9, patience), 7);
+  const putOff = [7, 0.5, 0].map((told) => waitSeconds(new Refusal('LIMIT_EXCEEDED', '', {}, told), 9, patience));
+  assert.deepEqual(putOff, [7, 1, 1]);
 });
 
 test('trouble is tried again until it is over, and a refusal never', async () => {
