@@ -11,8 +11,13 @@ import pytest
 from fedserver.coordinator.participation import Stage
 from fedserver.driver import _retry_delay, run_rounds
 from fedserver.federation import FederationState
-from tests.support.bench import Bench
+from fedserver.services.admin import AdminServicer
+from fedserver.upkeep import keep_end
+from fedstream.v1 import admin_pb2
+from tests.support.bench import SCHEMA, Bench, image_of
 from tests.support.clocks import SetClock
+from tests.support.processes import soon
+from tests.support.tasks import random_weights
 
 pytestmark = pytest.mark.numpy_task
 
@@ -49,6 +54,25 @@ async def test_delay_after_a_failed_round_ends_with_a_stop(tmp_path: Path) -> No
         await asyncio.sleep(0)
         bench.federation.stop(finish_round=False)
         await asyncio.wait_for(resting, 5.0)
+
+
+async def test_order_to_end_after_the_round_at_work_holds_for_one_start_after_a_kill(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path / "live", "a") as bench:
+        running = await bench.open_round()
+        await AdminServicer(bench.federation).Stop(admin_pb2.StopRequest(finish_round=True), None)
+        image = image_of(tmp_path / "live", tmp_path / "image")
+        running.cancel()
+    async with Bench.running(image, "a") as bench:
+        running_on = asyncio.create_task(run_rounds(bench.federation, bench.desk))
+        await soon("the round to be taken up", lambda: bench.federation.has_caught_up)
+        await bench.send("a", random_weights(SCHEMA, 1))
+        assert await asyncio.wait_for(running_on, 20.0) == "stopped by the coordinator"
+        assert [record.succeeded for record in bench.federation.history] == [True]
+        await keep_end(bench.federation)
+    async with Bench.running(image, "a") as bench:
+        going_on = asyncio.create_task(run_rounds(bench.federation, bench.desk))
+        await soon("the next round", lambda: bench.federation.round_at_work is not None)
+        going_on.cancel()
 
 
 async def test_federation_that_had_stopped_early_ends_when_it_is_started_again(tmp_path: Path) -> None:
