@@ -90,6 +90,8 @@ _SIGNATURES = (
 )
 _SIGNATURE_BYTES = 132
 
+_DEEP = re.compile(";16[BLN]")
+"""Of raw modes as Pillow calls them: 16 bits a colour have an order of bytes, unlike the 16 bits a pixel of a BMP."""
 _SCANNER_BITS = 14
 """As many as scanners give at most, in a file of 16 bits."""
 
@@ -186,7 +188,7 @@ def _check_png(path: Path) -> None:
 
 def _is_of_16_bit_colour(image: ImageFile.ImageFile) -> bool:
     raw_modes = [tile.args if isinstance(tile.args, str) else tile.args[0] for tile in image.tile if tile.args]
-    return image.mode.startswith("RGB") and any(";16" in str(raw_mode) for raw_mode in raw_modes)
+    return image.mode.startswith("RGB") and any(_DEEP.search(str(raw_mode)) for raw_mode in raw_modes)
 
 
 def _check_depth(image: Image.Image) -> None:

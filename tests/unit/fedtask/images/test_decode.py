@@ -121,6 +121,16 @@ def test_decode_16_bit_colour_that_uses_all_bits_is_cut_to_8(tmp_path: Path, col
     np.testing.assert_array_equal(decode_image(tmp_path / "a.png", 16), as_rgb(GRADIENT))
 
 
+def test_decode_dark_bmp_of_16_bits_a_pixel_is_as_dark_as_it_is(tmp_path: Path) -> None:
+    grey = np.array([[8, 0], [0, 32]], np.uint16)  # of 5, 6 and 5 bits a colour, of which the lower are not used
+    pixels = (grey >> 3 << 11 | grey >> 2 << 5 | grey >> 3).astype("<u2").tobytes()
+    header = struct.pack("<IiiHHIIiiII", 40, 2, -2, 1, 16, 3, len(pixels), 0, 0, 0, 0)  # its rows from top to bottom
+    header += struct.pack("<III", 0xF800, 0x07E0, 0x001F)
+    file = struct.pack("<2sIII", b"BM", 14 + len(header) + len(pixels), 0, 14 + len(header)) + header + pixels
+    (tmp_path / "a.bmp").write_bytes(file)
+    np.testing.assert_allclose(decode_image(tmp_path / "a.bmp", 2), as_rgb(grey), atol=1)
+
+
 def test_decode_float_tiff_is_stretched_from_smallest_to_largest(tmp_path: Path) -> None:
     Image.fromarray(np.array([[-1.0, 0.0], [np.nan, 1.0]], np.float32)).save(tmp_path / "a.tif")
     expected = as_rgb(np.array([[0, 128], [128, 255]]))
