@@ -150,7 +150,7 @@ async def test_callers_that_say_nothing_are_hung_up_on(tmp_path: Path, monkeypat
 async def test_callers_that_say_a_byte_now_and_then_are_hung_up_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics_port, "_WHOLE_SECONDS", 0.5)
+    monkeypatch.setattr(metrics_port, "_WHOLE_SECONDS", 1.0)
     monkeypatch.setattr(metrics_port, "_AT_ONCE", 4)
     async with serving(tmp_path, **SETTINGS) as (_, listening):
         with contextlib.ExitStack() as slow:

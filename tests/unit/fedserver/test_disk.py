@@ -24,6 +24,7 @@ from fedserver.store.rounds import unfinished
 from fedserver.verification import verify
 from fedstream.manifest import described, manifest_of
 from fedstream.sizes import size as shown
+from fedtask.task import Weights
 from tests.support.bench import SCHEMA, Bench
 from tests.support.full_disk import FullDisk
 from tests.support.processes import soon, until
@@ -107,6 +108,17 @@ async def test_disk_full_at_every_step_of_a_round_costs_nothing_but_time(tmp_pat
         assert taken > steps, f"step {step} was not refused"
 
 
+async def find_the_disk_full(bench: Bench, disk: FullDisk, name: str, weights: Weights) -> str:
+    """Begin an update, and fill the disk before its bytes come; returns its upload's id."""
+    upload_id = await bench.begin(name, weights)
+    disk.fill()
+    with pytest.raises(OSError, match="No space left"):
+        await bench.write(upload_id, weights)
+    bench.federation.disk.note(OSError(errno.ENOSPC, ""))  # as the servicer does
+    bench.federation.touch()
+    return upload_id
+
+
 async def test_round_waits_while_the_disk_is_full_and_the_time_is_given_back(tmp_path: Path) -> None:
     disk = FullDisk()
     async with Bench.running(tmp_path, "a", files=disk) as bench:
@@ -114,12 +126,7 @@ async def test_round_waits_while_the_disk_is_full_and_the_time_is_given_back(tmp
         running = await bench.open_round()
         deadline = bench.part("a").deadline
         weights = random_weights(SCHEMA, 1)
-        upload_id = await bench.begin("a", weights)
-        disk.fill()
-        with pytest.raises(OSError, match="No space left"):
-            await bench.write(upload_id, weights)
-        bench.federation.disk.note(OSError(errno.ENOSPC, ""))  # as the servicer does
-        bench.federation.touch()
+        upload_id = await find_the_disk_full(bench, disk, "a", weights)
         await asyncio.sleep(0.2)
         assert bench.federation.standing.state is FederationState.WAITING
         assert bench.federation.standing.reason == (
@@ -154,12 +161,7 @@ async def test_round_that_a_stop_waits_for_waits_for_the_disk_too(tmp_path: Path
         await bench.send("a", random_weights(SCHEMA, 1))
         bench.federation.stop(finish_round=True)
         weights = random_weights(SCHEMA, 2)
-        upload_id = await bench.begin("b", weights)
-        disk.fill()
-        with pytest.raises(OSError, match="No space left"):
-            await bench.write(upload_id, weights)
-        bench.federation.disk.note(OSError(errno.ENOSPC, ""))  # as the servicer does
-        bench.federation.touch()
+        upload_id = await find_the_disk_full(bench, disk, "b", weights)
         standing = bench.federation.standing
         await soon("the wait", lambda: bench.federation.standing is not standing)
         assert bench.federation.standing.reason.startswith("for the disk: ")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections import UserDict
 from collections.abc import Mapping
-from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -70,8 +69,8 @@ async def test_sums_are_let_go_when_the_model_is_made(tmp_path: Path, sums: list
 
 async def test_shares_have_the_same_bits_whoever_came_first(tmp_path: Path) -> None:
     shares: set[tuple[float, ...]] = set()
-    for number, order in enumerate(permutations("bde")):  # whose weights have sums that differ with their order
-        async with Bench.running(tmp_path / str(number), "abcde", min_clients=3, strategy="rank_decay") as bench:
+    for order in ("bde", "deb", "bed"):  # whose weights have sums that differ with their order
+        async with Bench.running(tmp_path / order, "abcde", min_clients=3, strategy="rank_decay") as bench:
             running = await bench.open_round()
             for name in "ac":
                 bench.federation.apply(bench.round.decline(name, bench.part(name).offer_id, "busy", 0.0))

@@ -279,7 +279,7 @@ async def test_helper_of_a_worker_whose_parent_is_killed_ends_with_both() -> Non
         sys.executable, "-c", WAITS_BESIDE_ITS_WORKER, stdout=asyncio.subprocess.PIPE
     )
     assert parent.stdout is not None
-    helper = int(await asyncio.wait_for(parent.stdout.readline(), 20.0))
+    helper = int(await asyncio.wait_for(parent.stdout.readline(), 60.0))  # two processes start
     with ended_afterwards(helper):
         parent.kill()
         await parent.wait()
