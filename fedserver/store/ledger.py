@@ -207,7 +207,7 @@ def methods(database: Database) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
     """
     sql = """
         SELECT number, json_extract(entry, '$.strategy'), json_extract(entry, '$.plan') FROM ledger
-        WHERE json_valid(entry) ORDER BY number
+        WHERE CASE WHEN json_valid(entry) THEN json_type(entry, '$.plan') = 'object' END ORDER BY number
     """
     for number, strategy, plan in database.query(sql):
         yield number, strategy, json.loads(plan)

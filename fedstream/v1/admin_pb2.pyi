@@ -424,7 +424,7 @@ class Participation(_message.Message):
     """
     @_builtins.property
     def last_seen(self) -> _timestamp_pb2.Timestamp:
-        """Last sign of life for this offer. Only while the round is at work."""
+        """Last sign of life for this offer; absent before the first. Only while the round is at work."""
 
     @_builtins.property
     def metrics(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Metric]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+from pathlib import Path
 
 import pytest
 
-from fedserver.store.ledger import canonical_json, hash_of
+from fedserver.store.database import Database
+from fedserver.store.ledger import canonical_json, hash_of, methods
 
 pytestmark = pytest.mark.numpy_task
 
@@ -25,3 +27,13 @@ def test_canonical_json_refuses_what_json_has_no_word_for(value: float) -> None:
 
 def test_hash_is_the_sha256_of_the_utf8_bytes() -> None:
     assert hash_of('{"a":"ä"}') == hashlib.sha256(b'{"a":"\xc3\xa4"}').digest()
+
+
+def test_methods_pass_over_entries_that_cannot_be_read(tmp_path: Path) -> None:
+    entries = ("not JSON", '{"strategy": "fedavg"}', '{"strategy": "fedavg", "plan": {"epochs": 2}}')
+    database = Database(tmp_path / "state.db")
+    with database.transaction() as cursor:
+        for number, entry in enumerate(entries, start=1):
+            cursor.execute("INSERT INTO ledger VALUES (?, ?, ?)", (number, entry, hash_of(entry)))
+    assert list(methods(database)) == [(3, "fedavg", {"epochs": 2})]
+    database.close()
