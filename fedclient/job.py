@@ -136,12 +136,10 @@ class Job:
             if self._task is not None:
                 self._task.cancel()
 
-    async def stopped(self, within_seconds: float | None = None) -> bool:
-        """Wait until nothing runs any more, after `drop`; whether that was in time."""
-        if self._task is None:
-            return True
-        ended, _ = await asyncio.wait({self._task}, timeout=within_seconds)
-        return bool(ended)
+    async def stopped(self) -> None:
+        """Wait until nothing runs any more, after `drop`."""
+        if self._task is not None:
+            await asyncio.wait({self._task})
 
     def _check_end(self, task: asyncio.Task[None]) -> None:
         """See to it that no job is taken to be at work, and its lease kept, after its task has died of a defect."""

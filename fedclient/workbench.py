@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 
 import structlog
@@ -17,9 +16,6 @@ log = structlog.get_logger()
 
 _MAX_FAILURES = 3
 """Failed trainings in a row after which a person should have a look."""
-
-_STOP_SECONDS = 15.0
-"""How long a fine-tune may take to notice that it is not wanted, before its worker is ended."""
 
 
 class Workbench:
@@ -37,7 +33,6 @@ class Workbench:
         self._reply: Reply = Accept()
         self._asked_for_time = False
         self._failures = 0
-        self._stopping: set[asyncio.Task[None]] = set()
         self.job: Job | None = None
 
     def welcome(self, welcome: Welcome) -> None:
@@ -55,7 +50,7 @@ class Workbench:
         if job is not None and job.offer.offer_id == offer.offer_id and not is_over:
             return self._answer_again(job)
         if job is not None:
-            self._drop(job, "another offer came")
+            job.drop("another offer came")
         self.job = job = Job(offer, self._workshop)
         self._workshop.keepsakes.work_begins()  # not only when training does: a call of the worker may take seconds
         memory = self._workshop.memory
@@ -103,7 +98,7 @@ class Workbench:
         job = self._job_of(offer_id)
         if job is not None and job.state in (JobState.OFFERED, JobState.WORKING):
             log.info("the server does not want this round's update", because=reason, round=job.offer.round)
-            self._drop(job, reason)
+            job.drop(reason)
 
     def enough(self) -> str | None:
         """Why this site takes part no longer, once the last round that it allows is done; `None` while it does."""
@@ -139,22 +134,9 @@ class Workbench:
         if self.job is not None:
             self.job.drop("the client stops")
             await self.job.stopped()
-        for task in self._stopping:
-            task.cancel()
 
     def _job_of(self, offer_id: str) -> Job | None:
         return self.job if self.job is not None and self.job.offer.offer_id == offer_id else None
-
-    def _drop(self, job: Job, reason: str) -> None:
-        job.drop(reason)
-        watch = asyncio.create_task(self._see_it_stop(job))
-        self._stopping.add(watch)
-        watch.add_done_callback(self._stopping.discard)
-
-    async def _see_it_stop(self, job: Job) -> None:
-        if not await job.stopped(_STOP_SECONDS):
-            log.warning("training does not stop by itself; ending its process", round=job.offer.round)
-            await self._workshop.trainer.close()
 
 
 def _log_reply(offer: Offer, reply: Reply) -> None:

@@ -30,6 +30,8 @@ log = structlog.get_logger()
 _LINE_LIMIT_BYTES = 64 << 20  # one answer is one line; a schema of 65,536 tensors takes about 10 MB
 _HEED_A_CANCEL = frozenset({"fine_tune"})
 """Methods that end when they are told to, at their next report."""
+_STOP_SECONDS = 15.0
+"""How long such a method may take to notice that it is not wanted, before its process is ended."""
 _KEPT_LINES = 5
 _LONGEST_LINE = 200
 _READ_BYTES = 1 << 16
@@ -85,7 +87,8 @@ class TaskWorker:
         """Fine-tune from the weights file `base` and write the changed tensors to `out`, durably.
 
         Raises:
-            asyncio.CancelledError: as any awaitable; the worker stops at its next report and stays usable.
+            asyncio.CancelledError: as any awaitable; the worker stops at its next report and stays usable. One that
+                does not report within seconds is ended.
         """
         params = {"base": str(base), "plan": to_json(plan), "out": str(out)}
         return from_json(LocalUpdate, await self._call("fine_tune", on_report, **params))
@@ -204,9 +207,14 @@ class TaskWorker:
     async def _drain(self, number: int) -> None:
         if self._process is None:  # closed meanwhile: no answer comes any more
             return
-        with contextlib.suppress(WorkerCrashed, TaskError, Cancelled):
-            await self._write({"cancel": number})
-            await self._read_result(number, None)
+        try:
+            with contextlib.suppress(WorkerCrashed, TaskError, Cancelled):
+                async with asyncio.timeout(_STOP_SECONDS):
+                    await self._write({"cancel": number})
+                    await self._read_result(number, None)
+        except TimeoutError:
+            log.warning("training does not stop by itself; ending its process")
+            await self.close()
 
     async def _write(self, message: dict[str, Any]) -> None:
         assert self._process is not None and self._process.stdin is not None

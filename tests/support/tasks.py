@@ -168,6 +168,15 @@ class Slow(Shapes):
         return super().initial_weights(seed, source)
 
 
+class Deaf(Shapes):
+    """Trains for an hour without a report, and hears nothing meanwhile."""
+
+    def fine_tune(self, base: Weights, plan: Plan, report: Report) -> FineTuned:
+        print("training", file=sys.stderr, flush=True)
+        time.sleep(3600)
+        raise AssertionError("nobody waits for that")
+
+
 class SlowEnd(Shapes):
     """Takes a minute to write a model for people, and hears nothing meanwhile."""
 

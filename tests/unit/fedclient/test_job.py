@@ -125,7 +125,7 @@ async def test_job_leaves_alone_what_a_dropped_one_is_still_writing(tmp_path: Pa
         job = begun(name)
         await asyncio.sleep(0.05)
         job.drop("cancelled")
-        assert await job.stopped(10.0)
+        await asyncio.wait_for(job.stopped(), 10.0)
     writing.clear()
     last = begun("last")
     await asyncio.sleep(0.05)
@@ -135,7 +135,7 @@ async def test_job_leaves_alone_what_a_dropped_one_is_still_writing(tmp_path: Pa
     await asyncio.wait_for(writing.wait(), 10.0)
     assert ended == [updates.weights_path("first").name]
     last.drop("the client stops")
-    assert await last.stopped(10.0)
+    await asyncio.wait_for(last.stopped(), 10.0)
 
 
 async def test_job_that_is_dropped_while_its_update_is_packed_has_ended_when_that_is_done(
@@ -161,9 +161,10 @@ async def test_job_that_is_dropped_while_its_update_is_packed_has_ended_when_tha
     job.start(plan, Terms(1 << 20, 1 << 22, Encoding.INT8))
     assert await asyncio.to_thread(packing.wait, 10.0)
     job.drop("another offer came")
-    assert not await job.stopped(0.1)  # it may come again, and would be packed into the same files meanwhile
+    with pytest.raises(TimeoutError):  # it may come again, and would be packed into the same files meanwhile
+        await asyncio.wait_for(job.stopped(), 0.1)
     may_end.set()
-    assert await job.stopped(10.0)
+    await asyncio.wait_for(job.stopped(), 10.0)
     assert (job.state, shop.turn.locked()) == (JobState.DROPPED, False)
 
 

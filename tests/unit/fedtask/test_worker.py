@@ -203,6 +203,32 @@ async def test_worker_that_is_called_off_while_it_reads_data_ends_at_once_and_se
         await worker.close()
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])
+async def test_worker_that_trains_on_when_it_is_called_off_is_ended_and_serves_the_next_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    monkeypatch.setattr("fedtask.worker._STOP_SECONDS", 0.2)
+    worker = TaskWorker("tests.support.tasks:Deaf", {})
+    try:
+        await worker.open_site(SiteOptions(None))
+        await worker.initial_weights(0, None, tmp_path / "base")
+        first = pid(worker)
+        training = asyncio.create_task(worker.fine_tune(tmp_path / "base", PLAN, tmp_path / "out", ignore))
+        while not worker._last_words:  # noqa: ASYNC110 - it says on standard error that it has begun
+            await asyncio.sleep(0.01)
+        training.cancel()
+        if again:  # as by the site's limit on time, and by the round's deadline
+            await asyncio.sleep(0)
+            training.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(training, 30.0)
+        expected = await asyncio.wait_for(worker.describe(), 30.0)
+        assert not is_running(first)
+        assert expected.meaning.class_names == ("no", "yes")
+    finally:
+        await worker.close()
+
+
 async def test_worker_that_is_closed_while_it_works_is_not_said_to_want_memory(
     worker: TaskWorker, tmp_path: Path
 ) -> None:
