@@ -160,13 +160,17 @@ class Workplace:
     def forget_weights(self) -> None:
         """Free the disk, once the federation is over and its models are saved for people.
 
-        Also of what the task has computed of the site's data, which is next to the data itself.
+        Also of what the task has computed of the site's data, which is next to the data itself. A disk that refuses, or
+        is gone by then, costs nothing else.
         """
         shutil.rmtree(self.cache_folder, ignore_errors=True)
-        self.shop.updates.keep_only(())
-        self.shop.packer.forget()
-        self.shop.models.keep_only(())
-        self.shop.models.drop_partials()
+        try:
+            self.shop.updates.keep_only(())
+            self.shop.packer.forget()
+            self.shop.models.keep_only(())
+            self.shop.models.drop_partials()
+        except OSError as error:
+            log.warning("weights that are of no use any more could not be removed", because=str(error))
 
     async def close(self) -> None:
         """Stop all work, save what is yet to be saved for people, and end the worker. Safe to call twice."""

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -356,3 +356,17 @@ async def test_state_on_a_read_only_file_system_can_be_looked_at_and_not_served(
     reader = StateReader(small_disk / "state")
     assert verify(reader).agrees
     reader.close()
+
+
+@pytest.mark.parametrize(
+    ("limit", "last"), [((), "GLOBAL"), (("--max-rounds", "1"), "client")], ids=["federation over", "enough rounds"]
+)
+def test_site_whose_state_folder_is_away_when_all_is_saved_ends_well(
+    scene: Stage, limit: Sequence[str], last: str
+) -> None:
+    task = "tests.support.tasks:Unplugged"
+    server = scene.server("--rounds", "2" if limit else "1", "--min-clients", "1", "--plaintext", task=task, last=last)
+    client = scene.client("alpha", server.listening, "--task", task, *limit)
+    assert client.wait() == 0
+    assert (scene.folder / "alpha" / "away").exists()
+    assert client.said("weights that are of no use any more could not be removed")

@@ -186,6 +186,23 @@ class SlowEnd(Shapes):
         return super().export(weights, folder, stem)
 
 
+class Unplugged(Shapes):
+    """Moves the folder `state` away from beside the models for people when the last of them is written.
+
+    So does a disk that is unplugged or unmounted then. Settings: `last`, with which that one's name begins.
+    """
+
+    def __init__(self, settings: Mapping[str, str]) -> None:
+        super().__init__({})
+        self._last = settings["last"]
+
+    def export(self, weights: Weights, folder: Path, stem: str) -> list[Path]:
+        state = folder / "state"
+        if stem.startswith(self._last) and state.exists():
+            state.rename(folder / "away")
+        return super().export(weights, folder, stem)
+
+
 def random_weights(schema: ModelSchema, seed: int) -> dict[str, np.ndarray]:
     """Different random values for every tensor."""
     generator = np.random.default_rng(seed)
