@@ -36,7 +36,7 @@ class Experience:
 
     `transfer_seconds` is download and upload together. `more_time_refused` says that the server once withdrew an offer
     for which the client had asked for more time. `rounds_sent` counts the updates that were sent, or begun to be, one a
-    round. `misfits` counts the offers in a row, since the last delivery, whose time seemed too short for one epoch.
+    round. `misfits` counts the offers in a row, since the last delivery, for which one epoch seemed to take too long.
     """
 
     epoch_seconds: float | None = None
@@ -46,7 +46,8 @@ class Experience:
     misfits: int = 0
 
     def is_worth_a_try(self) -> bool:
-        """Whether to doubt the measures: who always declines never measures again, and they may be of one bad day.
+        """Whether to doubt the measures: who always declines never measures again, and they may be of one bad day, or
+        of a machine and data that were others.
 
         With the second misfit, the fourth, the eighth and so on: a round may wait in vain for who is as slow as it was.
         """
@@ -60,7 +61,7 @@ class Accept:
 
 @dataclass(frozen=True, slots=True)
 class Decline:
-    """Not this round. `misfit` says that its time seems too short for one epoch."""
+    """Not this round. `misfit` says that its time, or what the site allows, seems too short for one epoch."""
 
     reason: str
     misfit: bool = False
@@ -96,8 +97,10 @@ def answer(offer: Offer, limits: SiteLimits, experience: Experience) -> Reply:
         return _counter(epochs, planned, None, reasons)
     if limits.max_training_seconds is not None:
         affordable = int(limits.max_training_seconds // epoch_seconds)
+        if affordable < 1 and experience.is_worth_a_try():  # the limit on time ends it, if need be
+            return Counter(1, None, "one epoch is tried, though it seems to take longer than allowed here", misfit=True)
         if affordable < 1:
-            return Decline("one epoch takes longer than this site allows")
+            return Decline("one epoch takes longer than this site allows", misfit=True)
         if affordable < epochs:
             epochs = affordable
             reasons.append(f"this site allows {limits.max_training_seconds:.0f} s of training a round")

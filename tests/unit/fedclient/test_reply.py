@@ -32,7 +32,7 @@ def offer(epochs: int, seconds: float) -> Offer:
         (10, 119, FREE, Experience(10.0, 0.0, True), Counter(9, None, "9 epochs fit the time that remains")),
         (10, 11, FREE, Experience(10.0, 0.0, True), Decline("not even one epoch fits the time that remains", True)),
         (10, 999, SiteLimits(0, 35), Experience(10.0), Counter(3, None, "this site allows 35 s of training a round")),
-        (10, 999, SiteLimits(0, 9), Experience(10.0), Decline("one epoch takes longer than this site allows")),
+        (10, 999, SiteLimits(0, 9), Experience(10.0), Decline("one epoch takes longer than this site allows", True)),
         (10, 999, SiteLimits(0, 9), NEW, Accept()),
         (10, 999, SiteLimits(max_rounds=3), Experience(rounds_sent=2), Accept()),
         (
@@ -62,10 +62,15 @@ def test_answer_changes_only_what_does_not_fit(
     assert answer(offer(epochs, remaining), limits, experience) == reply
 
 
-def test_site_that_seems_too_slow_tries_one_epoch_ever_more_seldom() -> None:
+@pytest.mark.parametrize(
+    ("limits", "seems"),
+    [(FREE, "not to fit the time that remains"), (SiteLimits(0, 9), "to take longer than allowed here")],
+    ids=["round's time", "site's limit"],
+)
+def test_site_that_seems_too_slow_tries_one_epoch_ever_more_seldom(limits: SiteLimits, seems: str) -> None:
     slow = Experience(10.0, 3600.0, more_time_refused=True)
-    replies = [answer(offer(10, 100), FREE, replace(slow, misfits=number)) for number in range(16)]
+    replies = [answer(offer(10, 100), limits, replace(slow, misfits=number)) for number in range(16)]
     assert [number + 1 for number, reply in enumerate(replies) if isinstance(reply, Counter)] == [2, 4, 8, 16]
     assert {type(reply) for reply in replies} == {Counter, Decline}
     assert all(reply.misfit for reply in replies if isinstance(reply, Counter | Decline))
-    assert replies[1] == Counter(1, None, "one epoch is tried, though it seems not to fit the time that remains", True)
+    assert replies[1] == Counter(1, None, f"one epoch is tried, though it seems {seems}", True)
