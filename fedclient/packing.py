@@ -1,7 +1,8 @@
 """An update made ready to travel in the encoding that was agreed on, once, and on disk before its first byte is sent.
 
 What a lossy encoding leaves out of an update is added to the next one (error feedback): over the rounds nothing of the
-training is lost but its timing. It counts as left out when the server has the update, and is kept in one file.
+training is lost but its timing. It counts as left out when the server has the update, and is kept in one file. What was
+left out in another federation is dropped: one of another name, or that has begun its rounds anew.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ class Packer:
 
     def _make(self, base: LocalModel, finished: FinishedUpdate, encoding: Encoding, upload_id: str) -> Packed:
         items: list[_Item] = []
-        left_out = dict(self._left_out_so_far(base.manifest)) if encoding.is_lossy else {}
+        left_out = dict(self._left_out_so_far(base.manifest, finished.round)) if encoding.is_lossy else {}
         whole = hashlib.sha256()
 
         def parts() -> Iterator[bytes]:
@@ -148,7 +149,7 @@ class Packer:
         offer_id = finished.offer_id
         write_durably(self._files, self._body(offer_id), parts())
         if encoding.is_lossy:
-            self._keep_left_out(offer_id, left_out)
+            self._keep_left_out(finished, left_out)
         facts = {
             "offer_id": offer_id,
             "upload_id": upload_id,
@@ -165,7 +166,7 @@ class Packer:
         log.info("packed the update", encoding=encoding.value, bytes=sizes[1], of=sizes[0])
         return packed
 
-    def _left_out_so_far(self, base: Manifest) -> LeftOut:
+    def _left_out_so_far(self, base: Manifest, round_number: int) -> LeftOut:
         if not self._left_out.exists():
             return {}
         try:
@@ -173,23 +174,25 @@ class Packer:
             manifest = file.manifest()
             if file.metadata.get("sha256") != manifest.model_digest().hex:
                 raise ValueError("its bytes do not match their digest")
+            is_earlier = int(file.metadata.get("round", 0)) < round_number
         except (OSError, ValueError, WeightsFileError) as error:
             log.warning("what encodings left out of earlier updates cannot be read and is lost", damage=str(error))
             return {}
         known = base.by_name()
         fits = all(entry.name in known and known[entry.name].shape == entry.shape for entry in manifest)
-        if file.metadata.get("federation") != self._federation or not fits:
+        if file.metadata.get("federation") != self._federation or not is_earlier or not fits:
             return {}
         return {name: np.array(values) for name, values in file.on_demand().items()}
 
-    def _keep_left_out(self, offer_id: str, left_out: LeftOut) -> None:
+    def _keep_left_out(self, finished: FinishedUpdate, left_out: LeftOut) -> None:
         entries = [
             TensorEntry(name, DataType.FLOAT32, values.shape, Digest.of(raw_bytes(values)))
             for name, values in left_out.items()
         ]
-        metadata = {"federation": self._federation, "sha256": Manifest(tuple(entries)).model_digest().hex}
+        digest = Manifest(tuple(entries)).model_digest().hex
+        metadata = {"federation": self._federation, "round": str(finished.round), "sha256": digest}
         values = map(raw_bytes, left_out.values())
-        write_durably(self._files, self._left_out_of(offer_id), chain([header_of(entries, metadata)], values))
+        write_durably(self._files, self._left_out_of(finished.offer_id), chain([header_of(entries, metadata)], values))
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,19 +37,23 @@ Weights = dict[str, np.ndarray]
 
 
 class Site:
-    """A site's folder: a base model, and updates that start from it."""
+    """A site's folder: a base model, and updates that start from it, each of the next round unless told otherwise."""
 
     def __init__(self, folder: Path, federation: str = "test") -> None:
         self.folder = folder
         self.updates = UpdateStore(folder / "updates", FILES)
         self.packer = Packer(self.updates, folder / "left_out.safetensors", federation, FILES)
+        self.rounds = 0
 
     def model(self, weights: Weights) -> LocalModel:
         manifest, path = manifest_of(SCHEMA, weights), self.folder / "base.safetensors"
         write_durably(FILES, path, file_parts(manifest, weights))
         return LocalModel(path, manifest)
 
-    def trained(self, offer_id: str, base: LocalModel, weights: Weights) -> FinishedUpdate:
+    def trained(
+        self, offer_id: str, base: LocalModel, weights: Weights, round_number: int | None = None
+    ) -> FinishedUpdate:
+        self.rounds = round_number or self.rounds + 1
         known = base.manifest.by_name()
         changed = [entry for entry in manifest_of(SCHEMA, weights) if entry != known[entry.name]]
         parts = [weights[entry.name] for entry in changed]
@@ -57,7 +61,7 @@ class Site:
         named = {entry.name: part for entry, part in zip(changed, parts, strict=True)}
         write_durably(FILES, self.updates.weights_path(offer_id), file_parts(manifest_of(schema, named), named))
         update = LocalUpdate(tuple(map(EntryRecord.of, changed)), 10, {}, (), 1, 1.0)
-        return self.updates.record(offer_id, 1, base.digest, update)
+        return self.updates.record(offer_id, self.rounds, base.digest, update)
 
 
 def random_weights(seed: int) -> Weights:
@@ -168,6 +172,7 @@ def test_what_is_left_out_of_an_update_that_was_not_delivered_does_not_count(tmp
 
 
 def test_what_is_left_out_survives_a_restart_and_neither_damage_nor_another_federation(tmp_path: Path) -> None:
+    """Another one may have the same name: that has a default, and a server may begin anew with an empty folder."""
     site, weights = Site(tmp_path), random_weights(1)
     base = site.model(weights)
     site.packer.pack(base, site.trained("a", base, moved(weights, 2)), Encoding.INT8)
@@ -183,6 +188,8 @@ def test_what_is_left_out_survives_a_restart_and_neither_damage_nor_another_fede
     expected = packed_by(Site(tmp_path)).manifest
     without = packed_by(Site(tmp_path, federation="another")).manifest
     assert expected != without
+    begun_anew = site.trained("c", base, moved(weights, 3), round_number=1)
+    assert Site(tmp_path).packer.pack(base, begun_anew, Encoding.INT8).manifest == without
     (tmp_path / "left_out.safetensors").write_bytes(left_out[:-1] + bytes([left_out[-1] ^ 1]))
     with capture_logs() as logs:
         assert packed_by(Site(tmp_path)).manifest == without
