@@ -269,7 +269,7 @@ class Job:
 
         self._pace = Pace()
         update = await self.workshop.trainer.fine_tune(base.path, plan, out, on_report)
-        # The whole has preparation and waiting for the disk in it. It is all there is where a task reports too little.
+        # The whole has preparation in it. It is all there is where a task reports too little.
         measured, self._pace = self._pace.epoch_seconds, Pace()
         self._learn(epoch_seconds=update.training_seconds / max(update.epochs, 1) if measured is None else measured)
         return update

@@ -111,7 +111,7 @@ class Trainer:
     async def fine_tune(
         self, base: Path, plan: Plan, out: Path, on_report: Callable[[EpochReport], None]
     ) -> LocalUpdate:
-        """Fine-tune from `base` and write the changed tensors to `out`, within the site's limit on time.
+        """Fine-tune from `base`, within the site's limit on time, and write the changed tensors to `out`.
 
         Raises:
             TrainingFailed: the task or the worker gave up, or the time ran out.
@@ -119,8 +119,9 @@ class Trainer:
         """
         for crash in range(1, _MAX_CRASHES + 1):
             try:
-                async with asyncio.timeout(self._config.site_limits.max_training_seconds):
-                    update = await self._worker.fine_tune(base, plan, out, on_report)
+                async with asyncio.timeout(self._config.site_limits.max_training_seconds) as limit:
+                    # What is trained in time may wait for the disk as long as it takes.
+                    update = await self._worker.fine_tune(base, plan, out, on_report, lambda: limit.reschedule(None))
             except TimeoutError:
                 raise TrainingFailed("the site's limit on training time was reached") from None
             except TaskError as error:

@@ -39,6 +39,9 @@ _ENDS_OF_LINES = re.compile(rb"[\r\n]")
 _LAST_WORDS_SECONDS = 1.0
 """For what a process that has ended left in its pipes, which is there already: they are closed after it."""
 
+_OnNews = Callable[[Mapping[str, Any]], None]
+"""Takes what a worker says of a request before its answer: how far it is."""
+
 
 class WorkerCrashed(Exception):
     """The worker process ended by itself. The message has its exit status and what ended it, or its last words."""
@@ -82,16 +85,30 @@ class TaskWorker:
         return await self._open("open_holdout", params)
 
     async def fine_tune(
-        self, base: Path, plan: Plan, out: Path, on_report: Callable[[EpochReport], None]
+        self,
+        base: Path,
+        plan: Plan,
+        out: Path,
+        on_report: Callable[[EpochReport], None],
+        on_trained: Callable[[], None] = lambda: None,
     ) -> LocalUpdate:
         """Fine-tune from the weights file `base` and write the changed tensors to `out`, durably.
+
+        `on_trained` is called when that is to be written, for which a disk may have to be waited.
 
         Raises:
             asyncio.CancelledError: as any awaitable; the worker stops at its next report and stays usable. One that
                 does not report within seconds is ended.
         """
+
+        def on_news(message: Mapping[str, Any]) -> None:
+            if "report" in message:
+                on_report(from_json(EpochReport, message["report"]))
+            else:
+                on_trained()
+
         params = {"base": str(base), "plan": to_json(plan), "out": str(out)}
-        return from_json(LocalUpdate, await self._call("fine_tune", on_report, **params))
+        return from_json(LocalUpdate, await self._call("fine_tune", on_news, **params))
 
     async def evaluate(self, weights: Path) -> Evaluation:
         """Score a weights file on the opened holdout."""
@@ -136,14 +153,14 @@ class TaskWorker:
         self._opened = (method, params)
         return summary
 
-    async def _call(self, method: str, on_report: Callable[[EpochReport], None] | None = None, **params: Any) -> Any:
+    async def _call(self, method: str, on_news: _OnNews | None = None, **params: Any) -> Any:
         async with self._turn:
             if self._draining is not None:  # of a caller that was cancelled twice, and did not wait for it
                 await asyncio.wait({self._draining})
                 self._draining = None
             if self._process is None or self._process.returncode is not None:
                 await self._spawn()
-            return await self._request(method, params, on_report)
+            return await self._request(method, params, on_news)
 
     async def _spawn(self) -> None:
         self._last_words.clear()  # those of an earlier process explain nothing of this one
@@ -188,13 +205,11 @@ class TaskWorker:
                 self._last_words.append(text)
                 log.debug("worker", said=text)
 
-    async def _request(
-        self, method: str, params: dict[str, Any], on_report: Callable[[EpochReport], None] | None
-    ) -> Any:
+    async def _request(self, method: str, params: dict[str, Any], on_news: _OnNews | None) -> Any:
         number = next(self._numbers)
         await self._write({"id": number, "method": method, "params": params})
         try:
-            return await self._read_result(number, on_report)
+            return await self._read_result(number, on_news)
         except asyncio.CancelledError:
             if method not in _HEED_A_CANCEL:  # to read a large folder may take minutes; the next call begins it anew
                 await asyncio.shield(self.close())
@@ -222,16 +237,16 @@ class TaskWorker:
         with contextlib.suppress(ConnectionError):  # the reader of the answer says what happened
             await self._process.stdin.drain()
 
-    async def _read_result(self, number: int, on_report: Callable[[EpochReport], None] | None) -> Any:
+    async def _read_result(self, number: int, on_news: _OnNews | None) -> Any:
         process = self._process  # `close` may forget it while the answer is awaited
         assert process is not None and process.stdout is not None
         while (line := await process.stdout.readline()).endswith(b"\n"):  # half a line is its end as well
             message = json.loads(line)
             if message["id"] != number:
                 continue
-            if "report" in message:
-                if on_report is not None:
-                    on_report(from_json(EpochReport, message["report"]))
+            if "report" in message or "trained" in message:
+                if on_news is not None:
+                    on_news(message)
             elif "trouble" in message:
                 log.warning("the worker process waits", because=message["trouble"])
             elif "error" in message:

@@ -96,6 +96,8 @@ class Worker:
         base_weights = WeightsFile(Path(base)).weights()
         report = partial(self._report, request)
         tuned = checked_tuned(self._task.fine_tune(base_weights, from_json(Plan, plan), report), self._schema)
+        training_seconds = time.monotonic() - started  # and not for how long the disk may keep it waiting
+        self._send({"id": request, "trained": True})
         changed = self._changed(base_weights, tuned.weights)
         self._write_when_it_can(
             request, Path(out), Manifest(tuple(changed)), tuned.weights, "what was trained", makes_folder=True
@@ -106,7 +108,7 @@ class Worker:
             metrics=dict(tuned.metrics),
             history=tuple(dict(row) for row in tuned.history),
             epochs=len(tuned.history),
-            training_seconds=time.monotonic() - started,
+            training_seconds=training_seconds,
         )
         return to_json(update)
 

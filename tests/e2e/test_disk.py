@@ -236,6 +236,19 @@ def test_training_of_a_site_whose_state_folder_is_moved_away_waits_for_it(scene:
     assert len(client.said("trained")) == 1
 
 
+def test_what_a_site_has_trained_within_its_limit_on_time_may_wait_for_the_disk_for_longer(scene: Stage) -> None:
+    server = scene.server("--rounds", "1", "--min-clients", "1", seconds=2, epochs=1)
+    client = scene.client("alpha", server.listening, "--max-hours", str(10 / 3600))
+    until("it to train, and so to have read its base", lambda: any("epoch" in line for line in client.said("training")))
+    state, away = scene.folder / "alpha" / "state", scene.folder / "away"
+    state.rename(away)
+    until("what was trained to wait", lambda: client.said("the worker process waits"))
+    time.sleep(10.0)
+    away.rename(state)
+    assert (client.wait(), server.wait()) == (0, 0)
+    assert len(client.said("trained")) == 1
+
+
 # On a real file system of a few megabytes, where the machine lets a test have one.
 
 
