@@ -134,15 +134,20 @@ def write_then_name(
         temporary: where the file is written; a leftover of an interrupted write may be there.
         parts: what it is to hold, one after another.
         name: asked once, after the last part; in the folder of `temporary`.
+
+    Raises:
+        OSError: the disk refuses. It names a file, or the folder where the system names none, as of a full disk.
     """
     files.remove(temporary)  # a leftover may be longer than what comes now
     try:
         _write_and_sync(files, temporary, parts)
         path = name()
         publish(files, temporary, path)
-    except OSError:
+    except OSError as error:
         with contextlib.suppress(OSError):  # on a full disk, what is of no use must not take what space is left
             files.remove(temporary)
+        if error.errno is not None and error.filename is None:  # whoever is to make space must know where
+            error.filename = str(temporary.parent)
         raise
     return path
 
