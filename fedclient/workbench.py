@@ -87,8 +87,9 @@ class Workbench:
             job.refuse(f"{confirmed} epochs were confirmed, and {agreed} agreed on")
 
     def withdraw(self, offer_id: str, reason: str) -> None:
-        """The server takes an offer back."""
-        if self._asked_for_time:
+        """The server takes an offer back. Of one that is over, that refuses nothing: the answer came too late."""
+        job = self._job_of(offer_id)
+        if self._asked_for_time and job is not None and job.state is JobState.OFFERED:
             memory = self._workshop.memory
             memory.learn(replace(memory.experience, more_time_refused=True))
         self.cancel(offer_id, reason)

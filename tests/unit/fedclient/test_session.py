@@ -417,6 +417,31 @@ async def test_session_of_slow_site_asks_for_more_time_by_what_it_measured(tmp_p
         await run(server.client(tmp_path))
 
 
+async def test_withdrawal_of_an_offer_that_is_over_does_not_keep_a_slow_site_from_asking_for_time(
+    tmp_path: Path,
+) -> None:
+    """As where a site stood still, and answers offers that have ended meanwhile."""
+    here: list[Scripted] = []
+
+    async def script(talk: Talk) -> None:
+        await talk.welcome()
+        await deliver(talk, here[0])
+        await talk.offer(here[0].base, number=2, epochs=20, remaining=5.0)
+        await talk.say(cancel=negotiation_pb2.Cancellation(offer_id="offer-2", reason="no sign of life"))
+        assert (await talk.hear("counter_offer")).HasField("time_needed")
+        await talk.say(withdraw=negotiation_pb2.Withdrawal(offer_id="offer-2", reason="the offer no longer stands"))
+        await talk.offer(here[0].base, number=3, epochs=20, remaining=5.0)
+        assert (await talk.hear("counter_offer")).HasField("time_needed")
+        await talk.say(withdraw=negotiation_pb2.Withdrawal(offer_id="offer-2", reason="the offer no longer stands"))
+        await talk.offer(here[0].base, number=4, epochs=20, remaining=5.0)
+        assert (await talk.hear("counter_offer")).HasField("time_needed")
+        await talk.end(here[0].base)
+
+    async with scripted(script, settings=SLOW) as server:
+        here.append(server)
+        await run(server.client(tmp_path))
+
+
 async def test_memory_of_a_session_keeps_history_and_measured_time(tmp_path: Path) -> None:
     here: list[Scripted] = []
 
