@@ -66,7 +66,7 @@ def server_command(folder: Path, port: int, rounds: int = NUM_ROUNDS, **options:
         *(sys.executable, "-c", "from fedserver.cli import main; main()", "run", "--task", "linear", *settings),
         *("--holdout", "phantom", "--listen", f"127.0.0.1:{port}", "--rounds", str(rounds)),
         *("--min-clients", str(NUM_CLIENTS), "--state", str(folder / "state"), "--out", str(folder / "out")),
-        *("--open-enrolment", "--log-json", "--log-level", "debug"),
+        *("--open-enrolment", "--log-json", "--log-level", "debug", "--no-pictures"),
         *(word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", value)),
     ]
 
