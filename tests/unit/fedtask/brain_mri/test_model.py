@@ -17,6 +17,17 @@ from fedtask.task import TaskError
 from tests.support.brain_mri import SMALL, differing, shared_folder
 
 
+@pytest.fixture(scope="module")
+def task():
+    """Of one network, since building it is most of what asking it for weights takes."""
+    return BrainMri(SMALL)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return keras.applications.MobileNetV2(input_shape=(64, 64, 3), alpha=0.35, include_top=False, weights=None)
+
+
 def schema_with(**settings: str):
     return build_network(read_brain_mri_settings({**SMALL, **settings})).schema
 
@@ -29,8 +40,8 @@ def test_schema_in_a_fresh_process_and_in_this_one_is_the_same():
     assert fresh == schema_with().digest().hex()
 
 
-def test_schema_of_upper_starts_to_train_behind_block_12_and_leaves_batch_norm_alone():
-    schema = schema_with()
+def test_schema_of_upper_starts_to_train_behind_block_12_and_leaves_batch_norm_alone(task):
+    schema = task.schema()
     trainable = [spec.name for spec in schema if spec.trainable]
     assert len(schema) == 262
     assert trainable[:2] == ["block_13_expand/kernel", "block_13_depthwise/kernel"]
@@ -50,8 +61,7 @@ def test_schema_with_more_to_train_marks_exactly_that(fine_tune, batch_norm, num
     assert {spec.name.rsplit("/", 1)[1] for spec in statistics} == {"moving_mean", "moving_variance"}
 
 
-def test_random_weights_follow_the_seed():
-    task = BrainMri(SMALL)
+def test_random_weights_follow_the_seed(task):
     one, again, other = (task.initial_weights(seed, "random") for seed in (1, 1, 2))
     assert differing(one, again) == []
     assert {"Conv1/kernel", "head/kernel"} <= set(differing(one, other))
@@ -60,46 +70,45 @@ def test_random_weights_follow_the_seed():
 
 
 @pytest.mark.parametrize("suffix", [".weights.h5", ".h5"])
-def test_backbone_file_is_taken_whole_under_a_seeded_head(tmp_path, suffix):
-    backbone = keras.applications.MobileNetV2(input_shape=(64, 64, 3), alpha=0.35, include_top=False, weights=None)
+def test_backbone_file_is_taken_whole_under_a_seeded_head(task, backbone, tmp_path, suffix):
     path = tmp_path / f"backbone{suffix}"
     backbone.save_weights(path) if suffix == ".weights.h5" else backbone.save(path)
-    weights = BrainMri(SMALL).initial_weights(0, str(path))
+    weights = task.initial_weights(0, str(path))
     expected = {variable.path: variable.numpy() for variable in backbone.weights}
     assert differing(expected, weights) == []
     assert set(weights) - set(expected) == {"head/kernel", "head/bias"}
-    assert differing(weights, BrainMri(SMALL).initial_weights(1, str(path))) == ["head/kernel"]
+    assert differing(weights, task.initial_weights(1, str(path))) == ["head/kernel"]
 
 
 @pytest.mark.parametrize(("layout", "name"), [("older.h5", "a.weights.h5"), ("newer.weights.h5", "b.h5")])
-def test_backbone_file_is_read_by_what_is_in_it_and_not_by_its_name(tmp_path, layout, name):
-    backbone = keras.applications.MobileNetV2(input_shape=(64, 64, 3), alpha=0.35, include_top=False, weights=None)
+def test_backbone_file_is_read_by_what_is_in_it_and_not_by_its_name(task, backbone, tmp_path, layout, name):
     path = tmp_path / layout
     backbone.save(path) if layout == "older.h5" else backbone.save_weights(path)
-    weights = BrainMri(SMALL).initial_weights(0, str(path.rename(tmp_path / name)))
+    weights = task.initial_weights(0, str(path.rename(tmp_path / name)))
     assert differing({variable.path: variable.numpy() for variable in backbone.weights}, weights) == []
 
 
-def test_backbone_file_of_another_width_is_refused_with_what_to_do(tmp_path):
+def test_backbone_file_of_another_width_is_refused_with_what_to_do(task, tmp_path):
     backbone = keras.applications.MobileNetV2(input_shape=(64, 64, 3), alpha=0.5, include_top=False, weights=None)
     backbone.save_weights(tmp_path / "wide.weights.h5")
     with pytest.raises(TaskError, match=r"wide\.weights\.h5 does not hold .* alpha 0\.35: .*set alpha accordingly"):
-        BrainMri(SMALL).initial_weights(0, str(tmp_path / "wide.weights.h5"))
+        task.initial_weights(0, str(tmp_path / "wide.weights.h5"))
 
 
-def test_backbone_file_that_is_not_there_is_named():
+def test_backbone_file_that_is_not_there_is_named(task):
     with pytest.raises(TaskError, match=r"no file nowhere\.h5; --backbone-weights takes"):
-        BrainMri(SMALL).initial_weights(0, "nowhere.h5")
+        task.initial_weights(0, "nowhere.h5")
 
 
 def test_download_that_fails_names_the_options_that_mend_it_at_once(monkeypatch):
     # A proxy that is not there, so that the test is the same with and without internet; and a width nobody has used.
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "")
+    task = BrainMri({**SMALL, "alpha": "1.3"})
     started = time.monotonic()
     for source in (None, "imagenet"):
         with pytest.raises(TaskError, match=r"could not download .*alpha 1\.3.*--backbone-weights FILE.*random"):
-            BrainMri({**SMALL, "alpha": "1.3"}).initial_weights(0, source)
+            task.initial_weights(0, source)
     assert time.monotonic() - started < 30
 
 
