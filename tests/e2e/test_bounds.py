@@ -242,8 +242,15 @@ async def test_offer_id_longer_than_any_is_refused_and_not_repeated_to_its_sende
         assert error.message == "an offer_id has at most 64 bytes"
 
 
+GREEDY = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1_024))
+"""A connection on which nothing comes that is not read."""
+
+
 async def test_site_that_does_not_read_is_not_listened_to_without_end(tmp_path: Path) -> None:
-    async with a_round(tmp_path, cohort_size=1) as (server, listening, _, _), BareSite.dial(listening) as other:
+    async with (
+        a_round(tmp_path, cohort_size=1) as (server, listening, _, _),
+        BareSite.dial(listening, options=GREEDY) as other,
+    ):
         await other.join("beta", server)
         session = server.federation.sessions._open["beta"]
         unheard = negotiation_pb2.CounterOffer(offer_id="x" * 64, reason="r" * 1_000)
@@ -253,9 +260,6 @@ async def test_site_that_does_not_read_is_not_listened_to_without_end(tmp_path: 
                     await other.say(counter_offer=unheard)
         assert 90 < session.num_unsaid < 110
 
-
-GREEDY = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1_024))
-"""A connection on which nothing comes that is not read."""
 
 LARGE = {"task": "tests.support.tasks:Shapes", "task_settings": {"large_mib": "12"}}
 
