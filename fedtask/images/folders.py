@@ -14,7 +14,7 @@ import contextlib
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +27,6 @@ from fedtask.images.decode import SkipReason, UnusableImage, decode_file
 from fedtask.images.image_set import ImageSet, PixelCache, num_decoding_threads, pixel_id
 from fedtask.images.near_duplicates import NUM_WORDS, Fingerprints, fingerprint
 from fedtask.task import TaskError
-
-Progress = Callable[[int, int], None]
-"""Called with (files done, files in all), in the caller's thread."""
 
 NAMES_SHOWN = 10
 """How many files a message names before it counts the rest."""
@@ -176,7 +173,7 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def examine(listing: Listing, size: int, cache: PixelCache, progress: Progress | None = None) -> Examined:
+def examine(listing: Listing, size: int, cache: PixelCache) -> Examined:
     """Decode every listed file once; what is usable becomes an `ImageSet` in the listing's order."""
     usable: list[int] = []
     found: list[_Found] = []
@@ -198,8 +195,6 @@ def examine(listing: Listing, size: int, cache: PixelCache, progress: Progress |
             else:
                 usable.append(index)
                 found.append(outcome)
-            if progress is not None:
-                progress(index + 1, len(listing.paths))
     prints = np.array([file.fingerprint for file in found], np.uint64).reshape(-1, NUM_WORDS)
     paths, ids = [file.path for file in found], [file.image_id for file in found]
     images = ImageSet(paths, listing.labels[usable], ids, prints, size, cache)

@@ -12,7 +12,6 @@ from fedtask.division import divide, limited
 from fedtask.images.folders import (
     Examined,
     Listing,
-    Progress,
     SkippedFile,
     count_by_reason,
     counted,
@@ -30,7 +29,7 @@ from fedtask.images.folders import (
 from fedtask.images.image_set import DEFAULT_CACHE_BYTES, ImageSet, PixelCache
 from fedtask.images.near_duplicates import first_near, near_groups
 from fedtask.images.provenance import is_phantom, weaknesses
-from fedtask.images.split import VAL_FRACTION, Indices, is_near, joined, stratified_split
+from fedtask.images.split import Indices, is_near, joined, stratified_split
 from fedtask.task import SiteOptions, SiteSummary, TaskError
 
 _TRAIN, _VAL = "train", "val"
@@ -53,13 +52,11 @@ def open_site(
     size: int,
     seed: int = 0,
     *,
-    val_fraction: float = VAL_FRACTION,
     cache_bytes: int = DEFAULT_CACHE_BYTES,
-    progress: Progress | None = None,
 ) -> Site:
     """Read `options.folder`: `train/<class>/*`, and `val/<class>/*` if the site has one and is not a shard of it.
 
-    Every file is decoded once, which takes 1 to 2 ms for a slice of 224 x 224. Without `val/`, `val_fraction` of the
+    Every file is decoded once, which takes 1 to 2 ms for a slice of 224 x 224. Without `val/`, `VAL_FRACTION` of the
     training images are split off (`seed`): near-duplicates stay together, and so do sub-folders of a class's folder, as
     of patients, where that comes near the fraction. Labels are positions in `class_names`; `size` is the side in pixels
     of the decoded squares; `cache_bytes` bounds the decoded pixels of train and val together.
@@ -72,19 +69,18 @@ def open_site(
     cache = PixelCache(cache_bytes)
     listing = _train_listing(folder, class_names, options)
     val_listing = _val_listing(folder, class_names, options)
-    num_files = len(listing.paths) + (0 if val_listing is None else len(val_listing.paths))
-    examined = [examine(listing, size, cache, _part(progress, 0, num_files))]
+    examined = [examine(listing, size, cache)]
     train = examined[0].images
     if not len(train):
         raise TaskError(_no_images(listing, examined[0].skipped, class_names))
     warnings = [*listing.warnings]
     if val_listing is None:
         warnings += _val_warnings(folder, options)
-        kept, held_out, parted = _split(train, listing.folder, seed, val_fraction)
+        kept, held_out, parted = _split(train, listing.folder, seed)
         warnings += parted
         train, val = train.subset(kept), train.subset(held_out)
     else:
-        examined.append(examine(val_listing, size, cache, _part(progress, len(listing.paths), num_files)))
+        examined.append(examine(val_listing, size, cache))
         val = examined[1].images
         warnings += [*val_listing.warnings, *_twin_warnings(train, val), *_both_sides_warnings(listing, val_listing)]
         if not len(val):
@@ -101,13 +97,7 @@ def open_site(
 
 @told_if_unreadable()
 def open_holdout(
-    folder: Path,
-    classes: Mapping[str, str],
-    class_names: Sequence[str],
-    size: int,
-    *,
-    cache_bytes: int = DEFAULT_CACHE_BYTES,
-    progress: Progress | None = None,
+    folder: Path, classes: Mapping[str, str], class_names: Sequence[str], size: int
 ) -> tuple[ImageSet, SiteSummary]:
     """Read a folder laid out as `<class>/*`, all of it, in the order of the class names, then of the file names.
 
@@ -115,7 +105,7 @@ def open_holdout(
         TaskError: as `open_site`.
     """
     listing = list_folder(folder, class_names, classes)
-    examined = examine(listing, size, PixelCache(cache_bytes), progress)
+    examined = examine(listing, size, PixelCache())
     images = examined.images
     if not len(images):
         raise TaskError(_no_images(listing, examined.skipped, class_names))
@@ -124,11 +114,6 @@ def open_holdout(
     counts = {"holdout": _counts(images, class_names)}
     by_patient = patients(listing.folder, images.paths) is not None
     return images, _summary(folder, counts, len(images), [examined], warnings, by_patient)
-
-
-def _part(progress: Progress | None, before: int, num_files: int) -> Progress | None:
-    """Progress of one folder as progress of all."""
-    return None if progress is None else lambda done, _: progress(before + done, num_files)
 
 
 def _folder_of(options: SiteOptions) -> Path:
@@ -214,13 +199,13 @@ def _val_listing(folder: Path, class_names: Sequence[str], options: SiteOptions)
     return list_folder(folder / _VAL, class_names, options.classes)
 
 
-def _split(images: ImageSet, folder: Path, seed: int, val_fraction: float) -> tuple[Indices, Indices, list[str]]:
+def _split(images: ImageSet, folder: Path, seed: int) -> tuple[Indices, Indices, list[str]]:
     """What to train on, what to validate on, and whether that parts what may be the slices of one patient."""
     alike, places = near_groups(images.fingerprints), sub_folders(folder, images.paths)
-    kept, held_out = stratified_split(images.labels, joined(alike, places), seed, val_fraction)
-    if is_near(images.labels, held_out, val_fraction):
+    kept, held_out = stratified_split(images.labels, joined(alike, places), seed)
+    if is_near(images.labels, held_out):
         return kept, held_out, []
-    kept, held_out = stratified_split(images.labels, alike, seed, val_fraction)
+    kept, held_out = stratified_split(images.labels, alike, seed)
     num_parted = len(np.intersect1d(places[kept], places[held_out]))
     if not num_parted or len(np.unique(places)) == 1:  # what all images are in is nobody's folder
         return kept, held_out, []

@@ -201,10 +201,3 @@ def test_skipped_warning_of_many_files_names_ten_and_counts_the_rest(tmp_path: P
     (sentence,) = skipped_warnings(examine(list_folder(tmp_path, CLASSES, {}), 16, PixelCache()).skipped)
     assert sentence.startswith("13 files skipped, empty: ")
     assert sentence.endswith("09.jpg (0 bytes) and 3 more")
-
-
-def test_examine_reports_progress_file_by_file(tmp_path: Path, write_pictures: Pictures) -> None:
-    write_pictures(tmp_path / "no", 3, 0)
-    seen: list[tuple[int, int]] = []
-    examine(list_folder(tmp_path, CLASSES, {}), 16, PixelCache(), lambda done, total: seen.append((done, total)))
-    assert seen == [(1, 3), (2, 3), (3, 3)]

@@ -352,13 +352,6 @@ def test_images_in_a_folder_for_each_patient_are_not_said_to_be_without_patients
     assert open_holdout(folder / "train", {}, CLASSES, 16)[1].weaknesses == (said,)
 
 
-def test_site_progress_counts_train_and_val_together(make_site: MakeSite) -> None:
-    folder = make_site({"train/no": 2, "train/yes": 1, "val/yes": 1})
-    seen: list[tuple[int, int]] = []
-    open_site(SiteOptions(folder), CLASSES, 16, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
-
-
 def test_holdout_reads_all_of_the_folder_and_looks_at_its_parent_for_weaknesses(make_site: MakeSite) -> None:
     folder = make_site({"val/no": 3, "val/yes": 2})
     (folder / "WEAKNESSES.txt").write_text("One scanner only\n", "utf-8")
