@@ -22,22 +22,22 @@ from tests.support.processes import Running, RunningServer, Stage, stage
 _ROUND_SECONDS = 300.0
 _POLL_SECONDS = 0.02
 
-Members = Callable[[Stage, RunningServer, Row, str], Sequence[Running]]
-"""Starts the sites of a federation; they log at the level that is given last."""
+Members = Callable[[Stage, RunningServer, Row], Sequence[Running]]
+"""Starts the sites of a federation."""
 
 
 class WrongResult(Exception):
     """The federation's model is not what it must be."""
 
 
-def full_clients(made: Stage, server: RunningServer, row: Row, log_level: str) -> Sequence[Running]:
+def full_clients(made: Stage, server: RunningServer, row: Row) -> Sequence[Running]:
     """Each site a `fedclient run`."""
     count = row.size.clients
     return [
         made.client(
             f"site-{number}",
             server.listening,
-            *("--task", shift.REFERENCE, "--log-level", log_level),
+            *("--task", shift.REFERENCE),
             python_path=ROOT,
             shard=f"{number}/{count}",
             pictures=True,
@@ -46,21 +46,18 @@ def full_clients(made: Stage, server: RunningServer, row: Row, log_level: str) -
     ]
 
 
-def bare_sites(made: Stage, server: RunningServer, row: Row, _log_level: str) -> Sequence[Running]:
+def bare_sites(made: Stage, server: RunningServer, row: Row) -> Sequence[Running]:
     """A few processes that speak the protocol for all of them."""
     return start_crowd(made, server.listening, row.size).running
 
 
-def run_federation(
-    row: Row, rounds: int, folder: Path, log_level: str = "info", members: Members = full_clients
-) -> Course:
+def run_federation(row: Row, rounds: int, folder: Path, members: Members = full_clients) -> Course:
     """Run one round more than are measured, and check the final model bit by bit.
 
     Args:
         row: how large, and how connected.
         rounds: how many are measured.
         folder: an empty one.
-        log_level: of server and clients, whose logs are left in the folder.
         members: what its sites are.
 
     Raises:
@@ -68,10 +65,10 @@ def run_federation(
         WrongResult: the final model differs from the one that it must be.
     """
     with stage(folder) as made:
-        server = start_server(made, row, rounds + 1, "--log-level", log_level)
+        server = start_server(made, row, rounds + 1)
         watch = MemoryWatch(server.process.pid)
         watch.start()
-        clients = members(made, server, row, log_level)
+        clients = members(made, server, row)
         pids = [client.process.pid for client in clients]
         _await_published(server, 1)
         before = cpu_seconds([server.process.pid]), cpu_seconds(pids)

@@ -97,28 +97,29 @@ def weight_limits(strategy: Strategy, claimed: Mapping[int, int], limits: Exampl
     return {rank: strategy.weight(rank, limits.most(examples)) for rank, examples in claimed.items()}
 
 
-def check_cohort(norms: Mapping[str, float], *, factor: float = NORM_FACTOR) -> dict[str, Quarantine]:
+def check_cohort(norms: Mapping[str, float]) -> dict[str, Quarantine]:
     """Clients whose pseudo-gradient is absurdly long against the others', with the reason. Order does not matter.
 
-    `norms` is `Surveyed.norm` by client, of every update that passed the checks of its own. A norm over `factor`
+    `norms` is `Surveyed.norm` by client, of every update that passed the checks of its own. A norm over `NORM_FACTOR`
     times the median is absurd; the median is of the norms above 0, since clients that changed nothing say nothing about
     how far training goes, and needs 3 of them. A norm that overflowed is absurd in any company.
     """
     moved = [norm for norm in norms.values() if norm > 0]
     median = statistics.median(moved) if len(moved) >= MIN_COHORT_FOR_NORM else math.inf
     return {
-        client: Quarantine(QuarantineReason.NORM, _norm_message(norm, median, factor, len(moved)))
+        client: Quarantine(QuarantineReason.NORM, _norm_message(norm, median, len(moved)))
         for client, norm in norms.items()
-        if norm > factor * median or math.isinf(norm)
+        if norm > NORM_FACTOR * median or math.isinf(norm)
     }
 
 
-def _norm_message(norm: float, median: float, factor: float, moved: int) -> str:
+def _norm_message(norm: float, median: float, moved: int) -> str:
     if math.isinf(norm):
         return "the update is so far from the base model that the distance overflows; look for a diverged training"
     return (
         f"the update moved the model by {norm:.4g}, {norm / median:.4g} times the median {median:.4g} of the {moved} "
-        f"updates that moved it; up to {factor:g} times is plausible. Look for a diverged training or wrong scaling"
+        f"updates that moved it; up to {NORM_FACTOR:g} times is plausible. "
+        "Look for a diverged training or wrong scaling"
     )
 
 

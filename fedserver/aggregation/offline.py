@@ -21,7 +21,6 @@ def aggregate_all(
     strategy: Strategy,
     *,
     limits: Mapping[int, float] | None = None,
-    threads: int = 1,
 ) -> dict[str, np.ndarray]:
     """The weighted mean of `updates`, each a (rank, num_examples, weights), within the bound that `Accumulator` states.
 
@@ -45,7 +44,7 @@ def aggregate_all(
     start = _complete(schema, by_rank[0][2]) if base is None else base
     if limits is None:
         limits = weight_limits(strategy, {rank: examples for rank, examples, _ in by_rank}, ExampleLimits())
-    accumulator = Accumulator(schema, start, limits, threads=threads)
+    accumulator = Accumulator(schema, start, limits)
     for rank, num_examples, tensors in by_rank:
         try:
             accumulator.fold(rank, strategy.weight(rank, num_examples), tensors)

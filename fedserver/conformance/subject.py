@@ -102,9 +102,9 @@ class Subject:
             async with asyncio.timeout(_KILL_SECONDS):
                 await process.wait()
 
-    def last_words(self, count: int = 3) -> str:
-        """The last lines that it said."""
+    def last_words(self) -> str:
+        """The last three lines that it said."""
         if not self._log.is_file():
             return ""
         lines = [line.strip() for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
-        return " / ".join(lines[-count:])[:600]
+        return " / ".join(lines[-3:])[:600]

@@ -28,9 +28,9 @@ def percent(value: float | None) -> str:
     return "0%" if value == 0 else text
 
 
-def number(value: float | None, digits: int = 4) -> str:
-    """A plain number with `digits` decimals."""
-    return NOTHING if value is None else f"{value:.{digits}f}"
+def number(value: float | None) -> str:
+    """A plain number with four decimals."""
+    return NOTHING if value is None else f"{value:.4f}"
 
 
 def duration(seconds: float | None) -> str:

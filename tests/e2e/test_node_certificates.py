@@ -30,10 +30,10 @@ pytestmark = marks(NODE)
 HEAD = {"task": "brain_mri_head", **SETTINGS}
 
 
-def join(*words: str, said: str = "") -> Said:
+def join(*words: str) -> Said:
     """Run `join` to its end."""
     command = [*NODE.join, *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, input=said)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, input="")
     return Said(done.returncode, done.stdout, done.stderr)
 
 

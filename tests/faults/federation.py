@@ -59,12 +59,12 @@ class Federation:
     seconds: float = 0.0
 
 
-def server_command(folder: Path, port: int, rounds: int = NUM_ROUNDS, **options: str) -> list[str]:
+def server_command(folder: Path, port: int, **options: str) -> list[str]:
     """The command of the server of a federation that lives in `folder`."""
     settings = [word for key, value in TASK_SETTINGS.items() for word in ("--task-set", f"{key}={value}")]
     return [
         *(sys.executable, "-c", "from fedserver.cli import main; main()", "run", "--task", "linear", *settings),
-        *("--holdout", "phantom", "--listen", f"127.0.0.1:{port}", "--rounds", str(rounds)),
+        *("--holdout", "phantom", "--listen", f"127.0.0.1:{port}", "--rounds", str(NUM_ROUNDS)),
         *("--min-clients", str(NUM_CLIENTS), "--state", str(folder / "state"), "--out", str(folder / "out")),
         *("--open-enrolment", "--log-json", "--log-level", "debug", "--no-pictures"),
         *(word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", value)),

@@ -44,7 +44,6 @@ class Traffic:
     connections: int = 0
     cuts: int = 0
     stalls: int = 0
-    corrupted: int = 0
 
 
 class Connection:
@@ -237,7 +236,6 @@ class FaultProxy:
             if self._corrupt_after < len(data):
                 at, self._corrupt_after = self._corrupt_after, None
                 data = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
-                self.traffic.corrupted += 1
             else:
                 self._corrupt_after -= len(data)
         if self._cut_after is None:

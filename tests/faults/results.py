@@ -10,7 +10,7 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,13 +51,13 @@ class Order:
     lanes: int = 2
 
 
-def parse_order(description: str, count: int, arguments: Sequence[str] | None = None) -> tuple[int, int, int]:
+def parse_order(description: str, count: int) -> tuple[int, int, int]:
     """Read `--count`, `--seed` and `--lanes`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=count, help="how many to run [%(default)s]")
     parser.add_argument("--seed", type=int, default=0, help="of everything random [%(default)s]")
     parser.add_argument("--lanes", type=int, default=2, help="how many at a time [%(default)s]")
-    given = parser.parse_args(arguments)
+    given = parser.parse_args()
     return given.count, given.seed, given.lanes
 
 

@@ -176,9 +176,9 @@ class Bench:
         await self.write(upload_id, weights)
         return await self.desk.finish(upload_id)
 
-    async def play(self, *seeds: int, number: int | None = None) -> RoundWork:
+    async def play(self, *seeds: int) -> RoundWork:
         """A round in which clients `a`, `b`, ... send random updates of these seeds."""
-        running = await self.open_round(number)
+        running = await self.open_round()
         for name, seed in zip("abcdefgh", seeds, strict=False):
             await self.send(name, random_weights(SCHEMA, seed))
         return await self.end_round(running)

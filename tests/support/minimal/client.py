@@ -279,12 +279,12 @@ class Client:
         return digest_of(data) != want
 
 
-def read_options(words: list[str] | None = None) -> argparse.Namespace:
+def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     for name in ("server", "name", "data", "state", "out"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--wrong", default="")
-    return parser.parse_args(words)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

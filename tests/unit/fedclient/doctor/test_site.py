@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -64,8 +63,8 @@ class Ages(Shapes):
         return SiteSummary(10, {"train": {"all": 10}})
 
 
-def scene_of(task: Task, folder: Path, classes: Mapping[str, str] | None = None) -> Scene:
-    config = ClientConfig(server="127.0.0.1:1", plaintext=True, data=folder, classes=classes or {})
+def scene_of(task: Task, folder: Path) -> Scene:
+    config = ClientConfig(server="127.0.0.1:1", plaintext=True, data=folder)
     return Scene(config, Connection(config), task=task)
 
 

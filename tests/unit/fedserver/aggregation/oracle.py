@@ -15,8 +15,8 @@ from fedstream.dtypes import DataType
 from fedstream.schema import ModelSchema, TensorSpec
 
 
-def one_tensor(dtype: DataType, shape: tuple[int, ...], name: str = "kernel") -> ModelSchema:
-    return ModelSchema((TensorSpec(name, dtype, shape),))
+def one_tensor(dtype: DataType, shape: tuple[int, ...]) -> ModelSchema:
+    return ModelSchema((TensorSpec("kernel", dtype, shape),))
 
 
 def exact_mean(weights: Sequence[Fraction], arrays: Sequence[np.ndarray]) -> list[Fraction]:
