@@ -11,7 +11,8 @@ from tests.e2e.foreign_joining import JoiningSuite
 from tests.support.cpp import CPP
 from tests.support.foreign import marks
 
-pytestmark = [*marks(CPP), pytest.mark.timeout(1_500)]  # whichever is the first waits for the build
+# Whichever is the first waits for the build; of two timeouts, the one that stands first is kept.
+pytestmark = [pytest.mark.timeout(1_500), *marks(CPP)]
 
 
 class TestCppClient(ClientSuite):
