@@ -403,7 +403,7 @@ async def test_session_of_slow_site_asks_for_more_time_by_what_it_measured(tmp_p
         epoch = unseal((tmp_path / "state" / "memory.json").read_bytes())["epoch_seconds"] * SAFETY
         transfer = needed - 20 * epoch
         assert counter.epochs == 0
-        assert epoch >= 0.6 * SAFETY  # a busy machine takes longer, and then the site asks for more
+        assert epoch > 0.5 * SAFETY  # a busy machine takes longer, and then the site asks for more
         assert transfer >= 0
         await talk.say(withdraw=negotiation_pb2.Withdrawal(offer_id="offer-2", reason="too long"))
         await talk.offer(here[0].base, number=3, epochs=20, remaining=3.5 * epoch + transfer)
