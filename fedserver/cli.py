@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -381,8 +380,6 @@ def main() -> None:
     from fedstream.logs import configure_logs
     from fedstream.output import open_output, told_if_refused
 
-    # gRPC writes lines of its own, in its own form, about what is said here in words; whoever wants them asks for them.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     open_output()
     configure_logs(level="warning")  # commands speak for themselves; `run` sets up its own
     with told_if_refused("fedserver"):
