@@ -89,7 +89,7 @@ class DiskStore:
     """Keeps features as files with a checksum, which their owner alone may read: they are next to the images.
 
     Several processes may share the folder. What the disk does not take is kept in memory, as far as that has room:
-    without it, training would compute all of it again in each epoch, which takes nine times as long (measured).
+    without it, training would compute all of it again in each epoch.
 
     Args:
         folder: its own.
