@@ -74,7 +74,6 @@ def test_demo_whose_site_fails_says_why_and_does_not_wait_for_it(tmp_path: Path)
     assert done.returncode == ExitCode.FAILED
     assert re.search(r"fedserver: site_[01] ended with status 3: .*train", done.stderr), done.stderr
     assert f"see {out / 'logs' / 'site_'}" in done.stderr
-    assert "waiting for 2 more clients" in done.stdout
     with pytest.raises(ProcessLookupError):
         os.kill(read_contact(out / "server")["pid"], 0)
 
