@@ -258,6 +258,8 @@ class Job:
         record = partial(shop.updates.record, offer.offer_id, offer.round, base.digest, update)
         finished = await when_the_disk_can(lambda: _to_its_end(record), _WAITING)
         log.info("trained", epochs=update.epochs, seconds=round(update.training_seconds, 1), **_shown(update.metrics))
+        if missing := shop.reporting.missing(update.metrics):
+            log.warning("--report names metrics that this task does not have", names=missing, has=list(update.metrics))
         return finished
 
     async def _fine_tune(self, base: LocalModel, plan: Plan, out: Path) -> LocalUpdate:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -15,6 +15,10 @@ class Reporting:
     def filtered(self, metrics: Mapping[str, float | None]) -> dict[str, float | None]:
         """Those that may leave, in their order."""
         return {name: value for name, value in metrics.items() if self.names is None or name in self.names}
+
+    def missing(self, metrics: Iterable[str]) -> list[str]:
+        """The names that none of `metrics` has, sorted: slips of the pen, most likely."""
+        return sorted((self.names or frozenset()).difference(metrics))
 
     def describe(self) -> str:
         """For people."""

@@ -259,7 +259,7 @@ async def test_client_with_a_limit_takes_part_with_one_epoch_beside_one_that_run
 
 async def test_client_with_all_limits_leaves_after_its_rounds_and_the_federation_goes_on(scene: Stage) -> None:
     async with serving(scene.folder, min_clients=2, rounds=3, holdout="phantom") as (server, listening):
-        options = ("--max-rounds", "1", "--max-examples", "40", "--report", "val_accuracy", "--log-json")
+        options = ("--max-rounds", "1", "--max-examples", "40", "--report", "val_accuracy,acuracy", "--log-json")
         limited = scene.client("limited", listening, *options, shard="0/3")
         await soon("it to be there before the first round opens", lambda: "limited" in server.federation.sessions)
         others = [scene.client(f"free-{one}", listening, shard=f"{one}/3") for one in (1, 2)]
@@ -272,6 +272,8 @@ async def test_client_with_all_limits_leaves_after_its_rounds_and_the_federation
             if one.client_name == "limited"
         ]
         assert parts[0] == (1, "completed", 40, ["val_accuracy"])
+        [slip] = limited.said("--report names metrics that this task does not have")
+        assert (slip["names"], set(slip["has"]) >= {"val_accuracy", "accuracy"}) == (["acuracy"], True)
         assert parts[1:] in ([], [(2, "declined", None, [])])  # an offer may be on its way when the site leaves
         assert len(server.federation.history) == 3
         assert "left: this site takes part in at most 1 rounds. The federation goes on" in limited.text
