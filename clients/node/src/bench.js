@@ -51,6 +51,7 @@ export class Bench {
     const terms = { epochs: offer.plan.epochs, timeRemaining: seconds(offer.time_remaining) };
     const answer = reply(terms, this.#limits, this.#site.experience);
     this.#site.log('info', 'offer', { round: offer.round, answer });
+    if (answer.misfit) this.#site.experience.misfits += 1;
     if (answer.decline) return this.#decline(answer.decline);
     if (answer.accept) return answer;
     this.#askedForTime = answer.counter.seconds !== null;

@@ -200,7 +200,7 @@ export class Client {
       training,
       schema: training.schema,
       chunkSize: this.#chunkSize,
-      experience: { epochSeconds: null, transferSeconds: 0, moreTimeRefused: false },
+      experience: { epochSeconds: null, transferSeconds: 0, moreTimeRefused: false, misfits: 0 },
       patience: { firstSeconds: 0.5, longestSeconds: 30, giveUpAfterSeconds: null },
       federation: task.federation_name,
       encodings: this.#config.encodings,

@@ -123,6 +123,7 @@ export class Job {
       await store.keepLeftOut(federation, this.offer.upload_id, packed.leftOut);
     }
     experience.transferSeconds = (fetched - began + performance.now() - trained) / 1000;
+    experience.misfits = 0;
     return quarantined;
   }
 

@@ -2,7 +2,8 @@
  * What to answer to an offer: a pure decision from the offer, the site's limits and what the site has measured.
  *
  * @typedef {{maxEpochs: number, maxSeconds: number | null}} SiteLimits 0 and null are no limit
- * @typedef {{epochSeconds: number | null, transferSeconds: number, moreTimeRefused: boolean}} Experience
+ * @typedef {{epochSeconds: number | null, transferSeconds: number, moreTimeRefused: boolean, misfits: number}} Experience
+ *   `misfits` counts the offers in a row, since the last delivery, for which one epoch seemed to take too long
  */
 import * as limits from './limits.js';
 
@@ -13,7 +14,8 @@ const SAFETY = 1.2;
  * @param {{epochs: number, timeRemaining: number}} offer epochs of its plan, and seconds until the round closes
  * @param {SiteLimits} limits
  * @param {Experience} experience
- * @returns {{accept: true} | {decline: string} | {counter: {epochs: number, seconds: number | null, reason: string}}}
+ * @returns {({accept: true} | {decline: string} | {counter: {epochs: number, seconds: number | null, reason: string}})
+ *   & {misfit?: true}}
  */
 export function reply(offer, limits, experience) {
   const reasons = [];
@@ -29,7 +31,7 @@ export function reply(offer, limits, experience) {
   if (limits.maxSeconds !== null) {
     lower(Math.floor(limits.maxSeconds / epochSeconds), `this site allows ${limits.maxSeconds} s of training a round`);
   }
-  if (epochs < 1) return { decline: 'one epoch takes longer than this site allows' };
+  if (epochs < 1) return misfit(experience, 'one epoch takes longer than this site allows');
   const needed = epochs * epochSeconds * SAFETY + transferSeconds;
   if (needed <= offer.timeRemaining) return counter(offer, epochs, null, reasons);
   if (!moreTimeRefused) {
@@ -38,7 +40,17 @@ export function reply(offer, limits, experience) {
   }
   // The server would not wait longer the last time: fewer epochs in time are worth more than another withdrawal.
   lower(Math.floor((offer.timeRemaining - transferSeconds) / (epochSeconds * SAFETY)), 'fewer epochs fit the time');
-  return epochs < 1 ? { decline: 'not even one epoch fits the time' } : counter(offer, epochs, null, reasons);
+  return epochs < 1 ? misfit(experience, 'not even one epoch fits the time') : counter(offer, epochs, null, reasons);
+}
+
+/**
+ * Who always declines never measures again, and what was measured may be of one bad day. So with the second misfit, the
+ * fourth, the eighth and so on an epoch is tried; the limit on time ends it, if need be.
+ */
+function misfit({ misfits }, reason) {
+  const isWorthATry = misfits > 0 && Number.isInteger(Math.log2(misfits + 1));
+  if (!isWorthATry) return { decline: reason, misfit: true };
+  return { counter: { epochs: 1, seconds: null, reason: `one epoch is tried, though ${reason}` }, misfit: true };
 }
 
 function counter(offer, epochs, seconds, reasons) {

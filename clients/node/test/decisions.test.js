@@ -14,7 +14,7 @@ import { PATIENCE, quiet } from './fakes.js';
 import { readVectors } from './vectors.js';
 
 const OFFER = { epochs: 10, timeRemaining: 100 };
-const NEW = { epochSeconds: null, transferSeconds: 0, moreTimeRefused: false };
+const NEW = { epochSeconds: null, transferSeconds: 0, moreTimeRefused: false, misfits: 0 };
 const FREE = { maxEpochs: 0, maxSeconds: null };
 
 for (const [what, limits, experience, expected] of [
@@ -36,6 +36,18 @@ test('offer of which not one epoch fits is declined', () => {
   assert.ok(reply(OFFER, { ...FREE, maxSeconds: 1 }, { ...NEW, epochSeconds: 5 }).decline);
   assert.ok(reply(OFFER, FREE, { ...NEW, epochSeconds: 500, moreTimeRefused: true }).decline);
 });
+
+for (const [what, limits, experience] of [
+  ['than the site allows', { ...FREE, maxSeconds: 1 }, { ...NEW, epochSeconds: 5 }],
+  ['than remains', FREE, { ...NEW, epochSeconds: 500, moreTimeRefused: true }],
+]) {
+  test(`one epoch is tried from time to time where it once took longer ${what}`, () => {
+    const answers = Array.from({ length: 9 }, (_, misfits) => reply(OFFER, limits, { ...experience, misfits }));
+    assert.ok(answers.every((answer) => answer.misfit));
+    assert.deepEqual(answers.flatMap((answer, misfits) => (answer.counter ? [misfits] : [])), [1, 3, 7]);
+    assert.deepEqual([answers[1].counter.epochs, answers[1].counter.seconds], [1, null]);
+  });
+}
 
 test('waits double up to the longest, with jitter', () => {
   const patience = { firstSeconds: 1, longestSeconds: 5 };

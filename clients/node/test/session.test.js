@@ -99,7 +99,7 @@ async function scene(t, { fineTune = async () => tuned(), collect = () => {}, li
   const [calls, talk] = [new Calls(), new Talk()];
   let trainings = 0;
   const training = { fineTune: (...words) => { trainings += 1; return fineTune(...words); } };
-  const experience = { epochSeconds: null, transferSeconds: 0, moreTimeRefused: false };
+  const experience = { epochSeconds: null, transferSeconds: 0, moreTimeRefused: false, misfits: 0 };
   const site = { connection: calls, store: await openStore(t), schema: model.specs, training, experience,
     chunkSize: new ChunkSize(), patience: PATIENCE, federation: 'f', log: quiet };
   const bench = new Bench(site, { maxEpochs: 0, maxSeconds: null, ...limits });
@@ -191,7 +191,7 @@ test('confirmation of more than was agreed is refused', async (t) => {
   talk.say(offer('3', offered));
   await talk.hear(about('decline', '3'));
   talk.say(confirm('3'), offer('4'));
-  await talk.hear(about('decline', '4'));
+  assert.equal((await talk.hear(about('counter_offer', '4'))).counter_offer.epochs, 1); // a second misfit: it is tried
   assert.equal(client.trainings, 0);
 });
 

@@ -74,7 +74,7 @@ func (b *Bench) learn() {
 		b.experience.Epoch = b.job.epoch
 	}
 	if b.job.transfer > 0 {
-		b.experience.Transfer = b.job.transfer
+		b.experience.Transfer, b.experience.Misfits = b.job.transfer, 0
 	}
 }
 
@@ -103,6 +103,9 @@ func (b *Bench) Consider(offer Offer) Reply {
 	}
 	reply := answer(offer.Epochs, offer.Remaining, b.limits, b.experience)
 	b.agreed = reply.agreedEpochs(offer.Epochs)
+	if reply.Misfit {
+		b.experience.Misfits++
+	}
 	b.askedForTime = reply.Counter != nil && reply.Counter.Time > 0
 	return reply
 }

@@ -20,16 +20,24 @@ type Limits struct {
 }
 
 // Experience is what earlier rounds took here. Epoch is 0 before the first; Transfer is download and upload together.
+// Misfits counts the offers in a row, since the last delivery, for which one epoch seemed to take too long.
 type Experience struct {
 	Epoch           time.Duration
 	Transfer        time.Duration
 	MoreTimeRefused bool
+	Misfits         uint
 }
 
-// A Reply to an offer declines it, or counters it, or, with neither, accepts it.
+// isWorthATry says whether to doubt the measures: who always declines never measures again, and they may be of one bad
+// day. With the second misfit, the fourth, the eighth and so on; the limit on time ends the epoch, if need be.
+func (e Experience) isWorthATry() bool { return e.Misfits > 0 && e.Misfits&(e.Misfits+1) == 0 }
+
+// A Reply to an offer declines it, or counters it, or, with neither, accepts it. Misfit says that its time, or what the
+// site allows, seems too short for one epoch, which may be tried all the same.
 type Reply struct {
 	Decline string
 	Counter *Counter
+	Misfit  bool
 }
 
 // A Counter asks for fewer epochs, 0 to leave them, or more time from now on, 0 to leave it.
@@ -62,8 +70,11 @@ func answer(planned uint32, remaining time.Duration, limits Limits, known Experi
 	}
 	counter := func(time time.Duration) Reply {
 		switch {
+		case epochs < 1 && known.isWorthATry():
+			reason := "one epoch is tried, though it seems not to fit: " + strings.Join(reasons, "; ")
+			return Reply{Counter: &Counter{1, 0, reason}, Misfit: true}
 		case epochs < 1:
-			return Reply{Decline: "not even one epoch fits: " + strings.Join(reasons, "; ")}
+			return Reply{Decline: "not even one epoch fits: " + strings.Join(reasons, "; "), Misfit: true}
 		case epochs == planned && time == 0:
 			return Reply{}
 		case epochs == planned:

@@ -2,6 +2,7 @@ package work
 
 import (
 	"math"
+	"slices"
 	"testing"
 	"time"
 )
@@ -41,6 +42,32 @@ func TestOfferOfWhichNotOneEpochFitsIsDeclined(t *testing.T) {
 	} {
 		if reply.Decline == "" {
 			t.Errorf("%+v", reply)
+		}
+	}
+}
+
+func TestOneEpochIsTriedFromTimeToTimeWhereItOnceTookTooLong(t *testing.T) {
+	for what, ask := range map[string]func(misfits uint) Reply{
+		"the site allows": func(misfits uint) Reply {
+			return answer(10, 100*time.Second, Limits{MaxTraining: time.Second}, Experience{Epoch: 5 * time.Second, Misfits: misfits})
+		},
+		"remains": func(misfits uint) Reply {
+			known := Experience{Epoch: 500 * time.Second, MoreTimeRefused: true, Misfits: misfits}
+			return answer(10, 100*time.Second, Limits{}, known)
+		},
+	} {
+		var tried []uint
+		for misfits := uint(0); misfits < 9; misfits++ {
+			reply := ask(misfits)
+			if !reply.Misfit {
+				t.Errorf("longer than %s, %d misfits: %+v", what, misfits, reply)
+			}
+			if reply.Counter != nil && reply.Counter.Epochs == 1 && reply.Counter.Time == 0 {
+				tried = append(tried, misfits)
+			}
+		}
+		if !slices.Equal(tried, []uint{1, 3, 7}) {
+			t.Errorf("longer than %s: tried with %v misfits", what, tried)
 		}
 	}
 }
