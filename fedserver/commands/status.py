@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Container, Iterable
 from pathlib import Path
@@ -89,9 +90,20 @@ def _headline(state: admin_pb2.GetStateResponse, now: float) -> Text:
         f"{state.federation_name}: {name} for {seconds_since(state.since, now)}: {state.reason}",
         f"round {state.round.number} of {state.rounds}, {connected}, started {seconds_since(state.started, now)} ago",
     ]
+    if state.HasField("expected_remaining"):
+        left = _roughly(state.expected_remaining.ToTimedelta().total_seconds())
+        lines.append(f"{left} to its end, if rounds take as long as the latest ones")
     if state.best_round:
         lines.append(f"best model so far: round {state.best_round}")
     return Text("\n".join(lines))
+
+
+def _roughly(seconds: float) -> str:
+    """A span that nobody knows to the second."""
+    minutes = math.ceil(seconds / 60)
+    if minutes < 2:
+        return "less than a minute" if minutes else "no time left"
+    return f"about {minutes} min" if minutes < 120 else f"about {round(minutes / 60)} h"
 
 
 def _clients_table(clients: Iterable[admin_pb2.Client], now: float) -> RenderableType:

@@ -28,63 +28,63 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66\x65\x64stream/v1/admin.proto\x12\x0c\x66\x65\x64stream.v1\x1a\x19\x66\x65\x64stream/v1/common.proto\x1a\x1e\x66\x65\x64stream/v1/negotiation.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x11\n\x0fGetStateRequest\"\xe7\x02\n\x10GetStateResponse\x12\x17\n\x0f\x66\x65\x64\x65ration_name\x18\x01 \x01(\t\x12,\n\x05state\x18\x02 \x01(\x0e\x32\x1d.fedstream.v1.FederationState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12)\n\x05since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x05round\x18\x05 \x01(\x0b\x32\x13.fedstream.v1.Round\x12\x0e\n\x06rounds\x18\x06 \x01(\r\x12,\n\x0cglobal_model\x18\x07 \x01(\x0b\x32\x16.fedstream.v1.ModelRef\x12\x12\n\nbest_round\x18\x08 \x01(\r\x12\x19\n\x11\x63lients_connected\x18\t \x01(\r\x12\x13\n\x0bmin_clients\x18\n \x01(\r\x12+\n\x07started\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb6\x01\n\rOutcomeCounts\x12\x0f\n\x07offered\x18\x01 \x01(\r\x12\x13\n\x0boutstanding\x18\x02 \x01(\r\x12\x11\n\tcompleted\x18\x03 \x01(\r\x12\x13\n\x0bquarantined\x18\x04 \x01(\r\x12\x10\n\x08\x64\x65\x63lined\x18\x05 \x01(\r\x12\x11\n\twithdrawn\x18\x06 \x01(\r\x12\x0e\n\x06\x66\x61iled\x18\x07 \x01(\r\x12\x0f\n\x07\x65xpired\x18\x08 \x01(\r\x12\x11\n\tcancelled\x18\t \x01(\r\"\xc3\x03\n\x05Round\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\'\n\x05phase\x18\x02 \x01(\x0e\x32\x18.fedstream.v1.RoundPhase\x12\x11\n\tsucceeded\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12*\n\x06opened\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x64\x65\x61\x64line\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06\x63losed\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\nbase_model\x18\x08 \x01(\x0b\x32\x16.fedstream.v1.ModelRef\x12,\n\x0cglobal_model\x18\t \x01(\x0b\x32\x16.fedstream.v1.ModelRef\x12+\n\x06\x63ounts\x18\n \x01(\x0b\x32\x1b.fedstream.v1.OutcomeCounts\x12%\n\x07metrics\x18\x0b \x03(\x0b\x32\x14.fedstream.v1.Metric\x12\x16\n\x0e\x62ytes_received\x18\x0c \x01(\x04\x12\x12\n\nbytes_sent\x18\r \x01(\x04\"\xae\x03\n\rParticipation\x12\x13\n\x0b\x63lient_name\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12&\n\x07outcome\x18\x03 \x01(\x0e\x32\x15.fedstream.v1.Outcome\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\"\n\x05phase\x18\x05 \x01(\x0e\x32\x13.fedstream.v1.Phase\x12\r\n\x05\x65poch\x18\x06 \x01(\r\x12\x0e\n\x06\x65pochs\x18\x07 \x01(\r\x12\x10\n\x08\x66raction\x18\x08 \x01(\x02\x12\x16\n\x0e\x63ommitted_size\x18\t \x01(\x04\x12\x17\n\x0f\x62ody_size_bytes\x18\n \x01(\x04\x12-\n\tlast_seen\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cnum_examples\x18\x0c \x01(\x04\x12\x0e\n\x06weight\x18\r \x01(\x01\x12%\n\x07metrics\x18\x0e \x03(\x0b\x32\x14.fedstream.v1.Metric\x12+\n\x08\x64uration\x18\x0f \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0blate_update\x18\x10 \x01(\t\":\n\x11ListRoundsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"R\n\x12ListRoundsResponse\x12#\n\x06rounds\x18\x01 \x03(\x0b\x32\x13.fedstream.v1.Round\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x0fGetRoundRequest\x12\x0e\n\x06number\x18\x01 \x01(\r\"k\n\x10GetRoundResponse\x12\"\n\x05round\x18\x01 \x01(\x0b\x32\x13.fedstream.v1.Round\x12\x33\n\x0eparticipations\x18\x02 \x03(\x0b\x32\x1b.fedstream.v1.Participation\"\x14\n\x12ListClientsRequest\"\xf1\x01\n\x06\x43lient\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.fedstream.v1.ClientState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x14\n\x0cnum_examples\x18\x04 \x01(\x04\x12.\n\nfirst_seen\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tlast_seen\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10rounds_completed\x18\x07 \x01(\r\x12\x10\n\x08software\x18\x08 \x01(\t\"<\n\x13ListClientsResponse\x12%\n\x07\x63lients\x18\x01 \x03(\x0b\x32\x14.fedstream.v1.Client\"\x0e\n\x0cPauseRequest\"\x0f\n\rPauseResponse\"\x0f\n\rResumeRequest\"\x10\n\x0eResumeResponse\"#\n\x0bStopRequest\x12\x14\n\x0c\x66inish_round\x18\x01 \x01(\x08\"\x0e\n\x0cStopResponse\"R\n\rInviteRequest\x12\x13\n\x0b\x63lient_name\x18\x01 \x01(\t\x12,\n\tvalid_for\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x7f\n\x0eInviteResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12+\n\x07\x65xpires\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0eserver_address\x18\x03 \x01(\t\x12\x19\n\x11\x65nrolment_address\x18\x04 \x01(\t\"(\n\x11RevokeSiteRequest\x12\x13\n\x0b\x63lient_name\x18\x01 \x01(\t\"?\n\x12RevokeSiteResponse\x12\x14\n\x0c\x63\x65rtificates\x18\x01 \x01(\r\x12\x13\n\x0binvitations\x18\x02 \x01(\r*\x88\x02\n\x0f\x46\x65\x64\x65rationState\x12 \n\x1c\x46\x45\x44\x45RATION_STATE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x46\x45\x44\x45RATION_STATE_PREPARING\x10\x01\x12\x1c\n\x18\x46\x45\x44\x45RATION_STATE_WAITING\x10\x02\x12\x1c\n\x18\x46\x45\x44\x45RATION_STATE_RUNNING\x10\x03\x12\x1b\n\x17\x46\x45\x44\x45RATION_STATE_PAUSED\x10\x04\x12\x1e\n\x1a\x46\x45\x44\x45RATION_STATE_FINISHING\x10\x05\x12\x1d\n\x19\x46\x45\x44\x45RATION_STATE_FINISHED\x10\x06\x12\x1b\n\x17\x46\x45\x44\x45RATION_STATE_FAILED\x10\x07*\xd5\x01\n\nRoundPhase\x12\x1b\n\x17ROUND_PHASE_UNSPECIFIED\x10\x00\x12\x16\n\x12ROUND_PHASE_SELECT\x10\x01\x12\x15\n\x11ROUND_PHASE_OFFER\x10\x02\x12\x17\n\x13ROUND_PHASE_COLLECT\x10\x03\x12\x19\n\x15ROUND_PHASE_AGGREGATE\x10\x04\x12\x17\n\x13ROUND_PHASE_PUBLISH\x10\x05\x12\x18\n\x14ROUND_PHASE_EVALUATE\x10\x06\x12\x14\n\x10ROUND_PHASE_DONE\x10\x07*\xad\x01\n\x0b\x43lientState\x12\x1c\n\x18\x43LIENT_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43LIENT_STATE_IDLE\x10\x01\x12\x18\n\x14\x43LIENT_STATE_WORKING\x10\x02\x12\x1d\n\x19\x43LIENT_STATE_DISCONNECTED\x10\x03\x12\x19\n\x15\x43LIENT_STATE_DECLINED\x10\x04\x12\x15\n\x11\x43LIENT_STATE_LEFT\x10\x05\x32\xa5\x05\n\x0c\x41\x64minService\x12I\n\x08GetState\x12\x1d.fedstream.v1.GetStateRequest\x1a\x1e.fedstream.v1.GetStateResponse\x12O\n\nListRounds\x12\x1f.fedstream.v1.ListRoundsRequest\x1a .fedstream.v1.ListRoundsResponse\x12I\n\x08GetRound\x12\x1d.fedstream.v1.GetRoundRequest\x1a\x1e.fedstream.v1.GetRoundResponse\x12R\n\x0bListClients\x12 .fedstream.v1.ListClientsRequest\x1a!.fedstream.v1.ListClientsResponse\x12@\n\x05Pause\x12\x1a.fedstream.v1.PauseRequest\x1a\x1b.fedstream.v1.PauseResponse\x12\x43\n\x06Resume\x12\x1b.fedstream.v1.ResumeRequest\x1a\x1c.fedstream.v1.ResumeResponse\x12=\n\x04Stop\x12\x19.fedstream.v1.StopRequest\x1a\x1a.fedstream.v1.StopResponse\x12\x43\n\x06Invite\x12\x1b.fedstream.v1.InviteRequest\x1a\x1c.fedstream.v1.InviteResponse\x12O\n\nRevokeSite\x12\x1f.fedstream.v1.RevokeSiteRequest\x1a .fedstream.v1.RevokeSiteResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66\x65\x64stream/v1/admin.proto\x12\x0c\x66\x65\x64stream.v1\x1a\x19\x66\x65\x64stream/v1/common.proto\x1a\x1e\x66\x65\x64stream/v1/negotiation.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x11\n\x0fGetStateRequest\"\x9e\x03\n\x10GetStateResponse\x12\x17\n\x0f\x66\x65\x64\x65ration_name\x18\x01 \x01(\t\x12,\n\x05state\x18\x02 \x01(\x0e\x32\x1d.fedstream.v1.FederationState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12)\n\x05since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x05round\x18\x05 \x01(\x0b\x32\x13.fedstream.v1.Round\x12\x0e\n\x06rounds\x18\x06 \x01(\r\x12,\n\x0cglobal_model\x18\x07 \x01(\x0b\x32\x16.fedstream.v1.ModelRef\x12\x12\n\nbest_round\x18\x08 \x01(\r\x12\x19\n\x11\x63lients_connected\x18\t \x01(\r\x12\x13\n\x0bmin_clients\x18\n \x01(\r\x12+\n\x07started\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x12\x65xpected_remaining\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\"\xb6\x01\n\rOutcomeCounts\x12\x0f\n\x07offered\x18\x01 \x01(\r\x12\x13\n\x0boutstanding\x18\x02 \x01(\r\x12\x11\n\tcompleted\x18\x03 \x01(\r\x12\x13\n\x0bquarantined\x18\x04 \x01(\r\x12\x10\n\x08\x64\x65\x63lined\x18\x05 \x01(\r\x12\x11\n\twithdrawn\x18\x06 \x01(\r\x12\x0e\n\x06\x66\x61iled\x18\x07 \x01(\r\x12\x0f\n\x07\x65xpired\x18\x08 \x01(\r\x12\x11\n\tcancelled\x18\t \x01(\r\"\xc3\x03\n\x05Round\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\'\n\x05phase\x18\x02 \x01(\x0e\x32\x18.fedstream.v1.RoundPhase\x12\x11\n\tsucceeded\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12*\n\x06opened\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x64\x65\x61\x64line\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06\x63losed\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\nbase_model\x18\x08 \x01(\x0b\x32\x16.fedstream.v1.ModelRef\x12,\n\x0cglobal_model\x18\t \x01(\x0b\x32\x16.fedstream.v1.ModelRef\x12+\n\x06\x63ounts\x18\n \x01(\x0b\x32\x1b.fedstream.v1.OutcomeCounts\x12%\n\x07metrics\x18\x0b \x03(\x0b\x32\x14.fedstream.v1.Metric\x12\x16\n\x0e\x62ytes_received\x18\x0c \x01(\x04\x12\x12\n\nbytes_sent\x18\r \x01(\x04\"\xae\x03\n\rParticipation\x12\x13\n\x0b\x63lient_name\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12&\n\x07outcome\x18\x03 \x01(\x0e\x32\x15.fedstream.v1.Outcome\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\"\n\x05phase\x18\x05 \x01(\x0e\x32\x13.fedstream.v1.Phase\x12\r\n\x05\x65poch\x18\x06 \x01(\r\x12\x0e\n\x06\x65pochs\x18\x07 \x01(\r\x12\x10\n\x08\x66raction\x18\x08 \x01(\x02\x12\x16\n\x0e\x63ommitted_size\x18\t \x01(\x04\x12\x17\n\x0f\x62ody_size_bytes\x18\n \x01(\x04\x12-\n\tlast_seen\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cnum_examples\x18\x0c \x01(\x04\x12\x0e\n\x06weight\x18\r \x01(\x01\x12%\n\x07metrics\x18\x0e \x03(\x0b\x32\x14.fedstream.v1.Metric\x12+\n\x08\x64uration\x18\x0f \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0blate_update\x18\x10 \x01(\t\":\n\x11ListRoundsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"R\n\x12ListRoundsResponse\x12#\n\x06rounds\x18\x01 \x03(\x0b\x32\x13.fedstream.v1.Round\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x0fGetRoundRequest\x12\x0e\n\x06number\x18\x01 \x01(\r\"k\n\x10GetRoundResponse\x12\"\n\x05round\x18\x01 \x01(\x0b\x32\x13.fedstream.v1.Round\x12\x33\n\x0eparticipations\x18\x02 \x03(\x0b\x32\x1b.fedstream.v1.Participation\"\x14\n\x12ListClientsRequest\"\xf1\x01\n\x06\x43lient\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.fedstream.v1.ClientState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x14\n\x0cnum_examples\x18\x04 \x01(\x04\x12.\n\nfirst_seen\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tlast_seen\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10rounds_completed\x18\x07 \x01(\r\x12\x10\n\x08software\x18\x08 \x01(\t\"<\n\x13ListClientsResponse\x12%\n\x07\x63lients\x18\x01 \x03(\x0b\x32\x14.fedstream.v1.Client\"\x0e\n\x0cPauseRequest\"\x0f\n\rPauseResponse\"\x0f\n\rResumeRequest\"\x10\n\x0eResumeResponse\"#\n\x0bStopRequest\x12\x14\n\x0c\x66inish_round\x18\x01 \x01(\x08\"\x0e\n\x0cStopResponse\"R\n\rInviteRequest\x12\x13\n\x0b\x63lient_name\x18\x01 \x01(\t\x12,\n\tvalid_for\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x7f\n\x0eInviteResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12+\n\x07\x65xpires\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0eserver_address\x18\x03 \x01(\t\x12\x19\n\x11\x65nrolment_address\x18\x04 \x01(\t\"(\n\x11RevokeSiteRequest\x12\x13\n\x0b\x63lient_name\x18\x01 \x01(\t\"?\n\x12RevokeSiteResponse\x12\x14\n\x0c\x63\x65rtificates\x18\x01 \x01(\r\x12\x13\n\x0binvitations\x18\x02 \x01(\r*\x88\x02\n\x0f\x46\x65\x64\x65rationState\x12 \n\x1c\x46\x45\x44\x45RATION_STATE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x46\x45\x44\x45RATION_STATE_PREPARING\x10\x01\x12\x1c\n\x18\x46\x45\x44\x45RATION_STATE_WAITING\x10\x02\x12\x1c\n\x18\x46\x45\x44\x45RATION_STATE_RUNNING\x10\x03\x12\x1b\n\x17\x46\x45\x44\x45RATION_STATE_PAUSED\x10\x04\x12\x1e\n\x1a\x46\x45\x44\x45RATION_STATE_FINISHING\x10\x05\x12\x1d\n\x19\x46\x45\x44\x45RATION_STATE_FINISHED\x10\x06\x12\x1b\n\x17\x46\x45\x44\x45RATION_STATE_FAILED\x10\x07*\xd5\x01\n\nRoundPhase\x12\x1b\n\x17ROUND_PHASE_UNSPECIFIED\x10\x00\x12\x16\n\x12ROUND_PHASE_SELECT\x10\x01\x12\x15\n\x11ROUND_PHASE_OFFER\x10\x02\x12\x17\n\x13ROUND_PHASE_COLLECT\x10\x03\x12\x19\n\x15ROUND_PHASE_AGGREGATE\x10\x04\x12\x17\n\x13ROUND_PHASE_PUBLISH\x10\x05\x12\x18\n\x14ROUND_PHASE_EVALUATE\x10\x06\x12\x14\n\x10ROUND_PHASE_DONE\x10\x07*\xad\x01\n\x0b\x43lientState\x12\x1c\n\x18\x43LIENT_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43LIENT_STATE_IDLE\x10\x01\x12\x18\n\x14\x43LIENT_STATE_WORKING\x10\x02\x12\x1d\n\x19\x43LIENT_STATE_DISCONNECTED\x10\x03\x12\x19\n\x15\x43LIENT_STATE_DECLINED\x10\x04\x12\x15\n\x11\x43LIENT_STATE_LEFT\x10\x05\x32\xa5\x05\n\x0c\x41\x64minService\x12I\n\x08GetState\x12\x1d.fedstream.v1.GetStateRequest\x1a\x1e.fedstream.v1.GetStateResponse\x12O\n\nListRounds\x12\x1f.fedstream.v1.ListRoundsRequest\x1a .fedstream.v1.ListRoundsResponse\x12I\n\x08GetRound\x12\x1d.fedstream.v1.GetRoundRequest\x1a\x1e.fedstream.v1.GetRoundResponse\x12R\n\x0bListClients\x12 .fedstream.v1.ListClientsRequest\x1a!.fedstream.v1.ListClientsResponse\x12@\n\x05Pause\x12\x1a.fedstream.v1.PauseRequest\x1a\x1b.fedstream.v1.PauseResponse\x12\x43\n\x06Resume\x12\x1b.fedstream.v1.ResumeRequest\x1a\x1c.fedstream.v1.ResumeResponse\x12=\n\x04Stop\x12\x19.fedstream.v1.StopRequest\x1a\x1a.fedstream.v1.StopResponse\x12\x43\n\x06Invite\x12\x1b.fedstream.v1.InviteRequest\x1a\x1c.fedstream.v1.InviteResponse\x12O\n\nRevokeSite\x12\x1f.fedstream.v1.RevokeSiteRequest\x1a .fedstream.v1.RevokeSiteResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedstream.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FEDERATIONSTATE']._serialized_start=2677
-  _globals['_FEDERATIONSTATE']._serialized_end=2941
-  _globals['_ROUNDPHASE']._serialized_start=2944
-  _globals['_ROUNDPHASE']._serialized_end=3157
-  _globals['_CLIENTSTATE']._serialized_start=3160
-  _globals['_CLIENTSTATE']._serialized_end=3333
+  _globals['_FEDERATIONSTATE']._serialized_start=2732
+  _globals['_FEDERATIONSTATE']._serialized_end=2996
+  _globals['_ROUNDPHASE']._serialized_start=2999
+  _globals['_ROUNDPHASE']._serialized_end=3212
+  _globals['_CLIENTSTATE']._serialized_start=3215
+  _globals['_CLIENTSTATE']._serialized_end=3388
   _globals['_GETSTATEREQUEST']._serialized_start=166
   _globals['_GETSTATEREQUEST']._serialized_end=183
   _globals['_GETSTATERESPONSE']._serialized_start=186
-  _globals['_GETSTATERESPONSE']._serialized_end=545
-  _globals['_OUTCOMECOUNTS']._serialized_start=548
-  _globals['_OUTCOMECOUNTS']._serialized_end=730
-  _globals['_ROUND']._serialized_start=733
-  _globals['_ROUND']._serialized_end=1184
-  _globals['_PARTICIPATION']._serialized_start=1187
-  _globals['_PARTICIPATION']._serialized_end=1617
-  _globals['_LISTROUNDSREQUEST']._serialized_start=1619
-  _globals['_LISTROUNDSREQUEST']._serialized_end=1677
-  _globals['_LISTROUNDSRESPONSE']._serialized_start=1679
-  _globals['_LISTROUNDSRESPONSE']._serialized_end=1761
-  _globals['_GETROUNDREQUEST']._serialized_start=1763
-  _globals['_GETROUNDREQUEST']._serialized_end=1796
-  _globals['_GETROUNDRESPONSE']._serialized_start=1798
-  _globals['_GETROUNDRESPONSE']._serialized_end=1905
-  _globals['_LISTCLIENTSREQUEST']._serialized_start=1907
-  _globals['_LISTCLIENTSREQUEST']._serialized_end=1927
-  _globals['_CLIENT']._serialized_start=1930
-  _globals['_CLIENT']._serialized_end=2171
-  _globals['_LISTCLIENTSRESPONSE']._serialized_start=2173
-  _globals['_LISTCLIENTSRESPONSE']._serialized_end=2233
-  _globals['_PAUSEREQUEST']._serialized_start=2235
-  _globals['_PAUSEREQUEST']._serialized_end=2249
-  _globals['_PAUSERESPONSE']._serialized_start=2251
-  _globals['_PAUSERESPONSE']._serialized_end=2266
-  _globals['_RESUMEREQUEST']._serialized_start=2268
-  _globals['_RESUMEREQUEST']._serialized_end=2283
-  _globals['_RESUMERESPONSE']._serialized_start=2285
-  _globals['_RESUMERESPONSE']._serialized_end=2301
-  _globals['_STOPREQUEST']._serialized_start=2303
-  _globals['_STOPREQUEST']._serialized_end=2338
-  _globals['_STOPRESPONSE']._serialized_start=2340
-  _globals['_STOPRESPONSE']._serialized_end=2354
-  _globals['_INVITEREQUEST']._serialized_start=2356
-  _globals['_INVITEREQUEST']._serialized_end=2438
-  _globals['_INVITERESPONSE']._serialized_start=2440
-  _globals['_INVITERESPONSE']._serialized_end=2567
-  _globals['_REVOKESITEREQUEST']._serialized_start=2569
-  _globals['_REVOKESITEREQUEST']._serialized_end=2609
-  _globals['_REVOKESITERESPONSE']._serialized_start=2611
-  _globals['_REVOKESITERESPONSE']._serialized_end=2674
-  _globals['_ADMINSERVICE']._serialized_start=3336
-  _globals['_ADMINSERVICE']._serialized_end=4013
+  _globals['_GETSTATERESPONSE']._serialized_end=600
+  _globals['_OUTCOMECOUNTS']._serialized_start=603
+  _globals['_OUTCOMECOUNTS']._serialized_end=785
+  _globals['_ROUND']._serialized_start=788
+  _globals['_ROUND']._serialized_end=1239
+  _globals['_PARTICIPATION']._serialized_start=1242
+  _globals['_PARTICIPATION']._serialized_end=1672
+  _globals['_LISTROUNDSREQUEST']._serialized_start=1674
+  _globals['_LISTROUNDSREQUEST']._serialized_end=1732
+  _globals['_LISTROUNDSRESPONSE']._serialized_start=1734
+  _globals['_LISTROUNDSRESPONSE']._serialized_end=1816
+  _globals['_GETROUNDREQUEST']._serialized_start=1818
+  _globals['_GETROUNDREQUEST']._serialized_end=1851
+  _globals['_GETROUNDRESPONSE']._serialized_start=1853
+  _globals['_GETROUNDRESPONSE']._serialized_end=1960
+  _globals['_LISTCLIENTSREQUEST']._serialized_start=1962
+  _globals['_LISTCLIENTSREQUEST']._serialized_end=1982
+  _globals['_CLIENT']._serialized_start=1985
+  _globals['_CLIENT']._serialized_end=2226
+  _globals['_LISTCLIENTSRESPONSE']._serialized_start=2228
+  _globals['_LISTCLIENTSRESPONSE']._serialized_end=2288
+  _globals['_PAUSEREQUEST']._serialized_start=2290
+  _globals['_PAUSEREQUEST']._serialized_end=2304
+  _globals['_PAUSERESPONSE']._serialized_start=2306
+  _globals['_PAUSERESPONSE']._serialized_end=2321
+  _globals['_RESUMEREQUEST']._serialized_start=2323
+  _globals['_RESUMEREQUEST']._serialized_end=2338
+  _globals['_RESUMERESPONSE']._serialized_start=2340
+  _globals['_RESUMERESPONSE']._serialized_end=2356
+  _globals['_STOPREQUEST']._serialized_start=2358
+  _globals['_STOPREQUEST']._serialized_end=2393
+  _globals['_STOPRESPONSE']._serialized_start=2395
+  _globals['_STOPRESPONSE']._serialized_end=2409
+  _globals['_INVITEREQUEST']._serialized_start=2411
+  _globals['_INVITEREQUEST']._serialized_end=2493
+  _globals['_INVITERESPONSE']._serialized_start=2495
+  _globals['_INVITERESPONSE']._serialized_end=2622
+  _globals['_REVOKESITEREQUEST']._serialized_start=2624
+  _globals['_REVOKESITEREQUEST']._serialized_end=2664
+  _globals['_REVOKESITERESPONSE']._serialized_start=2666
+  _globals['_REVOKESITERESPONSE']._serialized_end=2729
+  _globals['_ADMINSERVICE']._serialized_start=3391
+  _globals['_ADMINSERVICE']._serialized_end=4068
 # @@protoc_insertion_point(module_scope)

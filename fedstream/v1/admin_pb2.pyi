@@ -181,6 +181,7 @@ class GetStateResponse(_message.Message):
     CLIENTS_CONNECTED_FIELD_NUMBER: _builtins.int
     MIN_CLIENTS_FIELD_NUMBER: _builtins.int
     STARTED_FIELD_NUMBER: _builtins.int
+    EXPECTED_REMAINING_FIELD_NUMBER: _builtins.int
     federation_name: _builtins.str
     """Name of the federation."""
     state: Global___FederationState.ValueType
@@ -211,6 +212,12 @@ class GetStateResponse(_message.Message):
     def started(self) -> _timestamp_pb2.Timestamp:
         """When the server started."""
 
+    @_builtins.property
+    def expected_remaining(self) -> _duration_pb2.Duration:
+        """How long the round at work and those after it may take yet, if each takes as long as the latest ones did. Early
+        stopping may end them sooner. Absent before the first round is over, and where no further round would open.
+        """
+
     def __init__(
         self,
         *,
@@ -225,10 +232,11 @@ class GetStateResponse(_message.Message):
         clients_connected: _builtins.int = ...,
         min_clients: _builtins.int = ...,
         started: _timestamp_pb2.Timestamp | None = ...,
+        expected_remaining: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["global_model", b"global_model", "round", b"round", "since", b"since", "started", b"started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expected_remaining", b"expected_remaining", "global_model", b"global_model", "round", b"round", "since", b"since", "started", b"started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_round", b"best_round", "clients_connected", b"clients_connected", "federation_name", b"federation_name", "global_model", b"global_model", "min_clients", b"min_clients", "reason", b"reason", "round", b"round", "rounds", b"rounds", "since", b"since", "started", b"started", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_round", b"best_round", "clients_connected", b"clients_connected", "expected_remaining", b"expected_remaining", "federation_name", b"federation_name", "global_model", b"global_model", "min_clients", b"min_clients", "reason", b"reason", "round", b"round", "rounds", b"rounds", "since", b"since", "started", b"started", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -76,6 +76,29 @@ async def test_rounds_that_are_over_name_the_models_they_started_from_and_made(t
         assert models(state.round) == expected[-1]
 
 
+async def test_end_is_expected_at_the_pace_of_the_latest_rounds_while_more_of_them_come(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path, "a") as bench:
+        federation = bench.federation
+
+        async def expected() -> float | None:
+            state = await AdminServicer(federation).GetState(admin_pb2.GetStateRequest(), NO_CONTEXT)
+            remaining = state.expected_remaining if state.HasField("expected_remaining") else None
+            return None if remaining is None else remaining.ToTimedelta().total_seconds()
+
+        assert await expected() is None  # nobody knows how long a round takes
+        await bench.play(1)
+        assert await expected() is None  # and none is at work
+        running = await bench.open_round()
+        took = federation.history[-1].duration_seconds
+        assert await expected() == pytest.approx(took * (federation.config.rounds - 1), abs=took)
+        for says_so in (federation.pause, federation.stop_requested.set):
+            says_so()
+            assert await expected() is None
+            federation.resume()
+        federation.apply(bench.round.decline("a", bench.part("a").offer_id, "not today", federation.now))
+        await bench.end_round(running)
+
+
 async def test_page_of_rounds_is_read_beside_everything_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with Bench.running(tmp_path, "a") as bench:
         await three_rounds(bench)
