@@ -1,4 +1,4 @@
-"""A round as a list of named phases, each of which can be run and tested alone."""
+"""A round as a list of named phases, each of which can be run and tested alone, and `conclude`, which records it."""
 
 from __future__ import annotations
 
@@ -32,26 +32,28 @@ from fedtask.worker import WorkerCrashed
 
 log = structlog.get_logger()
 
-_REST = 30.0
-"""How long the driver of a round rests after a look at it, in the time that the look took: looking at a thousand
-participations takes a millisecond, and each of them gives several reasons for it."""
+_REST_PER_LOOK = 30.0
+"""After a look at its round, the driver rests this many times as long as the look took. A look at a thousand
+participations takes a millisecond, and each of them gives several reasons for one: nothing else would get its turn."""
 
 _LONGEST_REST_SECONDS = 0.1
 
-_LAST_SCORE_SECONDS = 60.0
-"""How long a federation that was told to end still waits for the score of its last model."""
-
-_KEEPING_SECONDS = 60.0
-"""How much of everybody's time a crash may give back: rows say how much is left, and are written as often as this."""
-
-_HALF, _PAIR = 0.5, 2
-"""Beyond half of the aggregate, a site outweighs all others together; of two, one always may."""
-
 _LOOK_SECONDS = 1.0
-"""How often the driver of a round looks at it at least, whether or not something has changed."""
+"""How often the driver looks at its round at least, whether or not anything has changed."""
 
 _STANDSTILL_SECONDS = 3.0
-"""How late such a look is where the whole server stood still. Then what clients have said meanwhile is not read yet."""
+"""A look that comes this much too late means that the whole server stood still, as on a machine that was suspended.
+What clients said meanwhile is not read yet."""
+
+_KEEPING_SECONDS = 60.0
+"""How often the rows of a round are written if nothing else asks for it. They say how much time each client has left,
+so this is the most that a crash can give back."""
+
+_LAST_SCORE_SECONDS = 60.0
+"""How long a federation that was told to end at once still waits for the score of its last model."""
+
+_HALF, _PAIR = 0.5, 2
+"""With more than half of the aggregate a site outweighs all others together. One of a pair always may."""
 
 
 class Stopped(Exception):
@@ -60,7 +62,7 @@ class Stopped(Exception):
 
 @dataclass(slots=True)
 class RoundWork:
-    """What the phases of one round hand on to each other."""
+    """What the phases of one round hand on to each other; each phase fills in its own."""
 
     number: int
     cohort: list[Client] = field(default_factory=list)
@@ -90,56 +92,50 @@ class Phase(Protocol):
 
 
 async def select(federation: Federation, work: RoundWork) -> None:
-    """Wait for enough clients and pick the cohort.
+    """Wait until a round can open, and pick its cohort.
 
     Raises:
-        Stopped: the coordinator asked for the end, or nobody came in time.
+        Stopped: the coordinator asked for the end, or too few clients came in time.
     """
-    needed = federation.config.min_clients
-    give_up = federation.now + federation.config.join_timeout_seconds
-    while True:
-        if federation.stop_requested.is_set():
-            raise Stopped("stopped by the coordinator")
+    config = federation.config
+    give_up = federation.now + config.join_timeout_seconds
+    while not federation.stop_requested.is_set():
+        missing = config.min_clients - len(federation.idle)
         if federation.disk.trouble is not None:
             await outlast_disk_trouble(federation)
-            give_up = federation.now + federation.config.join_timeout_seconds
-            continue  # who is here, and what is asked of the server, may be another by now
-        missing = needed - len(federation.idle)
-        if federation.paused:
+        elif federation.paused:
             federation.stand(FederationState.PAUSED, "paused by the coordinator; `fedserver resume` goes on")
+            await federation.change(federation.disk.retry_seconds)
         elif missing > 0:
             federation.stand(FederationState.WAITING, f"for {missing} more client{'s' if missing > 1 else ''}")
             if federation.now >= give_up:
-                raise Stopped(f"{needed} clients did not join within {federation.config.join_timeout_seconds:.0f} s")
+                message = f"{config.min_clients} clients did not join within {config.join_timeout_seconds:.0f} s"
+                raise Stopped(message)
             await federation.change(give_up - federation.now)
             continue
-        elif _has_disk_space(federation, work):
-            return
-        # A pause and a full disk are not the clients' doing: from here on they have all their time to join.
-        await federation.change(federation.disk.retry_seconds)
-        give_up = federation.now + federation.config.join_timeout_seconds
-
-
-def _has_disk_space(federation: Federation, work: RoundWork) -> bool:
-    """Pick the cohort, if the disk has room for what the round may need."""
-    config = federation.config
-    work.cohort = select_cohort(federation.idle, config.cohort_size, config.seed, work.number)
-    shortage = federation.disk.shortage(len(work.cohort), federation.model.manifest.size_bytes)
-    if shortage:
-        federation.stand(FederationState.WAITING, shortage)
-    return not shortage
+        else:
+            cohort = select_cohort(federation.idle, config.cohort_size, config.seed, work.number)
+            shortage = federation.disk.shortage(len(cohort), federation.model.manifest.size_bytes)
+            if not shortage:
+                work.cohort = cohort
+                return
+            federation.stand(FederationState.WAITING, shortage)
+            await federation.change(federation.disk.retry_seconds)
+        # Neither a pause nor the disk is the clients' doing: from here on they have all their time to join again.
+        give_up = federation.now + config.join_timeout_seconds
+    raise Stopped("stopped by the coordinator")
 
 
 async def offer(federation: Federation, work: RoundWork) -> None:
     """Open the round, durably, and make every member of the cohort its offer."""
 
-    is_another_try = False
+    is_first_try = True
 
     async def open_round() -> Round:
-        nonlocal is_another_try
-        if is_another_try:  # after a wait for the disk: who is here, and what is asked of the server, may be another
+        nonlocal is_first_try
+        if not is_first_try:  # the disk was waited for: who is here, and what is asked of the server, may have changed
             await select(federation, work)
-        is_another_try = True
+        is_first_try = False
         round_ = draw_up(federation, work.number, work.cohort)
         await federation.state.journal.write(*rounds.keeping(round_, federation.now))
         return round_
@@ -156,54 +152,64 @@ async def offer(federation: Federation, work: RoundWork) -> None:
 async def collect(federation: Federation, work: RoundWork) -> None:
     """Let the clients work until the round closes."""
     round_, kept_at, looked_at = work.opened, federation.now, time.monotonic()
-    while round_.closed is None:
-        lost = time.monotonic() - looked_at  # of the process itself, whatever clock the rules go by
-        if lost > _LOOK_SECONDS + _STANDSTILL_SECONDS:
-            log.warning("the server stood still; every client has as much more time", seconds=round(lost, 1))
-            round_.resume(lost, federation.now)
+    while round_.closed is None:  # a round that an earlier process left may be closed already
+        _make_up_for_standstill(federation, round_, looked_at)
         began = federation.now
         if federation.disk.trouble is not None:
             await outlast_disk_trouble(federation)
         expired = round_.tick(federation.now)
-        unfit = _unfit(work)
-        reason = _why_closing(federation, round_, unfit)
+        num_unfit = _num_unfit(work)
+        reason = _why_closing(federation, round_, num_unfit)
         if reason is not None:
             cancelled = round_.close(reason, federation.now)
-            await durably(federation, partial(_keep_round, federation, round_))
+            await _keep(federation, round_)
             federation.sessions.say([*expired, *cancelled])
             return
         if expired or federation.now - kept_at >= _KEEPING_SECONDS:
-            await durably(federation, partial(_keep_round, federation, round_))
+            await _keep(federation, round_)
             kept_at = federation.now
         federation.sessions.say(expired)
-        federation.stand(FederationState.RUNNING, waiting_for(round_, unfit))
+        federation.stand(FederationState.RUNNING, waiting_for(round_, num_unfit))
         next_event = min(round_.next_event(), kept_at + _KEEPING_SECONDS)
-        looked_at = time.monotonic()  # not before: of what the disk takes, nobody loses anything
-        await asyncio.sleep(min(_REST * (federation.now - began), _LONGEST_REST_SECONDS))
+        looked_at = time.monotonic()  # not before the writes above: a slow disk is no standstill
+        await asyncio.sleep(min(_REST_PER_LOOK * (federation.now - began), _LONGEST_REST_SECONDS))
         await federation.change(min(next_event - federation.now, _LOOK_SECONDS))
 
 
-async def _keep_round(federation: Federation, round_: Round) -> None:
-    await federation.state.journal.write(*rounds.keeping(round_, federation.now))
+def _make_up_for_standstill(federation: Federation, round_: Round, looked_at: float) -> None:
+    """Give everybody the time back in which this process did not run, by the machine's own clock."""
+    lost = time.monotonic() - looked_at
+    if lost > _LOOK_SECONDS + _STANDSTILL_SECONDS:
+        log.warning("the server stood still; every client has as much more time", seconds=round(lost, 1))
+        round_.resume(lost, federation.now)
 
 
-def _unfit(work: RoundWork) -> int:
-    """How many updates would not count if the round closed now; asked only where enough are in for that."""
+async def _keep(federation: Federation, round_: Round) -> None:
+    """Make the round durable as it is now, however long the disk takes."""
+
+    async def write() -> None:
+        await federation.state.journal.write(*rounds.keeping(round_, federation.now))
+
+    await durably(federation, write)
+
+
+def _num_unfit(work: RoundWork) -> int:
+    """How many updates would not count if the round closed now; worked out only where enough are in to close it."""
     completed = {part.rank for part in work.opened.completed}
     return len(work.intake.unfit(completed)) if len(completed) >= work.opened.rules.reporting_goal else 0
 
 
-def _why_closing(federation: Federation, round_: Round, unfit: int) -> str | None:
+def _why_closing(federation: Federation, round_: Round, num_unfit: int) -> str | None:
     if federation.stop_now.is_set() and not round_.is_verifying:
         return "stopped by the coordinator"
-    return round_.why_closing(unfit)
+    return round_.why_closing(num_unfit)
 
 
-def waiting_for(round_: Round, unfit: int) -> str:
+def waiting_for(round_: Round, num_unfit: int) -> str:
     """What a round waits for, for people."""
     counts = round_.counts
     shown = names_of([part.client for part in round_.participations if part.is_outstanding])
-    apart = f" ({unfit} of them too far from the others to count)" if unfit else ""
+    apart = f" ({num_unfit} of them too far from the others to count)" if num_unfit else ""
     done = f"{counts[Outcome.COMPLETED]} of {counts.offered} updates in{apart}"
     return f"round {round_.number}: {done}, waiting for {shown}"
 

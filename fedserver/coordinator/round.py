@@ -330,17 +330,18 @@ class Round:
                 effects += self._expire(part, silence, now)
         return effects
 
-    def why_closing(self, unfit: int = 0) -> str | None:
+    def why_closing(self, num_unfit: int = 0) -> str | None:
         """Why the round should close now, or `None` if it should go on.
 
-        `unfit` is how many of those that are in the checks against the cohort would leave out, if it closed now. They
-        do not count for the goal: else the round could fail for want of an update that is still being worked on.
+        `num_unfit` is how many of the updates that are in would be left out by the checks against the cohort, if the
+        round closed now. They do not count for the reporting goal: the round could close on them, leave them out, and
+        fail for want of an update that is still being worked on.
         """
         counts = self.counts
         done = counts[Outcome.COMPLETED]
         if self.is_verifying:
             return None
-        if done - unfit >= self.rules.reporting_goal:
+        if done - num_unfit >= self.rules.reporting_goal:
             return f"reporting goal of {self.rules.reporting_goal} reached"
         if counts.outstanding == 0:
             return "every client has answered"
