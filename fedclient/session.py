@@ -1,10 +1,11 @@
-"""One stream of the negotiation, from hello to its end.
+"""One stream of the negotiation, from hello to its end; its states are those of a client's session in docs/protocol.md.
 
     GREETING --welcome--> MEMBER --federation_outcome--> OVER
-    GREETING --schema_query--> GREETING    the schema is sent
-    GREETING --declined--> OVER            raises `Stop`
-    MEMBER --enough rounds--> OVER         raises `EnoughRounds`, after good-bye
-    any --cut--> OVER                      raises `TransportError`; the work goes on, and a new session takes it up
+    GREETING --schema_query--> GREETING      the schema is sent
+    GREETING --declined--> OVER              raises `Stop`
+    MEMBER --enough rounds--> OVER           raises `EnoughRounds`, after good-bye
+    MEMBER --training is hopeless--> OVER    raises `Stop`, after good-bye
+    any --cut--> OVER                        raises `TransportError`; the work goes on, and a new session takes it up
 
 Two things go on at a time: what the server says is listened to, and signs of progress keep the lease.
 """
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -73,14 +73,6 @@ _NO_OFFER = "final models"
 
 class EnoughRounds(FedstreamError):
     """The site has taken part in as many rounds as it allows itself, and has said good-bye. The message says so."""
-
-
-class SessionState(enum.Enum):
-    """Where a session is; the module's docstring has the legal transitions."""
-
-    GREETING = "greeting"
-    MEMBER = "member"
-    OVER = "over"
 
 
 @dataclass(slots=True)
@@ -145,9 +137,8 @@ class Session:
         self._outcome: FederationOutcome | None = None
         self._is_collecting = False
         self._told_collecting_at = -math.inf
-        self._rounds = 0
+        self._rounds = 0  # of the federation in all, as the welcome says
         self._enough: str | None = None
-        self.state = SessionState.GREETING
 
     async def run(self, hello: negotiation_pb2.NegotiateRequest, on_welcome: Callable[[], None]) -> FederationOutcome:
         """Say hello, then listen to the end.
@@ -173,7 +164,6 @@ class Session:
                 raise EnoughRounds(self._enough)
             return await (listener if listener.done() else keeper)
         finally:
-            self.state = SessionState.OVER
             for task in (listener, keeper):
                 task.cancel()
             await asyncio.gather(listener, keeper, return_exceptions=True)
@@ -278,7 +268,7 @@ class Session:
         if welcome.protocol != limits.PROTOCOL_VERSION:  # the only one that the hello offers
             words = f"the server welcomes this client in version {welcome.protocol} of the protocol"
             raise Stop(ExitCode.DEFECT, f"{words}, and it speaks {limits.PROTOCOL_VERSION}")
-        self.state, self._rounds = SessionState.MEMBER, welcome.rounds
+        self._rounds = welcome.rounds
         self._bench.welcome(welcome)
         self._display.idle("waiting for the next round")
         log.info("welcome", known_as=welcome.client_name, rounds=welcome.rounds)

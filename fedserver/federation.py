@@ -47,9 +47,10 @@ class FederationFailed(FedstreamError):
 class FederationState(enum.Enum):
     """What a federation does. Legal transitions:
 
-    PREPARING -> WAITING | FAILED
-    WAITING <-> RUNNING, WAITING <-> PAUSED, RUNNING -> PAUSED
-    any of these -> FINISHING -> FINISHED | FAILED
+    PREPARING -> WAITING | RUNNING | PAUSED, and back from WAITING where it waited for the disk
+    WAITING, RUNNING and PAUSED -> one another, as rounds begin and end and the coordinator pauses and resumes
+    any of these -> FINISHING -> FINISHED
+    any but FINISHED -> FAILED
     """
 
     PREPARING = "preparing"

@@ -16,7 +16,7 @@ class Stage(enum.Enum):
 
     OFFERED -> WORKING | ENDED
     WORKING -> FINISHING | ENDED
-    FINISHING -> WORKING (the upload must be repeated) | ENDED
+    FINISHING -> WORKING (the check did not come to its end) | ENDED
     ENDED (completed) -> ENDED (quarantined), by the checks against the cohort when the round closes
     ENDED (completed) -> WORKING, when its stored update is found damaged at start-up
     """

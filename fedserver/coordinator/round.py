@@ -257,7 +257,7 @@ class Round:
         return part
 
     def abandon_finish(self, upload_id: str, now: float) -> None:
-        """Verification found that bytes must be sent again."""
+        """The check did not come to its end: bytes must be sent again, or the disk refused. The client comes again."""
         part = self.of_upload(upload_id)
         if part.stage is Stage.FINISHING:
             part.stage = Stage.WORKING

@@ -26,9 +26,14 @@ _COLLECTED_FACT = "updates_collected_up_to"
 class UploadState(enum.Enum):
     """Where an upload stands. Legal transitions:
 
-    AWAITING_MANIFEST -> OPEN -> ADMITTED | QUARANTINED | CLOSED
-    OPEN -> AWAITING_MANIFEST (a digest did not match)
-    AWAITING_MANIFEST -> CLOSED
+    AWAITING_MANIFEST -> OPEN -> ADMITTED | QUARANTINED
+    AWAITING_MANIFEST, OPEN -> CLOSED (its part in the round ended first)
+    CLOSED -> QUARANTINED (all of it was there by then, and it is kept aside)
+    ADMITTED -> QUARANTINED (by the checks against the cohort, when the round closes)
+    OPEN, ADMITTED -> AWAITING_MANIFEST (what is stored does not match its digests, and is asked for again)
+
+    Rows have OPEN, ADMITTED and QUARANTINED only: an upload without a row awaits its manifest, and whether an open one
+    is closed, its part in the round says.
     """
 
     AWAITING_MANIFEST = "awaiting_manifest"
