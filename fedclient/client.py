@@ -137,7 +137,7 @@ class Client:
             ending = await self._take_part()
             return await self._finish(ending)
         except EnoughRounds as enough:
-            return await self._go(str(enough))
+            return await self._end_early(str(enough))
         finally:
             if self._place is not None:
                 await self._place.close()
@@ -176,7 +176,7 @@ class Client:
         if noted.is_saved:
             return True
         place = await self._prepare(noted.task)
-        self._final = outcome.find_models(noted.outcome, place.shop.models)
+        self._final = outcome.find_models(noted.outcome, place.tools.models)
         return self._final is not None or time.monotonic() > self._heard_at + outcome.FETCH_SECONDS
 
     async def _one_session(self) -> FederationOutcome:
@@ -241,10 +241,10 @@ class Client:
         def on_round(event: RoundOutcome) -> None:
             place.errands.add(asyncio.create_task(place.fetch_ahead(event)))
 
-        schema = place.shop.site.description.schema
-        hello = introduce(self._config, place.shop.site, place.shop.memory.experience)
+        schema = place.tools.site.description.schema
+        hello = introduce(self._config, place.tools.site, place.tools.memory.experience)
         call = self._connection.negotiation.Negotiate()
-        self._session = Session(call, schema, place.bench, self._display, self._news, on_round, goes_on, collect)
+        self._session = Session(call, schema, place.offers, self._display, self._news, on_round, goes_on, collect)
         try:
             async with self._kept_renewed():
                 return await self._session.run(hello, on_welcome)
@@ -274,7 +274,7 @@ class Client:
 
     # The end.
 
-    async def _go(self, reason: str) -> str:
+    async def _end_early(self, reason: str) -> str:
         """End before the federation does, as the site's limit says."""
         assert self._place is not None
         await self._place.settle()
@@ -288,10 +288,10 @@ class Client:
         is_noted = await self._write_note(noted)
         if noted.saved is not None:
             return
-        shop = place.shop
-        shop.global_models.keep_final(ending)
+        tools = place.tools
+        tools.global_models.keep_final(ending)
         try:
-            self._final = await outcome.fetch_models(ending, shop.site, shop.downloader, self._show_fetched)
+            self._final = await outcome.fetch_models(ending, tools.site, tools.downloader, self._show_fetched)
         except OSError as error:  # and the server is not told that all is here; but it leaves when no site is with it
             where = disk_words(error, self._config.state_folder)
             hint = "The server leaves as soon as its sites have: ask the coordinator for the final model"
@@ -300,7 +300,7 @@ class Client:
         if not is_noted:  # the disk has taken the models since
             await self._write_note(noted)
         try:
-            await asyncio.to_thread(shop.models.make_durable)
+            await asyncio.to_thread(tools.models.make_durable)
         except OSError as error:
             log.warning("a power cut may undo the final model: the disk refuses to sync it", because=str(error))
 
@@ -339,7 +339,7 @@ class Client:
             raise Stop(ExitCode.UNREACHABLE, message)
         self._display.idle("saving the final model")
         try:
-            paths = await outcome.save_models(self._final, place.task.task_name, place.shop.trainer)
+            paths = await outcome.save_models(self._final, place.task.task_name, place.tools.trainer)
         except (TaskError, WorkerCrashed, OSError) as error:
             message = f"{text}\nbut its model could not be saved in {self._config.out_folder} ({error})"
             hint = "it is kept: mend that, or give another --out, and start this site again"

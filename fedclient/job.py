@@ -1,8 +1,12 @@
 """The work on one offer, from the base model to the acknowledged update. It outlives the streams it is agreed on.
 
-OFFERED --confirm--> WORKING --acknowledged--> DELIVERED
-OFFERED, WORKING --cancel, withdraw, another offer--> DROPPED
-WORKING --cannot be done--> FAILED
+    OFFERED --confirm--> WORKING --acknowledged--> DELIVERED
+    OFFERED, WORKING --cancel, withdraw, another offer--> DROPPED
+    WORKING --the server does not want the update any more--> DROPPED
+    WORKING --cannot be done--> FAILED
+    OFFERED --confirmed on other terms than agreed--> FAILED
+
+An offer that comes again after its job was DELIVERED or DROPPED gets a new job, which finds on disk what was trained.
 """
 
 from __future__ import annotations
@@ -19,22 +23,16 @@ from typing import TypeVar
 
 import structlog
 
-from fedclient.calls import Patience, until_done
-from fedclient.connection import Connection
-from fedclient.display import Display
-from fedclient.download import Downloader, ForeignModel
+from fedclient.calls import until_done
+from fedclient.download import ForeignModel
 from fedclient.events import Offer, Phase, Progress
 from fedclient.full_disk import disk_words, when_the_disk_can
-from fedclient.global_models import GlobalModels
-from fedclient.keepsakes import Keepsakes
-from fedclient.memory import SiteMemory
-from fedclient.models import LocalModel, ModelStore
+from fedclient.models import LocalModel
 from fedclient.pace import Pace, TransferTime
-from fedclient.packing import Packer
-from fedclient.reporting import Reporting
 from fedclient.requests import parcel_of
-from fedclient.training import Site, Trainer, TrainingFailed
-from fedclient.updates import FinishedUpdate, UpdateStore
+from fedclient.tools import Tools
+from fedclient.training import TrainingFailed
+from fedclient.updates import FinishedUpdate
 from fedclient.upload import Delivery, Terms, UpdateUnwanted, Upload, is_admitted
 from fedstream.encodings import Encoding
 from fedstream.errors import (
@@ -66,32 +64,6 @@ class JobState(enum.Enum):
     DROPPED = "dropped"
 
 
-@dataclass(frozen=True, slots=True)
-class Workshop:
-    """What a job works with. `turn` is held by the job that works here, until nothing of it runs any more."""
-
-    connection: Connection
-    site: Site
-    trainer: Trainer
-    models: ModelStore
-    downloader: Downloader
-    global_models: GlobalModels
-    updates: UpdateStore
-    packer: Packer
-    memory: SiteMemory
-    display: Display
-    patience: Patience
-    keepsakes: Keepsakes
-    reporting: Reporting
-    on_news: Callable[[], None]
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    async def keep(self, base: LocalModel, finished: FinishedUpdate) -> None:
-        """See to what is kept of a fine-tune for people. Idempotent."""
-        self.memory.add_history(finished.round, finished.update.history)
-        await self.keepsakes.trained(base, finished, self.memory.rows)
-
-
 @dataclass(slots=True)
 class Job:
     """The work on one offer. `reason` says why it failed or was dropped, in words that may be told to the server.
@@ -100,7 +72,7 @@ class Job:
     """
 
     offer: Offer
-    workshop: Workshop
+    tools: Tools
     state: JobState = JobState.OFFERED
     reason: str = ""
     training_failed: bool = False
@@ -114,7 +86,7 @@ class Job:
         return await asyncio.to_thread(self._load_finished)
 
     def _load_finished(self) -> FinishedUpdate | None:
-        finished = self.workshop.updates.load(self.offer.offer_id)
+        finished = self.tools.updates.load(self.offer.offer_id)
         return finished if finished is not None and finished.base == self.offer.base.digest else None
 
     def start(self, plan: Plan, terms: Terms) -> None:
@@ -154,17 +126,17 @@ class Job:
             # that ten epochs take too long here.
             self._learn(epoch_seconds=self._pace.epoch_seconds)
             try:
-                self.workshop.memory.save()
+                self.tools.memory.save()
             except OSError as error:
                 log.warning("how long an epoch takes here could not be saved", because=str(error))
-        self.workshop.keepsakes.work_ends()
-        self.workshop.on_news()
+        self.tools.keepsakes.work_ends()
+        self.tools.on_news()
 
     async def _run(self, plan: Plan, terms: Terms) -> None:
         structlog.contextvars.bind_contextvars(round=self.offer.round)
         try:
             # A fine-tune that was dropped may still be writing what another job would clear away under its hands.
-            async with self.workshop.turn:
+            async with self.tools.turn:
                 delivery = await self._work(plan, terms)
         except UpdateUnwanted as error:
             log.info("the update is not wanted any more", because=str(error))
@@ -188,27 +160,27 @@ class Job:
         """What happened, for people at this site."""
         if not isinstance(error, OSError):
             return str(error)
-        words = disk_words(error, self.workshop.updates.weights_path(self.offer.offer_id).parent)
+        words = disk_words(error, self.tools.updates.weights_path(self.offer.offer_id).parent)
         return f"{words}. This site goes on with the next round"
 
     async def _work(self, plan: Plan, terms: Terms) -> Delivery:
-        shop = self.workshop
+        tools = self.tools
         await self._settle_earlier_updates()
-        await _to_its_end(partial(shop.updates.keep_only, {self.offer.offer_id, *shop.keepsakes.offers}))
+        await _to_its_end(partial(tools.updates.keep_only, {self.offer.offer_id, *tools.keepsakes.offers}))
         downloading, uploading = TransferTime(), TransferTime()
         base = await self._fetch_base(terms, downloading)
         finished = await self._train(base, plan)
         try:
             delivery = await self._upload(base, finished, terms, uploading)
         except DigestMismatch:
-            await _to_its_end(partial(shop.packer.discard, self.offer.offer_id))
+            await _to_its_end(partial(tools.packer.discard, self.offer.offer_id))
             is_intact = await asyncio.to_thread(self._load_finished) is not None
             if is_intact and terms.encoding is Encoding.RAW:
                 raise  # what is on disk is what was trained: the damage is not here
             uploading = TransferTime()
             delivery = await self._upload(base, await self._train(base, plan), terms, uploading)
         if not delivery.quarantined:
-            await _to_its_end(partial(shop.packer.delivered, self.offer.offer_id))
+            await _to_its_end(partial(tools.packer.delivered, self.offer.offer_id))
         self._learn(transfer_seconds=downloading.seconds + uploading.seconds)
         return delivery
 
@@ -217,13 +189,13 @@ class Job:
 
         What an encoding left out of one is added to the next, once the server has it: else it were added twice.
         """
-        packer = self.workshop.packer
+        packer = self.tools.packer
         for offer_id, upload_id in await asyncio.to_thread(packer.unsettled):
             if offer_id == self.offer.offer_id:
                 continue
-            ask = partial(is_admitted, self.workshop.connection, upload_id)
+            ask = partial(is_admitted, self.tools.connection, upload_id)
             with contextlib.suppress(ProtocolError, OSError):  # the server does not know it, or the disk refuses
-                if await until_done(ask, lambda: 0, self.workshop.patience, "asking of an earlier update"):
+                if await until_done(ask, lambda: 0, self.tools.patience, "asking of an earlier update"):
                     await _to_its_end(partial(packer.delivered, offer_id))
 
     async def _fetch_base(self, terms: Terms, moving: TransferTime) -> LocalModel:
@@ -232,33 +204,33 @@ class Job:
             fraction = done / total if total else 1.0
             self._show(Progress(Phase.DOWNLOADING, fraction=fraction), part_of(done, total))
 
-        shop, digest = self.workshop, self.offer.base.digest
+        tools, digest = self.tools, self.offer.base.digest
         self._show(Progress(Phase.DOWNLOADING))
-        base = await shop.downloader.fetch(digest, shop.site.description.schema, terms.max_chunk_bytes, on_bytes)
-        await shop.global_models.keep_only(lambda: {digest, *shop.keepsakes.bases})
+        base = await tools.downloader.fetch(digest, tools.site.description.schema, terms.max_chunk_bytes, on_bytes)
+        await tools.global_models.keep_only(lambda: {digest, *tools.keepsakes.bases})
         return base
 
     async def _train(self, base: LocalModel, plan: Plan) -> FinishedUpdate:
         """Fine-tune, or take what was trained for this offer before; then see to what is kept of it for people."""
-        shop = self.workshop
+        tools = self.tools
         finished = await asyncio.to_thread(self._load_finished)
         if finished is None:
             finished = await self._train_anew(base, plan)
         else:
             log.info("this round is trained already; sending what was kept")
         # After a restart as well: the process that trained may have ended before it came to this.
-        await shop.keep(base, finished)
+        await tools.keep(base, finished)
         return finished
 
     async def _train_anew(self, base: LocalModel, plan: Plan) -> FinishedUpdate:
-        shop, offer = self.workshop, self.offer
+        tools, offer = self.tools, self.offer
         self._show(Progress(Phase.PREPARING, epochs=plan.epochs))
         log.info("training", epochs=plan.epochs, batch_size=plan.batch_size, learning_rate=plan.learning_rate)
-        update = await self._fine_tune(base, plan, shop.updates.weights_path(offer.offer_id))
-        record = partial(shop.updates.record, offer.offer_id, offer.round, base.digest, update)
+        update = await self._fine_tune(base, plan, tools.updates.weights_path(offer.offer_id))
+        record = partial(tools.updates.record, offer.offer_id, offer.round, base.digest, update)
         finished = await when_the_disk_can(lambda: _to_its_end(record), _WAITING)
         log.info("trained", epochs=update.epochs, seconds=round(update.training_seconds, 1), **_shown(update.metrics))
-        if missing := shop.reporting.missing(update.metrics):
+        if missing := tools.reporting.missing(update.metrics):
             log.warning("--report names metrics that this task does not have", names=missing, has=list(update.metrics))
         return finished
 
@@ -270,7 +242,7 @@ class Job:
             self._show(Progress(phase, report.epoch, report.epochs, report.fraction, dict(report.metrics)))
 
         self._pace = Pace()
-        update = await self.workshop.trainer.fine_tune(base.path, plan, out, on_report)
+        update = await self.tools.trainer.fine_tune(base.path, plan, out, on_report)
         # The whole has preparation in it. It is all there is where a task reports too little.
         measured, self._pace = self._pace.epoch_seconds, Pace()
         self._learn(epoch_seconds=update.training_seconds / max(update.epochs, 1) if measured is None else measured)
@@ -283,19 +255,19 @@ class Job:
             self._show(Progress(Phase.UPLOADING, fraction=fraction), part_of(done, total))
 
         update = finished.update
-        pack = partial(self.workshop.packer.pack, base, finished, terms.encoding, self.offer.upload_id)
+        pack = partial(self.tools.packer.pack, base, finished, terms.encoding, self.offer.upload_id)
         packed = await when_the_disk_can(lambda: _to_its_end(pack), _WAITING)
         parcel = parcel_of(
-            self.offer.upload_id, update, packed.manifest, packed.spans, packed.encoded, self.workshop.reporting
+            self.offer.upload_id, update, packed.manifest, packed.spans, packed.encoded, self.tools.reporting
         )
         self._show(Progress(Phase.UPLOADING))
-        self.workshop.memory.note_sent(finished.fingerprint)
-        await when_the_disk_can(lambda: _to_its_end(self.workshop.memory.save), _WAITING)
-        upload = Upload(self.workshop.connection, parcel, terms, self.workshop.patience, on_bytes)
+        self.tools.memory.note_sent(finished.fingerprint)
+        await when_the_disk_can(lambda: _to_its_end(self.tools.memory.save), _WAITING)
+        upload = Upload(self.tools.connection, parcel, terms, self.tools.patience, on_bytes)
         return await upload.run()
 
     def _learn(self, epoch_seconds: float | None = None, transfer_seconds: float | None = None) -> None:
-        memory = self.workshop.memory
+        memory = self.tools.memory
         known = memory.experience
         memory.learn(
             replace(
@@ -309,10 +281,10 @@ class Job:
     def _show(self, progress: Progress, note: str = "") -> None:
         moved_on = (progress.phase, progress.epoch) != (self.progress.phase, self.progress.epoch)
         # The person at the site sees all; what is told to the server is taken from here.
-        self.progress = replace(progress, metrics=self.workshop.reporting.filtered(progress.metrics))
-        self.workshop.display.show(self.offer.round, progress, note)
+        self.progress = replace(progress, metrics=self.tools.reporting.filtered(progress.metrics))
+        self.tools.display.show(self.offer.round, progress, note)
         if moved_on:
-            self.workshop.on_news()
+            self.tools.on_news()
 
 
 async def _to_its_end(write: Callable[[], T]) -> T:

@@ -44,8 +44,8 @@ from fedclient.events import (
 )
 from fedclient.exit_codes import ExitCode, Stop
 from fedclient.job import Job, JobState
+from fedclient.offers import Offers
 from fedclient.reply import Decline
-from fedclient.workbench import Workbench
 from fedstream import limits
 from fedstream.errors import FedstreamError, TransportError
 from fedstream.schema import ModelSchema
@@ -105,7 +105,7 @@ class Session:
     Args:
         call: the stream, just opened.
         schema: of this client's model.
-        bench: what offers are for.
+        offers: answers them, and has what is agreed done.
         display: for people.
         news: set whenever the work on an offer has got on.
         on_round: told of each round's end.
@@ -117,7 +117,7 @@ class Session:
         self,
         call: Any,
         schema: ModelSchema,
-        bench: Workbench,
+        offers: Offers,
         display: Display,
         news: asyncio.Event,
         on_round: Callable[[RoundOutcome], None],
@@ -126,7 +126,7 @@ class Session:
     ) -> None:
         self._call = call
         self._schema = schema
-        self._bench = bench
+        self._offers = offers
         self._display = display
         self._news = news
         self._on_round = on_round
@@ -238,28 +238,28 @@ class Session:
     async def _handle_offer(self, event: Offer | Confirmation | Withdrawal | LeaseRenewal | Cancellation) -> None:
         match event:
             case Offer():
-                reply = await self._bench.consider(event)
+                reply = await self._offers.consider(event)
                 await self._send(codec.write_reply(event.offer_id, reply))
                 if isinstance(reply, Decline):
                     await self._leave_if_enough()
             case Confirmation():
-                self._bench.confirm(event)
+                self._offers.confirm(event)
                 self._lease = Lease(event.offer_id, event.lease_seconds)
                 self._news.set()
             case LeaseRenewal(offer_id, lease_seconds):
                 if self._lease is not None and self._lease.offer_id == offer_id and lease_seconds > 0:
                     self._lease.seconds = lease_seconds
             case Withdrawal(offer_id, reason):
-                self._bench.withdraw(offer_id, reason)
+                self._offers.withdraw(offer_id, reason)
             case Cancellation(offer_id, reason):
-                self._bench.cancel(offer_id, reason)
+                self._offers.cancel(offer_id, reason)
 
     async def _leave_if_enough(self) -> None:
         """Say good-bye once the site's limit on rounds is reached.
 
         Not later than with the last update: an offer that crossed the good-bye would count as failed.
         """
-        self._enough = self._bench.enough()
+        self._enough = self._offers.enough()
         if self._enough is not None:
             await self.leave(self._enough)
             raise EnoughRounds(self._enough)
@@ -269,7 +269,7 @@ class Session:
             words = f"the server welcomes this client in version {welcome.protocol} of the protocol"
             raise Stop(ExitCode.DEFECT, f"{words}, and it speaks {limits.PROTOCOL_VERSION}")
         self._rounds = welcome.rounds
-        self._bench.welcome(welcome)
+        self._offers.welcome(welcome)
         self._display.idle("waiting for the next round")
         log.info("welcome", known_as=welcome.client_name, rounds=welcome.rounds)
 
@@ -283,11 +283,11 @@ class Session:
             self._news.clear()
             await (self._tell_collecting() if self._is_collecting else self._tell_progress())
             if self._lease is None:  # what failed while progress was told of is told first, and ends the site then
-                self._bench.check_health()
+                self._offers.check_health()
             await asyncio.sleep(0 if self._lease is None else self._lease.pause)
 
     async def _tell_progress(self) -> None:
-        lease, job = self._lease, self._bench.job
+        lease, job = self._lease, self._offers.job
         if lease is None or job is None or job.offer.offer_id != lease.offer_id:
             return
         if job.state is JobState.WORKING:

@@ -1,4 +1,4 @@
-"""What a client sets up for one task and keeps over all its sessions: worker, data, stores, the bench."""
+"""What a client sets up for one task and keeps over all its sessions: worker, data, stores, and the work on offers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from fedclient.download import Downloader
 from fedclient.events import RoundOutcome, TaskOnOffer
 from fedclient.exit_codes import ExitCode, Stop
 from fedclient.global_models import GlobalModels
-from fedclient.job import Workshop
 from fedclient.keepsakes import Keepsakes
 from fedclient.memory import SiteMemory
 from fedclient.models import ModelStore
+from fedclient.offers import Offers
 from fedclient.packing import Packer
+from fedclient.tools import Tools
 from fedclient.training import Trainer
 from fedclient.updates import UpdateStore
-from fedclient.workbench import Workbench
 from fedstream.files import FileSystem
 from fedstream.manifest import Digest
 
@@ -71,8 +71,8 @@ class Workplace:
     """A task, ready to work on."""
 
     task: TaskOnOffer
-    shop: Workshop
-    bench: Workbench
+    tools: Tools
+    offers: Offers
     errands: Errands
     cache_folder: Path
 
@@ -101,7 +101,7 @@ class Workplace:
             lasting = Patience(patience.first_seconds, patience.longest_seconds)
             downloader = Downloader(connection, models, files, lasting)
             updates = UpdateStore(state / "updates", files)
-            shop = Workshop(
+            tools = Tools(
                 connection=connection,
                 site=site,
                 trainer=trainer,
@@ -122,40 +122,40 @@ class Workplace:
             if isinstance(error, OSError):
                 raise unusable(state, error) from error
             raise
-        return cls(task, shop, Workbench(shop, config.site_limits), Errands(), config.cache_folder)
+        return cls(task, tools, Offers(tools, config.site_limits), Errands(), config.cache_folder)
 
     async def fetch_ahead(self, outcome: RoundOutcome) -> None:
         """Fetch the model that a round has made, and drop those that are of no use any more."""
-        await self.shop.global_models.fetch_ahead(outcome)
+        await self.tools.global_models.fetch_ahead(outcome)
         await self._recall()  # what it started from must not go before it is saved for people
         if outcome.global_model is not None:
-            await self.shop.global_models.keep_only(self._in_use)
+            await self.tools.global_models.keep_only(self._in_use)
 
     def _in_use(self) -> set[Digest]:
-        job = self.bench.job
-        return {*self.shop.keepsakes.bases, *([job.offer.base.digest] if job is not None else [])}
+        job = self.offers.job
+        return {*self.tools.keepsakes.bases, *([job.offer.base.digest] if job is not None else [])}
 
     async def settle(self) -> None:
         """End what is still being done for a round, and bring up to date what is kept for people.
 
         What is fetched ahead is of no use any more, and a server that has gone would be waited for without end.
         """
-        await self.bench.close()
+        await self.offers.close()
         await self._recall()
-        await asyncio.gather(self.errands.cancel(), self.shop.keepsakes.finish())
+        await asyncio.gather(self.errands.cancel(), self.tools.keepsakes.finish())
 
     async def _recall(self) -> None:
         """Take up what an earlier process has trained: it may have ended before that was saved for people.
 
         Not once this process has trained itself, which may happen while the disk is read.
         """
-        shop = self.shop
-        if shop.keepsakes.has_any:
+        tools = self.tools
+        if tools.keepsakes.has_any:
             return
-        finished = await asyncio.to_thread(shop.updates.latest)
-        base = shop.models.get(finished.base) if finished is not None else None
-        if finished is not None and base is not None and not shop.keepsakes.has_any:
-            await shop.keep(base, finished)
+        finished = await asyncio.to_thread(tools.updates.latest)
+        base = tools.models.get(finished.base) if finished is not None else None
+        if finished is not None and base is not None and not tools.keepsakes.has_any:
+            await tools.keep(base, finished)
 
     def forget_weights(self) -> None:
         """Free the disk, once the federation is over and its models are saved for people.
@@ -165,21 +165,21 @@ class Workplace:
         """
         shutil.rmtree(self.cache_folder, ignore_errors=True)
         try:
-            self.shop.updates.keep_only(())
-            self.shop.packer.forget()
-            self.shop.models.keep_only(())
-            self.shop.models.drop_partials()
+            self.tools.updates.keep_only(())
+            self.tools.packer.forget()
+            self.tools.models.keep_only(())
+            self.tools.models.drop_partials()
         except OSError as error:
             log.warning("weights that are of no use any more could not be removed", because=str(error))
 
     async def close(self) -> None:
         """Stop all work, save what is yet to be saved for people, and end the worker. Safe to call twice."""
-        stopping = asyncio.gather(self.errands.cancel(), self.bench.close())
+        stopping = asyncio.gather(self.errands.cancel(), self.offers.close())
         await asyncio.sleep(0)  # the work hears that it is to stop before it could take the worker's end for a crash
-        await self.shop.keepsakes.close()
-        await self.shop.trainer.close()
+        await self.tools.keepsakes.close()
+        await self.tools.trainer.close()
         await stopping
         try:
-            await asyncio.to_thread(self.shop.memory.save)
+            await asyncio.to_thread(self.tools.memory.save)
         except OSError as error:
             log.warning("how long rounds take here could not be saved", because=str(error))

@@ -12,9 +12,10 @@ from types import SimpleNamespace
 import pytest
 
 from fedclient.events import ModelRef, Offer, Phase, Progress
-from fedclient.job import Job, JobState, Workshop
+from fedclient.job import Job, JobState
 from fedclient.reply import Experience
 from fedclient.reporting import Reporting
+from fedclient.tools import Tools
 from fedclient.updates import UpdateStore
 from fedclient.upload import Terms
 from fedstream.encodings import Encoding
@@ -30,9 +31,9 @@ from tests.support.scripted import QUICK, Arrived, scripted
 def test_progress_shows_all_metrics_at_the_site_and_tells_those_that_it_allows() -> None:
     shown: list[Progress] = []
     display = SimpleNamespace(show=lambda _round, progress, _note: shown.append(progress))
-    shop = SimpleNamespace(display=display, reporting=Reporting(frozenset({"loss"})), on_news=lambda: None)
+    tools = SimpleNamespace(display=display, reporting=Reporting(frozenset({"loss"})), on_news=lambda: None)
     offer = Offer("o", "u", 1, ModelRef(0, Digest(bytes(32), 1)), Plan(2, 32, 0.1, 0, seed=0), 60.0, 60.0)
-    job = Job(offer, shop)  # type: ignore[arg-type]
+    job = Job(offer, tools)  # type: ignore[arg-type]
     progress = Progress(Phase.TRAINING, 1, 2, 0.5, {"loss": 0.25, "accuracy": 0.75})
     job._show(progress)
 
@@ -55,8 +56,8 @@ async def test_job_learns_of_an_earlier_update_that_the_server_has_after_all(tmp
         offer = Offer(
             "offer-2", "upload-2", 2, ModelRef(1, Digest(bytes(32), 1)), Plan(2, 32, 0.1, 0, seed=0), 60.0, 60.0
         )
-        shop = SimpleNamespace(packer=packer, connection=connection, patience=QUICK)
-        job = Job(offer, shop)  # type: ignore[arg-type]
+        tools = SimpleNamespace(packer=packer, connection=connection, patience=QUICK)
+        job = Job(offer, tools)  # type: ignore[arg-type]
         await job._settle_earlier_updates()
         await connection.close()
     assert settled == ["had"]
@@ -69,8 +70,8 @@ def test_job_that_cannot_save_what_it_learned_has_ended_all_the_same() -> None:
     memory = SimpleNamespace(experience=Experience(), learn=lambda _: None, save=save)
     keepsakes = SimpleNamespace(work_ends=lambda: None)
     offer = Offer("o", "u", 1, ModelRef(0, Digest(bytes(32), 1)), Plan(2, 32, 0.1, 0, seed=0), 60.0, 60.0)
-    shop = SimpleNamespace(memory=memory, keepsakes=keepsakes, on_news=lambda: None)
-    job = Job(offer, shop, state=JobState.WORKING)  # type: ignore[arg-type]
+    tools = SimpleNamespace(memory=memory, keepsakes=keepsakes, on_news=lambda: None)
+    job = Job(offer, tools, state=JobState.WORKING)  # type: ignore[arg-type]
     for now, epoch in ((0.0, 1), (5.0, 2)):
         job._pace.note(EpochReport("training", epoch, 3, 1.0, {}), now)
     job.drop("another offer came")
@@ -98,7 +99,7 @@ async def test_job_leaves_alone_what_a_dropped_one_is_still_writing(tmp_path: Pa
     async def nothing(*_: object) -> None:
         return None
 
-    shop = Workshop(
+    tools = Tools(
         trainer=SimpleNamespace(fine_tune=fine_tune),
         downloader=SimpleNamespace(fetch=lambda *_: asyncio.sleep(0, SimpleNamespace(path=tmp_path))),
         site=SimpleNamespace(description=SimpleNamespace(schema=None)),
@@ -114,7 +115,7 @@ async def test_job_leaves_alone_what_a_dropped_one_is_still_writing(tmp_path: Pa
     plan = Plan(1, 32, 0.1, 0, seed=0)
 
     def begun(name: str) -> Job:
-        job = Job(Offer(name, name, 1, ModelRef(0, Digest(bytes(32), 1)), plan, 60.0, 60.0), shop)
+        job = Job(Offer(name, name, 1, ModelRef(0, Digest(bytes(32), 1)), plan, 60.0, 60.0), tools)
         job.start(plan, Terms(1 << 20, 1 << 22, Encoding.RAW))
         return job
 
@@ -147,7 +148,7 @@ async def test_job_that_is_dropped_while_its_update_is_packed_has_ended_when_tha
         packing.set()
         assert may_end.wait(30.0)
 
-    shop = SimpleNamespace(
+    tools = SimpleNamespace(
         packer=SimpleNamespace(unsettled=list, pack=pack),
         updates=SimpleNamespace(keep_only=lambda _: None),
         keepsakes=SimpleNamespace(offers=set(), work_ends=lambda: None),
@@ -157,7 +158,7 @@ async def test_job_that_is_dropped_while_its_update_is_packed_has_ended_when_tha
     monkeypatch.setattr(Job, "_fetch_base", lambda *_: asyncio.sleep(0))
     monkeypatch.setattr(Job, "_train", lambda *_: asyncio.sleep(0, SimpleNamespace(update=None)))
     plan = Plan(1, 32, 0.1, 0, seed=0)
-    job = Job(Offer("o", "u", 1, ModelRef(0, Digest(bytes(32), 1)), plan, 60.0, 60.0), shop)  # type: ignore[arg-type]
+    job = Job(Offer("o", "u", 1, ModelRef(0, Digest(bytes(32), 1)), plan, 60.0, 60.0), tools)  # type: ignore[arg-type]
     job.start(plan, Terms(1 << 20, 1 << 22, Encoding.INT8))
     assert await asyncio.to_thread(packing.wait, 10.0)
     job.drop("another offer came")
@@ -165,7 +166,7 @@ async def test_job_that_is_dropped_while_its_update_is_packed_has_ended_when_tha
         await asyncio.wait_for(job.stopped(), 0.1)
     may_end.set()
     await asyncio.wait_for(job.stopped(), 10.0)
-    assert (job.state, shop.turn.locked()) == (JobState.DROPPED, False)
+    assert (job.state, tools.turn.locked()) == (JobState.DROPPED, False)
 
 
 @pytest.mark.parametrize("reported", [True, False])
@@ -179,7 +180,7 @@ async def test_job_learns_what_an_epoch_took_and_not_what_came_before(tmp_path: 
         return update
 
     learnt: list[Experience] = []
-    shop = SimpleNamespace(
+    tools = SimpleNamespace(
         trainer=SimpleNamespace(fine_tune=fine_tune),
         memory=SimpleNamespace(experience=Experience(7.0, 2.0, misfits=1), learn=learnt.append),
         display=SimpleNamespace(show=lambda *_: None),
@@ -187,7 +188,7 @@ async def test_job_learns_what_an_epoch_took_and_not_what_came_before(tmp_path: 
         on_news=lambda: None,
     )
     offer = Offer("o", "u", 1, ModelRef(0, Digest(bytes(32), 1)), Plan(3, 32, 0.1, 0, seed=0), 60.0, 60.0)
-    job = Job(offer, shop)  # type: ignore[arg-type]
+    job = Job(offer, tools)  # type: ignore[arg-type]
     base = SimpleNamespace(path=tmp_path)
     assert await job._fine_tune(base, offer.plan, tmp_path / "out") is update  # type: ignore[arg-type]
     [learned] = learnt

@@ -32,14 +32,14 @@ async def test_base_of_what_an_earlier_process_trained_stays_until_it_is_saved_f
     async def keep_only(in_use: Callable[[], set[Digest]]) -> None:
         kept.append(in_use())
 
-    shop: Any = SimpleNamespace(
+    tools: Any = SimpleNamespace(
         global_models=SimpleNamespace(fetch_ahead=fetch_ahead, keep_only=keep_only),
         keepsakes=keepsakes,
         updates=SimpleNamespace(latest=lambda: finished),
         models=SimpleNamespace(get={OLD: base}.get),
         keep=keep,
     )
-    bench: Any = SimpleNamespace(job=None)
+    offers: Any = SimpleNamespace(job=None)
     task: Any = None
     outcome = RoundOutcome(
         round=2,
@@ -50,5 +50,5 @@ async def test_base_of_what_an_earlier_process_trained_stays_until_it_is_saved_f
         global_model=ModelRef(2, NEW),
         metrics={},
     )
-    await Workplace(task, shop, bench, Errands(), tmp_path / "cache").fetch_ahead(outcome)
+    await Workplace(task, tools, offers, Errands(), tmp_path / "cache").fetch_ahead(outcome)
     assert kept == [{OLD}]

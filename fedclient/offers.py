@@ -1,4 +1,4 @@
-"""The one offer a client works on at a time, and the decisions about it. It outlives the streams of the negotiation."""
+"""Offers, of which a client works on one at a time: what it answers, and the job for it. They outlive their streams."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import structlog
 
 from fedclient.events import Confirmation, Offer, Welcome
 from fedclient.exit_codes import ExitCode, Stop, refused
-from fedclient.job import Job, JobState, Workshop
+from fedclient.job import Job, JobState
 from fedclient.reply import Accept, Counter, Decline, Reply, SiteLimits, answer
+from fedclient.tools import Tools
 from fedclient.upload import Terms
 
 log = structlog.get_logger()
@@ -18,16 +19,16 @@ _MAX_FAILURES = 3
 """Failed trainings in a row after which a person should have a look."""
 
 
-class Workbench:
-    """Takes offers and carries out what is agreed.
+class Offers:
+    """Answers offers, and has a job carry out what is agreed.
 
     Args:
-        workshop: what jobs work with.
+        tools: what the jobs work with.
         limits: what the site allows.
     """
 
-    def __init__(self, workshop: Workshop, limits: SiteLimits) -> None:
-        self._workshop = workshop
+    def __init__(self, tools: Tools, limits: SiteLimits) -> None:
+        self._tools = tools
         self._limits = limits
         self._terms: Terms | None = None
         self._reply: Reply = Accept()
@@ -51,9 +52,9 @@ class Workbench:
             return self._answer_again(job)
         if job is not None:
             job.drop("another offer came")
-        self.job = job = Job(offer, self._workshop)
-        self._workshop.keepsakes.work_begins()  # not only when training does: a call of the worker may take seconds
-        memory = self._workshop.memory
+        self.job = job = Job(offer, self._tools)
+        self._tools.keepsakes.work_begins()  # not only when training does: a call of the worker may take seconds
+        memory = self._tools.memory
         trained = await job.trained()
         is_used_up = self._limits.are_used_up(memory.experience.rounds_sent)
         if trained is not None and (memory.has_sent(trained.fingerprint) or not is_used_up):
@@ -64,7 +65,7 @@ class Workbench:
             memory.learn(replace(memory.experience, misfits=memory.experience.misfits + 1))
         self._asked_for_time = isinstance(reply, Counter) and reply.seconds_needed is not None
         if isinstance(reply, Decline):
-            self._workshop.keepsakes.work_ends()
+            self._tools.keepsakes.work_ends()
         _log_reply(offer, reply)
         return reply
 
@@ -90,7 +91,7 @@ class Workbench:
         """The server takes an offer back. Of one that is over, that refuses nothing: the answer came too late."""
         job = self._job_of(offer_id)
         if self._asked_for_time and job is not None and job.state is JobState.OFFERED:
-            memory = self._workshop.memory
+            memory = self._tools.memory
             memory.learn(replace(memory.experience, more_time_refused=True))
         self.cancel(offer_id, reason)
 
@@ -104,7 +105,7 @@ class Workbench:
     def enough(self) -> str | None:
         """Why this site takes part no longer, once the last round that it allows is done; `None` while it does."""
         at_work = self.job is not None and self.job.state is JobState.WORKING
-        if at_work or not self._limits.are_used_up(self._workshop.memory.experience.rounds_sent):
+        if at_work or not self._limits.are_used_up(self._tools.memory.experience.rounds_sent):
             return None
         return f"this site takes part in at most {self._limits.max_rounds} rounds"
 
