@@ -23,7 +23,7 @@ from benchmarks.rows import Size
 from benchmarks.tables import Line, Table
 from fedserver.aggregation import strategy_named
 from fedserver.coordinator.participation import Participation
-from fedserver.coordinator.round import Invitation, Round, RoundRules
+from fedserver.coordinator.round import Picked, Round, RoundRules
 from fedserver.federation import ref_of
 from fedserver.intake import Intake
 from fedserver.store import State, UpdateFacts, Upload
@@ -73,7 +73,7 @@ async def _round(size: Size, folder: Path) -> tuple[float, float]:
     schema = shift.Shift({"mib": str(size.mib)}).schema()
     with _state(folder / "state") as state:
         base = state.models.add(0, schema, described(schema, initial_model(size.mib)))
-        round_ = Round.open(_NUMBER, ref_of(base), _RULES, [_invitation(rank) for rank in range(size.clients)], 0.0)
+        round_ = Round.open(_NUMBER, ref_of(base), _RULES, [_picked(rank) for rank in range(size.clients)], 0.0)
         intake = Intake(schema, base, strategy_named("fedavg"), round_)
         *others, last = round_.participations
         for part in others:
@@ -127,6 +127,6 @@ def _state(folder: Path) -> Iterator[State]:
 _RULES = RoundRules(min_clients=1, reporting_goal=1, timeout_seconds=1e6, longest_seconds=1e6, lease_seconds=1e6)
 
 
-def _invitation(rank: int) -> Invitation:
+def _picked(rank: int) -> Picked:
     plan = shift.Shift({"mib": "1"}).default_plan()
-    return Invitation(f"site-{rank}", plan, _EXAMPLES, f"offer-{rank}", f"{rank:032x}")
+    return Picked(f"site-{rank}", plan, _EXAMPLES, f"offer-{rank}", f"{rank:032x}")

@@ -6,14 +6,14 @@ import secrets
 from dataclasses import replace
 
 from fedserver.coordinator.population import Client
-from fedserver.coordinator.round import Invitation, Round, RoundRules
+from fedserver.coordinator.round import Picked, Round, RoundRules
 from fedserver.federation import Federation, ref_of
 
 
 def draw_up(federation: Federation, number: int, cohort: list[Client]) -> Round:
     """A new round for a cohort. Nobody knows of it before it is durable, and then taken up."""
-    rules, invitations = _rules(federation, len(cohort)), _invitations(federation, number, cohort)
-    return Round.open(number, ref_of(federation.model), rules, invitations, federation.now)
+    rules, picked = _rules(federation, len(cohort)), _picked(federation, number, cohort)
+    return Round.open(number, ref_of(federation.model), rules, picked, federation.now)
 
 
 def _rules(federation: Federation, cohort_size: int) -> RoundRules:
@@ -29,9 +29,9 @@ def _rules(federation: Federation, cohort_size: int) -> RoundRules:
     )
 
 
-def _invitations(federation: Federation, number: int, cohort: list[Client]) -> list[Invitation]:
+def _picked(federation: Federation, number: int, cohort: list[Client]) -> list[Picked]:
     return [
-        Invitation(
+        Picked(
             client=client.name,
             plan=replace(federation.plan, seed=plan_seed(federation.config.seed, number, rank)),
             claimed_examples=client.introduction.num_examples,

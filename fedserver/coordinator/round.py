@@ -48,8 +48,8 @@ class RoundRules:
 
 
 @dataclass(frozen=True, slots=True)
-class Invitation:
-    """One client of the cohort, with the names of its offer and upload, in order of rank."""
+class Picked:
+    """One client of the cohort, and what it is to be offered under which names; its place among them is its rank."""
 
     client: str
     plan: Plan
@@ -83,15 +83,15 @@ class Round:
         self._by_upload = {participation.upload_id: participation for participation in participations}
 
     @classmethod
-    def open(cls, number: int, base: ModelRef, rules: RoundRules, cohort: Sequence[Invitation], now: float) -> Round:
-        """A new round for a cohort; the place in it is the rank.
+    def open(cls, number: int, base: ModelRef, rules: RoundRules, cohort: Sequence[Picked], now: float) -> Round:
+        """A new round, in which everybody of the cohort has an offer.
 
         Raises:
             ValueError: the cohort is empty.
         """
         if not cohort:
             raise ValueError("a round is opened for at least one client")
-        parts = [_invited(rank, invitation, rules, now) for rank, invitation in enumerate(cohort)]
+        parts = [_offered(rank, picked, rules, now) for rank, picked in enumerate(cohort)]
         return cls(number, base, rules, parts, now)
 
     # What can be asked of a round.
@@ -389,14 +389,14 @@ class Round:
         return [Cancel(part.client, part.offer_id, reason)]
 
 
-def _invited(rank: int, invitation: Invitation, rules: RoundRules, now: float) -> Participation:
+def _offered(rank: int, picked: Picked, rules: RoundRules, now: float) -> Participation:
     return Participation(
-        client=invitation.client,
+        client=picked.client,
         rank=rank,
-        offer_id=invitation.offer_id,
-        upload_id=invitation.upload_id,
-        plan=invitation.plan,
-        claimed_examples=invitation.claimed_examples,
+        offer_id=picked.offer_id,
+        upload_id=picked.upload_id,
+        plan=picked.plan,
+        claimed_examples=picked.claimed_examples,
         offered_at=now,
         deadline=now + rules.timeout_seconds,
         lease_until=now + rules.lease_seconds,

@@ -6,7 +6,7 @@ from typing import Any
 
 from fedserver.coordinator.effects import ModelRef
 from fedserver.coordinator.participation import Participation
-from fedserver.coordinator.round import Invitation, Round, RoundRules
+from fedserver.coordinator.round import Picked, Round, RoundRules
 from fedstream.manifest import Digest
 from fedstream.outcomes import Outcome
 from fedstream.plan import Plan
@@ -17,15 +17,15 @@ OPENED = 1_000.0
 RULES = RoundRules(min_clients=2, reporting_goal=3, timeout_seconds=100.0, longest_seconds=150.0, lease_seconds=10.0)
 
 
-def invitation(client: str) -> Invitation:
+def picked(client: str) -> Picked:
     """An offer to a client, with ids made of its name."""
-    return Invitation(client, PLAN, claimed_examples=40, offer_id=f"offer-{client}", upload_id=f"upload-{client}")
+    return Picked(client, PLAN, claimed_examples=40, offer_id=f"offer-{client}", upload_id=f"upload-{client}")
 
 
 def open_round(clients: str = "abc", now: float = OPENED, **rules: Any) -> Round:
     """Round 7, with one client per letter."""
     given = {name: rules.get(name, getattr(RULES, name)) for name in RoundRules.__dataclass_fields__}
-    return Round.open(7, BASE, RoundRules(**given), [invitation(client) for client in clients], now)
+    return Round.open(7, BASE, RoundRules(**given), [picked(client) for client in clients], now)
 
 
 def part_of(round_: Round, client: str) -> Participation:
