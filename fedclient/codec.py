@@ -16,10 +16,7 @@ from fedclient.events import (
     FederationOnOffer,
     FederationOutcome,
     LeaseRenewal,
-    ModelRef,
     Offer,
-    Phase,
-    Progress,
     RoundOutcome,
     SchemaQuery,
     TaskOnOffer,
@@ -31,12 +28,11 @@ from fedclient.reply import Accept, Counter, Decline, Reply, SiteLimits
 from fedclient.requests import CHUNK_BYTES
 from fedstream import limits, wire
 from fedstream.encodings import Encoding
+from fedstream.progress import Progress
 from fedstream.schema import ModelSchema, TaskMeaning, TensorDifference
 from fedstream.v1 import common_pb2, negotiation_pb2
 
 _MAX_SETTING_BYTES = 64 << 10
-
-_PHASES = {phase: negotiation_pb2.Phase.Value(f"PHASE_{phase.name}") for phase in Phase}
 
 
 def read_federation(message: negotiation_pb2.DescribeTaskResponse) -> FederationOnOffer:
@@ -104,7 +100,7 @@ def _read_offer(message: negotiation_pb2.Offer) -> Offer:
         offer_id=message.offer_id,
         upload_id=message.upload_id,
         round=message.round,
-        base=_read_ref(message.base_model),
+        base=wire.read_model_ref(message.base_model),
         plan=wire.read_plan(message.plan),
         time_remaining_seconds=_seconds(message.time_remaining),
         lease_seconds=_seconds(message.lease),
@@ -114,10 +110,6 @@ def _read_offer(message: negotiation_pb2.Offer) -> Offer:
 def _shown(text: str) -> str:
     """The server's words as they may stand in a terminal and a log."""
     return limits.clip_reason(text)
-
-
-def _read_ref(message: common_pb2.ModelRef) -> ModelRef:
-    return ModelRef(message.version, wire.read_digest(message.model_digest))
 
 
 def _read_round_outcome(message: negotiation_pb2.RoundOutcome) -> RoundOutcome:
@@ -130,7 +122,7 @@ def _read_round_outcome(message: negotiation_pb2.RoundOutcome) -> RoundOutcome:
         reason=_shown(message.reason),
         outcome=outcome,
         outcome_reason=_shown(message.outcome_reason),
-        global_model=_read_ref(message.global_model) if message.HasField("global_model") else None,
+        global_model=wire.read_model_ref(message.global_model) if message.HasField("global_model") else None,
         metrics=wire.read_metrics(message.metrics),
     )
 
@@ -141,7 +133,7 @@ def _read_confirmation(message: negotiation_pb2.Confirmation) -> Confirmation:
 
 
 def _read_federation_outcome(message: negotiation_pb2.FederationOutcome) -> FederationOutcome:
-    last, best = _read_ref(message.last_model), _read_ref(message.best_model)
+    last, best = wire.read_model_ref(message.last_model), wire.read_model_ref(message.best_model)
     return FederationOutcome(_shown(message.reason), last, best, wire.read_metrics(message.metrics))
 
 
@@ -222,11 +214,11 @@ def write_progress(offer_id: str, progress: Progress) -> negotiation_pb2.Negotia
     """A sign of progress."""
     message = negotiation_pb2.Progress(
         offer_id=offer_id,
-        phase=_PHASES[progress.phase],
+        phase=wire.write_phase(progress.phase),
         epoch=progress.epoch,
         epochs=progress.epochs,
         fraction=min(max(progress.fraction, 0.0), 1.0),
-        metrics=wire.write_metrics(progress.metrics),
+        metrics=wire.write_metrics(progress.metrics, progress.undefined),
     )
     return negotiation_pb2.NegotiateRequest(progress=message)
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import structlog
 
-from fedclient.events import Phase, Progress
+from fedstream.progress import Phase, Progress
 
 log = structlog.get_logger()
 

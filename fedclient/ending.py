@@ -17,10 +17,10 @@ from typing import Any
 
 import structlog
 
-from fedclient.events import FederationOutcome, ModelRef, TaskOnOffer
+from fedclient.events import FederationOutcome, TaskOnOffer
 from fedclient.sealed import seal, unseal
 from fedstream.files import FileSystem, write_durably
-from fedstream.manifest import Digest
+from fedstream.manifest import Digest, ModelRef
 
 log = structlog.get_logger()
 

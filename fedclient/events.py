@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fedstream.encodings import Encoding
-from fedstream.manifest import Digest
+from fedstream.manifest import ModelRef
 from fedstream.plan import Plan
 from fedstream.schema import TaskMeaning, TensorDifference
-
-
-@dataclass(frozen=True, slots=True)
-class ModelRef:
-    """A model that can be downloaded; `version` is the round that made it, 0 for the initial one."""
-
-    version: int
-    digest: Digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,23 +155,3 @@ Event = (
     | RoundOutcome
     | FederationOutcome
 )
-
-
-class Phase(enum.Enum):
-    """What a client does for an offer. Values are the words shown to people."""
-
-    DOWNLOADING = "downloading"
-    PREPARING = "preparing"
-    TRAINING = "training"
-    UPLOADING = "uploading"
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far the work on an offer is: `epoch` counts from 1 and is 0 outside training; `fraction` is of the phase."""
-
-    phase: Phase
-    epoch: int = 0
-    epochs: int = 0
-    fraction: float = 0.0
-    metrics: Mapping[str, float | None] = field(default_factory=dict)

@@ -25,7 +25,7 @@ import structlog
 
 from fedclient.calls import until_done
 from fedclient.download import ForeignModel
-from fedclient.events import Offer, Phase, Progress
+from fedclient.events import Offer
 from fedclient.full_disk import disk_words, when_the_disk_can
 from fedclient.models import LocalModel
 from fedclient.pace import Pace, TransferTime
@@ -44,6 +44,7 @@ from fedstream.errors import (
     UnknownModel,
 )
 from fedstream.plan import Plan
+from fedstream.progress import Phase, Progress
 from fedstream.sizes import part_of
 from fedtask.messages import LocalUpdate
 from fedtask.task import EpochReport

@@ -11,12 +11,13 @@ from pathlib import Path
 import structlog
 
 from fedclient.download import Downloader, OnBytes
-from fedclient.events import FederationOutcome, ModelRef
+from fedclient.events import FederationOutcome
 from fedclient.full_disk import when_the_disk_can
 from fedclient.models import LocalModel, ModelStore
 from fedclient.requests import CHUNK_BYTES
 from fedclient.training import Site, Trainer
 from fedstream.errors import FedstreamError
+from fedstream.manifest import ModelRef
 from fedtask.registry import model_stem
 
 log = structlog.get_logger()

@@ -34,8 +34,6 @@ from fedclient.events import (
     FederationOutcome,
     LeaseRenewal,
     Offer,
-    Phase,
-    Progress,
     RoundOutcome,
     SchemaQuery,
     Waiting,
@@ -48,6 +46,7 @@ from fedclient.offers import Offers
 from fedclient.reply import Decline
 from fedstream import limits
 from fedstream.errors import FedstreamError, TransportError
+from fedstream.progress import Phase, Progress
 from fedstream.schema import ModelSchema
 from fedstream.v1 import negotiation_pb2
 from fedstream.waiting import comes

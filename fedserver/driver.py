@@ -27,7 +27,7 @@ async def run_rounds(federation: Federation, desk: Desk) -> str:
         log.warning("it was told before to end after this round", round=last, hint="another start then goes on")
         federation.stop(finish_round=True)
     federation.has_caught_up = True
-    if revived is None and (stopping := federation.progress.why_stopping()) is not None:
+    if revived is None and (stopping := federation.scoreboard.why_stopping()) is not None:
         return stopping  # an earlier process had come to that end, and was killed in its last words
     while number <= federation.config.rounds:
         try:
@@ -39,7 +39,7 @@ async def run_rounds(federation: Federation, desk: Desk) -> str:
         await collect_garbage(federation)
         if federation.stop_requested.is_set():
             return "stopped by the coordinator"
-        stopping = federation.progress.why_stopping()
+        stopping = federation.scoreboard.why_stopping()
         if stopping is not None:
             return stopping
         failures = 0 if work.model is not None else failures + 1
@@ -65,7 +65,7 @@ def is_over(federation: Federation) -> bool:
     """Whether a server that is started again, with the same settings, would have no round to run."""
     history = federation.history
     all_done = bool(history) and history[-1].number >= federation.config.rounds
-    return all_done or federation.progress.why_stopping() is not None
+    return all_done or federation.scoreboard.why_stopping() is not None
 
 
 async def revive(federation: Federation, desk: Desk) -> Intake | None:

@@ -12,11 +12,11 @@ import structlog
 from fedserver.aggregation import strategy_named
 from fedserver.clock import Clock
 from fedserver.config import ServerConfig
-from fedserver.coordinator.effects import Effect, ModelRef, TellFederationOutcome, TellWaiting
+from fedserver.coordinator.effects import Effect, TellFederationOutcome, TellWaiting
 from fedserver.coordinator.participation import Participation, Stage
 from fedserver.coordinator.population import Client, ClientState, Introduction
-from fedserver.coordinator.progress import Progress
 from fedserver.coordinator.round import Round
+from fedserver.coordinator.scoreboard import Scoreboard
 from fedserver.disk import DiskWatch
 from fedserver.evaluation import Evaluator
 from fedserver.handshake import Decline
@@ -32,6 +32,7 @@ from fedserver.traffic import Traffic
 from fedserver.working_time import WorkingTime
 from fedstream.encodings import Encoding
 from fedstream.errors import FedstreamError, WrongState
+from fedstream.manifest import ModelRef
 from fedstream.plan import Plan
 from fedstream.schema import ModelSchema, TaskMeaning
 from fedstream.waiting import comes
@@ -98,7 +99,7 @@ class Federation:
         self.sessions = Sessions()
         self.register = Register(state, self.disk, self.touch)
         self.population = self.register.population
-        self.progress = Progress(config.early_stopping_rounds)
+        self.scoreboard = Scoreboard(config.early_stopping_rounds)
         self.best_elsewhere: set[int] = set()
         """Versions of the models that were the best on other holdouts than this one, each of which may come back."""
         self.standing = Standing(FederationState.PREPARING, "the initial model is being made", clock.monotonic())
@@ -166,7 +167,7 @@ class Federation:
     @property
     def best_model(self) -> StoredModel:
         """The best global model so far; the current one where none has been scored."""
-        best = self.progress.best
+        best = self.scoreboard.best
         return self.state.models.get(best.digest.sha256) if best is not None else self.model
 
     @property
@@ -335,7 +336,7 @@ class Federation:
 
     def metrics_of_best(self) -> Mapping[str, float | None]:
         """Holdout metrics of the best model so far."""
-        return self.progress.best_metrics or {}
+        return self.scoreboard.best_metrics or {}
 
 
 def ref_of(model: StoredModel) -> ModelRef:

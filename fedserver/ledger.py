@@ -10,7 +10,6 @@ import platform
 from collections.abc import Mapping
 
 from fedserver.config import ServerConfig
-from fedserver.coordinator.effects import ModelRef
 from fedserver.coordinator.participation import Participation
 from fedserver.federation import Federation, ref_of
 from fedserver.intake import Intake
@@ -30,6 +29,7 @@ from fedserver.store.ledger import (
 from fedserver.store.models import StoredModel
 from fedserver.store.rounds import late_updates
 from fedserver.store.uploads import Said, said_of_finished
+from fedstream.manifest import ModelRef
 from fedstream.plan import Plan
 from fedtask.report import RoundRecord
 

@@ -125,7 +125,7 @@ class FederationCollector(Collector):
             sent_bytes=self._most_sent,
             last_round_seconds=last.duration_seconds if last is not None else None,
             scores={name: value for name, value in scores.items() if value is not None},
-            best_round=federation.progress.best.version if federation.progress.best is not None else 0,
+            best_round=federation.scoreboard.best.version if federation.scoreboard.best is not None else 0,
             folder=federation.state.folder,
         )
 

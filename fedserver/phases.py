@@ -83,7 +83,7 @@ class RoundWork:
         return self.intake.round
 
 
-class Phase(Protocol):
+class RoundPhase(Protocol):
     """A step of a round; its name is what `status` shows."""
 
     __name__: str
@@ -265,7 +265,7 @@ async def evaluate(federation: Federation, work: RoundWork) -> None:
     if work.evaluation is None:
         work.evaluation_reason = "the server has no holdout"
         return
-    federation.progress.record(ref_of(work.model), work.evaluation.metrics)
+    federation.scoreboard.record(ref_of(work.model), work.evaluation.metrics)
     log.info("evaluated", round=work.number, **_headline(work.evaluation))
 
 
@@ -290,7 +290,7 @@ def _headline(evaluation: Evaluation) -> dict[str, float]:
     return {name: round(value, 4) for name in shown if (value := evaluation.metrics.get(name)) is not None}
 
 
-PHASES: Sequence[Phase] = (select, offer, collect, aggregate, publish, evaluate)
+PHASES: Sequence[RoundPhase] = (select, offer, collect, aggregate, publish, evaluate)
 
 
 async def run_round(federation: Federation, number: int, revived: Intake | None = None) -> RoundWork:

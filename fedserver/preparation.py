@@ -138,6 +138,6 @@ def _recall_scores(federation: Federation, scored: Sequence[RoundRecord]) -> Non
     for record in compared:
         model = federation.state.models.of_version(record.number)
         if record.evaluation is not None and model.kept:
-            federation.progress.record(ref_of(model), record.evaluation.metrics)
+            federation.scoreboard.record(ref_of(model), record.evaluation.metrics)
         else:  # not the best of all, or collected by a version that kept the best on one holdout only
-            federation.progress.rounds_without_better += 1
+            federation.scoreboard.rounds_without_better += 1

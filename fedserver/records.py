@@ -80,7 +80,7 @@ def federation_record(
     model_files: Sequence[ModelFile],
 ) -> FederationRecord:
     """Everything the report says."""
-    config, best = federation.config, federation.progress.best
+    config, best = federation.config, federation.scoreboard.best
     best_round = best.version if best is not None and best.version else None
     rounds = tuple(federation.history)
     words = federation.task.report_words
@@ -98,8 +98,8 @@ def federation_record(
         rounds_planned=config.rounds,
         rounds=rounds,
         best_round=best_round if best_round is not None else _last_success(rounds),
-        best_chosen_by=federation.progress.criterion if best_round is not None else "being the last",
-        early_stop_reason=federation.progress.why_stopping(),
+        best_chosen_by=federation.scoreboard.criterion if best_round is not None else "being the last",
+        early_stop_reason=federation.scoreboard.why_stopping(),
         positive_class=federation.meaning.positive_class,
         unit=words.example,
         loss_name=words.loss,

@@ -16,7 +16,7 @@ log = structlog.get_logger()
 
 async def collect_garbage(federation: Federation) -> None:
     """Throw away what falls out of the retention. Where the disk refuses, it is left for the next time."""
-    best = {*federation.best_elsewhere, *([federation.progress.best.version] if federation.progress.best else [])}
+    best = {*federation.best_elsewhere, *([federation.scoreboard.best.version] if federation.scoreboard.best else [])}
     try:
         with federation.disk.letting_be():
             expired = await asyncio.to_thread(federation.state.collect, federation.config.keep_rounds, best)

@@ -36,6 +36,14 @@ class Digest:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelRef:
+    """The name of a published global model: the round that made it (0 for the initial one), and its model digest."""
+
+    version: int
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
 class TensorEntry:
     """One tensor's name, type, shape and the digest of its values (little-endian, row-major)."""
 

@@ -13,10 +13,11 @@ from fedstream.body import Chunk
 from fedstream.dtypes import DataType
 from fedstream.encodings import Encoded, Encoding, check_encoded
 from fedstream.errors import InvalidManifest, InvalidRequest
-from fedstream.manifest import Digest, Manifest, TensorEntry, check_entry
+from fedstream.manifest import Digest, Manifest, ModelRef, TensorEntry, check_entry
 from fedstream.plan import Plan
+from fedstream.progress import Phase
 from fedstream.schema import ModelSchema, TaskMeaning, TensorRole, TensorSpec
-from fedstream.v1 import common_pb2, transfer_pb2
+from fedstream.v1 import common_pb2, negotiation_pb2, transfer_pb2
 
 _DTYPE_TO_WIRE: Mapping[DataType, common_pb2.DataType.ValueType] = {
     member: common_pb2.DataType.Value(f"DATA_TYPE_{member.name}") for member in DataType
@@ -27,6 +28,14 @@ _ENCODING_TO_WIRE: Mapping[Encoding, common_pb2.Encoding.ValueType] = {
 }
 _ENCODING_FROM_WIRE: Mapping[int, Encoding] = {number: member for member, number in _ENCODING_TO_WIRE.items()}
 _RAW_ALONE = (Encoding.RAW,)
+_PHASE_TO_WIRE: Mapping[Phase, negotiation_pb2.Phase.ValueType] = {
+    Phase.UNKNOWN: negotiation_pb2.PHASE_UNSPECIFIED,
+    Phase.DOWNLOADING: negotiation_pb2.PHASE_DOWNLOADING,
+    Phase.PREPARING: negotiation_pb2.PHASE_PREPARING,
+    Phase.TRAINING: negotiation_pb2.PHASE_TRAINING,
+    Phase.UPLOADING: negotiation_pb2.PHASE_UPLOADING,
+}
+_PHASE_FROM_WIRE: Mapping[int, Phase] = {number: member for member, number in _PHASE_TO_WIRE.items()}
 _ROLE_TO_WIRE: Mapping[TensorRole, common_pb2.TensorRole.ValueType] = {
     TensorRole.WEIGHT: common_pb2.TENSOR_ROLE_WEIGHT,
     TensorRole.STATISTIC: common_pb2.TENSOR_ROLE_STATISTIC,
@@ -43,6 +52,16 @@ def read_digest(message: common_pb2.Digest) -> Digest:
     if len(message.sha256) != 32:
         raise InvalidRequest(f"a sha256 has 32 bytes, this one {len(message.sha256)}", field="sha256")
     return Digest(message.sha256, message.size_bytes)
+
+
+def write_model_ref(model: ModelRef) -> common_pb2.ModelRef:
+    """A published model's name as it travels."""
+    return common_pb2.ModelRef(version=model.version, model_digest=write_digest(model.digest))
+
+
+def read_model_ref(message: common_pb2.ModelRef) -> ModelRef:
+    """A published model's name from the network."""
+    return ModelRef(message.version, read_digest(message.model_digest))
 
 
 def write_spec(spec: TensorSpec) -> common_pb2.TensorSpec:
@@ -134,6 +153,16 @@ def read_plan(message: common_pb2.Plan) -> Plan:
         seed=message.seed,
         settings=dict(message.settings),
     )
+
+
+def write_phase(phase: Phase) -> negotiation_pb2.Phase.ValueType:
+    """What a client does as it travels."""
+    return _PHASE_TO_WIRE[phase]
+
+
+def read_phase(number: int) -> Phase:
+    """What a client does from the network; unknown too where a later version has a word for it."""
+    return _PHASE_FROM_WIRE.get(number, Phase.UNKNOWN)
 
 
 def write_metrics(

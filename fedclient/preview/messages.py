@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from fedclient import codec, requests
 from fedclient.config import ClientConfig
-from fedclient.events import ModelRef, Offer, Phase, Progress
+from fedclient.events import Offer
 from fedclient.introduction import introduce
 from fedclient.preview.contract import Kind
 from fedclient.reply import Accept, Counter, Decline, Experience, answer
@@ -22,7 +22,8 @@ from fedclient.training import Site
 from fedstream.body import make_chunk
 from fedstream.certificates import make_key
 from fedstream.join_token import JoinToken
-from fedstream.manifest import Digest, Manifest, TensorEntry
+from fedstream.manifest import Digest, Manifest, ModelRef, TensorEntry
+from fedstream.progress import Phase, Progress
 from fedstream.schema import ModelSchema, TensorSpec
 from fedstream.v1 import negotiation_pb2, transfer_pb2
 from fedtask.messages import LocalUpdate

@@ -6,16 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedserver.coordinator.participation import Participation
-from fedstream.manifest import Digest
+from fedstream.manifest import ModelRef
 from fedstream.outcomes import Outcome
-
-
-@dataclass(frozen=True, slots=True)
-class ModelRef:
-    """A published model: the round that made it (0 for the initial one) and its digest."""
-
-    version: int
-    digest: Digest
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from fedstream.outcomes import Outcome
 from fedstream.plan import Plan
+from fedstream.progress import Progress
 
 
 class Stage(enum.Enum):
@@ -25,31 +26,6 @@ class Stage(enum.Enum):
     WORKING = "working"
     FINISHING = "finishing"
     ENDED = "ended"
-
-
-class Phase(enum.Enum):
-    """What a client says it does."""
-
-    UNKNOWN = "unknown"
-    DOWNLOADING = "downloading"
-    PREPARING = "preparing"
-    TRAINING = "training"
-    UPLOADING = "uploading"
-
-
-@dataclass(frozen=True, slots=True)
-class ProgressReport:
-    """How far a client says it is. `epoch` counts from 1, `fraction` is of the phase.
-
-    `undefined` is why metrics have no value, by name.
-    """
-
-    phase: Phase = Phase.UNKNOWN
-    epoch: int = 0
-    epochs: int = 0
-    fraction: float = 0.0
-    metrics: Mapping[str, float | None] = field(default_factory=dict)
-    undefined: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -74,7 +50,7 @@ class Participation:
     outcome: Outcome | None = None
     reason: str = ""
     ended_at: float | None = None
-    progress: ProgressReport = ProgressReport()
+    progress: Progress = field(default_factory=Progress)
     num_examples: int = 0
     weight: float = 0.0
     metrics: Mapping[str, float | None] = field(default_factory=dict)

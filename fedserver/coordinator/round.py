@@ -11,19 +11,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fedserver.coordinator.effects import Cancel, Confirm, Effect, MakeOffer, ModelRef, RenewLease, Withdraw
-from fedserver.coordinator.participation import (
-    OutcomeCounts,
-    Participation,
-    Phase,
-    ProgressReport,
-    Stage,
-    count_outcomes,
-)
+from fedserver.coordinator.effects import Cancel, Confirm, Effect, MakeOffer, RenewLease, Withdraw
+from fedserver.coordinator.participation import OutcomeCounts, Participation, Stage, count_outcomes
 from fedstream.encodings import Encoding
 from fedstream.errors import RoundClosed, UnknownUpload
+from fedstream.manifest import ModelRef
 from fedstream.outcomes import Outcome
 from fedstream.plan import Plan
+from fedstream.progress import Phase, Progress
 
 COMING_BACK_SECONDS = 40.0
 """What a client that has lost its server needs to find it: between two tries it waits for 30 s and jitter at most."""
@@ -201,7 +196,7 @@ class Round:
             part.deadline = max(part.deadline, now + seconds_needed)
         return self.accept(client, offer_id, now)
 
-    def progress(self, client: str, offer_id: str, report: ProgressReport, now: float) -> list[Effect]:
+    def progress(self, client: str, offer_id: str, report: Progress, now: float) -> list[Effect]:
         """A sign of progress renews the lease."""
         part = self._standing(client, offer_id)
         if part is None:

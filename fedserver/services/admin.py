@@ -41,7 +41,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     async def GetState(self, _request: admin_pb2.GetStateRequest, _context: Context) -> admin_pb2.GetStateResponse:
         """The federation's state and what it waits for."""
         federation, standing = self.federation, self.federation.standing
-        best = federation.progress.best
+        best = federation.scoreboard.best
         response = admin_pb2.GetStateResponse(
             federation_name=federation.config.name,
             state=_FEDERATION_STATES[standing.state],
@@ -57,7 +57,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         if latest is not None:
             response.round.CopyFrom(latest)
         if federation.model_ref is not None:
-            response.global_model.CopyFrom(messages.write_model(federation.model_ref))
+            response.global_model.CopyFrom(wire.write_model_ref(federation.model_ref))
         if (remaining := self._expected_seconds()) is not None:
             response.expected_remaining.FromTimedelta(timedelta(seconds=remaining))
         return response
@@ -180,7 +180,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             reason=self.federation.standing.reason,
             opened=messages.write_instant(clock, round_.opened),
             deadline=messages.write_instant(clock, round_.deadline),
-            base_model=messages.write_model(round_.base),
+            base_model=wire.write_model_ref(round_.base),
             counts=write_counts(round_.counts),
             bytes_received=self.federation.traffic.received,
             bytes_sent=self.federation.traffic.sent,
@@ -193,7 +193,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             rank=part.rank,
             outcome=messages.OUTCOMES[part.outcome] if part.outcome else negotiation_pb2.OUTCOME_UNSPECIFIED,
             reason=part.reason or part.stage.value,
-            phase=messages.PHASES[part.progress.phase],
+            phase=wire.write_phase(part.progress.phase),
             epoch=part.progress.epoch,
             epochs=part.plan.epochs,
             fraction=part.progress.fraction,

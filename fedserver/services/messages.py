@@ -16,32 +16,23 @@ from fedserver.coordinator.effects import (
     Confirm,
     Effect,
     MakeOffer,
-    ModelRef,
     RenewLease,
     TellFederationOutcome,
     TellRoundOutcome,
     TellWaiting,
     Withdraw,
 )
-from fedserver.coordinator.participation import Phase, ProgressReport
 from fedserver.coordinator.population import Introduction
 from fedserver.handshake import Decline
 from fedstream import limits, wire
 from fedstream.errors import InvalidRequest
 from fedstream.outcomes import Outcome
-from fedstream.v1 import common_pb2, negotiation_pb2
+from fedstream.progress import Progress
+from fedstream.v1 import negotiation_pb2
 
 OUTCOMES: Mapping[Outcome, negotiation_pb2.Outcome.ValueType] = {
     outcome: negotiation_pb2.Outcome.Value(f"OUTCOME_{outcome.name}") for outcome in Outcome
 }
-PHASES: Mapping[Phase, negotiation_pb2.Phase.ValueType] = {
-    Phase.UNKNOWN: negotiation_pb2.PHASE_UNSPECIFIED,
-    Phase.DOWNLOADING: negotiation_pb2.PHASE_DOWNLOADING,
-    Phase.PREPARING: negotiation_pb2.PHASE_PREPARING,
-    Phase.TRAINING: negotiation_pb2.PHASE_TRAINING,
-    Phase.UPLOADING: negotiation_pb2.PHASE_UPLOADING,
-}
-_PHASE_OF = {number: phase for phase, number in PHASES.items()}
 
 
 def write_duration(seconds: float) -> Duration:
@@ -63,11 +54,6 @@ def write_unix_time(seconds: float) -> Timestamp:
     timestamp = Timestamp()
     timestamp.FromNanoseconds(round(seconds * 1e9))
     return timestamp
-
-
-def write_model(model: ModelRef) -> common_pb2.ModelRef:
-    """A published model's name."""
-    return common_pb2.ModelRef(version=model.version, model_digest=wire.write_digest(model.digest))
 
 
 def write_decline(decline: Decline) -> negotiation_pb2.NegotiateResponse:
@@ -102,7 +88,7 @@ def _(effect: MakeOffer, clock: Clock) -> negotiation_pb2.NegotiateResponse:
         offer_id=part.offer_id,
         upload_id=part.upload_id,
         round=effect.round_number,
-        base_model=write_model(effect.base),
+        base_model=wire.write_model_ref(effect.base),
         plan=wire.write_plan(part.plan),
         deadline=write_instant(clock, part.deadline),
         time_remaining=write_duration(part.deadline - clock.monotonic()),
@@ -156,7 +142,7 @@ def _(effect: TellRoundOutcome, clock: Clock) -> negotiation_pb2.NegotiateRespon
         reason=effect.reason,
         outcome=OUTCOMES[effect.outcome] if effect.outcome else negotiation_pb2.OUTCOME_UNSPECIFIED,
         outcome_reason=effect.outcome_reason,
-        global_model=write_model(effect.global_model),
+        global_model=wire.write_model_ref(effect.global_model),
         metrics=wire.write_metrics(effect.metrics),
     )
     return negotiation_pb2.NegotiateResponse(round_outcome=outcome)
@@ -166,8 +152,8 @@ def _(effect: TellRoundOutcome, clock: Clock) -> negotiation_pb2.NegotiateRespon
 def _(effect: TellFederationOutcome, clock: Clock) -> negotiation_pb2.NegotiateResponse:
     outcome = negotiation_pb2.FederationOutcome(
         reason=effect.reason,
-        last_model=write_model(effect.last),
-        best_model=write_model(effect.best),
+        last_model=wire.write_model_ref(effect.last),
+        best_model=wire.write_model_ref(effect.best),
         metrics=wire.write_metrics(effect.metrics),
     )
     return negotiation_pb2.NegotiateResponse(federation_outcome=outcome)
@@ -232,11 +218,11 @@ def answer_of_ended_offer(client: str, kind: str, request: negotiation_pb2.Negot
             return []
 
 
-def read_progress(progress: negotiation_pb2.Progress) -> ProgressReport:
+def read_progress(progress: negotiation_pb2.Progress) -> Progress:
     """How far a client says it is; a fraction out of range is brought into it."""
     fraction = progress.fraction if 0.0 <= progress.fraction <= 1.0 else 0.0
-    return ProgressReport(
-        phase=_PHASE_OF.get(progress.phase, Phase.UNKNOWN),
+    return Progress(
+        phase=wire.read_phase(progress.phase),
         epoch=progress.epoch,
         epochs=progress.epochs,
         fraction=fraction,

@@ -39,9 +39,9 @@ def write_record(record: RoundRecord, models: RoundModels) -> admin_pb2.Round:
         # Of a round of an earlier version, not before this: its duration is longer by that of publishing and scoring.
         message.opened.FromDatetime(record.opened or record.closed - timedelta(seconds=record.duration_seconds))
     if models.base is not None:
-        message.base_model.CopyFrom(messages.write_model(models.base))
+        message.base_model.CopyFrom(wire.write_model_ref(models.base))
     if models.made is not None:
-        message.global_model.CopyFrom(messages.write_model(models.made))
+        message.global_model.CopyFrom(wire.write_model_ref(models.made))
     if record.evaluation is not None:
         message.metrics.extend(wire.write_metrics(record.evaluation.metrics, record.evaluation.undefined))
     return message

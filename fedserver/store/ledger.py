@@ -20,10 +20,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import StringConstraints
 
-from fedserver.coordinator.effects import ModelRef
 from fedserver.store.database import Database
 from fedserver.store.journal import Statement
-from fedstream.manifest import Digest
+from fedstream.manifest import Digest, ModelRef
 from fedtask.adapters import adapter
 
 FORMAT: Literal["fedstream ledger v1"] = "fedstream ledger v1"

@@ -20,14 +20,13 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedserver.coordinator.effects import ModelRef
-from fedserver.coordinator.progress import Progress
+from fedserver.coordinator.scoreboard import Scoreboard
 from fedserver.store.database import Database
 from fedserver.store.rounds import by_holdout
 from fedserver.store.upload_file import on_their_way
 from fedserver.store.uploads import UploadState
 from fedstream.files import TEMPORARY_SUFFIX
-from fedstream.manifest import Digest
+from fedstream.manifest import Digest, ModelRef
 from fedtask.report import RoundRecord
 
 SCRATCH_MODEL = "initial.safetensors"
@@ -87,11 +86,11 @@ def best_versions(records: Iterable[RoundRecord]) -> set[int]:
 
 
 def _best_of(scored: Iterable[RoundRecord]) -> ModelRef | None:
-    progress = Progress(patience=0)
+    scoreboard = Scoreboard(patience=0)
     for record in scored:
         if record.evaluation is not None:
-            progress.record(ModelRef(record.number, Digest(b"", 0)), record.evaluation.metrics)
-    return progress.best
+            scoreboard.record(ModelRef(record.number, Digest(b"", 0)), record.evaluation.metrics)
+    return scoreboard.best
 
 
 def orphans(database: Database, folder: Path) -> list[Path]:

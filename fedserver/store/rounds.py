@@ -10,13 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedserver.coordinator.effects import ModelRef
 from fedserver.coordinator.participation import Participation, Stage
 from fedserver.coordinator.round import COMING_BACK_SECONDS, Round, RoundRules
 from fedserver.store.database import RESTORE, Database
 from fedserver.store.errors import StateError
 from fedserver.store.journal import Statement
 from fedserver.store.uploads import UploadState
+from fedstream.manifest import ModelRef
 from fedstream.outcomes import Outcome
 from fedstream.plan import Plan
 from fedtask.adapters import adapter

@@ -18,10 +18,10 @@ from fedclient.display import LogDisplay
 from fedclient.download import Downloader
 from fedclient.exit_codes import ExitCode
 from fedclient.models import ModelStore
-from fedserver.coordinator.participation import Phase
 from fedserver.federation import Federation
 from fedstream import limits
 from fedstream.files import RealFileSystem
+from fedstream.progress import Phase
 from tests.support.negotiating import parts_of
 from tests.support.processes import Stage, soon
 from tests.support.proxy import proxied

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fedserver.coordinator.effects import Cancel, Confirm, Effect, RenewLease, Withdraw
-from fedserver.coordinator.participation import Phase, ProgressReport, Stage
+from fedserver.coordinator.participation import Stage
 from fedserver.coordinator.round import Round
 from fedstream.errors import RoundClosed
 from fedstream.outcomes import Outcome
+from fedstream.progress import Phase, Progress
 from tests.unit.fedserver.coordinator.rounds import OPENED, PLAN, open_round, part_of
 
 pytestmark = pytest.mark.numpy_task
@@ -101,7 +102,7 @@ class AnyRound(RuleBasedStateMachine):
 
     @rule(client=CLIENTS)
     def progress(self, client: str) -> None:
-        report = ProgressReport(Phase.TRAINING, 1, 2, 0.5)
+        report = Progress(Phase.TRAINING, 1, 2, 0.5)
         self._say(lambda: self.round.progress(client, f"offer-{client}", report, self.now), RenewLease, Cancel)
 
     @rule(client=CLIENTS)

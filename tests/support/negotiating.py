@@ -7,8 +7,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from fedserver.coordinator.participation import Phase
 from fedserver.server import Server
+from fedstream.progress import Phase
 from tests.support.processes import soon
 from tests.support.serving import BareSite, serving
 

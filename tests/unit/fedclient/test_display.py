@@ -16,8 +16,8 @@ import pytest
 
 TRAINING = """
 import time
+from fedstream.progress import Phase, Progress
 from fedclient.display import TerminalDisplay
-from fedclient.events import Phase, Progress
 
 display = TerminalDisplay()
 metrics = {"loss": 0.0612, "accuracy": 0.9812, "val_loss": 0.1122, "val_accuracy": 0.97}

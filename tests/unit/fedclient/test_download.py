@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from fedclient.download import Downloader, ForeignModel
-from fedclient.events import FederationOutcome, ModelRef, RoundOutcome
+from fedclient.events import FederationOutcome, RoundOutcome
 from fedclient.global_models import GlobalModels
 from fedclient.models import ModelStore
 from fedstream.errors import UnknownModel
 from fedstream.files import RealFileSystem
-from fedstream.manifest import Digest
+from fedstream.manifest import Digest, ModelRef
 from fedstream.schema import ModelSchema
 from fedstream.weights_file import WeightsFile, header_of
 from tests.support.scripted import QUICK, SETTINGS, Model, Scripted, linear_model, scripted

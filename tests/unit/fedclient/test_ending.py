@@ -20,10 +20,10 @@ from fedclient.config import ClientConfig
 from fedclient.connection import Connection
 from fedclient.display import LogDisplay
 from fedclient.ending import Ending, EndingNote
-from fedclient.events import FederationOutcome, ModelRef, TaskOnOffer
+from fedclient.events import FederationOutcome, TaskOnOffer
 from fedclient.exit_codes import ExitCode
 from fedstream.files import RealFileSystem
-from fedstream.manifest import Digest
+from fedstream.manifest import Digest, ModelRef
 from fedstream.v1 import negotiation_pb2
 from tests.support.crashing_files import CrashingFileSystem, PowerCut, Survival
 from tests.support.full_disk import FullDisk

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fedclient.events import ModelRef, Offer, Phase, Progress
+from fedclient.events import Offer
 from fedclient.job import Job, JobState
 from fedclient.reply import Experience
 from fedclient.reporting import Reporting
@@ -20,8 +20,9 @@ from fedclient.updates import UpdateStore
 from fedclient.upload import Terms
 from fedstream.encodings import Encoding
 from fedstream.files import RealFileSystem
-from fedstream.manifest import Digest
+from fedstream.manifest import Digest, ModelRef
 from fedstream.plan import Plan
+from fedstream.progress import Phase, Progress
 from fedstream.v1 import transfer_pb2
 from fedtask.messages import LocalUpdate
 from fedtask.task import EpochReport

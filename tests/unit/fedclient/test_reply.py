@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from fedclient.events import ModelRef, Offer
+from fedclient.events import Offer
 from fedclient.reply import Accept, Counter, Decline, Experience, Reply, SiteLimits, answer
-from fedstream.manifest import Digest
+from fedstream.manifest import Digest, ModelRef
 from fedstream.plan import Plan
 
 FREE = SiteLimits()

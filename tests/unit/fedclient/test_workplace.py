@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from fedclient.events import ModelRef, RoundOutcome
+from fedclient.events import RoundOutcome
 from fedclient.workplace import Errands, Workplace
-from fedstream.manifest import Digest
+from fedstream.manifest import Digest, ModelRef
 
 pytestmark = pytest.mark.numpy_task
 

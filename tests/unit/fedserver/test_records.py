@@ -59,7 +59,7 @@ async def scored(folder: Path, accuracy: float, place: str | None, number: int) 
     """A server's life with one round on that holdout: its report's record, and the best round's version by then."""
     async with Bench.running(folder, "a", accuracies=[accuracy] if place else [], holdout=place) as bench:
         await bench.play(number)
-        best = bench.federation.progress.best
+        best = bench.federation.scoreboard.best
         assert best is not None
         assert best.version in retention.best_versions(bench.federation.history)
         return federation_record(bench.federation, "all rounds done", None, None, []), best.version
@@ -123,7 +123,7 @@ async def test_best_model_that_an_earlier_version_has_collected_is_not_chosen(tm
         bench.state.collect(2, ())
     async with Bench.running(tmp_path / "state", "a", accuracies=[0.5], holdout=place, **settings) as bench:
         assert bench.federation.best_model.version == 3
-        assert bench.federation.progress.rounds_without_better == 1
+        assert bench.federation.scoreboard.rounds_without_better == 1
 
 
 def test_generated_holdout_is_another_with_other_settings_and_none_is_none() -> None:

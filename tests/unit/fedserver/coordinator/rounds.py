@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedserver.coordinator.effects import ModelRef
 from fedserver.coordinator.participation import Participation
 from fedserver.coordinator.round import Picked, Round, RoundRules
-from fedstream.manifest import Digest
+from fedstream.manifest import Digest, ModelRef
 from fedstream.outcomes import Outcome
 from fedstream.plan import Plan
 

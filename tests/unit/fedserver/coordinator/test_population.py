@@ -6,7 +6,6 @@ import math
 
 import pytest
 
-from fedserver.coordinator.effects import ModelRef
 from fedserver.coordinator.population import (
     MAX_STRANGERS,
     STOPPED_REASON,
@@ -16,8 +15,8 @@ from fedserver.coordinator.population import (
     Population,
     select_cohort,
 )
-from fedserver.coordinator.progress import Progress
-from fedstream.manifest import Digest
+from fedserver.coordinator.scoreboard import Scoreboard
+from fedstream.manifest import Digest, ModelRef
 
 pytestmark = pytest.mark.numpy_task
 
@@ -218,18 +217,18 @@ def test_cohort_does_not_touch_the_list_it_was_given() -> None:
     assert [client.name for client in given] == ["c", "b", "a"]
 
 
-# Progress.
+# The scoreboard.
 
 
 def ref(version: int) -> ModelRef:
     return ModelRef(version, Digest(bytes([version]) * 32, 1))
 
 
-def course(patience: int, *scores: tuple[float | None, float | None]) -> Progress:
-    progress = Progress(patience)
+def course(patience: int, *scores: tuple[float | None, float | None]) -> Scoreboard:
+    scoreboard = Scoreboard(patience)
     for version, (accuracy, loss) in enumerate(scores, start=1):
-        progress.record(ref(version), {"accuracy": accuracy, "loss": loss})
-    return progress
+        scoreboard.record(ref(version), {"accuracy": accuracy, "loss": loss})
+    return scoreboard
 
 
 @pytest.mark.parametrize(
@@ -241,15 +240,15 @@ def course(patience: int, *scores: tuple[float | None, float | None]) -> Progres
     ],
     ids=["accuracy", "loss alone", "neither"],
 )
-def test_progress_says_by_what_the_best_model_is_the_best(
+def test_scoreboard_says_by_what_the_best_model_is_the_best(
     scores: list[tuple[float | None, float | None]], words: str
 ) -> None:
     assert course(0, *scores).criterion == words
 
 
-def test_progress_before_any_score_has_no_best_and_goes_on() -> None:
-    progress = Progress(1)
-    assert (progress.best, progress.best_metrics, progress.why_stopping()) == (None, None, None)
+def test_scoreboard_before_any_score_has_no_best_and_goes_on() -> None:
+    scoreboard = Scoreboard(1)
+    assert (scoreboard.best, scoreboard.best_metrics, scoreboard.why_stopping()) == (None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -269,10 +268,10 @@ def test_progress_before_any_score_has_no_best_and_goes_on() -> None:
 def test_best_model_is_the_first_of_the_highest_accuracy_then_lowest_loss(
     scores: list[tuple[float | None, float | None]], best: int
 ) -> None:
-    progress = course(0, *scores)
+    scoreboard = course(0, *scores)
     accuracy, loss = scores[best - 1]
-    assert progress.best == ref(best)
-    assert (progress.best_metrics, progress.why_stopping()) == ({"accuracy": accuracy, "loss": loss}, None)
+    assert scoreboard.best == ref(best)
+    assert (scoreboard.best_metrics, scoreboard.why_stopping()) == ({"accuracy": accuracy, "loss": loss}, None)
 
 
 def test_progress_stops_after_patience_rounds_without_better_and_names_the_best() -> None:

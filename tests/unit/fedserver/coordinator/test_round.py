@@ -9,10 +9,11 @@ from dataclasses import replace
 import pytest
 
 from fedserver.coordinator.effects import Cancel, Confirm, Effect, MakeOffer, RenewLease, Withdraw
-from fedserver.coordinator.participation import OutcomeCounts, Phase, ProgressReport, Stage
+from fedserver.coordinator.participation import OutcomeCounts, Stage
 from fedserver.coordinator.round import Round
 from fedstream.errors import RoundClosed, UnknownUpload
 from fedstream.outcomes import Outcome
+from fedstream.progress import Phase, Progress
 from tests.unit.fedserver.coordinator.rounds import BASE, OPENED, PLAN, accept, complete, ends, open_round, part_of
 
 pytestmark = pytest.mark.numpy_task
@@ -134,7 +135,7 @@ def test_ended_is_ended_whatever_comes_after(outcome: Outcome) -> None:
     assert round_.decline("a", "offer-a", "late", now) == []
     assert round_.fail("a", "offer-a", "late", now) == []
     assert round_.leave("a", "late", now) == []
-    assert round_.progress("a", "offer-a", ProgressReport(), now) == [
+    assert round_.progress("a", "offer-a", Progress(), now) == [
         Cancel("a", "offer-a", part.reason or "the round is over")
     ]
     round_.abandon_finish("upload-a", now)
@@ -158,7 +159,7 @@ def test_ended_is_ended_whatever_comes_after(outcome: Outcome) -> None:
         lambda round_, now: round_.leave("a", "done here", now),
         lambda round_, now: round_.counter("a", "offer-a", 1, 9_999.0, "", now),
         lambda round_, now: round_.accept("a", "offer-a", now),
-        lambda round_, now: round_.progress("a", "offer-a", ProgressReport(Phase.UPLOADING), now),
+        lambda round_, now: round_.progress("a", "offer-a", Progress(Phase.UPLOADING), now),
     ],
     ids=["fail", "decline", "leave", "counter", "accept", "progress"],
 )
@@ -249,9 +250,7 @@ def test_answer_to_an_offer_that_is_not_the_clients_changes_nothing(client: str,
     assert round_.accept(client, offer_id, OPENED) == [Withdraw(client, offer_id, GONE)]
     assert round_.counter(client, offer_id, 1, None, "", OPENED) == [Withdraw(client, offer_id, GONE)]
     assert round_.decline(client, offer_id, "", OPENED) == round_.fail(client, offer_id, "", OPENED) == []
-    assert round_.progress(client, offer_id, ProgressReport(), OPENED) == [
-        Cancel(client, offer_id, "the round is over")
-    ]
+    assert round_.progress(client, offer_id, Progress(), OPENED) == [Cancel(client, offer_id, "the round is over")]
     assert [part.stage for part in round_.participations] == [Stage.OFFERED] * 3
 
 
@@ -269,7 +268,7 @@ def test_client_that_leaves_has_failed_and_a_stranger_that_leaves_has_not() -> N
 def test_progress_is_kept_and_renews_the_lease() -> None:
     round_ = open_round()
     accept(round_, "a")
-    report = ProgressReport(Phase.TRAINING, 2, 5, 0.25, {"loss": 0.7})
+    report = Progress(Phase.TRAINING, 2, 5, 0.25, {"loss": 0.7})
     assert round_.progress("a", "offer-a", report, OPENED + 9) == [RenewLease("a", "offer-a", 10.0)]
     assert (part_of(round_, "a").progress, part_of(round_, "a").lease_until) == (report, 1_019.0)
 
@@ -277,7 +276,7 @@ def test_progress_is_kept_and_renews_the_lease() -> None:
 def test_lease_runs_out_at_its_instant_and_not_before() -> None:
     round_ = open_round()
     accept(round_, "a", "b", now=OPENED)
-    round_.progress("b", "offer-b", ProgressReport(), OPENED + 5)
+    round_.progress("b", "offer-b", Progress(), OPENED + 5)
     assert round_.tick(OPENED + 9.999) == []
     expired = round_.tick(OPENED + 10)
     assert expired == [Cancel(client, f"offer-{client}", "no sign of life for 10 s") for client in "ac"]

@@ -14,8 +14,6 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from fedserver.addresses import Advertised
-from fedserver.coordinator.effects import ModelRef
-from fedserver.coordinator.participation import Phase, ProgressReport
 from fedserver.federation import FederationState, ref_of
 from fedserver.services.admin import AdminServicer
 from fedserver.services.messages import read_progress
@@ -24,7 +22,8 @@ from fedserver.store.rounds import unfinished
 from fedserver.store.row_checks import register
 from fedstream import wire
 from fedstream.errors import InvalidRequest
-from fedstream.manifest import manifest_of
+from fedstream.manifest import ModelRef, manifest_of
+from fedstream.progress import Phase, Progress
 from fedstream.v1 import admin_pb2, common_pb2, negotiation_pb2
 from tests.support.bench import SCHEMA, Bench
 from tests.support.clocks import SetClock
@@ -200,7 +199,7 @@ async def test_round_that_is_over_has_none_of_the_fields_that_are_for_one_at_wor
         weights = random_weights(SCHEMA, 1)
         assert not (await told())[1].HasField("last_seen")  # the offer was made, and nothing came of its site yet
         await bench.write(await bench.begin("a", weights), weights, stop=500)
-        said = ProgressReport(Phase.UPLOADING, epoch=2, fraction=0.5)
+        said = Progress(Phase.UPLOADING, epoch=2, fraction=0.5)
         bench.federation.apply(bench.round.progress("a", bench.part("a").offer_id, said, bench.federation.now))
         live, part = await told()
         at_work = (part.phase, part.epoch, part.fraction, part.HasField("last_seen"), live.HasField("deadline"))

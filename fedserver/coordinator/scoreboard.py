@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedserver.coordinator.effects import ModelRef
+from fedstream.manifest import ModelRef
 from fedstream.scores import score_of
 
 
 @dataclass(slots=True)
-class Progress:
+class Scoreboard:
     """The best global model by its holdout score.
 
     `patience` is rounds without a better one before stopping, 0 for never.
