@@ -240,6 +240,19 @@ def test_demo_runs_as_many_rounds_on_the_phantom_as_it_says() -> None:
     assert said["rounds_"] == f"[default: 10, on the phantom {DEMO.rounds}]"
 
 
+# --- The maps of the packages ---
+
+
+@pytest.mark.parametrize("package", ["fedclient", "fedserver", "fedstream", "fedtask"])
+def test_package_docstring_says_of_each_module_what_is_in_it(package: str) -> None:
+    text = (ROOT / package / "__init__.py").read_text()
+    told = [name for line in re.findall(r"^- (`.+?`): ", text, re.MULTILINE) for name in re.findall(r"`(\w+)`", line)]
+    there = {path.stem for path in (ROOT / package).glob("*.py")} | {
+        path.parent.name for path in (ROOT / package).glob("*/__init__.py")
+    }
+    assert sorted(told) == sorted(there - {"__init__"})
+
+
 # --- The documented diagrams ---
 
 
