@@ -327,7 +327,7 @@ class Federation:
         """
         if part.stage is Stage.FINISHING:
             return
-        await self.state.journal.write(rounds.participation(round_, part, self.now))
+        await self.state.journal.write(rounds.keeping_part(round_, part, self.now))
 
     @property
     def now(self) -> float:

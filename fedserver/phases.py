@@ -20,8 +20,8 @@ from fedserver.federation import Federation, FederationState, ref_of
 from fedserver.intake import Intake
 from fedserver.ledger import ledger_entry
 from fedserver.records import round_record
-from fedserver.store import UploadState, rounds
-from fedserver.store.clients import keeping
+from fedserver.store import UploadState, clients, rounds
+from fedserver.store.history import record_text
 from fedserver.store.ledger import appending, last_hash
 from fedserver.store.models import StoredModel
 from fedserver.store.uploads import settling
@@ -214,9 +214,9 @@ def waiting_for(round_: Round, num_unfit: int) -> str:
     return f"round {round_.number}: {done}, waiting for {shown}"
 
 
-def names_of(clients: Sequence[str]) -> str:
+def names_of(names: Sequence[str]) -> str:
     """The first few of them, and how many more, for people."""
-    return ", ".join(clients[:5]) + (f" and {len(clients) - 5} more" if len(clients) > 5 else "")
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 async def aggregate(federation: Federation, work: RoundWork) -> None:
@@ -318,7 +318,7 @@ async def conclude(federation: Federation, work: RoundWork) -> None:
     round_ = work.opened
     record = round_record(federation, round_, federation.traffic.take(), work.evaluation, work.evaluation_reason)
     sha256 = work.model.digest.sha256 if work.model is not None else None
-    text = rounds.text_of(record)
+    text = record_text(record)
     entry = appending(ledger_entry(federation, work.intake, work.model, record, text))
     set_aside = [
         settling(part.upload_id, UploadState.QUARANTINED, part.reason)
@@ -326,7 +326,7 @@ async def conclude(federation: Federation, work: RoundWork) -> None:
         if part.outcome is Outcome.QUARANTINED
     ]
     # Of a client that stays connected, this is what says later when it was last seen.
-    seen = [keeping(client) for client in federation.population.connected]
+    seen = [clients.keeping(client) for client in federation.population.connected]
     worked = federation.working_time.keeping(federation.now)
     statements = [*set_aside, *rounds.concluding(text, record.number, sha256), entry, *seen, worked]
     await durably(federation, partial(federation.state.journal.write, *statements))

@@ -16,8 +16,8 @@ from fedserver.federation import Federation, FederationFailed, ref_of
 from fedserver.holdout import holdout_id
 from fedserver.overlap import overlap
 from fedserver.starting_model import model_to_go_on_from
-from fedserver.store.retention import best_versions
-from fedserver.store.rounds import comparable, unfinished
+from fedserver.store.rounds import unfinished
+from fedserver.store.scores import best_versions, comparable
 from fedserver.store.state import KEEP_ROUNDS_FACT, MEANING_FACT, TASK_FACT
 from fedstream.outcomes import Outcome
 from fedstream.schema import TaskMeaning

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedserver.store.database import Database
 from fedserver.store.ledger import methods
-from fedserver.store.rounds import comparable
+from fedserver.store.scores import comparable
 from fedstream.plan import Plan
 from fedtask.report import RoundRecord
 

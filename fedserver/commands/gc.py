@@ -13,7 +13,8 @@ from fedserver.store import State, StateError, retention
 from fedserver.store.database import Database
 from fedserver.store.errors import StateInUse
 from fedserver.store.facts import fact
-from fedserver.store.rounds import records
+from fedserver.store.history import records
+from fedserver.store.scores import best_versions
 from fedserver.store.state import KEEP_ROUNDS_FACT, is_state_directory
 
 _BY_ITSELF = "a running server collects by itself after every round"
@@ -58,7 +59,7 @@ def _collect(state: State, keep_rounds: int | None) -> None:
 
 
 def _best(database: Database) -> set[int]:
-    return retention.best_versions(records(database))
+    return best_versions(records(database))
 
 
 def _rounds_to_keep(database: Database, keep_rounds: int | None) -> int:

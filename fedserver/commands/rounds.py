@@ -21,7 +21,7 @@ from fedserver.commands.admin import (
 from fedserver.commands.tables import compact_table
 from fedserver.exit_codes import ExitCode, fail
 from fedserver.services.round_messages import write_detail, write_records
-from fedserver.store.rounds import records
+from fedserver.store.history import records
 from fedstream.sizes import part_of, size
 from fedstream.v1 import admin_pb2, negotiation_pb2
 from fedtask.report import OUTCOMES

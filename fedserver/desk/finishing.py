@@ -10,7 +10,7 @@ from fedserver.coordinator.participation import Participation
 from fedserver.coordinator.round import Round
 from fedserver.desk.tray import OpenUpload, Tray, UploadStatus
 from fedserver.store import Upload, UploadState
-from fedserver.store.rounds import participation
+from fedserver.store.rounds import keeping_part
 from fedserver.store.uploads import forgetting, settling
 from fedstream.errors import BodyIncomplete, DigestMismatch
 from fedstream.outcomes import Outcome
@@ -59,7 +59,7 @@ async def _settle(tray: Tray, round_: Round, part: Participation, upload: Upload
     now, state = federation.now, UploadState.QUARANTINED if reason else UploadState.ADMITTED
     ended = _ended(part, upload, reason, now)
     # Durable first: should the disk refuse, the client is told to come back, and the round still waits for it.
-    await federation.state.journal.write(settling(upload_id, state, reason), participation(round_, ended, now))
+    await federation.state.journal.write(settling(upload_id, state, reason), keeping_part(round_, ended, now))
     if reason:
         log.warning("quarantined", client=part.client, reason=reason)
         round_.quarantine(upload_id, reason, now)

@@ -14,8 +14,8 @@ from fedserver.coordinator.participation import Participation
 from fedserver.desk.tray import OpenUpload, Tray, UploadStatus
 from fedserver.federation import Federation
 from fedserver.store import Upload, UploadState
-from fedserver.store.rounds import ParticipationRow, being_late, late_updates, part_of_upload
-from fedserver.store.uploads import settled
+from fedserver.store.rounds import ParticipationRow, late_updates, noting_late, part_of_upload
+from fedserver.store.uploads import keeping
 from fedstream.errors import DigestMismatch, RoundClosed
 from fedstream.outcomes import Outcome
 
@@ -46,8 +46,8 @@ async def keep_late(tray: Tray, upload_id: str, opened: OpenUpload) -> UploadSta
         async with opened.writer:
             await opened.inspection.finish()
             await asyncio.to_thread(opened.upload.seal)
-            kept = settled(upload_id, round_.number, opened.upload, UploadState.QUARANTINED, reason)
-            await tray.federation.state.journal.write(kept, being_late(round_.number, part.rank, reason))
+            kept = keeping(upload_id, round_.number, opened.upload, UploadState.QUARANTINED, reason)
+            await tray.federation.state.journal.write(kept, noting_late(round_.number, part.rank, reason))
     except DigestMismatch as error:
         await tray.drop(upload_id, opened)
         raise RoundClosed(f"round {round_.number} does not wait for this update", round=round_.number) from error
@@ -74,7 +74,7 @@ async def note_late(tray: Tray, upload_id: str) -> None:
     if is_over and part.rank not in late_updates(federation.state.database, number):
         reason = f"{_reason(number, part)}; nothing of it was taken"
         log.warning("update came too late", client=part.client, reason=reason)
-        await federation.state.journal.write(being_late(number, part.rank, reason))
+        await federation.state.journal.write(noting_late(number, part.rank, reason))
     if federation.round is None or number != federation.round.number:
         raise RoundClosed(f"round {number} is over", round=number)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedserver.coordinator.population import Client, ClientState, Introduction
-from fedserver.store.database import RESTORE, Database
-from fedserver.store.errors import StateError
+from fedserver.store.database import Database
 from fedserver.store.journal import Statement
-from fedtask.adapters import adapter
+from fedserver.store.rows import read_row, row_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +24,7 @@ class ClientRow:
 def keeping(client: Client) -> Statement:
     """What makes a client's record durable."""
     row = ClientRow(client.introduction, client.state, client.reason, client.first_seen, client.last_seen)
-    text = adapter(ClientRow).dump_json(row).decode()
-    return Statement("INSERT OR REPLACE INTO clients VALUES (?, ?)", (client.name, text))
+    return Statement("INSERT OR REPLACE INTO clients VALUES (?, ?)", (client.name, row_text(ClientRow, row)))
 
 
 def forgetting(name: str) -> Statement:
@@ -41,13 +39,9 @@ def kept_clients(database: Database) -> list[Client]:
         StateError: a row is damaged.
     """
     # A row that is replaced gets a new rowid, higher than all others.
-    return [_read(text) for (text,) in database.query("SELECT row FROM clients ORDER BY rowid")]
+    rows = database.query("SELECT row FROM clients ORDER BY rowid")
+    return [_client(read_row(ClientRow, text, "clients")) for (text,) in rows]
 
 
-def _read(text: str) -> Client:
-    try:
-        row = adapter(ClientRow).validate_json(text)
-    except ValueError as error:
-        why = " ".join(str(error).split())[:200]
-        raise StateError(f"a row of table clients in the state database is damaged ({why}); {RESTORE}") from error
+def _client(row: ClientRow) -> Client:
     return Client(row.introduction, row.state, row.first_seen, row.last_seen, row.reason)

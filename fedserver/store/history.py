@@ -1,4 +1,4 @@
-"""The rounds that are over, as a sequence that is read from the database when it is asked for."""
+"""The rounds that are over: their records as rows, and a sequence that reads them when it is asked for."""
 
 from __future__ import annotations
 
@@ -6,8 +6,42 @@ from collections.abc import Iterator, Sequence
 from typing import overload
 
 from fedserver.store.database import Database
-from fedserver.store.rounds import read_record, read_records
+from fedserver.store.rows import read_row, row_text
 from fedtask.report import RoundRecord
+
+
+def record_text(record: RoundRecord) -> str:
+    """A round's record as it is stored."""
+    return row_text(RoundRecord, record)
+
+
+def records(database: Database) -> list[RoundRecord]:
+    """All rounds that are over, oldest first.
+
+    Raises:
+        StateError: a row is damaged.
+    """
+    return read_records(database, 0, -1)
+
+
+def read_record(database: Database, number: int) -> RoundRecord | None:
+    """The record of a round; `None` if there is none.
+
+    Raises:
+        StateError: the row is damaged.
+    """
+    rows = database.query("SELECT record FROM rounds WHERE number = ?", number)
+    return read_row(RoundRecord, rows[0][0], "rounds") if rows else None
+
+
+def read_records(database: Database, start: int, count: int) -> list[RoundRecord]:
+    """As `records`, but from the place `start`, from 0, only so many; -1 for all that follow.
+
+    Raises:
+        StateError: a row is damaged.
+    """
+    texts = database.query("SELECT record FROM rounds ORDER BY number LIMIT ? OFFSET ?", count, start)
+    return [read_row(RoundRecord, text, "rounds") for (text,) in texts]
 
 
 class History(Sequence[RoundRecord]):

@@ -13,7 +13,11 @@ from fedserver.store.database import Database
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One SQL statement and its values."""
+    """One SQL statement and its values.
+
+    Functions that make one are named for what it will do, such as `keeping` or `forgetting`. They write nothing: that
+    takes `Journal.write`, so that what belongs together becomes durable together.
+    """
 
     sql: str
     values: Sequence[Any] = ()

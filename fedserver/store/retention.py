@@ -16,18 +16,14 @@ Rows go first and files second, so that a crash in between leaves litter and nev
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedserver.coordinator.scoreboard import Scoreboard
 from fedserver.store.database import Database
-from fedserver.store.rounds import by_holdout
 from fedserver.store.upload_file import on_their_way
 from fedserver.store.uploads import UploadState
 from fedstream.files import TEMPORARY_SUFFIX
-from fedstream.manifest import Digest, ModelRef
-from fedtask.report import RoundRecord
 
 SCRATCH_MODEL = "initial.safetensors"
 """Where the initial model is made, before it is stored."""
@@ -52,7 +48,7 @@ def expired(database: Database, keep_rounds: int, best: Collection[int]) -> Expi
     Args:
         database: the facts.
         keep_rounds: how many rounds keep their updates.
-        best: the versions of the best models so far; see `best_versions`.
+        best: the versions of the best models so far; see `fedserver.store.scores`.
     """
     oldest_kept = int(database.query("SELECT coalesce(max(number), 0) FROM rounds")[0][0]) - keep_rounds + 1
     sql = """
@@ -77,20 +73,6 @@ def _needed_models(database: Database, oldest_kept: int, best: Collection[int]) 
         OR version >= (SELECT coalesce(max(version), 0) FROM versions WHERE version < ?)
     """
     return needed | {sha256 for (sha256,) in database.query(sql, json.dumps([0, *best]), oldest_kept)}
-
-
-def best_versions(records: Iterable[RoundRecord]) -> set[int]:
-    """The version of the best model by its scores on each holdout."""
-    found = [_best_of(scored) for scored in by_holdout(records).values()]
-    return {best.version for best in found if best is not None}
-
-
-def _best_of(scored: Iterable[RoundRecord]) -> ModelRef | None:
-    scoreboard = Scoreboard(patience=0)
-    for record in scored:
-        if record.evaluation is not None:
-            scoreboard.record(ModelRef(record.number, Digest(b"", 0)), record.evaluation.metrics)
-    return scoreboard.best
 
 
 def orphans(database: Database, folder: Path) -> list[Path]:

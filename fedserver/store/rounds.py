@@ -1,4 +1,4 @@
-"""Rounds as rows: enough, at every instant, for a new process to go on where the last one was.
+"""A round at work as rows: enough, at every instant, for a new process to go on where the last one was.
 
 Instants of the steady clock mean nothing to another process, so rows hold spans: how long ago something was, how much
 time is left. The time during which no server ran is in none of them, and counts against no deadline.
@@ -6,21 +6,18 @@ time is left. The time during which no server ran is in none of them, and counts
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from fedserver.coordinator.participation import Participation, Stage
 from fedserver.coordinator.round import COMING_BACK_SECONDS, Round, RoundRules
-from fedserver.store.database import RESTORE, Database
-from fedserver.store.errors import StateError
+from fedserver.store.database import Database
 from fedserver.store.journal import Statement
+from fedserver.store.rows import read_row, row_text
 from fedserver.store.uploads import UploadState
 from fedstream.manifest import ModelRef
 from fedstream.outcomes import Outcome
 from fedstream.plan import Plan
-from fedtask.adapters import adapter
-from fedtask.report import RoundRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +62,10 @@ def keeping(round_: Round, now: float) -> list[Statement]:
     stands there till then is where a check that a crash ends begins anew.
     """
     parts = [part for part in round_.participations if part.stage is not Stage.FINISHING]
-    return [_round_statement(round_, now), *(participation(round_, part, now) for part in parts)]
+    return [_round_statement(round_, now), *(keeping_part(round_, part, now) for part in parts)]
 
 
-def participation(round_: Round, part: Participation, now: float) -> Statement:
+def keeping_part(round_: Round, part: Participation, now: float) -> Statement:
     """What makes the state of one client's part durable; of none whose update is being checked, as in `keeping`."""
     assert part.stage is not Stage.FINISHING, "its end may be on the way to its row"
     row = ParticipationRow(
@@ -91,7 +88,7 @@ def participation(round_: Round, part: Participation, now: float) -> Statement:
         undefined=dict(part.undefined),
     )
     sql = "INSERT OR REPLACE INTO participations VALUES (?, ?, ?, ?)"
-    return Statement(sql, (round_.number, part.rank, part.upload_id, _text(ParticipationRow, row)))
+    return Statement(sql, (round_.number, part.rank, part.upload_id, row_text(ParticipationRow, row)))
 
 
 def concluding(record_text: str, number: int, model_sha256: bytes | None) -> list[Statement]:
@@ -104,12 +101,7 @@ def concluding(record_text: str, number: int, model_sha256: bytes | None) -> lis
     ]
 
 
-def text_of(record: RoundRecord) -> str:
-    """A round's record as it is stored."""
-    return _text(RoundRecord, record)
-
-
-def being_late(number: int, rank: int, reason: str) -> Statement:
+def noting_late(number: int, rank: int, reason: str) -> Statement:
     """What makes durable that an update came after its part in a round had ended; the last word counts."""
     return Statement("INSERT OR REPLACE INTO late_updates VALUES (?, ?, ?)", (number, rank, reason))
 
@@ -134,11 +126,7 @@ def _round_statement(round_: Round, now: float) -> Statement:
         seconds_open=now - round_.opened,
         closed_because=round_.reason,
     )
-    return Statement("INSERT OR REPLACE INTO open_rounds VALUES (?, ?)", (round_.number, _text(RoundRow, row)))
-
-
-def _text(kind: type[Any], value: object) -> str:
-    return adapter(kind).dump_json(value, fallback=dict, warnings="none").decode()
+    return Statement("INSERT OR REPLACE INTO open_rounds VALUES (?, ?)", (round_.number, row_text(RoundRow, row)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,71 +185,12 @@ def unfinished(database: Database) -> UnfinishedRound | None:
     number, text = rows[0]
     sql = "SELECT row FROM participations WHERE round = ? ORDER BY rank"
     parts: list[ParticipationRow] = [
-        _read(ParticipationRow, part, "participations") for (part,) in database.query(sql, number)
+        read_row(ParticipationRow, part, "participations") for (part,) in database.query(sql, number)
     ]
-    return UnfinishedRound(_read(RoundRow, text, "open_rounds"), parts)
+    return UnfinishedRound(read_row(RoundRow, text, "open_rounds"), parts)
 
 
 def part_of_upload(database: Database, upload_id: str) -> tuple[int, ParticipationRow] | None:
     """The round and the part in it that an upload belongs to, as last recorded; `None` if none is known."""
     rows = database.query("SELECT round, row FROM participations WHERE upload_id = ?", upload_id)
-    return (rows[0][0], _read(ParticipationRow, rows[0][1], "participations")) if rows else None
-
-
-def records(database: Database) -> list[RoundRecord]:
-    """All rounds that are over, oldest first.
-
-    Raises:
-        StateError: a row is damaged.
-    """
-    return read_records(database, 0, -1)
-
-
-def comparable(records: Sequence[RoundRecord], holdout: str = "") -> list[RoundRecord]:
-    """The rounds that were scored on this holdout; on that of the last scored one if there is none now."""
-    groups = by_holdout(records, holdout)
-    if holdout:
-        return groups.get(holdout, [])
-    return max(groups.values(), key=lambda scored: scored[-1].number, default=[])
-
-
-def by_holdout(records: Iterable[RoundRecord], holdout: str = "") -> dict[str, list[RoundRecord]]:
-    """The rounds that were scored, by what they were scored on.
-
-    Of those that an earlier version has recorded it is not known: they count as if they were on that of the first round
-    of which it is, and on `holdout` if it is of none.
-    """
-    scored = [record for record in records if record.evaluation is not None]
-    unknown = next((record.holdout_id for record in scored if record.holdout_id), holdout)
-    groups: dict[str, list[RoundRecord]] = {}
-    for record in scored:
-        groups.setdefault(record.holdout_id or unknown, []).append(record)
-    return groups
-
-
-def read_record(database: Database, number: int) -> RoundRecord | None:
-    """The record of a round; `None` if there is none.
-
-    Raises:
-        StateError: the row is damaged.
-    """
-    rows = database.query("SELECT record FROM rounds WHERE number = ?", number)
-    return _read(RoundRecord, rows[0][0], "rounds") if rows else None
-
-
-def read_records(database: Database, start: int, count: int) -> list[RoundRecord]:
-    """As `records`, but from the place `start`, from 0, only so many; -1 for all that follow.
-
-    Raises:
-        StateError: a row is damaged.
-    """
-    texts = database.query("SELECT record FROM rounds ORDER BY number LIMIT ? OFFSET ?", count, start)
-    return [_read(RoundRecord, text, "rounds") for (text,) in texts]
-
-
-def _read(kind: type[Any], text: str, table: str) -> Any:
-    try:
-        return adapter(kind).validate_json(text)
-    except ValueError as error:
-        why = " ".join(str(error).split())[:200]
-        raise StateError(f"a row of table {table} in the state database is damaged ({why}); {RESTORE}") from error
+    return (rows[0][0], read_row(ParticipationRow, rows[0][1], "participations")) if rows else None

@@ -209,11 +209,11 @@ def file_of(folder: Path, upload_id: str) -> Path:
 
 def beginning(upload_id: str, round_number: int, upload: Upload) -> Statement:
     """What makes a new upload's manifest durable."""
-    return settled(upload_id, round_number, upload, UploadState.OPEN, "")
+    return keeping(upload_id, round_number, upload, UploadState.OPEN, "")
 
 
-def settled(upload_id: str, round_number: int, upload: Upload, state: UploadState, reason: str) -> Statement:
-    """What makes a whole row durable, whether or not there is one."""
+def keeping(upload_id: str, round_number: int, upload: Upload, state: UploadState, reason: str) -> Statement:
+    """What makes all of an upload's row durable, whether or not there is an earlier one."""
     values = (
         upload_id,
         round_number,

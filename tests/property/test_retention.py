@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedserver.store import StateReader, retention
+from fedserver.store.scores import best_versions
 from fedserver.store.uploads import finished_uploads
 from fedserver.verification import verify
 from tests.support.bench import SCHEMA, Bench, image_of
@@ -78,7 +79,7 @@ async def scenario(folder: Path, rounds: list[str], keep: int, accuracies: list[
     async with Bench.running(image, "ab", min_clients=2, keep_rounds=keep) as bench:  # sweeps
         found = {path: path.read_bytes() for path in image.rglob("*.safetensors*")}
         assert found == before
-        assert bench.state.collect(keep, retention.best_versions(bench.federation.history)) == retention.Expired((), ())
+        assert bench.state.collect(keep, best_versions(bench.federation.history)) == retention.Expired((), ())
         running = await bench.open_round()
         upload_id = bench.part("b").upload_id
         assert bench.desk.status(upload_id).committed_size == 700

@@ -14,8 +14,7 @@ from structlog.testing import capture_logs
 from fedserver.config import ServerConfig
 from fedserver.holdout import holdout_id
 from fedserver.records import federation_record
-from fedserver.store import retention
-from fedserver.store.rounds import comparable
+from fedserver.store.scores import best_versions, comparable
 from fedtask.report import FederationRecord
 from fedtask.task import ReportWords
 from tests.support.bench import Bench
@@ -61,7 +60,7 @@ async def scored(folder: Path, accuracy: float, place: str | None, number: int) 
         await bench.play(number)
         best = bench.federation.scoreboard.best
         assert best is not None
-        assert best.version in retention.best_versions(bench.federation.history)
+        assert best.version in best_versions(bench.federation.history)
         return federation_record(bench.federation, "all rounds done", None, None, []), best.version
 
 

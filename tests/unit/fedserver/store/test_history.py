@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fedserver.store.database import Database
-from fedserver.store.history import History
-from fedserver.store.rounds import concluding, text_of
+from fedserver.store.history import History, record_text
+from fedserver.store.rounds import concluding
 from fedtask.report import RoundRecord
 
 pytestmark = pytest.mark.numpy_task
@@ -17,7 +17,7 @@ RECORDS = [RoundRecord(number, succeeded=True, reason="", duration_seconds=1.5 *
 
 
 def keep(database: Database, record: RoundRecord) -> None:
-    for statement in concluding(text_of(record), record.number, None):
+    for statement in concluding(record_text(record), record.number, None):
         database.execute(statement.sql, *statement.values)
 
 
