@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedserver.store import State
-from fedserver.store.state import ADDRESSES
+from fedserver.store.folder import ADDRESSES
 from fedstream.files import write_durably
 from fedstream.tls import ascii_host, shown_address, split_address
 

@@ -9,8 +9,8 @@ from fedserver.federation import Federation, FederationState, ref_of
 from fedserver.intake import Intake
 from fedserver.phases import Stopped, run_round
 from fedserver.store import StateError
+from fedserver.store.facts import LAST_ROUND_FACT
 from fedserver.store.rounds import received_bytes, unfinished
-from fedserver.store.state import LAST_ROUND_FACT
 from fedserver.upkeep import collect_garbage
 
 log = structlog.get_logger()

@@ -25,9 +25,9 @@ from fedserver.notices import Notices
 from fedserver.register import Register
 from fedserver.sessions import Sessions
 from fedserver.store import State, rounds
+from fedserver.store.facts import PAUSED, PAUSED_FACT
 from fedserver.store.history import History
 from fedserver.store.models import StoredModel
-from fedserver.store.state import PAUSED, PAUSED_FACT
 from fedserver.traffic import Traffic
 from fedserver.working_time import WorkingTime
 from fedstream.encodings import Encoding

@@ -16,9 +16,9 @@ from fedserver.federation import Federation, FederationFailed, ref_of
 from fedserver.holdout import holdout_id
 from fedserver.overlap import overlap
 from fedserver.starting_model import model_to_go_on_from
+from fedserver.store.facts import KEEP_ROUNDS_FACT, MEANING_FACT, TASK_FACT
 from fedserver.store.rounds import unfinished
 from fedserver.store.scores import best_versions, comparable
-from fedserver.store.state import KEEP_ROUNDS_FACT, MEANING_FACT, TASK_FACT
 from fedstream.outcomes import Outcome
 from fedstream.schema import TaskMeaning
 from fedtask.report import RoundRecord

@@ -13,9 +13,9 @@ from fedserver.aggregation import largest_absolute
 from fedserver.config import ServerConfig
 from fedserver.disk_trouble import durably
 from fedserver.federation import Federation, FederationFailed
+from fedserver.store.facts import SOURCES_FACT
 from fedserver.store.models import StoredModel
 from fedserver.store.retention import SCRATCH_MODEL
-from fedserver.store.state import SOURCES_FACT
 from fedstream.errors import UnknownModel
 from fedstream.manifest import described
 from fedstream.schema import ModelSchema

@@ -8,8 +8,7 @@ import structlog
 
 from fedserver.federation import Federation
 from fedserver.store.errors import BackupAtWork
-from fedserver.store.facts import remembering
-from fedserver.store.state import LAST_ROUND_FACT, PAUSED, PAUSED_FACT
+from fedserver.store.facts import LAST_ROUND_FACT, PAUSED, PAUSED_FACT, remembering
 
 log = structlog.get_logger()
 

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from fedserver.exit_codes import ExitCode, fail
 from fedserver.store import DamagedFile, StateError, StateReader
-from fedserver.store.state import is_in_use, read_contact, unreadable
+from fedserver.store.folder import is_in_use, read_contact, unreadable
 from fedstream.errors import InvalidRequest, ProtocolError, UnknownRound, UnknownSite
 from fedstream.status import from_rpc_error
 from fedstream.v1 import admin_pb2_grpc

@@ -24,7 +24,7 @@ from fedserver.commands.status import picture
 from fedserver.config import ConfigError, load_config
 from fedserver.exit_codes import ExitCode, fail
 from fedserver.signals import leave_in_order_on_signals
-from fedserver.store.state import read_contact
+from fedserver.store.folder import read_contact
 from fedstream.sizes import size
 from fedstream.v1 import admin_pb2, admin_pb2_grpc
 from fedtask.brain_mri.settings import DEMO, Preset, read_brain_mri_settings

@@ -12,9 +12,8 @@ import typer
 from fedserver.commands.admin import reading
 from fedserver.config import ServerConfig
 from fedserver.exit_codes import ExitCode, fail
-from fedserver.store.facts import fact
+from fedserver.store.facts import TASK_FACT, fact
 from fedserver.store.models import StoredModel
-from fedserver.store.state import TASK_FACT
 from fedstream.errors import UnknownModel
 from fedtask.registry import model_stem
 from fedtask.task import TaskError

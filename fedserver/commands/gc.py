@@ -12,10 +12,10 @@ from fedserver.exit_codes import ExitCode, fail
 from fedserver.store import State, StateError, retention
 from fedserver.store.database import Database
 from fedserver.store.errors import StateInUse
-from fedserver.store.facts import fact
+from fedserver.store.facts import KEEP_ROUNDS_FACT, fact
+from fedserver.store.folder import is_state_directory
 from fedserver.store.history import records
 from fedserver.store.scores import best_versions
-from fedserver.store.state import KEEP_ROUNDS_FACT, is_state_directory
 
 _BY_ITSELF = "a running server collects by itself after every round"
 

@@ -35,6 +35,7 @@ from fedserver.office import Office
 from fedserver.store import State, StateError
 from fedserver.store.clients import kept_clients
 from fedserver.store.database import Database
+from fedserver.store.folder import is_state_directory
 from fedserver.store.members import (
     Invitation,
     InvitationState,
@@ -44,7 +45,6 @@ from fedserver.store.members import (
     kept_invitations,
     kept_sites,
 )
-from fedserver.store.state import is_state_directory
 from fedstream.errors import ProtocolError
 from fedstream.tls import is_loopback, split_address
 from fedstream.v1 import admin_pb2

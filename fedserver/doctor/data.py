@@ -5,7 +5,7 @@ from __future__ import annotations
 from fedserver.config import GENERATED, ServerConfig, folder_of
 from fedserver.overlap import overlap
 from fedserver.store import StateError
-from fedserver.store.state import is_in_use
+from fedserver.store.folder import is_in_use
 from fedstream.checkup.runner import Result, Verdict, failed, ok, warning
 from fedtask.images.folders import counted
 from fedtask.registry import create_task

@@ -9,7 +9,7 @@ from pathlib import Path
 from fedserver.config import ServerConfig
 from fedserver.store import StateError, StateReader
 from fedserver.store.errors import EarlierVersion
-from fedserver.store.state import is_state_directory
+from fedserver.store.folder import is_state_directory
 from fedstream.certificates import facts_of
 from fedstream.checkup.runner import Result, failed, ok
 from fedtask.registry import create_task, is_built_in

@@ -12,7 +12,7 @@ import grpc
 from fedserver.addresses import beyond_loopback, enrolment_listen
 from fedserver.config import ServerConfig
 from fedserver.store import StateError
-from fedserver.store.state import is_in_use, read_contact
+from fedserver.store.folder import is_in_use, read_contact
 from fedstream import tls
 from fedstream.checkup.certificate import names as names_in
 from fedstream.checkup.runner import Result, failed, ok, warning

@@ -10,8 +10,8 @@ from fedserver.config import ServerConfig
 from fedserver.store import StateError, StateReader
 from fedserver.store.database import MIGRATIONS
 from fedserver.store.errors import EarlierVersion
+from fedserver.store.folder import is_in_use, is_state_directory, read_contact, require_database
 from fedserver.store.keys import CERTIFICATE, KEY, is_changed
-from fedserver.store.state import is_in_use, is_state_directory, read_contact, require_database
 from fedstream.checkup.certificate import judge_validity
 from fedstream.checkup.machine import judge_folder
 from fedstream.checkup.runner import Result, failed, ok, warning

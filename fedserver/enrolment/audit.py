@@ -20,7 +20,7 @@ from pathlib import Path
 import structlog
 
 from fedserver.clock import Clock
-from fedserver.store.state import AUDIT_LOG
+from fedserver.store.folder import AUDIT_LOG
 from fedstream import limits
 from fedstream.files import sync_to_medium
 

@@ -2,6 +2,7 @@
 
 The directory
 - `state`, `reading`: opened by the one process that writes, and looked at beside it.
+- `folder`: what is in it under which name, and whether it is in use.
 - `keys`: keys and certificates in it.
 - `retention`: what is kept and for how long.
 - `backup`, `restore`: a copy of a directory at work, and a directory made of one.

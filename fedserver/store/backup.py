@@ -28,10 +28,10 @@ from filelock import FileLock
 
 from fedserver.store.blobs import BLOCK_BYTES, check_file
 from fedserver.store.database import Database
+from fedserver.store.folder import ADDRESSES, AUDIT_LOG, COLLECTION_LOCK, DATABASE, MODELS, UPDATES
 from fedserver.store.keys import IDENTITY_FILES, KEY
 from fedserver.store.models import WAY_OUT as MODEL_WAY_OUT
 from fedserver.store.reading import StateReader
-from fedserver.store.state import ADDRESSES, AUDIT_LOG, COLLECTION_LOCK, DATABASE, MODELS, UPDATES
 from fedserver.store.updates import WAY_OUT, WAY_OUT_OVER
 from fedserver.store.upload_file import on_their_way
 from fedserver.store.uploads import UploadState, entries_of, file_of, is_encoded

@@ -1,9 +1,16 @@
-"""Single facts in the database, by key."""
+"""Single facts in the database, by key: those that outlive a process and belong to no round."""
 
 from __future__ import annotations
 
 from fedserver.store.database import Database
 from fedserver.store.journal import Statement
+
+KEEP_ROUNDS_FACT = "keep_rounds"
+TASK_FACT = "task and its settings"
+MEANING_FACT = "what classes and inputs mean"
+PAUSED_FACT, PAUSED = "paused", "yes"
+LAST_ROUND_FACT = "the round after which to end"
+SOURCES_FACT = "what the first model was made of"
 
 
 def fact(database: Database, key: str) -> str | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedserver.store.errors import StateError
+from fedserver.store.folder import MODELS, UPDATES, is_state_directory, open_database, require_database, unreadable
 from fedserver.store.models import ModelStore
-from fedserver.store.state import MODELS, UPDATES, is_state_directory, open_database, require_database, unreadable
 from fedstream.files import RealFileSystem
 
 

@@ -23,8 +23,8 @@ from fedserver.store.backup import (
 )
 from fedserver.store.database import Database
 from fedserver.store.errors import DamagedFile, StateError
+from fedserver.store.folder import ADDRESSES, AUDIT_LOG, DATABASE, MODELS, UPDATES
 from fedserver.store.keys import IDENTITY_FILES
-from fedserver.store.state import ADDRESSES, AUDIT_LOG, DATABASE, MODELS, UPDATES
 from fedstream.files import TEMPORARY_SUFFIX, RealFileSystem, publish
 
 _SINGLE_FILES = "|".join(re.escape(name) for name in (DATABASE, *IDENTITY_FILES, AUDIT_LOG, ADDRESSES))

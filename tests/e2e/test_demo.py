@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from fedserver.exit_codes import ExitCode
-from fedserver.store.state import read_contact
+from fedserver.store.folder import read_contact
 from fedtask.brain_mri.phantom import write_phantom
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]

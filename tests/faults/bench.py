@@ -27,7 +27,7 @@ from fedserver.preparation import prepare
 from fedserver.services.negotiation import NegotiationServicer
 from fedserver.services.transfer import TransferServicer
 from fedserver.store import State
-from fedserver.store import state as state_module
+from fedserver.store import folder as folder_module
 from fedstream import limits, wire
 from fedstream.chunk_messages import WrittenChunk
 from fedstream.files import RealFileSystem, write_durably
@@ -133,7 +133,7 @@ class Life:
             }
         )
         opened = functools.partial(PoweredDatabase, power=self.files.power)
-        with mock.patch.object(state_module, "Database", opened):
+        with mock.patch.object(folder_module, "Database", opened):
             self.state = State(self.folder, self.files)
         try:
             asyncio.run(self._until_power_is_gone(config, work))

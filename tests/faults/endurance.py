@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from fedserver.server import Listening
-from fedserver.store.state import read_contact
+from fedserver.store.folder import read_contact
 from fedstream import wire
 from fedstream.manifest import manifest_of
 from fedstream.schema import ModelSchema

@@ -23,7 +23,7 @@ from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from fedserver.server import Listening
-from fedserver.store.state import read_contact
+from fedserver.store.folder import read_contact
 from tests.faults.attackers import Tally, say_nothing, send_frames, send_messages
 from tests.faults.endurance import TASK, Meter, take_part
 from tests.faults.member import server_process

@@ -18,7 +18,7 @@ from fedclient.config import ClientConfig
 from fedclient.connection import Connection
 from fedclient.requests import Parcel
 from fedserver.server import Listening
-from fedserver.store.state import read_contact
+from fedserver.store.folder import read_contact
 from fedstream.chunk_messages import decode_write_chunks
 from fedstream.files import RealFileSystem, write_durably
 from fedstream.manifest import Manifest, manifest_of

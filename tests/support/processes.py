@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import grpc
 
 from fedserver.server import Listening
-from fedserver.store.state import read_contact
+from fedserver.store.folder import read_contact
 from fedstream.v1 import admin_pb2, admin_pb2_grpc
 from tests.support import joining
 

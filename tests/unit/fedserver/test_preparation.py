@@ -14,7 +14,7 @@ from fedserver.evaluation import Evaluator
 from fedserver.federation import FederationFailed
 from fedserver.preparation import prepare
 from fedserver.store import State
-from fedserver.store.state import KEEP_ROUNDS_FACT, SOURCES_FACT
+from fedserver.store.facts import KEEP_ROUNDS_FACT, SOURCES_FACT
 from fedstream.schema import ModelSchema, TaskMeaning
 from fedtask.messages import TaskDescription
 from fedtask.task import TaskError

@@ -21,7 +21,7 @@ from fedserver.coordinator.population import Client, ClientState, Introduction
 from fedserver.gate import Gate
 from fedserver.store import State
 from fedserver.store.clients import keeping
-from fedserver.store.state import LOCK
+from fedserver.store.folder import LOCK
 from fedstream.certificates import make_authority
 
 pytestmark = pytest.mark.numpy_task

@@ -17,7 +17,7 @@ import structlog
 
 from fedserver.store import State, StateError
 from fedserver.store.database import Database
-from fedserver.store.state import read_contact
+from fedserver.store.folder import read_contact
 from fedstream.tls import fingerprint
 
 pytestmark = pytest.mark.numpy_task
