@@ -102,6 +102,25 @@ def test_contributions_of_many_clients_name_the_largest_and_add_up(figures: list
     assert sum(bar.get_height() for bar in right.patches) == pytest.approx(1.0)
 
 
+def test_contributions_of_many_rounds_have_gaps_only_where_a_round_made_no_model(
+    figures: list[Figure], tmp_path: Path
+) -> None:
+    offers = (Contribution("north", 0, "completed", "", 30, 0.75), Contribution("south", 1, "completed", "", 10, 0.25))
+    rounds = [RoundRecord(n, True, "", 1.0, contributions=offers) for n in range(1, 501) if n != 250]
+
+    pictures.contributions(rounds, tmp_path / "contributions.png")
+
+    left, right = figures[0].axes
+    for panel, boundary, top in ((left, 30, 40), (right, 0.75, 1.0)):
+        north, south = panel.patches
+        for shape, low, high in ((north, 0, boundary), (south, boundary, top)):
+            drawn = shape.get_data()
+            assert drawn.edges.tolist() == [n + 0.5 for n in range(501)]
+            there = [n for n in range(1, 501) if drawn.values[n - 1] == high and drawn.baseline[n - 1] == low]
+            assert there == [one.number for one in rounds]
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["south", "north"]
+
+
 def ticks(axis: Axis) -> list[float]:
     """Those that are seen."""
     low, high = sorted(axis.get_view_interval())
