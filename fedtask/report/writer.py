@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import tempfile
 from importlib import resources
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import jinja2
 
 from fedstream.sizes import size
+from fedtask.adapters import adapter
 from fedtask.report import tables, tensorboard, words
 from fedtask.report.record import FederationRecord, headline_evaluation, record_from_json, record_to_json
 from fedtask.task import Evaluation
@@ -30,8 +30,7 @@ def write_report(record: FederationRecord, folder: Path, *, pictures: bool) -> l
         events = tensorboard.event_file(tensorboard.scalar_events(record), record.started.timestamp())
         (new / "tensorboard" / tensorboard.FILE_NAME).write_bytes(events)
         (new / "report.html").write_text(page(record, embedded), encoding="utf-8")
-        told = json.dumps(summary(record), indent=2, allow_nan=False)
-        (new / "summary.json").write_text(told + "\n", encoding="utf-8")
+        (new / "summary.json").write_bytes(summary_file(record))
         return _move(new, folder)
 
 
@@ -110,6 +109,15 @@ def _shown_evaluations(record: FederationRecord) -> list[tuple[str, Evaluation]]
     if last and last.evaluation and last.number != record.best_round:
         shown.append((f"last model (round {last.number}), holdout", last.evaluation))
     return shown
+
+
+def summary_file(record: FederationRecord) -> bytes:
+    """The bytes of `summary.json`.
+
+    600 rounds of 100 sites are 40 MB. Python's own encoder takes nine times as long to indent them, and five times as
+    much memory as they are.
+    """
+    return adapter(dict[str, Any]).dump_json(summary(record), indent=2) + b"\n"
 
 
 def summary(record: FederationRecord) -> dict[str, Any]:

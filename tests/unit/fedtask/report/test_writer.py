@@ -6,6 +6,7 @@ import math
 import re
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -23,6 +24,7 @@ from fedtask.report import (
     record_to_json,
     render,
 )
+from fedtask.report.writer import summary_file
 from fedtask.task import Evaluation
 from tests.unit.fedtask.report.conftest import regression_rounds
 
@@ -101,6 +103,22 @@ def test_render_without_pictures_has_the_same_words_and_draws_nothing(make_recor
     assert list((tmp_path / "without").glob("*.png")) == []
     assert set(without.text.split()) <= set(drawn.text.split())
     assert "Accuracy" in without.text
+
+
+def test_summary_of_many_rounds_takes_little_more_memory_than_its_file(make_record: MakeRecord) -> None:
+    first, *_ = make_record().rounds
+    offers = tuple(replace(first.contributions[0], client_name=f"site-{i}", rank=i) for i in range(50))
+    record = make_record(rounds=tuple(replace(first, number=number, contributions=offers) for number in range(1, 21)))
+    summary_file(record)  # what is made once is made
+
+    tracemalloc.start()
+    try:
+        size = len(summary_file(record))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 5 * size
 
 
 def test_summary_begins_with_the_best_model_on_the_holdout(make_record: MakeRecord, tmp_path: Path) -> None:
