@@ -47,8 +47,8 @@ What all of these share
 - `handshake`: whether a client may take part.
 - `register`: what is kept of each client.
 - `enrolment`: invitations, certificates and the audit log.
-- `disk`, `traffic`, `working_time`, `pace`, `clock`: how the disk is, bytes moved, time worked and to go, and the clock as
-  a seam.
+- `disk`, `traffic`, `working_time`, `pace`, `clock`: how the disk is, bytes moved, time worked and to go, and the clock
+  as a seam.
 
 At the bottom
 - `store`: the state directory. What is durable is written here and nowhere else.

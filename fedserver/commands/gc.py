@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import typer
@@ -14,7 +15,7 @@ from fedserver.store.database import Database
 from fedserver.store.errors import StateInUse
 from fedserver.store.facts import KEEP_ROUNDS_FACT, fact
 from fedserver.store.folder import is_state_directory
-from fedserver.store.history import records
+from fedserver.store.history import History
 from fedserver.store.scores import best_versions
 
 _BY_ITSELF = "a running server collects by itself after every round"
@@ -59,7 +60,7 @@ def _collect(state: State, keep_rounds: int | None) -> None:
 
 
 def _best(database: Database) -> set[int]:
-    return best_versions(records(database))
+    return best_versions(replace(record, contributions=()) for record in History(database))
 
 
 def _rounds_to_keep(database: Database, keep_rounds: int | None) -> int:

@@ -21,7 +21,7 @@ from fedserver.commands.admin import (
 from fedserver.commands.tables import compact_table
 from fedserver.exit_codes import ExitCode, fail
 from fedserver.services.round_messages import write_detail, write_records
-from fedserver.store.history import records
+from fedserver.store.history import History
 from fedstream.sizes import part_of, size
 from fedstream.v1 import admin_pb2, negotiation_pb2
 from fedtask.report import OUTCOMES
@@ -41,7 +41,8 @@ def show_rounds(state: Path, number: int | None, *, as_json: bool) -> None:
 def _listing(state: Path) -> admin_pb2.ListRoundsResponse:
     if not is_running(state):
         with reading(state) as reader:
-            rounds = write_records(reader.database, records(reader.database))
+            database = reader.database
+            rounds = [one for record in History(database) for one in write_records(database, [record])]
             return admin_pb2.ListRoundsResponse(rounds=rounds)
     with administration(state) as stub:
         request = admin_pb2.ListRoundsRequest()
@@ -59,9 +60,9 @@ def _detail(state: Path, number: int) -> admin_pb2.GetRoundResponse:
         with administration(state) as stub:
             return stub.GetRound(admin_pb2.GetRoundRequest(number=number), timeout=CALL_SECONDS)
     with reading(state) as reader:
-        for record in records(reader.database):
-            if record.number == number:
-                return write_detail(reader.database, record)
+        record = History(reader.database).of_number(number)
+        if record is not None:
+            return write_detail(reader.database, record)
     raise fail(f"there is no round {number} in {state}", ExitCode.BAD_CONFIGURATION)
 
 

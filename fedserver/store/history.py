@@ -9,19 +9,13 @@ from fedserver.store.database import Database
 from fedserver.store.rows import read_row, row_text
 from fedtask.report import RoundRecord
 
+_AT_ONCE = 20
+"""A query for each record alone would pass over all before it as often."""
+
 
 def record_text(record: RoundRecord) -> str:
     """A round's record as it is stored."""
     return row_text(RoundRecord, record)
-
-
-def records(database: Database) -> list[RoundRecord]:
-    """All rounds that are over, oldest first.
-
-    Raises:
-        StateError: a row is damaged.
-    """
-    return read_records(database, 0, -1)
 
 
 def read_record(database: Database, number: int) -> RoundRecord | None:
@@ -35,7 +29,7 @@ def read_record(database: Database, number: int) -> RoundRecord | None:
 
 
 def read_records(database: Database, start: int, count: int) -> list[RoundRecord]:
-    """As `records`, but from the place `start`, from 0, only so many; -1 for all that follow.
+    """The rounds that are over, oldest first, from the place `start`, from 0: so many, or as there are.
 
     Raises:
         StateError: a row is damaged.
@@ -77,7 +71,9 @@ class History(Sequence[RoundRecord]):
         return self._length
 
     def __iter__(self) -> Iterator[RoundRecord]:
-        return iter(self[:])
+        """All, of which a few are held at a time: a thousand rounds of a hundred sites take 100 MB."""
+        for start in range(0, self._length, _AT_ONCE):
+            yield from self[start : start + _AT_ONCE]
 
     @overload
     def __getitem__(self, place: int) -> RoundRecord: ...

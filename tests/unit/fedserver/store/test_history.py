@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -57,6 +59,21 @@ def test_history_of_no_round_is_empty(tmp_path: Path) -> None:
     assert (len(history), list(history), history[-1:], history.of_number(0)) == (0, [], [], None)
     with pytest.raises(IndexError):
         history[-1]
+
+
+def test_history_that_is_gone_through_is_read_a_few_rounds_at_a_time(database: Database) -> None:
+    for number in range(4, 101):
+        keep(database, replace(RECORDS[0], number=number))
+    sizes: list[int] = []
+
+    class Noting:
+        def query(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+            rows = database.query(sql, *values)
+            sizes.append(len(rows))
+            return rows
+
+    assert [record.number for record in History(cast(Any, Noting()))] == list(range(1, 101))
+    assert max(sizes) <= 20
 
 
 def test_history_holds_the_last_record_alone(database: Database) -> None:
