@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 
 import grpc
+
+from fedserver.store.state import read_contact
+
+_NAME = "admin.sock"
+_PREFIX = "fedstream-"
+"""How the name of a folder begins that is made for the socket."""
 
 _UNIX_PATH_LIMIT = 100  # bytes; the kernel takes 107
 _CUT_FROM_URI = frozenset("#?%,")
@@ -31,6 +39,7 @@ class AdminSocket:
         Raises:
             OSError: it cannot be made there.
         """
+        self._clear_away_what_a_killed_process_left()
         path = self._place()
         path.unlink(missing_ok=True)  # of an earlier process: the state's lock says that it is gone
         before = os.umask(0o077)  # it is there before its mode can be set
@@ -47,13 +56,32 @@ class AdminSocket:
         return f"unix:{path}"
 
     def _place(self) -> Path:
-        path = (self._state / "admin.sock").resolve()
+        path = (self._state / _NAME).resolve()
         if len(str(path).encode()) > _UNIX_PATH_LIMIT or _CUT_FROM_URI & set(str(path)):
-            self._own_folder = Path(tempfile.mkdtemp(prefix="fedstream-"))
-            return self._own_folder / "admin.sock"
+            self._own_folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+            return self._own_folder / _NAME
         return path
+
+    def _clear_away_what_a_killed_process_left(self) -> None:
+        path = Path(str(read_contact(self._state).get("admin", "")).removeprefix("unix:"))
+        if path.parent.name.startswith(_PREFIX) and _is_deserted(path):
+            with contextlib.suppress(OSError):  # it is no longer this user's, or a state directory of such a name
+                path.unlink()
+                path.parent.rmdir()
 
     def remove(self) -> None:
         """Leave nothing of it outside the state directory."""
         if self._own_folder is not None:
             shutil.rmtree(self._own_folder, ignore_errors=True)
+
+
+def _is_deserted(path: Path) -> bool:
+    """Whether it is a socket at which nobody is. Of a state directory that was copied, the other server may live."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            pass
+        return False

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import stat
 import tempfile
 from pathlib import Path
@@ -50,6 +52,22 @@ async def test_socket_of_a_state_directory_with_a_long_name_leaves_nothing_behin
         assert listening.admin_address == f"unix:{folder / 'admin.sock'}"
         assert mode_of(folder / "admin.sock") == 0o600
     assert not list(elsewhere.glob("fedstream-*"))
+
+
+async def test_socket_of_a_server_that_was_killed_is_cleared_away_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere, state = tmp_path / "tmp", tmp_path / ("n" * 100)
+    left = elsewhere / "fedstream-left"
+    left.mkdir(parents=True)
+    state.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(left / "admin.sock"))
+    (state / "server.json").write_text(json.dumps({"admin": f"unix:{left / 'admin.sock'}"}))
+    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
+    async with serving(tmp_path, state=state):
+        assert not left.exists()
+        assert len(list(elsewhere.glob("fedstream-*"))) == 1
 
 
 async def test_place_where_no_socket_can_be_is_named_with_what_to_do(
