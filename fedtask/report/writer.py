@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
-import tempfile
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,7 @@ def write_report(record: FederationRecord, folder: Path, *, pictures: bool) -> l
     record = record_from_json(record_to_json(record))
     folder.mkdir(parents=True, exist_ok=True)
     # Made beside their place and moved there, so that nobody ever opens half a report.
-    with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as name:
-        new = Path(name)
+    with _new_folder(folder / ".new") as new:
         embedded = _draw(record, new) if pictures else {}
         (new / "tensorboard").mkdir()
         events = tensorboard.event_file(tensorboard.scalar_events(record), record.started.timestamp())
@@ -32,6 +33,17 @@ def write_report(record: FederationRecord, folder: Path, *, pictures: bool) -> l
         (new / "report.html").write_text(page(record, embedded), encoding="utf-8")
         (new / "summary.json").write_bytes(summary_file(record))
         return _move(new, folder)
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[Path]:
+    """An empty folder of that name, gone with the block. One that a killed process has left there is cleared away."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _move(new: Path, folder: Path) -> list[Path]:

@@ -39,6 +39,14 @@ report.render(record, pathlib.Path(sys.argv[2]), pictures=False)
 assert "matplotlib" not in sys.modules, "a second of import for nothing"
 """
 
+KILLED = """
+import json, os, pathlib, sys
+from fedtask.report import record_from_json, writer
+record = record_from_json(json.loads(pathlib.Path(sys.argv[1]).read_text()))
+writer.summary_file = lambda _: os._exit(9)
+writer.write_report(record, pathlib.Path(sys.argv[2]), pictures=False)
+"""
+
 pytestmark = pytest.mark.filterwarnings("error")
 
 
@@ -103,6 +111,18 @@ def test_render_without_pictures_has_the_same_words_and_draws_nothing(make_recor
     assert list((tmp_path / "without").glob("*.png")) == []
     assert set(without.text.split()) <= set(drawn.text.split())
     assert "Accuracy" in without.text
+
+
+def test_render_clears_away_what_a_killed_process_has_left(make_record: MakeRecord, tmp_path: Path) -> None:
+    folder = tmp_path / "report"
+    (tmp_path / "record.json").write_text(json.dumps(record_to_json(make_record())))
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "record.json"), str(folder)]
+    assert subprocess.run(command, check=False).returncode == 9
+    assert len(list(folder.iterdir())) == 1
+
+    render(make_record(), folder, pictures=False)
+
+    assert sorted(path.name for path in folder.iterdir()) == ["report.html", "summary.json", "tensorboard"]
 
 
 def test_summary_of_many_rounds_takes_little_more_memory_than_its_file(make_record: MakeRecord) -> None:
