@@ -57,10 +57,10 @@ class AdminSocket:
 
     def _place(self) -> Path:
         path = (self._state / _NAME).resolve()
-        if len(str(path).encode()) > _UNIX_PATH_LIMIT or _CUT_FROM_URI & set(str(path)):
-            self._own_folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-            return self._own_folder / _NAME
-        return path
+        if _can_be_address(path):
+            return path
+        self._own_folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        return self._own_folder / _NAME
 
     def _clear_away_what_a_killed_process_left(self) -> None:
         path = Path(str(read_contact(self._state).get("admin", "")).removeprefix("unix:"))
@@ -85,3 +85,11 @@ def _is_deserted(path: Path) -> bool:
         except OSError:
             pass
         return False
+
+
+def _can_be_address(path: Path) -> bool:
+    try:
+        length = len(str(path).encode())
+    except UnicodeEncodeError:  # a name in an older encoding: gRPC takes text
+        return False
+    return length <= _UNIX_PATH_LIMIT and not _CUT_FROM_URI & set(str(path))

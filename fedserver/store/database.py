@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from fedserver.store.disk import WAYS_OUT, DiskTrouble, is_full
 from fedserver.store.errors import EarlierVersion, StateError
@@ -325,7 +324,7 @@ def _connect_beside(path: Path) -> sqlite3.Connection:
 
 
 def _connect_reading(path: Path, trace: str) -> sqlite3.Connection:
-    address = f"file:{quote(str(path.absolute()))}?mode=ro"
+    address = f"{path.absolute().as_uri()}?mode=ro"  # of the name's bytes, which may be no text in UTF-8
     try:
         return _opened(address, path, trace, uri=True)
     except sqlite3.OperationalError:

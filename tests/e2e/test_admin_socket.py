@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import stat
+import sys
 import tempfile
 from pathlib import Path
 
@@ -41,13 +42,24 @@ async def test_socket_can_be_opened_by_its_owner_only_whatever_the_umask_is(tmp_
         os.umask(before)
 
 
-async def test_socket_of_a_state_directory_with_a_long_name_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "name",
+    [
+        "n" * 100,
+        pytest.param(
+            os.fsdecode(b"klinik-m\xfcnchen"),
+            marks=pytest.mark.skipif(sys.platform == "darwin", reason="its file system takes no such names"),
+        ),
+    ],
+    ids=["long", "no UTF-8"],
+)
+async def test_socket_of_a_state_directory_whose_name_can_be_no_address_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     elsewhere = tmp_path / "tmp"
     elsewhere.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
-    async with serving(tmp_path, state=tmp_path / ("n" * 100)) as (_, listening):
+    async with serving(tmp_path, state=tmp_path / name) as (_, listening):
         (folder,) = elsewhere.glob("fedstream-*")
         assert listening.admin_address == f"unix:{folder / 'admin.sock'}"
         assert mode_of(folder / "admin.sock") == 0o600

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import sys
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -100,6 +102,15 @@ def test_reader_sees_what_a_server_commits_and_writes_nothing(tmp_path: Path) ->
     assert reader.database.query("SELECT count(*) FROM facts") == [(2,)]
     reader.close()
     state.close()
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file system takes no such names")
+def test_reader_finds_the_database_in_a_folder_whose_name_is_no_utf_8(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"klinik-m\xfcnchen # ?")
+    folder.mkdir()
+    with closing(State(folder)) as state, closing(StateReader(folder)) as reader:
+        state.remember("a", "1")
+        assert reader.database.query("SELECT value FROM facts WHERE key = 'a'") == [("1",)]
 
 
 def test_database_that_is_gone_though_models_are_there_is_not_begun_anew(tmp_path: Path) -> None:
