@@ -12,7 +12,7 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from fedclient.exit_codes import ExitCode, Stop
-from fedclient.identity import IdentityFolder, Membership, default_identity_folder, read_credentials
+from fedclient.identity import IdentityFolder, Membership, default_identity_folder, read_credentials, state_home
 from fedclient.reply import SiteLimits
 from fedclient.reporting import Reporting
 from fedstream import limits
@@ -191,9 +191,11 @@ def default_state_folder(server: str, name: str) -> Path:
     Args:
         server: as it was joined; where nothing was joined, as it is dialled.
         name: of the site.
+
+    Raises:
+        Stop: with `BAD_CONFIGURATION`, this user has no home folder.
     """
-    home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    return home / "fedstream" / re.sub(r"[^A-Za-z0-9.-]", "_", server) / name
+    return state_home("--state-dir") / "fedstream" / re.sub(r"[^A-Za-z0-9.-]", "_", server) / name
 
 
 def load_config(
@@ -214,9 +216,11 @@ def load_config(
     if without_server is not None and "server" not in given:
         given = {**given, **without_server}
     try:
-        return ClientConfig.model_validate(given)
+        config = ClientConfig.model_validate(given)
     except ValidationError as error:
         raise Stop(ExitCode.BAD_CONFIGURATION, _explain(error)) from error
+    _ = config.state_folder  # where this user has no home, it is said before anything is begun
+    return config
 
 
 def _with_identity(given: dict[str, Any]) -> dict[str, Any]:

@@ -27,9 +27,25 @@ KEY, CERTIFICATE, AUTHORITY, FACTS = "site.key", "site.crt", "authority.crt", "i
 
 
 def default_identity_folder() -> Path:
-    """`~/.local/state/fedstream/identity`, or below `XDG_STATE_HOME` where that is set."""
-    home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    return home / "fedstream" / "identity"
+    """`~/.local/state/fedstream/identity`, or below `XDG_STATE_HOME` where that is set.
+
+    Raises:
+        Stop: with `BAD_CONFIGURATION`, this user has no home folder.
+    """
+    return state_home("--identity") / "fedstream" / "identity"
+
+
+def state_home(option: str) -> Path:
+    """`~/.local/state`, or `XDG_STATE_HOME` where that is set; `option` names another folder than what is below it.
+
+    Raises:
+        Stop: with `BAD_CONFIGURATION`, this user has no home folder, as where a container sets only a user's number.
+    """
+    try:
+        return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    except RuntimeError as error:
+        message = f"this user has no home folder to keep things in: name a folder with {option}, or set HOME"
+        raise Stop(ExitCode.BAD_CONFIGURATION, message) from error
 
 
 @dataclass(frozen=True, slots=True)

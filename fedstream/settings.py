@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tomllib
 from pathlib import Path
@@ -34,7 +35,7 @@ def read_settings(file: Path) -> dict[str, Any]:
     """What stands in a TOML file. A text that begins with `~/` is below the home of this user, as on a command line.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: it cannot be read, or has a path below a home that this user does not have.
         ValueError: it is not TOML.
     """
     text = file.read_text(encoding="utf-8-sig")  # editors on other systems mark the beginning
@@ -50,8 +51,9 @@ def _at_home(value: Any) -> Any:
         return value
     try:
         return str(Path(value).expanduser())
-    except RuntimeError:  # this user has no home: the path is told as it stands
-        return value
+    except RuntimeError as error:
+        message = f"{value} is in the home folder, and this user has none: write the whole path, or set HOME"
+        raise OSError(errno.ENOENT, message) from error
 
 
 def require_named(value: object) -> None:

@@ -12,6 +12,7 @@ from fedclient.config import ClientConfig, default_name, default_state_folder, l
 from fedclient.exit_codes import ExitCode, Stop
 from fedclient.reply import SiteLimits
 from fedclient.reporting import Reporting
+from tests.support.users import leave_without_home
 
 FINGERPRINT = "sha256:" + "ab" * 32
 LEAST = {"server": "fl.example.org:8443", "fingerprint": FINGERPRINT, "data": "scans"}
@@ -169,6 +170,23 @@ def test_state_folder_follows_xdg_and_holds_server_and_name(monkeypatch: pytest.
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
 
     assert default_state_folder("[::1]:8443", "a") == tmp_path / "fedstream" / "___1__8443" / "a"
+
+
+@pytest.mark.parametrize(
+    ("settings", "option"),
+    [
+        ({}, "--identity"),
+        ({"server": "127.0.0.1:1", "plaintext": True}, "--state-dir"),
+    ],
+)
+def test_user_without_home_folder_hears_which_folder_to_name(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, object], option: str
+) -> None:
+    leave_without_home(monkeypatch)
+
+    expected = f"this user has no home folder to keep things in: name a folder with {option}, or set HOME"
+    assert message_of(None, {"data": "phantom", **settings}) == expected
+    assert load_config(None, {"data": "phantom", "server": "127.0.0.1:1", "plaintext": True, "state_dir": "here"})
 
 
 @pytest.mark.parametrize(("host", "name"), [("-x", "x"), ("", "client"), ("é", "client"), ("a" * 80, "a" * 64)])

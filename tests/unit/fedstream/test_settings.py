@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedstream.settings import read_settings
+from tests.support.users import leave_without_home
 
 pytestmark = pytest.mark.numpy_task
 
@@ -27,6 +28,17 @@ def test_path_that_an_earlier_version_has_made_as_it_is_written_stays_in_use(
     file = tmp_path / "server.toml"
     file.write_text('state = "~/state"\nout = "~/out"\n')
     assert read_settings(file) == {"state": "~/state", "out": str(tmp_path / "home" / "out")}
+
+
+def test_path_in_the_home_folder_of_a_user_without_one_is_refused_with_what_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_without_home(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "server.toml"
+    file.write_text('state = "~/state"\n')
+    with pytest.raises(OSError, match=r"^\[Errno 2\] ~/state is in the home folder, and this user has none: write"):
+        read_settings(file)
 
 
 def test_file_that_begins_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
