@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import keras
 import numpy as np
-import tensorflow as tf
 
 from fedstream.dtypes import DataType
 from fedstream.schema import ModelSchema, TensorRole, TensorSpec
 from fedtask.checkpoints import enumerate_some, in_schema_order
+from fedtask.frameworks import keras, tf
 from fedtask.task import TaskError, Weights
 
 _WEIGHTS_IN_ARCHIVE = "model.weights.h5"

@@ -82,7 +82,7 @@ class KerasTask:
 
     def make_optimizer(self, learning_rate: float) -> Any:
         """A new optimiser; its state is reset before each fine-tune."""
-        import keras
+        from fedtask.frameworks import keras
 
         return keras.optimizers.Adam(learning_rate)
 
@@ -198,8 +198,7 @@ class KerasTask:
 
     @functools.cached_property
     def _trainer(self) -> Trainer:
-        import keras
-
+        from fedtask.frameworks import keras
         from fedtask.keras_training import Trainer
 
         one_output = self._model.outputs[0].shape[-1] == 1

@@ -12,12 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import keras
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
 
 from fedstream.plan import Plan
+from fedtask.frameworks import keras, tf
 from fedtask.keras_model import read_weights, schema_of
 from fedtask.progress import Progress
 from fedtask.task import FineTuned, Metrics, Weights

@@ -18,12 +18,12 @@ def load_tensorflow_quietly() -> None:
     Whoever has set tensorflow's own level of logging sees what that level shows.
     """
     if _LOG_LEVEL in os.environ or sys.stderr is None:
-        import tensorflow as tf
+        import fedtask.frameworks
 
         return
     os.environ[_LOG_LEVEL] = "3"  # that no GPU can be used counts as an error there
     with _kept_back():
-        import tensorflow as tf  # noqa: F401 - to have it loaded, not to use it here
+        import fedtask.frameworks  # noqa: F401 - to have it loaded, not to use it here
 
 
 @contextlib.contextmanager

@@ -23,13 +23,13 @@ from typing import Any, Protocol
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
 
 from fedstream.manifest import raw_bytes
 from fedstream.sizes import size
 from fedtask.brain_mri import augmentation
 from fedtask.brain_mri.augmentation import apply_changes, variant_change
 from fedtask.brain_mri.model import Network
+from fedtask.frameworks import tf
 from fedtask.images.image_set import ImageSet
 from fedtask.keras_training import Indices, Labels
 from fedtask.task import Weights

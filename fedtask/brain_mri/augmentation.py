@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
+
+from fedtask.frameworks import tf
 
 VERSION = 1
 """Raised with every change to the pictures: features kept of an older version go out of use."""

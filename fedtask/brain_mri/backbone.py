@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import keras
 import numpy as np
 
 from fedtask.brain_mri.model import OUTPUT, Network, build_network
 from fedtask.brain_mri.phantom_slice import draw_slice
 from fedtask.brain_mri.settings import ALL, BrainMriSettings
+from fedtask.frameworks import keras
 from fedtask.keras_model import read_weights
 from fedtask.task import TaskError, Weights
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 
 from fedtask.brain_mri.model import class_names_of
+from fedtask.frameworks import keras
 from fedtask.images.decode import UnusableImage, decode_image
 from fedtask.keras_model import prepare_devices
 from fedtask.task import TaskError

@@ -14,8 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import keras
-import tensorflow as tf
+from fedtask.frameworks import keras, tf
 
 _CPU_FACTS = Path("/proc/cpuinfo")
 _CPU_FLAGS = {"avx512_bf16", "amx_bf16"}

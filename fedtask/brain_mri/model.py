@@ -6,10 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import keras
-
 from fedstream.schema import ModelSchema
 from fedtask.brain_mri.settings import ALL, HEAD, BrainMriSettings
+from fedtask.frameworks import keras
 from fedtask.keras_model import schema_of
 
 POOL = "pool"

@@ -5,9 +5,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 from fedstream.plan import Plan
 from fedtask.brain_mri.activations import (
@@ -20,6 +18,7 @@ from fedtask.brain_mri.activations import (
 from fedtask.brain_mri.folded import folded, multiplies_bfloat16
 from fedtask.brain_mri.model import build_network
 from fedtask.brain_mri.settings import BrainMriSettings
+from fedtask.frameworks import keras, tf
 from fedtask.images.image_set import ImageSet
 from fedtask.images.site import Site
 from fedtask.keras_model import assign_weights, load_file, prepare_devices, save_model
