@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+import structlog
 
 from fedserver.addresses import own_addresses
 from fedserver.clock import Clock
@@ -16,10 +18,12 @@ from fedserver.services.callers import Callers
 from fedserver.store import State
 from fedserver.store.database import Database
 from fedserver.store.facts import fact
-from fedserver.store.keys import AUTHORITY_CERTIFICATE
+from fedserver.store.keys import AUTHORITY_CERTIFICATE, SET_CLOCK, wrong_dates
 from fedstream.certificates import facts_of
 from fedstream.errors import ProtocolError
 from fedstream.tls import Identity
+
+log = structlog.get_logger()
 
 _CLIENT_CA = "authority of sites that need no invitation"
 
@@ -44,7 +48,10 @@ class Gate:
         """
         client_ca = _read_client_ca(config.client_ca) if config.client_ca is not None else None
         _keep_client_ca(state, client_ca)
-        return cls._of(state, clock, timedelta(days=config.certificate_days), client_ca)
+        gate = cls._of(state, clock, timedelta(days=config.certificate_days), client_ca)
+        if (wrong := wrong_dates(gate.authority, datetime.now(UTC))) is not None:
+            log.error("no site can trust this server now", because=wrong, hint=SET_CLOCK)
+        return gate
 
     @classmethod
     def as_last_served(cls, state: State, clock: Clock) -> Gate:

@@ -217,7 +217,7 @@ def _require_its_time(address: str, certificate: bytes) -> None:
     span = f"{begins:%Y-%m-%d %H:%M} to {ends:%Y-%m-%d %H:%M} UTC"
     words = f"{address} has a certificate for {span}, and this machine's clock says {now:%Y-%m-%d %H:%M} UTC"
     if now < begins:
-        raise TransportError(f"{words}: set this machine's clock")
+        raise TransportError(f"{words}: set this machine's clock, or, if it is right, tell the coordinator")
     if now > ends:
         raise UntrustedServer(
             f"{words}: set this machine's clock, or, if it is right, ask the coordinator for a new certificate."

@@ -11,7 +11,7 @@ from fedserver.store import StateError, StateReader
 from fedserver.store.database import MIGRATIONS
 from fedserver.store.errors import EarlierVersion
 from fedserver.store.folder import is_in_use, is_state_directory, read_contact, require_database
-from fedserver.store.keys import CERTIFICATE, KEY, is_changed
+from fedserver.store.keys import AUTHORITY_CERTIFICATE, CERTIFICATE, KEY, SET_CLOCK, is_changed, wrong_dates
 from fedstream.checkup.certificate import judge_validity
 from fedstream.checkup.machine import judge_folder
 from fedstream.checkup.runner import Result, failed, ok, warning
@@ -73,8 +73,10 @@ def certificate(config: ServerConfig) -> Result:
         return warning(f"{key} can be read by others (mode {mode:o})", f"Run: chmod 600 {key}")
     if _changed(config):
         return failed(f"{path} or its key is not what it was", "Restore a backup: sites know this server by it")
-    contents = path.read_bytes()
-    result = judge_validity(contents, datetime.now(UTC), _RENEWAL)
+    contents, authority, now = path.read_bytes(), config.state / AUTHORITY_CERTIFICATE, datetime.now(UTC)
+    if authority.exists() and (wrong := wrong_dates(authority.read_bytes(), now)) is not None:
+        return failed(wrong, f"{SET_CLOCK[0].upper()}{SET_CLOCK[1:]}")
+    result = judge_validity(contents, now, _RENEWAL, if_too_early=_RENEWAL)
     return Result(result.verdict, f"{result.found}, {fingerprint(contents)}", result.advice)
 
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from fedserver.store.database import LOG_BACK, Database
 from fedserver.store.errors import StateError
 from fedserver.store.facts import fact, remembering
+from fedstream.certificates import facts_of
 from fedstream.files import FileSystem, write_durably
 from fedstream.tls import Identity
 
@@ -48,6 +50,21 @@ SERVER = Pair(
     CERTIFICATE,
     f"or remove {KEY} and {CERTIFICATE}: sites that have joined will not notice, open invitations end",
 )
+
+
+SET_CLOCK = f"set the clock of this machine; if it is right, restore a backup, {AUTHORITY.way_out}"
+
+
+def wrong_dates(authority: bytes, now: datetime) -> str | None:
+    """Why no site trusts a server of this authority (PEM), where its dates are wrong; what to do is `SET_CLOCK`.
+
+    They are where the clock was wrong when it was made, or is wrong now.
+    """
+    facts = facts_of(authority)
+    if facts.begins <= now <= facts.expires:
+        return None
+    span = f"{facts.begins:%Y-%m-%d %H:%M} to {facts.expires:%Y-%m-%d %H:%M} UTC"
+    return f"{AUTHORITY_CERTIFICATE} is for {span}, and this machine's clock says {now:%Y-%m-%d %H:%M} UTC"
 
 
 def is_changed(path: Path, database: Database) -> bool:

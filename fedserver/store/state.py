@@ -104,14 +104,18 @@ class State:
     def identity(self, hosts: Sequence[str]) -> Identity:
         """The server's key and certificate, signed by the authority; made anew when a third of its time is left.
 
+        So is one that was made while this machine's clock was ahead. Where the authority is not valid yet either, it is
+        the clock of now that is wrong, as that of a machine that has just started may be.
+
         Raises:
             StateError: one of them is gone or not what it was.
         """
         authority = self.authority()
 
         def is_outdated(certificate: bytes) -> bool:
-            is_due = facts_of(certificate).is_due(datetime.now(UTC))
-            return is_due or not is_issued_by(certificate, authority.certificate)
+            now, facts = datetime.now(UTC), facts_of(certificate)
+            is_of_later = facts_of(authority.certificate).begins <= now < facts.begins
+            return is_of_later or facts.is_due(now) or not is_issued_by(certificate, authority.certificate)
 
         return self._pair(keys.SERVER, lambda: issue_server(authority, hosts), is_outdated)
 

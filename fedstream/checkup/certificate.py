@@ -16,13 +16,16 @@ SOON = timedelta(days=30)
 """How long before its end a certificate is worth a warning: time to tell every site."""
 
 
-def judge_validity(certificate: bytes, now: datetime, renewal: str) -> Result:
+_SET_CLOCK = "Set the clock of this machine"
+
+
+def judge_validity(certificate: bytes, now: datetime, renewal: str, if_too_early: str = _SET_CLOCK) -> Result:
     """Whether a PEM certificate is valid at `now`; `renewal` is the sentence on how to get a new one."""
     begins, ends = validity(certificate)
     if now > ends:
         return failed(f"it ended on {ends:%Y-%m-%d}", renewal)
     if now < begins:
-        return failed(f"it begins only at {begins:%Y-%m-%d %H:%M} UTC", "Set the clock of this machine")
+        return failed(f"it begins only at {begins:%Y-%m-%d %H:%M} UTC", if_too_early)
     if ends - now < SOON:
         return warning(f"it ends on {ends:%Y-%m-%d}, in {(ends - now).days} days", renewal)
     return ok(f"valid until {ends:%Y-%m-%d}")
@@ -38,7 +41,7 @@ def judge_clock(certificate: bytes | None, now: datetime, ahead_seconds: float |
         return _judge_difference(now, ahead_seconds)
     side = "before" if now < begins else "after"
     found = f"{now:%Y-%m-%d %H:%M} UTC is {side} the certificate's dates ({begins:%Y-%m-%d} to {ends:%Y-%m-%d})"
-    return failed(found, "Set the clock of this machine, or, if it is right, ask the coordinator for a new certificate")
+    return failed(found, f"{_SET_CLOCK}, or, if it is right, ask the coordinator for a new certificate")
 
 
 def _judge_difference(now: datetime, ahead_seconds: float | None) -> Result:

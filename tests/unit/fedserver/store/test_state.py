@@ -9,11 +9,14 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
+import time_machine
 
 from fedserver.store import State, StateError
 from fedserver.store.database import Database
@@ -192,6 +195,17 @@ def test_identity_that_was_removed_is_made_anew(tmp_path: Path) -> None:
     assert anew.key != made.key
     assert state.identity([]) == anew
     state.close()
+
+
+def test_identity_that_was_made_while_the_clock_was_ahead_is_made_anew(tmp_path: Path) -> None:
+    with closing(State(tmp_path)) as state:
+        state.authority()
+        with time_machine.travel(datetime.now(UTC) + timedelta(days=1_000)):
+            later = state.identity([])
+        made = state.identity([])
+        assert made != later
+        with time_machine.travel(100):  # seconds after 1970 began, as on a machine whose clock was not set yet
+            assert state.identity([]) == made
 
 
 def test_facts_are_remembered_by_the_next_process(tmp_path: Path) -> None:
