@@ -90,9 +90,6 @@ def _cut_off(federation: Federation) -> set[str]:
         return set()
     last, population = federation.history[-1].contributions, federation.population
     away = {client.name for client in population if client.state is ClientState.DISCONNECTED}
-    if federation.round is None:
-        names = {one.client_name for one in last}
-        away |= {name for name in names if not population.has_met(name)}
-    else:
-        names = {one.client_name for one in last if one.outcome == Outcome.COMPLETED.value}
+    knows_who_heard = federation.round is not None
+    names = {one.client_name for one in last if one.outcome == Outcome.COMPLETED.value or not knows_who_heard}
     return away & names - federation.heard_the_end

@@ -49,10 +49,7 @@ class Introduction:
 
 @dataclass(slots=True)
 class Client:
-    """One client's record. Times are unix seconds, for people; `last_seen` is of its last sign of life.
-
-    One that `is_remembered` is known from an earlier process only, and has not said hello to this one.
-    """
+    """One client's record. Times are unix seconds, for people; `last_seen` is of its last sign of life."""
 
     introduction: Introduction
     state: ClientState
@@ -60,7 +57,6 @@ class Client:
     last_seen: float
     reason: str = ""
     rounds_completed: int = 0
-    is_remembered: bool = False
 
     @property
     def name(self) -> str:
@@ -89,10 +85,6 @@ class Population:
     def __contains__(self, name: object) -> bool:
         return name in self._clients
 
-    def has_met(self, name: str) -> bool:
-        """Whether a client has said hello to this process; one that is only remembered has not."""
-        return name in self._clients and not self._clients[name].is_remembered
-
     def recall(self, client: Client) -> None:
         """Remember a client of an earlier process. It is not connected, and what it says of itself now counts more."""
         known = self._clients.get(client.name)
@@ -103,9 +95,7 @@ class Population:
         was_connected = client.state is ClientState.CONNECTED
         state, reason = (ClientState.DISCONNECTED, STOPPED_REASON) if was_connected else (client.state, client.reason)
         completed = self._completed[client.name]
-        self._clients[client.name] = replace(
-            client, state=state, reason=reason, rounds_completed=completed, is_remembered=True
-        )
+        self._clients[client.name] = replace(client, state=state, reason=reason, rounds_completed=completed)
         self._forget_strangers(state)
 
     def connect(self, introduction: Introduction, now: float) -> Client:
@@ -153,7 +143,6 @@ class Population:
             known = Client(introduction, state, first_seen=now, last_seen=now, rounds_completed=completed)
             self._clients[introduction.name] = known
         known.introduction, known.state, known.reason, known.last_seen = introduction, state, reason, now
-        known.is_remembered = False
         self._note_change(known)
         return known
 

@@ -142,6 +142,14 @@ async def test_farewell_of_a_federation_that_was_stopped_lets_its_sites_fetch(tm
         await asyncio.wait_for(farewell, 5.0)
 
 
+async def test_farewell_of_a_server_started_again_waits_for_nobody_who_left(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path, "a") as bench:
+        await bench.play(1)
+        bench.federation.gone("a", ClientState.LEFT, "that was all")
+    async with Bench.running(tmp_path) as bench:
+        await asyncio.wait_for(say_farewell(bench.federation, "all rounds done"), 5.0)
+
+
 async def test_farewell_waits_for_nobody_who_left_or_gave_nothing(tmp_path: Path) -> None:
     async with Bench.running(tmp_path, "a") as bench:
         await bench.play(1)

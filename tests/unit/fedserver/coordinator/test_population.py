@@ -110,16 +110,15 @@ def test_client_that_is_recalled_is_known_and_not_connected(
     population = Population()
     population.credit("a")
     population.recall(Client(hello("a", 40), kept[0], 1.0, 2.0, kept[1]))
-    expected = Client(hello("a", 40), recalled[0], 1.0, 2.0, recalled[1], rounds_completed=1, is_remembered=True)
+    expected = Client(hello("a", 40), recalled[0], 1.0, 2.0, recalled[1], rounds_completed=1)
     assert list(population) == [expected]
-    assert (population.connected, "a" in population, population.has_met("a")) == ([], True, False)
+    assert (population.connected, "a" in population) == ([], True)
 
 
 def test_client_that_is_recalled_and_comes_again_keeps_when_it_was_first_seen() -> None:
     population = Population()
     population.recall(Client(hello("a"), ClientState.CONNECTED, 1.0, 2.0))
     assert facts(population.connect(hello("a", 20), 9.0)) == (ClientState.CONNECTED, "", 1.0, 9.0)
-    assert (population.has_met("a"), population.has_met("b")) == (True, False)
     assert [client.introduction.num_examples for client in population.connected] == [20]
 
 
@@ -130,7 +129,7 @@ def test_client_that_said_hello_before_the_recall_stays_as_it_is_now() -> None:
     changed.clear()
     population.recall(Client(hello("a", 40), ClientState.CONNECTED, 1.0, 2.0))
     assert facts(population["a"]) == (ClientState.DECLINED, "upgrade the client", 1.0, 9.0)
-    assert (population.has_met("a"), changed) == (True, ["a"])
+    assert changed == ["a"]
 
 
 def test_change_of_a_client_is_told_and_a_sign_of_life_is_not() -> None:
