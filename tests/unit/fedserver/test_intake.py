@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import UserDict
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,14 @@ from structlog.testing import capture_logs
 
 from fedserver.aggregation import Accumulator
 from fedserver.intake import Intake
-from fedserver.store import DamagedFile
+from fedserver.store import DamagedFile, StateReader
 from fedserver.store.updates import Update
+from fedserver.verification import verify
+from fedstream.dtypes import DataType
 from tests.support.bench import SCHEMA, Bench
 from tests.support.full_disk import FullDisk
 from tests.support.tasks import random_weights
+from tests.unit.fedserver.aggregation.oracle import exact_mean, promised_bound, worst_error
 
 pytestmark = pytest.mark.numpy_task
 
@@ -78,7 +82,9 @@ async def test_shares_have_the_same_bits_whoever_came_first(tmp_path: Path) -> N
                 await bench.send(name, random_weights(SCHEMA, ord(name)))
             work = await bench.end_round(running)
             shares.add(tuple(part.weight for part in work.opened.participations))
-    assert len(shares) == 1
+    (share_of_rank,) = shares
+    weights = [0.0, *(0.1 / (rank + 0.1) for rank in (1,)), 0.0, *(0.1 / (rank + 0.1) for rank in (3, 4))]
+    assert share_of_rank == pytest.approx([weight / sum(weights) for weight in weights])
 
 
 async def test_sums_are_let_go_when_the_round_fails(tmp_path: Path, sums: list[weakref.ref[np.ndarray]]) -> None:
@@ -140,6 +146,44 @@ async def test_update_that_cannot_be_read_to_its_end_is_added_later_and_leaves_t
         work = await bench.end_round(running)
         assert work.model is not None
         assert work.model.digest.hex == expected
+
+
+def tiny_weights(seed: int) -> dict[str, np.ndarray]:
+    """`large` is far below the resolution of the sums, so that the model's is made of the updates themselves."""
+    weights = random_weights(SCHEMA, seed)
+    return {**weights, "large": weights["large"] * np.float32(1e-30)}
+
+
+async def test_values_too_small_for_the_sums_are_read_again_from_the_stored_updates(tmp_path: Path) -> None:
+    updates = [tiny_weights(seed) for seed in SEEDS.values()]
+    async with Bench.running(tmp_path, "abc", min_clients=3) as bench:
+        running = await bench.open_round()
+        for name, update in zip("cab", updates, strict=True):
+            await bench.send(name, update)
+        work = await bench.end_round(running)
+        assert work.model is not None
+        made = work.model.weights()["large"]
+    large = [update["large"] for update in updates]
+    exact = exact_mean([Fraction(10)] * 3, large)
+    assert worst_error(made, exact) <= promised_bound(DataType.FLOAT32, large)
+    reader = StateReader(tmp_path)
+    assert [(one.recomputed, one.differences) for one in verify(reader).rounds] == [(True, [])]
+    reader.close()
+
+
+async def test_update_that_changes_on_disk_before_it_is_read_again_makes_no_model(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path, "ab", min_clients=2) as bench:
+        running = await bench.open_round()
+        await bench.send("a", tiny_weights(1))
+        await intake_of(bench).caught_up()
+        (path,) = (bench.state.folder / "updates").glob("*.safetensors")
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+        await bench.send("b", tiny_weights(2))
+        with pytest.raises(DamagedFile, match=f"{path} is damaged: tensor large does not match its digest; start"):
+            await bench.end_round(running)
+        assert bench.federation.model.version == 0
 
 
 async def test_update_that_changes_on_disk_after_the_sums_were_let_go_is_not_added(tmp_path: Path) -> None:

@@ -332,6 +332,16 @@ def test_ranks_are_held_to_the_cohort() -> None:
         accumulator.remove(1, {})
 
 
+def test_removal_without_a_tensor_that_was_folded_is_refused_and_changes_nothing() -> None:
+    accumulator = two_of(MIXED, mixed_model(0.0))
+    before, update = bits(accumulator.result()), mixed_model(2.0)
+    accumulator.fold(1, 1.0, update)
+    with pytest.raises(KeyError, match="gain"):
+        accumulator.remove(1, {"kernel": update["kernel"]})
+    accumulator.remove(1, update)
+    assert bits(accumulator.result()) == before
+
+
 def test_result_without_updates_is_refused() -> None:
     with pytest.raises(NoUpdates):
         accumulator_of(MIXED, mixed_model(0.0), 1.0).result()
