@@ -176,6 +176,7 @@ def test_one_flipped_bit_in_any_stored_file_is_found_and_named(folder: Path) -> 
         (lambda path: path.write_bytes(path.read_bytes()[:-1]), "does not match its digest"),
         (lambda path: path.write_bytes(path.read_bytes() + b"x"), "is longer than its manifest says"),
         (lambda path: path.write_bytes(b""), "its header is not the one its manifest makes"),
+        (lambda path: (path.unlink(), path.mkdir()), "cannot be read (Is a directory)"),
     ],
 )
 def test_missing_cut_or_grown_file_is_named(folder: Path, harm: Callable[[Path], object], problem: str) -> None:
@@ -244,6 +245,7 @@ def test_changed_entry_with_a_hash_of_its_own_breaks_the_chain(folder: Path) -> 
         (("cohort", 1, "update", "model_digest"), "3 entry.cohort[1].update.model_digest: it is "),
         (("cohort", 3, "update", "admission"), "3 entry: it cannot be read: "),
         (("cohort", 3, "rank"), "3 entry.cohort[4].update: the update of d is missing from the store"),
+        (("cohort", 1, "update"), "3 entry.cohort[1].update: there is none, but an admitted one of b is stored"),
     ],
 )
 def test_entry_changed_along_with_the_whole_chain_contradicts_what_is_stored(
@@ -271,6 +273,15 @@ def test_aggregate_that_was_replaced_everywhere_is_found_by_making_it_again(fold
     found = differences(folder)
     assert len(found) == 1
     assert found[0].startswith("4 aggregate, tensor large: 1 of 262 values differ, the first at [5]: made again it is ")
+    model.path.write_bytes(b"")  # then the recorded digest is what is left to compare with
+    digest = model.manifest.entries[-1].digest.hex
+    assert f"4 aggregate, tensor large: made again it has not the recorded digest {digest}" in differences(folder)
+
+
+def test_entry_that_its_own_updates_contradict_cannot_be_made_again(folder: Path) -> None:
+    rechain(folder, lambda fields: fields["cohort"][1].update(weight_limit=5.0), 3)
+    problem = "the update of rank 1 would weigh 10; 5 is the most it may"
+    assert differences(folder) == [f"3 aggregate: it cannot be made again from what the entry says: {problem}"]
 
 
 def test_update_whose_row_is_gone_without_having_been_collected_is_missed(folder: Path) -> None:
@@ -283,16 +294,29 @@ def test_update_whose_row_is_gone_without_having_been_collected_is_missed(folder
 def test_entry_or_record_that_was_removed_is_missed(folder: Path) -> None:
     change(folder, "DELETE FROM ledger WHERE number = 2")
     found = differences(folder)
-    assert "ledger: round 2 has no entry" in found
+    assert [line for line in found if "entry.previous" not in line] == [
+        "3 ledger: the entry before round 3 is missing",
+        "ledger: round 2 has no entry",
+    ]
     assert any(line.startswith("3 entry.previous") for line in found)
     change(folder, "DELETE FROM rounds WHERE number = 4")
     assert "4 rounds: the round's record is missing" in differences(folder)
 
 
+def test_row_of_a_round_that_names_another_model_than_its_entry_is_named(folder: Path) -> None:
+    model, other = (entry_of(folder, number)["aggregate"]["model_digest"] for number in (4, 3))
+    change(folder, "UPDATE rounds SET model_sha256 = ? WHERE number = 4", bytes.fromhex(other))
+    assert differences(folder) == [f"4 entry.aggregate: it is {model}, but the round's row has {other}"]
+    change(folder, "UPDATE rounds SET model_sha256 = ? WHERE number = 4", bytes.fromhex(model))
+    change(folder, "UPDATE versions SET sha256 = ? WHERE version = 4", bytes.fromhex(other))
+    assert f"4 entry.aggregate: it is {model}, but the model of version 4 is {other}" in differences(folder)
+
+
 def test_one_round_is_checked_with_the_whole_chain(folder: Path) -> None:
     assert [(one.number, one.recomputed) for one in check(folder, 4).rounds] == [(4, True)]
     write_entry(folder, 3, changed_at(entry_of(folder, 3), ("reason",)), rehash=False)
-    assert [(one.number, bool(one.differences)) for one in check(folder, 4).rounds] == [(3, True), (4, False)]
+    rounds = [(one.number, bool(one.differences), one.recomputed) for one in check(folder, 4).rounds]
+    assert rounds == [(3, True, False), (4, False, True)]
 
 
 @pytest.mark.parametrize("number", [2, 4])
