@@ -25,6 +25,7 @@ from fedserver.store.restore import restore
 from fedserver.store.updates import UpdateFacts
 from fedserver.verification import verify
 from fedstream.encodings import Encoded, Encoding, encode
+from fedstream.files import TEMPORARY_SUFFIX
 from fedstream.manifest import manifest_of
 from tests.support.bench import SCHEMA, Bench, image_of
 from tests.support.tasks import random_weights
@@ -222,6 +223,32 @@ def test_damaged_file_is_named_and_no_backup_is_left(folder: Path, tmp_path: Pat
         with pytest.raises(DamagedFile, match=f"{path} is damaged: tensor large does not match its digest"):
             back_up(folder, tmp_path / kind)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["state"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_another_backup_or_restore_has_begun_is_named_and_let_be(folder: Path, tmp_path: Path, kind: str) -> None:
+    begun = tmp_path / f"{kind}{TEMPORARY_SUFFIX}"
+    begun.mkdir()
+    with pytest.raises(BackupError, match=f"{begun} is there: another backup is being made, or one broke off"):
+        back_up(folder, tmp_path / kind)
+    assert begun.exists()
+    begun.rename(tmp_path / f"restored{TEMPORARY_SUFFIX}")
+    back_up(folder, tmp_path / kind)
+    with pytest.raises(BackupError, match="another restore is at work, or one broke off; remove it first"):
+        restore(tmp_path / kind, tmp_path / "restored")
+    assert (tmp_path / f"restored{TEMPORARY_SUFFIX}").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_upload_whose_bytes_are_gone_is_left_out_and_begun_again(folder: Path, tmp_path: Path, kind: str) -> None:
+    (part,) = (folder / "updates").glob(f"*{TEMPORARY_SUFFIX}")
+    part.unlink()
+    back_up(folder, tmp_path / kind)
+    restore(tmp_path / kind, tmp_path / "restored")
+    async with Bench.running(tmp_path / "restored", "ab", min_clients=2, keep_rounds=1) as bench:
+        running = await bench.open_round()
+        await bench.send("b", random_weights(SCHEMA, 6))
+        assert (await bench.end_round(running)).model is not None
 
 
 def test_folder_that_is_no_state_directory_is_refused(tmp_path: Path) -> None:

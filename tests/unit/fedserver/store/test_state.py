@@ -21,6 +21,7 @@ import time_machine
 from fedserver.store import State, StateError
 from fedserver.store.database import Database
 from fedserver.store.folder import read_contact
+from fedstream.certificates import facts_of, is_issued_by
 from fedstream.tls import fingerprint
 
 pytestmark = pytest.mark.numpy_task
@@ -206,6 +207,33 @@ def test_identity_that_was_made_while_the_clock_was_ahead_is_made_anew(tmp_path:
         assert made != later
         with time_machine.travel(100):  # seconds after 1970 began, as on a machine whose clock was not set yet
             assert state.identity([]) == made
+
+
+def test_identity_is_made_anew_when_a_third_of_its_time_is_left(tmp_path: Path) -> None:
+    state = State(tmp_path)
+    made, authority = state.identity(["192.0.2.1"]), state.authority()
+    facts = facts_of(made.certificate)
+    third = (facts.expires - facts.begins) / 3
+    with time_machine.travel(facts.expires - third - timedelta(hours=1)):
+        assert state.identity(["192.0.2.1"]) == made
+    with time_machine.travel(facts.expires - third + timedelta(hours=1)):
+        anew = state.identity(["192.0.2.1"])
+        assert state.authority() == authority
+        assert facts_of(anew.certificate).expires > facts.expires
+        assert is_issued_by(anew.certificate, authority.certificate)
+        assert state.identity(["192.0.2.1"]) == anew
+    state.close()
+
+
+def test_identity_of_an_authority_that_was_removed_is_made_anew_by_the_next_one(tmp_path: Path) -> None:
+    state = State(tmp_path)
+    made = state.identity([])
+    for name in ("authority.key", "authority.crt"):
+        (tmp_path / name).unlink()
+    anew = state.identity([])
+    assert anew != made
+    assert is_issued_by(anew.certificate, state.authority().certificate)
+    state.close()
 
 
 def test_facts_are_remembered_by_the_next_process(tmp_path: Path) -> None:
