@@ -65,8 +65,8 @@ class DiskWatch:
         return trouble
 
     @contextlib.contextmanager
-    def letting_be(self) -> Iterator[None]:
-        """For a step that may be left undone where the disk refuses it: that is taken in, and the step let be."""
+    def may_refuse(self) -> Iterator[None]:
+        """For a step that can be left undone: that the disk refuses it is noted as trouble, and nothing is raised."""
         try:
             yield
         except (OSError, sqlite3.Error) as error:
@@ -79,7 +79,7 @@ class DiskWatch:
             log.error("disk trouble", words=self.words(), error=str(error))
 
     def _room(self) -> int | None:
-        """Free bytes; `None` where the folder cannot even be asked, which is taken in as trouble."""
+        """Free bytes; `None` where the folder cannot even be asked, which is trouble too."""
         try:
             return self._free(self._state.folder)
         except OSError as error:

@@ -24,7 +24,7 @@ async def say_farewell(federation: Federation, reason: str) -> None:
     best, last = federation.best_model, federation.model
     log.debug("phase", name="farewell")
     was_stopped = federation.stop_now.is_set()
-    outcome = TellFederationOutcome("", reason, ref_of(last), ref_of(best), federation.metrics_of_best())
+    outcome = TellFederationOutcome("", reason, ref_of(last), ref_of(best), federation.scoreboard.best_metrics or {})
     federation.outcome = outcome
     federation.sessions.say(
         TellFederationOutcome(client, reason, outcome.last, outcome.best, outcome.metrics)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import structlog
@@ -134,6 +133,11 @@ class Federation:
     # What everyone may ask.
 
     @property
+    def now(self) -> float:
+        """The steady clock."""
+        return self.clock.monotonic()
+
+    @property
     def task(self) -> TaskDescription:
         """What is learned; known once `ready` is set."""
         assert self.description is not None, "asked before the federation is ready"
@@ -189,7 +193,7 @@ class Federation:
 
     @property
     def ending(self) -> asyncio.Event:
-        """What is set when nothing is to be waited for any more; with a round at work, a stop may wait for its end."""
+        """Set once nothing is to be waited for any more; a stop may leave a round at work its time to end."""
         return self.stop_requested if self.round_at_work is None else self.stop_now
 
     @property
@@ -306,7 +310,7 @@ class Federation:
 
     @property
     def encodings_taken(self) -> list[Encoding]:
-        """What is taken beside: of a round that an earlier process has opened with other settings, what they said."""
+        """What is taken: those, and what the settings said with which an earlier process opened the round at work."""
         if self.round is None:
             return self.update_encodings
         return list(dict.fromkeys((*self.update_encodings, self.round.rules.update_encoding)))
@@ -328,15 +332,6 @@ class Federation:
         if part.stage is Stage.FINISHING:
             return
         await self.state.journal.write(rounds.keeping_part(round_, part, self.now))
-
-    @property
-    def now(self) -> float:
-        """The steady clock."""
-        return self.clock.monotonic()
-
-    def metrics_of_best(self) -> Mapping[str, float | None]:
-        """Holdout metrics of the best model so far."""
-        return self.scoreboard.best_metrics or {}
 
 
 def ref_of(model: StoredModel) -> ModelRef:

@@ -103,9 +103,10 @@ def _are_renamed(server: Sequence[str], client: Sequence[str]) -> bool:
 
 
 class TheirTensors:
-    """A client's schema as it comes: of tensors that the federation's has not, as many as are shown are kept.
+    """A client's schema as it comes in, part by part.
 
-    So what a client sends takes no more memory than the federation's own schema and a few more tensors.
+    Of tensors that the federation does not have, only as many are kept as a decline shows: so what a client sends takes
+    no more memory than the federation's own schema and a few tensors more.
     """
 
     def __init__(self, server: ModelSchema) -> None:

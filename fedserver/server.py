@@ -299,8 +299,8 @@ class Server:
             await asyncio.gather(preparing, stopped, return_exceptions=True)
 
     def _leave_word(self, reason: str) -> None:
-        """Let local commands say afterwards that this was the end. Where the disk refuses, it is let be."""
-        with self.federation.disk.letting_be():
+        """Let local commands say afterwards that this was the end, if the disk takes it."""
+        with self.federation.disk.may_refuse():
             self._state.write_contact({**self._contact, "over": reason, "rounds": len(self.federation.history)})
 
     async def close(self) -> None:

@@ -37,9 +37,8 @@ class Inspection:
             self._ahead.cancel()
 
     async def _look_ahead(self) -> None:
-        with contextlib.suppress(
-            DigestMismatch, RoundClosed, OSError
-        ):  # it is found again at the end, and its place is there
+        # Whatever is wrong is found again at the end, and told there.
+        with contextlib.suppress(DigestMismatch, RoundClosed, OSError):
             await self._look()
 
     async def _look(self) -> None:

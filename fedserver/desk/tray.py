@@ -17,11 +17,11 @@ from fedstream.body import Chunk
 from fedstream.errors import LimitExceeded, UnknownUpload
 
 _FREE_BEGINNINGS = 3
-"""So many times an update may come whole, as after a digest that did not match, before its bytes count as resent."""
+"""How often an update may come as a whole, as after a digest that did not match, before its bytes count as resent."""
 
 _FRAMING_BYTES = 64
-"""What a chunk without new bytes counts for beside its data: about what it costs on the line, so that empty ones are
-not for nothing. New bytes may come one by one: the size of the body bounds how often."""
+"""What a chunk without new bytes counts beside its data: about what it costs on the line, so that empty ones are not
+free. Chunks with new bytes have no such price, however small: the size of the body bounds how many there can be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class UploadStatus:
 
 @dataclass(slots=True)
 class Received:
-    """How many bytes of an update came, new or not, and how often it was begun: anew where a digest did not match."""
+    """How many bytes of an update came, new or again, and how often it was begun, as anew after a wrong digest."""
 
     num_bytes: int = 0
     beginnings: int = 0
@@ -54,10 +54,10 @@ class OpenUpload:
     received: Received = field(default_factory=Received)
 
     def count(self, chunk: Chunk, max_resent_bytes: int) -> None:
-        """Take note of a chunk that came, with new bytes or not; it begins anew when the server does.
+        """Count a chunk, with new bytes or without, against what may come again. A server that restarts begins at 0.
 
         Raises:
-            LimitExceeded: more bytes than may be came before, or came in no chunk with new ones.
+            LimitExceeded: over `max_resent_bytes` came again, or in chunks without new bytes.
         """
         came, received = len(chunk.data), self.received
         beginnings = min(received.beginnings, _FREE_BEGINNINGS)
@@ -79,7 +79,7 @@ class OpenUpload:
 
 
 class Tray:
-    """The uploads of the round at work, by upload id. Lives in memory; the rows that it must agree with come first.
+    """The uploads of the round at work, by upload id. In memory only: rows are written first, and this follows them.
 
     Args:
         federation: whose round it is.
@@ -126,17 +126,17 @@ class Tray:
         self.round.upload_progress(upload_id, upload.committed_size, upload.size_bytes, self.federation.now)
 
     async def drop(self, upload_id: str, opened: OpenUpload) -> None:
-        """An upload is at work no more (it may be of a round that is over), and what was received is thrown away."""
+        """Take an upload away, which may be of a round that is over, and throw away what was received."""
         if self.open.get(upload_id) is opened:
             del self.open[upload_id]
         opened.inspection.stop()
         # Its row is gone already, or goes now: where the disk refuses, the next start removes the file.
-        with self.federation.disk.letting_be():
+        with self.federation.disk.may_refuse():
             async with self.changing[upload_id]:
                 await self.threads.sync(opened.upload.drop)  # which waits for an fsync that is under way
 
     async def finish_failed(self, upload_id: str, opened: OpenUpload) -> None:
-        """An upload was not finished, and may be again; but for one whose round ended meanwhile and left it to this."""
+        """An upload could not be finished. Its client may try again, unless the round is over by now: then it goes."""
         opened.finishing = None
         if self.open.get(upload_id) is not opened:
             await self.drop(upload_id, opened)

@@ -28,7 +28,7 @@ _RETRY = timedelta(seconds=10)
 
 
 class Downloads:
-    """Counts the downloads of each site. Who has no certificate has no name to be counted by, and an empty one here.
+    """Counts the downloads of each site. A client without a certificate has an empty name here, and no limit.
 
     Used from the event loop.
 
@@ -45,7 +45,7 @@ class Downloads:
 
     @contextmanager
     def one(self, site: str) -> Iterator[str]:
-        """A download of this site, whose name is given back, is at work meanwhile.
+        """Count a download of this site for as long as it is at work; gives the site's name.
 
         Raises:
             LimitExceeded: it has too many.

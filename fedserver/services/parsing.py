@@ -1,4 +1,4 @@
-"""Messages that are none: a peer that sends them is told so, and is no reason for a traceback in the log.
+"""Requests that cannot be parsed: the peer is told so, and the log needs no traceback for it.
 
 What cannot be parsed in a stream of requests is raised where the stream is read, within the handler. A call's single
 request is parsed by gRPC before the handler begins, so here the handler is given `MALFORMED` in its place.

@@ -48,8 +48,8 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
         self._desk = desk
         self._shared = SharedChunks()
         self.downloads = Downloads()
-        # All clients ask for the same manifest at the same time.
-        self._told_last: tuple[bytes, list[transfer_pb2.GetManifestResponse]] = b"", []
+        # By the model's sha256. All clients ask for the same manifest at the same time.
+        self._last_manifest: tuple[bytes, list[transfer_pb2.GetManifestResponse]] = b"", []
 
     @translates_errors
     async def PutManifest(self, requests: ManifestStream, context: Context) -> transfer_pb2.PutManifestResponse:
@@ -197,10 +197,10 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
         """Gives the manifest of a published model."""
         with self.downloads.one(_site()) as site:
             model = self.federation.state.models.get(request.model_sha256)
-            if request.model_sha256 != self._told_last[0]:
-                self._told_last = request.model_sha256, _told(model.manifest)
+            if request.model_sha256 != self._last_manifest[0]:
+                self._last_manifest = request.model_sha256, _manifest_messages(model.manifest)
             await begin_answer(context)
-            for message in self._told_last[1]:
+            for message in self._last_manifest[1]:
                 await self._send(message, context, site)
 
     @translates_errors
@@ -211,9 +211,9 @@ class TransferServicer(transfer_pb2_grpc.TransferServiceServicer):
     ) -> None:
         """Gives the body of a published model from an offset on. What it writes is serialised already."""
         with self.downloads.one(_site()) as site:
-            await self._give(request, context, site)
+            await self._send_body(request, context, site)
 
-    async def _give(self, request: transfer_pb2.ReadChunksRequest, context: Context, site: str) -> None:
+    async def _send_body(self, request: transfer_pb2.ReadChunksRequest, context: Context, site: str) -> None:
         model = self.federation.state.models.get(request.model_sha256)
         wanted = wire.read_indexes(request.tensors, len(model.manifest)) or range(len(model.manifest))
         chunk_bytes = min(request.max_chunk_bytes or limits.DEFAULT_CHUNK_BYTES, limits.MAX_CHUNK_BYTES)
@@ -258,7 +258,7 @@ def _site() -> str:
     return caller.name if caller is not None else ""
 
 
-def _told(manifest: Manifest) -> list[transfer_pb2.GetManifestResponse]:
+def _manifest_messages(manifest: Manifest) -> list[transfer_pb2.GetManifestResponse]:
     """The answer to `GetManifest`; its first message has the number of tensors."""
     answer = [transfer_pb2.GetManifestResponse(part=part) for part in wire.manifest_parts(manifest)]
     answer[0].num_tensors = len(manifest)
@@ -274,8 +274,9 @@ def _training_seconds(header: transfer_pb2.UpdateHeader) -> float:
 
 
 class _Chunks:
-    """What a stream of `WriteChunks` brings. The first message says whose it is. None is held here that was given out:
-    gRPC's own iterator keeps each until the next is there.
+    """The messages of a stream of `WriteChunks`, of which the first says whose upload it is.
+
+    They are read one by one from the context: gRPC's own iterator keeps each in memory until the next one comes.
     """
 
     def __init__(self, context: Context) -> None:

@@ -201,7 +201,7 @@ class State:
 def _close_to_others(folder: Path) -> None:
     """Take the rights of everybody else on a folder that somebody made before, with more rights than it needs.
 
-    One that is another user's, or that is for all like /tmp, is let be: what is in it is readable by its owner only.
+    One that is another user's, or that is for all like /tmp, stays as it is: what is in it only its owner can read.
     """
     found = folder.stat()
     if not found.st_mode & 0o077:

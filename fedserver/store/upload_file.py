@@ -36,8 +36,8 @@ from fedtask.task import Weights
 class Upload:
     """One update on its way in.
 
-    Of `received_size` bytes, `sync` has put the first so many on the medium, and of these, `committed_size` are
-    recorded in the database too: only they are ever told to anybody.
+    Of the `received_size` bytes that came, `sync` puts on the medium what was there when it began. `committed_size` of
+    them are recorded in the database as well: only these are ever told to anybody.
 
     An upload that an earlier process left is taken up with what was committed then. If that process had sealed the file
     but not recorded it, the sealed file is verified once more and stays as it is.
