@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from fedserver.coordinator.effects import MakeOffer
 from fedserver.coordinator.participation import Stage
-from fedserver.driver import _retry_delay, run_rounds
+from fedserver.driver import _retry_delay, is_over, revive, run_rounds
 from fedserver.federation import FederationState
+from fedserver.preparation import prepare
 from fedserver.services.admin import AdminServicer
 from fedserver.upkeep import keep_end
 from fedstream.v1 import admin_pb2
@@ -40,12 +42,52 @@ async def test_failed_round_is_followed_by_its_delay_whatever_changes_meanwhile(
         why = "failed (0 of at least 2 updates: every client has answered)"
         for words in (f"for 0 s before the next round: round 1 {why}", f"for 1 s before the next round: round 2 {why}"):
             assert (FederationState.WAITING, words) in said
+        assert not any("round 3 failed" in words for _, words in said)
         assert time.monotonic() - begun >= 0.4 + 0.8  # doubled, and none after the last
 
 
 def test_delay_after_failed_rounds_grows_to_five_minutes_and_a_longer_one_stays() -> None:
     assert [_retry_delay(5.0, failures) for failures in (1, 2, 3, 7, 1000)] == [5, 10, 20, 300, 300]
     assert [_retry_delay(600.0, failures) for failures in (1, 2)] == [600, 600]
+
+
+async def test_federation_that_too_few_join_in_time_ends_with_the_reason(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path, "a", min_clients=2, join_timeout_seconds=0.05) as bench:
+        reason = await asyncio.wait_for(run_rounds(bench.federation, bench.desk), 10.0)
+        assert reason == "2 clients did not join within 0 s"
+        assert len(bench.federation.history) == 0
+
+
+async def test_federation_is_over_after_its_last_round_and_not_before(tmp_path: Path) -> None:
+    over: list[bool] = []
+    for _ in range(3):
+        async with Bench.running(tmp_path, "a", rounds=2) as bench:
+            over.append(is_over(bench.federation))
+            if not over[-1]:
+                await bench.play(1)
+    assert over == [False, False, True]
+
+
+async def test_client_that_was_faster_than_the_round_it_comes_back_for_has_its_offer_when_that_is_there(
+    tmp_path: Path,
+) -> None:
+    async with Bench.running(tmp_path, "ab") as bench:
+        running = await bench.open_round()
+        offers = {name: bench.round.offer_of(bench.part(name)) for name in "ab"}
+        running.cancel()
+    bench = Bench(tmp_path)
+    await prepare(bench.federation)
+    bench.join("b")
+    revived = await revive(bench.federation, bench.desk)
+    assert revived is not None
+    (session,) = bench.federation.sessions._open.values()
+    heard = [await session.next_to_say() for _ in range(session.num_unsaid)]
+    assert [(type(one), one.participation.offer_id) for one in heard if isinstance(one, MakeOffer)] == [
+        (MakeOffer, offers["b"].participation.offer_id)
+    ]
+    await bench.federation.register.settled()
+    bench.desk.close()
+    bench.state.close()
 
 
 async def test_delay_after_a_failed_round_ends_with_a_stop(tmp_path: Path) -> None:
@@ -81,6 +123,7 @@ async def test_federation_that_had_stopped_early_ends_when_it_is_started_again(t
         await bench.play(1)
         await bench.play(2)
     async with Bench.running(tmp_path, "a", accuracies=[0.9], **settings) as bench:
+        assert is_over(bench.federation)
         reason = await asyncio.wait_for(run_rounds(bench.federation, bench.desk), 10.0)
         assert reason.startswith("early stopping: no better holdout score for 1 rounds")
         assert len(bench.federation.history) == 2

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
-from fedserver.coordinator.participation import Stage
+from fedserver.coordinator.effects import Cancel, Effect
+from fedserver.coordinator.participation import ProgressReport, Stage
 from fedserver.coordinator.round import Round, RoundRules
 from fedserver.federation import ref_of
 from fedserver.store import DamagedFile, StateError, StateReader
@@ -162,6 +163,35 @@ async def test_down_time_counts_against_no_deadline_and_no_lease(tmp_path: Path)
         assert [(part.outcome, part.reason) for part in work.opened.participations] == [
             (Outcome.EXPIRED, "no sign of life for 41 s"),
             (Outcome.COMPLETED, ""),
+        ]
+
+
+async def test_site_that_was_told_that_its_time_is_over_is_not_waited_for_after_a_kill(tmp_path: Path) -> None:
+    clock, told = SetClock(50_000.0), asyncio.Event()
+    async with Bench.running(tmp_path / "live", "ab", clock=clock, lease_seconds=10.0) as bench:
+        running = await bench.open_round()
+        for name in "ab":
+            await bench.accept(name)
+        say = bench.federation.sessions.say
+
+        def watched(effects: Iterable[Effect]) -> None:
+            said = list(effects)
+            say(said)
+            if any(isinstance(effect, Cancel) for effect in said):
+                image_of(tmp_path / "live", tmp_path / "image")
+                told.set()
+
+        bench.federation.sessions.say = watched  # type: ignore[method-assign]
+        clock.advance(9.0)
+        bench.round.progress("b", bench.part("b").offer_id, ProgressReport(), clock.steady)
+        clock.advance(2.0)
+        bench.federation.touch()
+        await asyncio.wait_for(told.wait(), 10.0)
+        running.cancel()
+    async with Bench.running(tmp_path / "image", "ab", lease_seconds=10.0) as bench:
+        assert [(part.outcome, part.reason) for part in bench.round.participations] == [
+            (Outcome.EXPIRED, "no sign of life for 11 s"),
+            (None, ""),
         ]
 
 

@@ -88,3 +88,14 @@ async def test_client_that_does_not_read_is_not_listened_to_until_it_has() -> No
     assert not waiting.done()
     assert await session.next_to_say() == word("alpha", "0")
     await asyncio.wait_for(waiting, 1.0)
+
+
+async def test_client_that_has_heard_the_last_word_is_listened_to_and_told_nothing_more() -> None:
+    """For up to an hour it says that it still fetches the final models; what would be said to that is not said."""
+    sessions = Sessions()
+    session = sessions.open("alpha")
+    sessions.say(word("alpha", str(number)) for number in range(100))
+    session.fall_silent()
+    sessions.say([word("alpha", "100")])
+    await asyncio.wait_for(session.has_room(), 1.0)
+    assert session.num_unsaid == 100

@@ -103,6 +103,21 @@ def test_finishing_and_found_damaged_is_working_again_with_a_fresh_lease() -> No
     assert (part.stage, part.lease_until, round_.counts) == (Stage.WORKING, 1_040.0, counts(3, 3))
 
 
+@pytest.mark.parametrize(("found", "deadline"), [(OPENED + 10, OPENED + 110), (OPENED + 500, OPENED + 600)])
+def test_completed_and_found_damaged_after_the_close_is_working_again_with_all_its_time(
+    found: float, deadline: float
+) -> None:
+    round_ = open_round("ab")
+    complete(round_, "a", "b")
+    round_.close("every client has answered", OPENED + 5)
+    round_.reopen("upload-a", found)
+    part = part_of(round_, "a")
+    assert (part.stage, part.outcome, part.reason, part.ended_at) == (Stage.WORKING, None, "", None)
+    assert (part.deadline, part.lease_until, part.last_seen) == (deadline, found + 10, found)
+    assert (round_.closed, round_.reason, round_.why_closing()) == (None, "", None)
+    assert round_.tick(found + 9) == []
+
+
 def test_completed_and_unlike_the_cohort_is_quarantined_after_the_close() -> None:
     round_ = open_round("ab", reporting_goal=2)
     complete(round_, "a", "b")
@@ -228,6 +243,14 @@ def test_counter_offer_of_too_much_time_is_withdrawn_with_both_spans(reason: str
     assert round_.counter("a", "offer-a", 2, 131.0, reason, OPENED + 20) == [Withdraw("a", "offer-a", kept)]
     assert ends(round_)["a"] == (Outcome.WITHDRAWN, kept)
     assert part_of(round_, "a").plan == PLAN
+
+
+def test_round_closes_at_the_deadline_of_those_that_are_still_at_work() -> None:
+    round_ = open_round()
+    round_.counter("a", "offer-a", None, 140.0, "slow disk", OPENED)
+    assert round_.deadline == OPENED + 140
+    round_.fail("a", "offer-a", "no space left", OPENED + 1)
+    assert round_.deadline == OPENED + 100
 
 
 def test_counter_offer_that_the_deadline_allows_is_agreed_where_longest_is_shorter() -> None:
