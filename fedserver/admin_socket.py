@@ -11,7 +11,7 @@ from pathlib import Path
 
 import grpc
 
-from fedserver.store.state import read_contact
+from fedserver.store.folder import read_contact
 
 _NAME = "admin.sock"
 _PREFIX = "fedstream-"
