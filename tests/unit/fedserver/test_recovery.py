@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedserver.coordinator.effects import Cancel, Effect
-from fedserver.coordinator.participation import ProgressReport, Stage
+from fedserver.coordinator.participation import Stage
 from fedserver.coordinator.round import Round, RoundRules
 from fedserver.federation import ref_of
 from fedserver.store import DamagedFile, StateError, StateReader
@@ -18,6 +18,7 @@ from fedserver.store.rounds import keeping
 from fedserver.store.row_checks import register
 from fedserver.verification import verify
 from fedstream.outcomes import Outcome
+from fedstream.progress import Progress
 from tests.support.bench import SCHEMA, Bench, image_of
 from tests.support.clocks import SetClock
 from tests.support.tasks import random_weights
@@ -183,7 +184,7 @@ async def test_site_that_was_told_that_its_time_is_over_is_not_waited_for_after_
 
         bench.federation.sessions.say = watched  # type: ignore[method-assign]
         clock.advance(9.0)
-        bench.round.progress("b", bench.part("b").offer_id, ProgressReport(), clock.steady)
+        bench.round.progress("b", bench.part("b").offer_id, Progress(), clock.steady)
         clock.advance(2.0)
         bench.federation.touch()
         await asyncio.wait_for(told.wait(), 10.0)

@@ -10,7 +10,8 @@ import typer
 
 from fedserver.commands.rounds import show_rounds
 from fedserver.store import State
-from fedserver.store.rounds import concluding, text_of
+from fedserver.store.history import record_text
+from fedserver.store.rounds import concluding
 from fedtask.report import RoundRecord
 
 pytestmark = pytest.mark.numpy_task
@@ -21,7 +22,7 @@ def state(tmp_path: Path) -> Path:
     opened = State(tmp_path / "state")
     for number in range(1, 4):
         record = RoundRecord(number, succeeded=True, reason="", duration_seconds=1.0)
-        for statement in concluding(text_of(record), number, None):
+        for statement in concluding(record_text(record), number, None):
             opened.database.execute(statement.sql, *statement.values)
     opened.close()
     return opened.folder
