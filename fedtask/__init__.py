@@ -15,7 +15,7 @@ The tasks
 - `brain_mri`, `brain_mri_head`: the MRI model, and its last layer alone.
 - `keras_task`: a base class for a Keras classifier of one's own.
 - `linear`: a tiny task without tensorflow.
-- `keras_model`, `keras_training`, `quiet_start`: what tasks with Keras share.
+- `keras_model`, `keras_training`, `frameworks`, `quiet_start`: what tasks with Keras share.
 - `checkpoints`: tensors out of a model file.
 
 Their data

@@ -19,7 +19,7 @@ if not _IS_LOADED_BY_TASK:
     os.environ["KERAS_BACKEND"] = _BACKEND
 
 import keras  # noqa: E402 - it looks at the environment, and tensorflow imports it
-import tensorflow as tf  # noqa: E402
+import tensorflow as tf  # noqa: E402 - as above
 
 if not _IS_LOADED_BY_TASK:
     keras.config.set_floatx("float32")
