@@ -38,6 +38,10 @@ from fedstream.weights_file import WeightsFileError
 log = structlog.get_logger()
 
 
+_FOLDING_THREADS = 2
+"""That add one update to the sums. Sites are answered meanwhile, which wants a core as well."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Taken:
     update: Update
@@ -57,16 +61,13 @@ class Intake:
         base: the model that the round started from.
         strategy: what each update weighs.
         round_: whose updates they are, and whose cohort bounds the weights.
-        threads: to fold one update with.
 
     Raises:
         DamagedFile: the base model's file cannot be used.
     """
 
-    def __init__(
-        self, schema: ModelSchema, base: StoredModel, strategy: Strategy, round_: Round, threads: int = 2
-    ) -> None:
-        self._schema, self._base_model, self._threads = schema, base, threads
+    def __init__(self, schema: ModelSchema, base: StoredModel, strategy: Strategy, round_: Round) -> None:
+        self._schema, self._base_model = schema, base
         self.base = base.weights()
         self.round = round_
         self._strategy = strategy
@@ -82,7 +83,7 @@ class Intake:
         self._released = False
 
     def _no_sums(self) -> Accumulator:
-        return Accumulator(self._schema, self.base, self.weight_limits, threads=self._threads)
+        return Accumulator(self._schema, self.base, self.weight_limits, threads=_FOLDING_THREADS)
 
     def survey(self) -> Survey:
         """For a pass over an update while it comes, for `admit`."""
@@ -156,8 +157,7 @@ class Intake:
 
     def unfit(self, completed: Collection[int]) -> Mapping[int, Quarantine]:
         """Which updates of `completed` ranks do not fit the others, as far as they are in."""
-        norms = {str(rank): taken.facts.norm for rank, taken in self._taken.items() if rank in completed}
-        return {int(rank): found for rank, found in check_cohort(norms).items()}
+        return check_cohort({rank: taken.facts.norm for rank, taken in self._taken.items() if rank in completed})
 
     async def screen(self, completed: Collection[int]) -> Mapping[int, str]:
         """Keep just the updates of `completed` ranks, check them against each other, take out what does not fit.

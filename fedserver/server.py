@@ -18,10 +18,10 @@ from grpc_reflection.v1alpha import reflection
 from fedserver.addresses import Advertised, enrolment_listen, keep_advertised, reached_as
 from fedserver.admin_socket import AdminSocket
 from fedserver.bounds import channel_options
-from fedserver.clock import Clock, SystemClock
+from fedserver.clock import SystemClock
 from fedserver.config import ServerConfig
 from fedserver.desk import Desk
-from fedserver.disk import DiskRefuses, DiskWatch
+from fedserver.disk import DiskRefuses
 from fedserver.driver import is_over, run_rounds
 from fedserver.enrolment import AuditLog
 from fedserver.evaluation import Evaluator
@@ -38,7 +38,6 @@ from fedserver.services.parsing import ParsingInterceptor
 from fedserver.services.transfer import TransferServicer, add_transfer_to_server
 from fedserver.store import DamagedFile, State, StateError
 from fedserver.store.database import RESTORE
-from fedserver.store.disk import FreeBytes, free_bytes
 from fedserver.upkeep import keep_end
 from fedstream.errors import FedstreamError
 from fedstream.files import FileSystem
@@ -102,25 +101,16 @@ class Server:
     Args:
         config: what the coordinator set.
         files: the file system of the state directory.
-        clock: for all rules that depend on time.
-        free: how much space is free where the state directory is.
 
     Raises:
         StateError: the state directory cannot be used.
     """
 
-    def __init__(
-        self,
-        config: ServerConfig,
-        files: FileSystem | None = None,
-        clock: Clock | None = None,
-        free: FreeBytes = free_bytes,
-    ) -> None:
+    def __init__(self, config: ServerConfig, files: FileSystem | None = None) -> None:
         self._config = config
         self._state = State(config.state, files)
         evaluator = Evaluator(config.task, config.task_settings, config.holdout, config.classes)
-        disk = DiskWatch(self._state, config.min_free_bytes, config.retry_delay_seconds, free)
-        self.federation = Federation(config, self._state, evaluator, clock or SystemClock(), disk)
+        self.federation = Federation(config, self._state, evaluator, SystemClock())
         self._desk = Desk(self.federation)
         self._transfer = TransferServicer(self.federation, self._desk)
         self._health = health.aio.HealthServicer()

@@ -1,7 +1,8 @@
 """Whether an update may be part of the aggregate.
 
 Checks of one update alone (`check_update`, `check_num_examples`) are made when it commits. The check against the cohort
-(`check_cohort`) is made once, when the round closes, on all updates that are in. So nothing depends on who came first.
+(`check_cohort`) counts as it comes out when the round closes, on all updates that are in: before, it only says whether
+the round can close. So nothing depends on who came first.
 """
 
 from __future__ import annotations
@@ -97,18 +98,18 @@ def weight_limits(strategy: Strategy, claimed: Mapping[int, int], limits: Exampl
     return {rank: strategy.weight(rank, limits.most(examples)) for rank, examples in claimed.items()}
 
 
-def check_cohort(norms: Mapping[str, float]) -> dict[str, Quarantine]:
-    """Clients whose pseudo-gradient is absurdly long against the others', with the reason. Order does not matter.
+def check_cohort(norms: Mapping[int, float]) -> dict[int, Quarantine]:
+    """Ranks whose pseudo-gradient is absurdly long against the others', with the reason. Order does not matter.
 
-    `norms` is `Surveyed.norm` by client, of every update that passed the checks of its own. A norm over `NORM_FACTOR`
+    `norms` is `Surveyed.norm` by rank, of every update that passed the checks of its own. A norm over `NORM_FACTOR`
     times the median is absurd; the median is of the norms above 0, since clients that changed nothing say nothing about
     how far training goes, and needs 3 of them. A norm that overflowed is absurd in any company.
     """
     moved = [norm for norm in norms.values() if norm > 0]
     median = statistics.median(moved) if len(moved) >= MIN_COHORT_FOR_NORM else math.inf
     return {
-        client: Quarantine(QuarantineReason.NORM, _norm_message(norm, median, len(moved)))
-        for client, norm in norms.items()
+        rank: Quarantine(QuarantineReason.NORM, _norm_message(norm, median, len(moved)))
+        for rank, norm in norms.items()
         if norm > NORM_FACTOR * median or math.isinf(norm)
     }
 

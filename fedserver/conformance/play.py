@@ -30,6 +30,7 @@ from fedstream.v1 import (
 
 SITE = "conformance-site"
 _LOOK_SECONDS = 0.02
+_AWAY_SECONDS = 4.0
 _JOIN_SECONDS = 40.0
 
 
@@ -266,11 +267,11 @@ class Play:
         """Let some time pass in which the client is to do nothing wrong."""
         await asyncio.sleep(seconds)
 
-    async def stays_away(self, rule: str, otherwise: str, seconds: float = 4.0) -> None:
+    async def stays_away(self, rule: str, otherwise: str) -> None:
         """See that no further session comes: for longer than the first waits of R-TIM-5, or until the client ends."""
         sessions = len(self.opened)
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + seconds
+        deadline = loop.time() + _AWAY_SECONDS
         while loop.time() < deadline and self.exit_status is None:  # noqa: ASYNC110 - a process's end is no event
             await asyncio.sleep(_LOOK_SECONDS)
         self.findings.check(rule, len(self.opened) == sessions, otherwise)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -31,13 +31,9 @@ class Downloads:
     """Counts the downloads of each site. A client without a certificate has an empty name here, and no limit.
 
     Used from the event loop.
-
-    Args:
-        clock: seconds of any steady clock.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._at_work: Counter[str] = Counter()
         self._none = asyncio.Event()
         self._none.set()
@@ -71,12 +67,12 @@ class Downloads:
     def note_standstill(self, site: str) -> None:
         """A download of this site was not taken for `STANDSTILL_SECONDS`, on a connection that lives."""
         if site:
-            self._stood_still[site].append(self._clock())
+            self._stood_still[site].append(time.monotonic())
 
     def _num_stood_still(self, site: str) -> int:
         if site not in self._stood_still:
             return 0
-        noted, since = self._stood_still[site], self._clock() - _REMEMBERED_SECONDS
+        noted, since = self._stood_still[site], time.monotonic() - _REMEMBERED_SECONDS
         while noted and noted[0] < since:
             noted.popleft()
         if not noted:
