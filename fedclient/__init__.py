@@ -17,7 +17,7 @@ Taking part, from the whole to the parts
 - `job`, `tools`: the work on one offer, and what it works with.
 - `training`: the task and its data in the worker process.
 - `upload`, `download`: weights there and back, resumed after any cut.
-- `outcome`, `ending`: the final models, and that a federation is over.
+- `final_models`, `ending`: the final models, and that a federation is over.
 - `declined`: why the server declined, for people.
 
 What is sent

@@ -17,7 +17,7 @@ from pathlib import Path
 import structlog
 from filelock import FileLock, Timeout
 
-from fedclient import outcome
+from fedclient import final_models
 from fedclient.calls import Patience, plain_words, until_done
 from fedclient.config import ClientConfig
 from fedclient.connection import Connection
@@ -80,7 +80,7 @@ class Client:
         self._superseded_at: float | None = None
         self._session: Session | None = None
         self._place: Workplace | None = None
-        self._final: outcome.FinalModels | None = None
+        self._final: final_models.FinalModels | None = None
         self._note = EndingNote(config.state_folder / "ending.json", self._files)
         self._heard_at = time.monotonic()  # the end; for one that an earlier process heard, when this one began
 
@@ -134,8 +134,7 @@ class Client:
         if self._note.ending is None:  # else it may be over, and nothing is left to train
             self._require_data()
         try:
-            ending = await self._take_part()
-            return await self._finish(ending)
+            return await self._finish(await self._take_part())
         except EnoughRounds as enough:
             return await self._end_early(str(enough))
         finally:
@@ -176,8 +175,8 @@ class Client:
         if noted.is_saved:
             return True
         place = await self._prepare(noted.task)
-        self._final = outcome.find_models(noted.outcome, place.tools.models)
-        return self._final is not None or time.monotonic() > self._heard_at + outcome.FETCH_SECONDS
+        self._final = final_models.find_models(noted.outcome, place.tools.models)
+        return self._final is not None or time.monotonic() > self._heard_at + final_models.FETCH_SECONDS
 
     async def _one_session(self) -> FederationOutcome:
         self._display.idle(f"connecting to {self._config.server}")
@@ -235,8 +234,8 @@ class Client:
             if self._note.ending is not None:  # next to never, and the server says it often
                 await asyncio.to_thread(self._note.forget)
 
-        async def collect(ending: FederationOutcome) -> None:
-            await self._collect(place, ending)
+        async def collect(outcome: FederationOutcome) -> None:
+            await self._collect(place, outcome)
 
         def on_round(event: RoundOutcome) -> None:
             place.errands.add(asyncio.create_task(place.fetch_ahead(event)))
@@ -281,21 +280,21 @@ class Client:
         self._place.forget_weights()
         return f"left: {reason}. The federation goes on; ask the coordinator for its final model"
 
-    async def _collect(self, place: Workplace, ending: FederationOutcome) -> None:
+    async def _collect(self, place: Workplace, outcome: FederationOutcome) -> None:
         """Have on disk, for good, all that the end takes: the server leaves when it is told that this is done."""
         self._heard_at = time.monotonic()
-        noted = Ending(self._connection.server, place.task, ending, self._saved(ending))
+        noted = Ending(self._connection.server, place.task, outcome, self._saved(outcome))
         is_noted = await self._write_note(noted)
         if noted.saved is not None:
             return
         tools = place.tools
-        tools.global_models.keep_final(ending)
+        tools.global_models.keep_final(outcome)
         try:
-            self._final = await outcome.fetch_models(ending, tools.site, tools.downloader, self._show_fetched)
+            self._final = await final_models.fetch_models(outcome, tools.site, tools.downloader, self._show_fetched)
         except OSError as error:  # and the server is not told that all is here; but it leaves when no site is with it
             where = disk_words(error, self._config.state_folder)
             hint = "The server leaves as soon as its sites have: ask the coordinator for the final model"
-            message = f"{outcome.describe(ending)}\nbut its final model could not be kept ({where}). {hint}"
+            message = f"{final_models.describe(outcome)}\nbut its final model could not be kept ({where}). {hint}"
             raise Stop(ExitCode.BAD_CONFIGURATION, message) from error
         if not is_noted:  # the disk has taken the models since
             await self._write_note(noted)
@@ -315,14 +314,14 @@ class Client:
     def _show_fetched(self, done: int, total: int) -> None:
         self._display.idle(f"fetching the final model: {part_of(done, total)}")
 
-    def _saved(self, ending: FederationOutcome) -> tuple[Path, ...] | None:
+    def _saved(self, outcome: FederationOutcome) -> tuple[Path, ...] | None:
         """The files of these final models, if this process or an earlier one has saved them."""
         noted = self._note.ending
-        return noted.saved if noted is not None and noted.is_saved and noted.has_models_of(ending) else None
+        return noted.saved if noted is not None and noted.is_saved and noted.has_models_of(outcome) else None
 
-    async def _finish(self, ending: FederationOutcome) -> str:
-        text = outcome.describe(ending)
-        paths: Sequence[Path] | None = self._saved(ending)
+    async def _finish(self, outcome: FederationOutcome) -> str:
+        text = final_models.describe(outcome)
+        paths: Sequence[Path] | None = self._saved(outcome)
         if paths is None:
             paths = await self._save(text)
         if self._place is not None:
@@ -339,7 +338,7 @@ class Client:
             raise Stop(ExitCode.UNREACHABLE, message)
         self._display.idle("saving the final model")
         try:
-            paths = await outcome.save_models(self._final, place.task.task_name, place.tools.trainer)
+            paths = await final_models.save_models(self._final, place.task.task_name, place.tools.trainer)
         except (TaskError, WorkerCrashed, OSError) as error:
             message = f"{text}\nbut its model could not be saved in {self._config.out_folder} ({error})"
             hint = "it is kept: mend that, or give another --out, and start this site again"

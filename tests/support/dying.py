@@ -10,7 +10,7 @@ import signal
 import sys
 from unittest import mock
 
-from fedclient import cli, outcome
+from fedclient import cli, final_models
 from fedclient.client import Client
 from fedclient.ending import EndingNote
 from fedclient.session import Session
@@ -18,7 +18,7 @@ from fedclient.workplace import Workplace
 
 PLACES = {
     "end heard": (EndingNote, "write"),
-    "end noted": (outcome, "fetch_models"),
+    "end noted": (final_models, "fetch_models"),
     "models fetched": (Session, "_close"),
     "server told": (Workplace, "settle"),
     "models saved": (Client, "_note_saved"),

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from fedclient import outcome
+from fedclient import final_models
 from fedclient.calls import Patience
 from fedclient.client import Client
 from fedclient.config import ClientConfig
@@ -196,7 +196,7 @@ async def test_client_that_had_finished_and_hears_the_same_end_fetches_nothing_a
 async def test_client_without_the_final_model_waits_for_the_server_for_a_while_and_says_what_it_lacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outcome, "FETCH_SECONDS", 3.0)
+    monkeypatch.setattr(final_models, "FETCH_SECONDS", 3.0)
     state_with(tmp_path, replace(ENDING, server="127.0.0.1:1 plaintext"))
     started = time.monotonic()
     stop = await stopped(client_of_nobody(tmp_path))
@@ -210,7 +210,7 @@ async def test_client_without_the_final_model_waits_for_the_server_for_a_while_a
 @pytest.mark.parametrize("version", [0, 2])
 def test_last_words_say_whether_any_round_has_made_a_model(version: int) -> None:
     model = ModelRef(version, Digest.of(b"model"))
-    words = outcome.describe(FederationOutcome("all 2 rounds done", model, model, {}))
+    words = final_models.describe(FederationOutcome("all 2 rounds done", model, model, {}))
     assert words.startswith("federation finished: all 2 rounds done")
     assert words.endswith("no round has made a model: this one is what the federation began with") is (version == 0)
 
@@ -291,7 +291,7 @@ async def test_client_whose_disk_is_full_at_the_end_waits_for_space_and_has_the_
 async def test_client_whose_disk_stays_full_at_the_end_names_the_disk_and_does_not_say_that_all_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outcome, "FETCH_SECONDS", 3.0)
+    monkeypatch.setattr(final_models, "FETCH_SECONDS", 3.0)
     disk, here = FullDisk(), list[Scripted]()
     async with scripted(ends_on_a_full_disk(here, disk, 60.0)) as server:
         here.append(server)

@@ -1,4 +1,4 @@
-"""The end of a federation at a site: its final models, fetched while the server is there and saved for plain use."""
+"""The final models of a federation at a site: fetched while the server is there, and saved for plain use."""
 
 from __future__ import annotations
 
