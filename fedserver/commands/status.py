@@ -27,6 +27,9 @@ from fedstream.v1 import admin_pb2, admin_pb2_grpc
 
 _WATCH_SECONDS = 1.0
 
+_MOST_ABSENT = 20
+"""Of some hundred sites that were invited, those that are yet to come would fill a screen before the round at work."""
+
 
 def show_status(state: Path, *, watch: bool, as_json: bool) -> None:
     """Show it once, or again and again."""
@@ -79,7 +82,11 @@ def _never_seen(folder: Path, seen: Container[str]) -> str:
     """Sites that were invited, and that the server has not met."""
     with reading(folder) as reader:
         sites = [site for site in kept_sites(reader.database) if site.state is not SiteState.REVOKED]
-    return ", ".join(f"{site.name} ({site.state.value})" for site in sites if site.name not in seen)
+    absent = [f"{site.name} ({site.state.value})" for site in sites if site.name not in seen]
+    more = (
+        f" and {len(absent) - _MOST_ABSENT} more; `fedserver clients` lists them" if len(absent) > _MOST_ABSENT else ""
+    )
+    return ", ".join(absent[:_MOST_ABSENT]) + more
 
 
 def _headline(state: admin_pb2.GetStateResponse, now: float) -> Text:

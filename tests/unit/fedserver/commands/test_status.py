@@ -24,6 +24,8 @@ from fedserver.commands.status import picture, show_status
 from fedserver.commands.tables import compact_table
 from fedserver.config import ServerConfig
 from fedserver.server import Listening
+from fedserver.store import State
+from fedserver.store.members import Site, SiteState, keeping
 from fedstream.v1 import admin_pb2
 from fedtask.metrics import binary_evaluation
 from fedtask.task import Evaluation, SiteSummary
@@ -106,6 +108,21 @@ def test_status_that_is_watched_where_nothing_can_be_drawn_over_is_written_again
     monkeypatch.setattr(status, "_never_seen", lambda *_: "")
     status.show_status(Path(), watch=True, as_json=False)
     assert out.getvalue().count("0 sites connected") == 3
+
+
+def test_sites_that_are_yet_to_come_are_named_and_of_hundreds_the_first(tmp_path: Path) -> None:
+    opened = State(tmp_path)
+    for number in range(300):
+        statement = keeping(Site(f"site-{number:03}", SiteState.INVITED, 0))
+        opened.database.execute(statement.sql, *statement.values)
+    opened.close()
+    stub: Any = SimpleNamespace(
+        GetState=lambda *_, **__: admin_pb2.GetStateResponse(),
+        ListClients=lambda *_, **__: admin_pb2.ListClientsResponse(clients=[admin_pb2.Client(name="site-000")]),
+    )
+    named = ", ".join(f"site-{number:03} (invited)" for number in range(1, 21))
+    told = shown(picture(stub, tmp_path), width=1_000)
+    assert f"Not seen yet: {named} and 279 more; `fedserver clients` lists them\n" in told
 
 
 def test_round_is_named_once_and_a_part_that_went_well_has_no_reason() -> None:
