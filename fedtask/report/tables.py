@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
@@ -197,7 +198,8 @@ def incidents(record: FederationRecord) -> list[Incident]:
     for each in record.rounds:
         for one in sorted(each.contributions, key=lambda one: one.rank):
             if one.outcome != "completed":
-                found.setdefault((one.client_name, one.outcome, one.reason), []).append(each.number)
+                reason = re.sub(rf"\bround {each.number}\b", "the round", one.reason)  # or none would be like another
+                found.setdefault((one.client_name, one.outcome, reason), []).append(each.number)
     return [Incident(*key, rounds=words.rounds(numbers)) for key, numbers in found.items()]
 
 

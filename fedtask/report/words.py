@@ -51,8 +51,12 @@ def instant(moment: datetime) -> str:
     return f"{there.day} {there:%B %Y, %H:%M} UTC"
 
 
+_MOST_RUNS = 12
+"""So many are read; a site that is slow in every other of 500 rounds has 250. `summary.json` has them all."""
+
+
 def rounds(numbers: Sequence[int]) -> str:
-    """`round 3`, `rounds 1 to 4, 7`."""
+    """`round 3`, `rounds 1 to 4, 7`; of many runs the first, and how many rounds more."""
     runs: list[list[int]] = []
     for one in sorted(set(numbers)):
         if runs and one == runs[-1][1] + 1:
@@ -62,7 +66,9 @@ def rounds(numbers: Sequence[int]) -> str:
     texts = [
         str(low) if low == high else f"{low}, {high}" if high == low + 1 else f"{low} to {high}" for low, high in runs
     ]
-    return f"round{'s' if len(set(numbers)) > 1 else ''} {', '.join(texts)}"
+    more = sum(high - low + 1 for low, high in runs[_MOST_RUNS:])
+    tail = f" and {more:,} more" if more else ""
+    return f"round{'s' if len(set(numbers)) > 1 else ''} {', '.join(texts[:_MOST_RUNS])}{tail}"
 
 
 def between(interval: Interval | None) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from fedtask.report import FederationRecord, RoundRecord, tables
+from fedtask.report import Contribution, FederationRecord, RoundRecord, tables
 from fedtask.report.tables import ClientRow, Incident, Score, SiteRow
 from fedtask.task import Evaluation, Interval
 
@@ -37,6 +37,25 @@ def test_incidents_of_one_kind_are_one_row(make_record: MakeRecord) -> None:
 
     assert tables.incidents(make_record(rounds=(*rounds, again))) == [
         Incident("south", "expired", "no sign of life for 60 s", "rounds 3, 4")
+    ]
+
+
+def test_incidents_that_differ_in_the_number_of_their_round_alone_are_one_row(make_record: MakeRecord) -> None:
+    rounds = tuple(
+        RoundRecord(
+            number,
+            True,
+            "",
+            30.0,
+            contributions=(
+                Contribution("south", 1, "cancelled", f"round {number} closed: reporting goal of 10 reached"),
+            ),
+        )
+        for number in (1, 10, 11)
+    )
+
+    assert tables.incidents(make_record(rounds=rounds, best_round=None)) == [
+        Incident("south", "cancelled", "the round closed: reporting goal of 10 reached", "rounds 1, 10, 11")
     ]
 
 

@@ -34,9 +34,14 @@ def test_duration_uses_two_units_at_most(seconds: float | None, text: str) -> No
 
 @pytest.mark.parametrize(
     ("numbers", "text"),
-    [([3], "round 3"), ([2, 1], "rounds 1, 2"), ([1, 2, 3, 4, 7, 9, 10], "rounds 1 to 4, 7, 9, 10")],
+    [
+        ([3], "round 3"),
+        ([2, 1], "rounds 1, 2"),
+        ([1, 2, 3, 4, 7, 9, 10], "rounds 1 to 4, 7, 9, 10"),
+        ([*range(1, 25, 2), 40, 41, 42], "rounds 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23 and 3 more"),
+    ],
 )
-def test_rounds_joins_neighbours(numbers: list[int], text: str) -> None:
+def test_rounds_joins_neighbours_and_names_the_first_of_many(numbers: list[int], text: str) -> None:
     assert words.rounds(numbers) == text
 
 
