@@ -21,7 +21,10 @@ TEMPORARY_SUFFIX = ".partial"
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Numbers of errors by which a disk says that it takes no more."""
 
-_PASSING = FULL | {errno.EROFS, errno.EIO}
+AWAY = frozenset({errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT})
+"""Numbers by which a disk of the network says that the machine it is on cannot be reached, or has begun anew."""
+
+_PASSING = FULL | AWAY | {errno.EROFS, errno.EIO}
 
 
 def may_pass(error: OSError) -> bool:

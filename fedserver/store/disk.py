@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
-from fedstream.files import FULL, TEMPORARY_SUFFIX, FileSystem
+from fedstream.files import AWAY, FULL, TEMPORARY_SUFFIX, FileSystem
 
 FreeBytes = Callable[[Path], int]
 """How many bytes may still be written below a folder."""
@@ -22,11 +22,12 @@ class DiskTrouble(enum.Enum):
     FULL = "is full"
     READ_ONLY = "cannot be written: it is mounted read-only, or the rights are missing"
     FAILING = "reports errors of the medium"
-    GONE = "is not there: the folder was moved or removed, or its disk was unmounted"
+    GONE = "is not there: the folder was moved or removed, or its disk was unmounted or cannot be reached"
 
 
 _BY_ERRNO = {
     **dict.fromkeys(FULL, DiskTrouble.FULL),
+    **dict.fromkeys(AWAY, DiskTrouble.GONE),
     errno.EROFS: DiskTrouble.READ_ONLY,
     errno.EACCES: DiskTrouble.READ_ONLY,
     errno.EPERM: DiskTrouble.READ_ONLY,

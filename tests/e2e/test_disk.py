@@ -146,7 +146,7 @@ async def test_state_folder_that_is_moved_away_is_told_and_waited_for(tmp_path: 
         schema, weights = Shapes({}).schema(), random_weights(Shapes({}).schema(), 1)
         state.rename(away)
         error = from_rpc_error(await refusal(site.put_manifest(upload_id, manifest_of(schema, weights))))
-        gone = "is not there: the folder was moved or removed, or its disk was unmounted"
+        gone = "is not there: the folder was moved or removed, or its disk was unmounted or cannot be reached"
         assert isinstance(error, LimitExceeded)
         assert error.message == f"the server's disk {gone}; nothing that was committed is lost, come back later"
         assert server.federation.disk.words() == f"the disk of {state} {gone}"

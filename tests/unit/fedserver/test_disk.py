@@ -49,6 +49,8 @@ def sqlite_error(code: int) -> sqlite3.OperationalError:
         (OSError(errno.EDQUOT, ""), DiskTrouble.FULL),
         (OSError(errno.EROFS, ""), DiskTrouble.READ_ONLY),
         (OSError(errno.EIO, ""), DiskTrouble.FAILING),
+        (OSError(errno.ESTALE, ""), DiskTrouble.GONE),
+        (OSError(errno.EHOSTDOWN, ""), DiskTrouble.GONE),
         (sqlite_error(sqlite3.SQLITE_FULL), DiskTrouble.FULL),
         (sqlite_error(sqlite3.SQLITE_READONLY_DBMOVED), DiskTrouble.READ_ONLY),
         (sqlite_error(sqlite3.SQLITE_IOERR_FSYNC), DiskTrouble.FAILING),
@@ -206,7 +208,7 @@ async def test_state_folder_that_is_away_between_rounds_is_told_and_waited_for(t
         assert (running.done(), standing.state) == (False, FederationState.WAITING)
         assert standing.reason == (
             f"for the disk: the disk of {folder} is not there: the folder was moved or removed, or its disk was "
-            "unmounted; put it back, and the server goes on by itself"
+            "unmounted or cannot be reached; put it back, and the server goes on by itself"
         )
         away.rename(folder)
         assert (await asyncio.wait_for(running, 20)).model is not None

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedstream.files import RealFileSystem, publish, write_durably, write_then_name
+from fedstream.files import RealFileSystem, may_pass, publish, write_durably, write_then_name
 from fedstream.manifest import raw_bytes
 from tests.support.crashing_files import CrashingFileSystem, PowerCut, Survival
 
@@ -162,3 +162,15 @@ def test_sync_of_a_file_system_that_does_not_know_the_call_is_an_fsync(
     write_durably(RealFileSystem(), tmp_path / "file", [b"data"])
 
     assert asked == ["fsync", "fsync"]
+
+
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN]
+)
+def test_disk_that_refuses_is_waited_for(number: int) -> None:
+    assert may_pass(OSError(number, os.strerror(number), "updates"))
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EISDIR, errno.EINVAL])
+def test_what_nobody_mends_meanwhile_is_not_waited_for(number: int) -> None:
+    assert not may_pass(OSError(number, os.strerror(number), "updates"))
