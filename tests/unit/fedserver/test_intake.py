@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from fedserver.aggregation import Accumulator
 from fedserver.intake import Intake
-from fedserver.store import DamagedFile, StateReader
+from fedserver.store import DamagedFile, StateReader, UploadState
 from fedserver.store.updates import Update
 from fedserver.verification import verify
 from fedstream.dtypes import DataType
@@ -146,6 +146,20 @@ async def test_update_that_cannot_be_read_to_its_end_is_added_later_and_leaves_t
         work = await bench.end_round(running)
         assert work.model is not None
         assert work.model.digest.hex == expected
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "uniform"])
+async def test_update_of_more_examples_than_its_site_can_have_is_kept_aside_whatever_it_would_weigh(
+    tmp_path: Path, strategy: str
+) -> None:
+    async with Bench.running(tmp_path, "ab", strategy=strategy) as bench:
+        running = await bench.open_round()
+        status = await bench.send("a", random_weights(SCHEMA, 1), num_examples=21)
+        assert status.state is UploadState.QUARANTINED
+        assert status.reason.startswith("num_examples: the update says it was trained on 21 examples; the site claimed")
+        await bench.send("b", random_weights(SCHEMA, 2), num_examples=20)
+        work = await bench.end_round(running)
+        assert [part.weight for part in work.opened.participations] == [0.0, 1.0]
 
 
 def tiny_weights(seed: int) -> dict[str, np.ndarray]:
