@@ -185,6 +185,17 @@ def test_missing_cut_or_grown_file_is_named(folder: Path, harm: Callable[[Path],
         assert any(str(path) in line and problem in line for line in differences(folder)), problem
 
 
+async def test_damaged_update_of_the_round_at_work_is_named(folder: Path) -> None:
+    async with Bench.running(folder, "ab", min_clients=2) as bench:
+        running = await bench.open_round()
+        upload_id = bench.part("a").upload_id
+        await bench.send("a", random_weights(SCHEMA, 14))
+        running.cancel()
+    path = folder / "updates" / f"{upload_id}.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert differences(folder) == [f"{path}: is damaged: tensor large does not match its digest"]
+
+
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     found = False
