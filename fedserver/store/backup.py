@@ -150,8 +150,7 @@ def _copy(reader: StateReader, sink: Sink, scratch_folder: Path) -> Contents:
 def named_files(database: Database, folder: Path) -> Iterator[tuple[str, Path, int | None]]:
     """Name, place and size (`None` for all) of every file that the rows name, each checked against its manifest.
 
-    The row of an upload on its way whose bytes are not there (any more) is deleted from `database`: its site will begin
-    it again.
+    Of an upload on its way the bytes may not be there (any more): then there is none, and its site will begin it again.
 
     Raises:
         DamagedFile: one is missing or not what it was.
@@ -168,8 +167,7 @@ def named_files(database: Database, folder: Path) -> Iterator[tuple[str, Path, i
             check_file(path, entries, WAY_OUT if number in at_work else WAY_OUT_OVER)
             yield f"{UPDATES}/{path.name}", path, None
         elif number in at_work:
-            copies = _copies(path, header_of(entries), committed, is_encoded(facts, entries))
-            yield from _on_its_way(database, upload_id, copies)
+            yield from _on_its_way(_copies(path, header_of(entries), committed, is_encoded(facts, entries)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +189,7 @@ def _copies(path: Path, header: bytes, committed: int, encoded: bool) -> list[_C
     return [_Copy(values, header, size, values.name), _Copy(path, header, size, values.name)]
 
 
-def _on_its_way(database: Database, upload_id: str, copies: Sequence[_Copy]) -> Iterator[tuple[str, Path, int | None]]:
+def _on_its_way(copies: Sequence[_Copy]) -> Iterator[tuple[str, Path, int | None]]:
     """The first copy that can be had. The upload may have been finished, dropped or begun anew meanwhile."""
     for copy in copies:
         try:
@@ -203,7 +201,6 @@ def _on_its_way(database: Database, upload_id: str, copies: Sequence[_Copy]) -> 
         if is_same and is_whole:
             yield f"{UPDATES}/{copy.name}", copy.path, copy.size
             return
-    database.execute("DELETE FROM uploads WHERE upload_id = ?", upload_id)
 
 
 class HashingSource:
