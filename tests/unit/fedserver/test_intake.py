@@ -7,6 +7,7 @@ from collections import UserDict
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import numpy as np
 import pytest
@@ -160,6 +161,30 @@ async def test_update_of_more_examples_than_its_site_can_have_is_kept_aside_what
         await bench.send("b", random_weights(SCHEMA, 2), num_examples=20)
         work = await bench.end_round(running)
         assert [part.weight for part in work.opened.participations] == [0.0, 1.0]
+
+
+async def test_update_whose_admission_could_not_be_recorded_is_in_no_model_where_its_site_does_not_come_back(
+    tmp_path: Path,
+) -> None:
+    digests: list[str] = []
+    for is_sent in (False, True):
+        async with Bench.running(tmp_path / str(is_sent), "abc", min_clients=2) as bench:
+            running = await bench.open_round()
+            upload_id = await bench.begin("a", random_weights(SCHEMA, 1))
+            if is_sent:
+                await bench.write(upload_id, random_weights(SCHEMA, 1))
+                with pytest.MonkeyPatch.context() as patched:
+                    patched.setattr(bench.state.journal, "write", AsyncMock(side_effect=OSError(5, "I/O error")))
+                    with pytest.raises(OSError, match="I/O error"):
+                        await bench.desk.finish(upload_id)
+            bench.federation.apply(bench.round.fail("a", bench.part("a").offer_id, "power cut", bench.federation.now))
+            await bench.send("b", random_weights(SCHEMA, 2))
+            await bench.send("c", random_weights(SCHEMA, 3))
+            work = await bench.end_round(running)
+            assert work.model is not None
+            assert [part.weight for part in work.opened.participations] == [0.0, 0.5, 0.5]
+            digests.append(work.model.digest.hex)
+    assert digests[0] == digests[1]
 
 
 def tiny_weights(seed: int) -> dict[str, np.ndarray]:
