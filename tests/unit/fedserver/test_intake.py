@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import weakref
 from collections import UserDict
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 from unittest.mock import AsyncMock
 
 import numpy as np
@@ -21,6 +24,7 @@ from fedserver.verification import verify
 from fedstream.dtypes import DataType
 from tests.support.bench import SCHEMA, Bench
 from tests.support.full_disk import FullDisk
+from tests.support.processes import soon
 from tests.support.tasks import random_weights
 from tests.unit.fedserver.aggregation.oracle import exact_mean, promised_bound, worst_error
 
@@ -97,6 +101,30 @@ async def test_sums_are_let_go_when_the_round_fails(tmp_path: Path, sums: list[w
         bench.federation.stop(finish_round=False)
         assert (await bench.end_round(running)).model is None
         assert sum(ref() is not None for ref in sums) == 0
+
+
+async def test_sums_let_go_while_updates_are_added_are_not_made_again(
+    tmp_path: Path, sums: list[weakref.ref[np.ndarray]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, fold = threading.Event(), Accumulator.fold
+
+    def slow(*arguments: Any) -> None:
+        assert go_on.wait(20.0)
+        fold(*arguments)
+
+    monkeypatch.setattr(Accumulator, "fold", slow)
+    async with Bench.running(tmp_path, "abc", min_clients=3) as bench:
+        running = await bench.open_round()
+        for name in "ab":  # the second waits until the first is added
+            await bench.send(name, random_weights(SCHEMA, 1))
+        releasing = asyncio.create_task(intake_of(bench).release())
+        await asyncio.sleep(0.01)
+        go_on.set()
+        await releasing
+        await intake_of(bench).caught_up()
+        assert len(sums) > 0
+        await soon("the thread to let them go", lambda: all(ref() is None for ref in sums), 10.0)
+        running.cancel()
 
 
 @pytest.mark.parametrize("released_after", ["a", "b", "c"])

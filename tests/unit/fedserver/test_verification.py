@@ -185,6 +185,17 @@ def test_missing_cut_or_grown_file_is_named(folder: Path, harm: Callable[[Path],
         assert any(str(path) in line and problem in line for line in differences(folder)), problem
 
 
+def test_rounds_whose_updates_are_damaged_are_not_made_again_and_say_so(folder: Path) -> None:
+    for path in (folder / "updates").glob("*"):
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert [(one.number, one.recomputed, one.checked) for one in check(folder).rounds] == [
+        (1, False, "chain and model digest only: its updates are no longer kept"),
+        (2, False, "chain; it made no model, and updates are damaged"),
+        (3, False, "chain and model digest only: updates are damaged"),
+        (4, False, "chain and model digest only: updates are damaged"),
+    ]
+
+
 async def test_damaged_update_of_the_round_at_work_is_named(folder: Path) -> None:
     async with Bench.running(folder, "ab", min_clients=2) as bench:
         running = await bench.open_round()
