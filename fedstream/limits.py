@@ -17,6 +17,7 @@ MAX_PART_BYTES = 1 << 20
 MAX_MODEL_BYTES = 64 << 30
 """A model's values, unencoded. A declared size beyond it is refused before a byte of body is taken."""
 
+MIN_CHUNK_BYTES = 1
 DEFAULT_CHUNK_BYTES = 1 << 20
 """What a chunk is where nobody says how large it may be."""
 
