@@ -74,6 +74,7 @@ ENROLMENT_OPTIONS = (
     ("grpc.so_reuseport", 0),
 )
 _ENROLLING_AT_ONCE = 32
+_FIRST_OPEN_PORT = 1024
 _DOWNLOAD_SECONDS = 60.0
 """For clients that were told of the end and still fetch the final models."""
 _LEAVE_SECONDS = 1.0
@@ -335,7 +336,12 @@ def _why_not(listen: str) -> str:
         socket.getaddrinfo(host, port)
     except OSError:
         return f"{host} has no address; check its spelling and this machine's DNS"
-    return "is another program using the port, and is that an address of this machine?"
+    words = "is another program using the port, and is that an address of this machine?"
+    return (
+        f"{words} Ports below {_FIRST_OPEN_PORT} need a right that most users lack"
+        if port < _FIRST_OPEN_PORT
+        else words
+    )
 
 
 def _with_port(listen: str, port: int) -> str:

@@ -1,4 +1,4 @@
-"""A server whose start is interrupted. 3 s."""
+"""A server whose start is interrupted, or fails. 3 s."""
 
 from __future__ import annotations
 
@@ -38,3 +38,14 @@ async def test_server_that_is_interrupted_at_any_turn_of_its_start_closes_withou
         turns += 1
     assert turns > 3
     assert said == []
+
+
+@pytest.mark.parametrize(("port", "more"), [(443, r" Ports below 1024 need a right that most users lack"), (8443, "")])
+async def test_port_that_cannot_be_had_is_told_with_what_may_be_in_the_way(
+    tmp_path: Path, port: int, more: str
+) -> None:
+    settings = {"task": "linear", "listen": f"192.0.2.1:{port}", "state": tmp_path / "state", "out": tmp_path / "out"}
+    server = Server(ServerConfig.model_validate(settings))
+    with pytest.raises(OSError, match=rf"is that an address of this machine\?{more}$"):
+        await server.start()
+    await server.close()
