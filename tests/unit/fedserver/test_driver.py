@@ -39,6 +39,7 @@ async def test_failed_round_is_followed_by_its_delay_whatever_changes_meanwhile(
             said.add((bench.federation.standing.state, bench.federation.standing.reason))
             await asyncio.sleep(0.01)
         assert await rounds == "all 3 rounds done"
+        assert [record.number for record in bench.federation.history] == [1, 2, 3]
         why = "failed (0 of at least 2 updates: every client has answered)"
         for words in (f"for 0 s before the next round: round 1 {why}", f"for 1 s before the next round: round 2 {why}"):
             assert (FederationState.WAITING, words) in said
@@ -132,10 +133,13 @@ async def test_federation_that_had_stopped_early_ends_when_it_is_started_again(t
 async def test_time_that_a_round_took_before_a_crash_is_not_given_again(tmp_path: Path) -> None:
     clock = SetClock(1000.0)
     settings = {"round_timeout_seconds": 3600.0, "lease_seconds": 3600.0}
-    async with Bench.running(tmp_path, "a", clock=clock, **settings) as bench:
+    async with Bench.running(tmp_path, "ab", clock=clock, **settings) as bench:
         running = await bench.open_round()
         await bench.accept("a")
-        clock.advance(1000.0)
+        clock.advance(400.0)
+        bench.round.decline("b", bench.part("b").offer_id, "busy", clock.monotonic())
+        await bench.federation.keep(bench.round, bench.part("b"))
+        clock.advance(600.0)
         bench.federation.touch()
         stored = "SELECT json_extract(row, '$.seconds_left') FROM participations"
         while bench.state.database.query(stored)[0][0] > 2600.0:  # noqa: ASYNC110 - the driver tells nobody
@@ -145,3 +149,5 @@ async def test_time_that_a_round_took_before_a_crash_is_not_given_again(tmp_path
     async with Bench.running(tmp_path, clock=later, **settings) as bench:
         assert bench.part("a").deadline - later.monotonic() == 2600.0
         assert later.monotonic() - bench.round.opened == 1000.0
+        assert later.monotonic() - bench.part("a").offered_at == 1000.0
+        assert (bench.part("b").ended_at or 0.0) - bench.part("b").offered_at == 400.0

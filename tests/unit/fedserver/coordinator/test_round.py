@@ -249,7 +249,11 @@ def test_round_closes_at_the_deadline_of_those_that_are_still_at_work() -> None:
     round_ = open_round()
     round_.counter("a", "offer-a", None, 140.0, "slow disk", OPENED)
     assert round_.deadline == OPENED + 140
-    round_.fail("a", "offer-a", "no space left", OPENED + 1)
+    round_.fail("a", "offer-a", "", OPENED + 1)
+    assert ends(round_)["a"] == (Outcome.FAILED, "no reason given")
+    assert round_.deadline == OPENED + 100
+    for client in "bc":
+        round_.decline(client, f"offer-{client}", "busy", OPENED + 2)
     assert round_.deadline == OPENED + 100
 
 

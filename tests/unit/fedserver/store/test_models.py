@@ -141,6 +141,15 @@ def test_model_that_was_not_published_is_unknown(models: ModelStore, sha256: byt
         models.get(sha256)
 
 
+def test_model_that_is_no_longer_kept_is_not_given_and_still_known(models: ModelStore) -> None:
+    stored = add(models, 1, random_weights(AWKWARD, 1))
+    models.collect([stored.digest.sha256])
+    with pytest.raises(UnknownModel, match="use the base model of the current offer"):
+        models.get(stored.digest.sha256)
+    assert models.of_digest(stored.digest.sha256).manifest == stored.manifest
+    assert not stored.path.exists()
+
+
 def test_model_of_a_round_that_made_none_is_unknown_by_its_number(models: ModelStore) -> None:
     with pytest.raises(UnknownModel, match="no global model came out of round 7"):
         models.of_version(7)
