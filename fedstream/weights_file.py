@@ -90,8 +90,8 @@ class WeightsFile:
         size = os.fstat(self._descriptor).st_size
         prefix = os.pread(self._descriptor, _LENGTH_BYTES, 0)
         header_bytes = int.from_bytes(prefix, "little")
-        longest = min(_MAX_HEADER_BYTES, size - _LENGTH_BYTES)
-        if len(prefix) < _LENGTH_BYTES or header_bytes > longest:
+        # A file that is shorter than the length itself has less than no room for a header.
+        if header_bytes > min(_MAX_HEADER_BYTES, size - _LENGTH_BYTES):
             raise WeightsFileError(f"{path} is not a weights file: it has no safetensors header")
         header = os.pread(self._descriptor, header_bytes, _LENGTH_BYTES)
         if expected and prefix + header == header_of(expected):

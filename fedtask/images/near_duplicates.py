@@ -105,8 +105,7 @@ def near_groups(fingerprints: Fingerprints) -> npt.NDArray[np.int64]:
     for start in range(0, len(distinct), _BLOCK):
         block = _near_in_block(distinct[start : start + _BLOCK], distinct[start:], NEAR_DISTANCE)
         for first, second in (block + start).tolist():
-            low, high = sorted((find(first), find(second)))
-            leader[high] = low
+            leader[find(first)] = find(second)
     group = np.array([find(index) for index in range(len(leader))], np.int64)[at]
     lowest = np.full(len(distinct), len(fingerprints))
     np.minimum.at(lowest, group, np.arange(len(fingerprints)))
