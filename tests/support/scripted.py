@@ -93,8 +93,8 @@ async def refuse(context: Any, error: ProtocolError) -> None:
 
 @dataclass
 class Transfer(transfer_pb2_grpc.TransferServiceServicer):
-    """Moves weights. `cuts` ends streams after so many more bytes each, and at 0 also a question about an upload;
-    `refusals` answers calls of a name with errors.
+    """Moves weights. `cuts` ends streams after so many more bytes each, and at 0 also a question about an upload
+    and a stream before its first chunk; `refusals` answers calls of a name with errors.
 
     The bodies of models in `held` are not given, as over a line that is far slower than rounds are, and `reached` is
     set by whoever asks for one. `largest_flight` is the most that was ever sent beyond what had been told to be
@@ -152,6 +152,7 @@ class Transfer(transfer_pb2_grpc.TransferServiceServicer):
 
     async def WriteChunks(self, requests: Any, context: Any) -> None:
         await self._begin("WriteChunks", context)
+        await self._count_down(0, context)
         upload = None
         async for request in requests:
             upload = upload or self.uploads[request.upload_id]
@@ -224,6 +225,7 @@ class Transfer(transfer_pb2_grpc.TransferServiceServicer):
         if request.model_sha256 in self.held:
             self.reached.set()
             await asyncio.Event().wait()
+        await self._count_down(0, context)
         model = self.models[request.model_sha256]
         body = model.body(request.tensors or range(len(model.values)))
         for offset in range(request.read_offset, len(body), request.max_chunk_bytes):

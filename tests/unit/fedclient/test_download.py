@@ -13,11 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedclient.chunk_size import LEAST_CHUNK_BYTES
+from fedclient.connection import Connection
 from fedclient.download import Downloader, ForeignModel
 from fedclient.events import FederationOutcome, RoundOutcome
 from fedclient.global_models import GlobalModels
-from fedclient.models import ModelStore
-from fedstream.errors import UnknownModel
+from fedclient.models import DamagedTensor, ModelStore
+from fedstream import limits
+from fedstream.errors import TransportError, UnknownModel
 from fedstream.files import RealFileSystem
 from fedstream.manifest import Digest, ModelRef
 from fedstream.schema import ModelSchema
@@ -213,6 +216,18 @@ async def test_download_whose_source_of_known_tensors_is_damaged_meanwhile_fetch
         assert store.get(server.base) is None
 
 
+async def test_download_whose_bytes_never_match_their_digests_gives_up(tmp_path: Path) -> None:
+    async with scripted() as server, downloading(server, tmp_path) as (downloader, store):
+        other = linear_model(SETTINGS, seed=5)[1].values
+        digest = server.transfer.publish(Model(server.model.manifest, other))
+
+        with pytest.raises(DamagedTensor):
+            await downloader.fetch(digest, server.schema, CHUNK, ignore)
+
+        assert server.transfer.calls == ["GetManifest", "ReadChunks"] * 3
+        assert store.get(digest) is None
+
+
 async def test_model_whose_file_somebody_removed_is_downloaded_again(tmp_path: Path) -> None:
     async with scripted() as server, downloading(server, tmp_path) as (downloader, _):
         model = await downloader.fetch(server.base, server.schema, CHUNK, ignore)
@@ -294,10 +309,41 @@ class CountingFiles(RealFileSystem):
         super().sync_folder(folder)
 
 
+@pytest.mark.parametrize(
+    ("down", "most_bytes"), [(False, LEAST_CHUNK_BYTES), (True, limits.MAX_CHUNK_BYTES)], ids=["cut", "server down"]
+)
+async def test_download_takes_smaller_chunks_after_a_cut_and_not_for_a_server_that_was_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, down: bool, most_bytes: int
+) -> None:
+    monkeypatch.setattr(Connection, "is_out_of_reach", down)
+    async with scripted() as server:
+        server.transfer.cuts = [0]
+        connection = await server.connection(tmp_path)
+        store = ModelStore(tmp_path / "models", RealFileSystem())
+        store.load()
+        await Downloader(connection, store, RealFileSystem(), QUICK).fetch(server.base, server.schema, CHUNK, ignore)
+        await connection.close()
+
+    assert server.transfer.calls.count("ReadChunks") == 2
+    assert connection.chunk_size.most_bytes == most_bytes
+
+
 async def test_download_of_a_model_that_is_not_published_says_so(tmp_path: Path) -> None:
     async with scripted() as server, downloading(server, tmp_path) as (downloader, _):
         with pytest.raises(UnknownModel):
             await downloader.fetch(Digest.of(b"nothing"), server.schema, CHUNK, ignore)
+
+
+async def test_manifest_with_more_tensors_than_any_model_may_have_is_given_up_before_it_fills_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with scripted() as server:
+        monkeypatch.setattr(limits, "MAX_TENSORS", 2)
+        connection, store = await server.connection(tmp_path), ModelStore(tmp_path / "models", RealFileSystem())
+        downloader = Downloader(connection, store, RealFileSystem(), replace(QUICK, give_up_after_seconds=0.05))
+        with pytest.raises(TransportError, match="the server's manifest has over 2 tensors"):
+            await downloader.fetch(server.base, server.schema, CHUNK, ignore)
+        await connection.close()
 
 
 async def test_download_of_a_model_of_another_schema_is_not_tried_again(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from fedstream.schema import ModelSchema, TensorSpec
 from fedstream.weights_file import file_parts
 from fedtask.messages import EntryRecord, LocalUpdate
 from tests.support.crashing_files import CrashingFileSystem, Survival
+from tests.support.full_disk import FullDisk
 
 FILES = RealFileSystem()
 SCHEMA = ModelSchema(
@@ -188,6 +189,17 @@ def test_update_store_without_its_sidecar_does_not_count(tmp_path: Path) -> None
     assert store.load("offer") is None
 
 
+def test_update_store_told_to_discard_an_update_leaves_no_byte_of_it(tmp_path: Path) -> None:
+    keep_update(tmp_path, "refused")
+    store = keep_update(tmp_path, "wanted")
+    write_durably(FILES, store.path("refused", "packed"), [b"encoded"])
+    store.discard("refused")
+    store.discard("refused")
+
+    assert {path.name.partition(".")[0] for path in tmp_path.iterdir()} == {store.weights_path("wanted").stem}
+    assert store.load("wanted") is not None
+
+
 def test_update_store_keeps_only_one(tmp_path: Path) -> None:
     keep_update(tmp_path, "old")
     store = keep_update(tmp_path, "new")
@@ -248,6 +260,19 @@ def test_memory_counts_each_update_sent_once_over_a_restart_whatever_the_federat
 
     assert (list(memory.rows), memory.experience) == ([], Experience(rounds_sent=2))
     assert (memory.has_sent("two"), memory.has_sent("three")) == (True, False)
+
+
+def test_memory_that_the_disk_refused_is_saved_once_there_is_room(tmp_path: Path) -> None:
+    disk = FullDisk()
+    memory = SiteMemory(tmp_path / "memory.json", "federation", disk)
+    memory.note_sent("one")
+    disk.fill()
+    with pytest.raises(OSError, match="No space left"):
+        memory.save()
+    disk.free()
+    memory.save()
+
+    assert SiteMemory(tmp_path / "memory.json", "federation", FILES).has_sent("one")
 
 
 def test_memory_of_an_earlier_version_counts_its_rounds_on(tmp_path: Path) -> None:

@@ -6,12 +6,15 @@ from collections.abc import Callable
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from fedclient.chunk_size import LEAST_CHUNK_BYTES
 from fedclient.requests import Parcel
 from fedclient.upload import Delivery, Terms, UpdateUnwanted, Upload
+from fedstream import limits
 from fedstream.errors import (
     ChecksumMismatch,
     DigestMismatch,
@@ -133,6 +136,42 @@ async def test_upload_cut_at_every_chunk_resumes_and_sends_at_most_a_window_twic
         assert server.transfer.bytes_in <= upload.size + cuts * WINDOW
         assert server.transfer.calls.count("PutManifest") == 1
         assert server.transfer.calls.count("GetUploadStatus") == cuts
+
+
+@pytest.mark.parametrize(
+    ("cut", "most_bytes"), [(0, LEAST_CHUNK_BYTES), (2 * CHUNK, limits.MAX_CHUNK_BYTES)], ids=["at once", "later"]
+)
+async def test_upload_cut_before_a_chunk_got_through_takes_smaller_ones(
+    tmp_path: Path, cut: int, most_bytes: int
+) -> None:
+    async with scripted() as server:
+        server.transfer.cuts = [cut]
+        connection, parcel = await server.connection(tmp_path), make_parcel(server, tmp_path)
+        await Upload(connection, parcel, Terms(CHUNK, WINDOW), QUICK, ignore).run()
+        await connection.close()
+
+        assert arrived(server).finished
+        assert connection.chunk_size.most_bytes == most_bytes
+
+
+async def test_upload_that_the_server_has_forgotten_at_a_cut_begins_with_its_manifest_again(tmp_path: Path) -> None:
+    async with scripted() as server:
+        server.transfer.cuts = [2 * CHUNK]
+
+        begin = server.transfer._begin
+
+        async def forget_first(name: str, context: Any) -> None:
+            if name == "GetUploadStatus":
+                server.transfer.uploads.clear()
+            await begin(name, context)
+
+        server.transfer._begin = forget_first
+        delivery = await send(server, tmp_path)
+
+        assert delivery == Delivery("")
+        assert arrived(server).finished
+        begun = ["PutManifest", "WriteChunks"]
+        assert server.transfer.calls == [*begun, "GetUploadStatus", *begun, "FinishUpload"]
 
 
 @pytest.mark.parametrize(

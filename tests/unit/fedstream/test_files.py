@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedstream.files import RealFileSystem, may_pass, publish, write_durably, write_then_name
+from fedstream.files import RealFileSystem, may_pass, publish, refusal_words, write_durably, write_then_name
 from fedstream.manifest import raw_bytes
 from tests.support.crashing_files import CrashingFileSystem, PowerCut, Survival
 
@@ -102,6 +102,38 @@ def test_durable_write_on_disk_replaces_the_file_and_lets_only_its_owner_read_it
     assert path.read_bytes() == bytes.fromhex("000001000200") + b"end"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("step", [name for name in STEPS if name != "remove"])
+def test_durable_write_that_the_disk_refuses_leaves_it_the_space_and_says_where_it_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    path, files = tmp_path / "a.bin", RealFileSystem()
+    path.write_bytes(OLD)
+
+    def refuse(*_given: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, step, refuse)
+    with pytest.raises(OSError, match="No space left") as refused:
+        write_durably(files, path, NEW)
+    assert refused.value.filename == str(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == (b"the new" if step == "sync_folder" else OLD)
+
+
+def test_write_into_a_folder_that_is_gone_says_which_and_may_pass_and_one_that_only_lacks_the_file_does_not(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(FileNotFoundError) as gone:
+        write_durably(RealFileSystem(), tmp_path / "state/models/a.bin", NEW)
+    assert refusal_words(gone.value) == f"the folder {tmp_path / 'state'} is gone; put it back, or make it again"
+    assert may_pass(gone.value)
+
+    with pytest.raises(FileNotFoundError) as missing:
+        (tmp_path / "a.bin").read_bytes()
+    assert refusal_words(missing.value) == str(missing.value)
+    assert not may_pass(missing.value)
 
 
 def test_durable_write_whose_parts_fail_leaves_the_old_content(tmp_path: Path) -> None:

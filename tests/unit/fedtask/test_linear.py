@@ -47,6 +47,8 @@ def test_fine_tune_of_the_default_on_generated_data_learns():
     tuned = task.fine_tune(base, task.default_plan(), ignore)
     assert task.evaluate(base).metrics["accuracy"] < 0.6
     assert task.evaluate(tuned.weights).metrics["accuracy"] > 0.9
+    losses = [row["loss"] for row in tuned.history]
+    assert 0.7 > losses[0] > losses[1] > losses[2] > 0
     assert tuned.num_examples == 170
     assert [sorted(row) for row in tuned.history] == [["accuracy", "loss", "val_accuracy", "val_loss"]] * 3
     assert {"base_loss", "base_accuracy"} <= set(tuned.metrics)
@@ -81,6 +83,14 @@ def test_schema_with_further_tensors_lists_them_and_only_the_trainable_ones_move
     trained = task.fine_tune(base, task.default_plan(), ignore).weights
     assert [name for name in base if base[name].tobytes() == trained[name].tobytes()] == ["frozen_00000"]
     assert base["further_00000"].tobytes() != base["further_00001"].tobytes()
+
+
+def test_fine_tune_reports_how_far_it_is_after_every_epoch():
+    task, reports = opened(), []
+    tuned = task.fine_tune(task.initial_weights(0, None), replace(task.default_plan(), epochs=4), reports.append)
+    assert reports == [
+        EpochReport("training", epoch, 4, epoch / 4, metrics) for epoch, metrics in enumerate(tuned.history, 1)
+    ]
 
 
 def test_fine_tune_that_takes_seconds_ends_promptly_when_cancelled():
@@ -118,6 +128,12 @@ def test_folder_with_npz_files_is_read_and_a_wrong_one_is_explained(tmp_path):
         Linear({}).open_holdout(tmp_path, {})
     with pytest.raises(TaskError, match=r"x \[40, 10\].*wanted x \[n, 3\]"):
         Linear({"features": "3"}).open_site(SiteOptions(folder=tmp_path))
+    np.savez(tmp_path / "train.npz", x=x, y=np.arange(40) % 3)
+    with pytest.raises(TaskError, match="labels other than 0 and 1"):
+        Linear({}).open_site(SiteOptions(folder=tmp_path))
+    np.savez(tmp_path / "train.npz", x=x[:0], y=x[:0, 0])
+    with pytest.raises(TaskError, match=r"x \[0, 10\]"):
+        Linear({}).open_site(SiteOptions(folder=tmp_path))
 
 
 def test_exported_model_read_again_is_the_same_and_another_model_is_refused(tmp_path):

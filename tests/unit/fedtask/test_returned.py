@@ -156,5 +156,7 @@ def test_mistake_in_the_files_of_an_export_is_told(tmp_path: Path) -> None:
         checked_files(None)
     with pytest.raises(TaskError, match="there is no such file"):
         checked_files([tmp_path / "absent"])
+    with pytest.raises(TaskError, match="export returned 3 among its files; there is no such file"):
+        checked_files([3])
     (tmp_path / "model").write_bytes(b"weights")
     assert checked_files([tmp_path / "model"]) == [str(tmp_path / "model")]

@@ -157,8 +157,11 @@ def test_decode_exif_orientation_turns_the_picture_upright(tmp_path: Path) -> No
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
-def test_decode_broken_exif_takes_the_picture_as_it_lies(tmp_path: Path) -> None:
-    Image.fromarray(GRADIENT).save(tmp_path / "a.png", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff garbage")
+@pytest.mark.parametrize(
+    "exif", [b"MM\0*\xff\xff\xff\xff garbage", b"garbage", b"MM"], ids=["broken", "none", "cut short"]
+)
+def test_decode_broken_exif_takes_the_picture_as_it_lies(tmp_path: Path, exif: bytes) -> None:
+    Image.fromarray(GRADIENT).save(tmp_path / "a.png", exif=b"Exif\0\0" + exif)
     np.testing.assert_array_equal(decode_image(tmp_path / "a.png", 16), as_rgb(GRADIENT))
 
 

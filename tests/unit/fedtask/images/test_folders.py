@@ -12,7 +12,7 @@ import pytest
 from fedclient.config import parse_classes
 from fedserver.cli_words import class_folders
 from fedtask.images.decode import SkipReason
-from fedtask.images.folders import count_by_reason, examine, list_folder, skipped_warnings
+from fedtask.images.folders import count_by_reason, examine, list_folder, patients, skipped_warnings
 from fedtask.images.image_set import PixelCache
 from fedtask.task import TaskError
 
@@ -90,6 +90,24 @@ def test_list_reads_sub_folders_of_any_depth_as_their_class_and_says_so(
         f"{tmp_path / 'no'} holds 2 files in 1 sub-folder, read as 'no' like the others",
         f"{tmp_path / 'yes'} holds 2 files in 2 sub-folders, read as 'yes' like the others",
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["no/p1/a.png", "no/p1/b.png", "yes/p2/t1/c.png", "yes/p1/d.png"], [0, 0, 1, 0]),
+        (["no/p1/a.png", "no/p1/b.png", "yes/c.png", "yes/d.png"], [0, 0, 1, 2]),
+        (["no/p1/a.png", "yes/p2/b.png"], None),
+        (["no/images/a.png", "yes/images/b.png"], None),
+        (["no/a.png", "yes/b.png"], None),
+    ],
+    ids=["two patients", "one patient and single images", "one image each", "one sub-folder for all", "none"],
+)
+def test_patients_are_the_sub_folders_where_these_tell_images_apart(
+    names: list[str], expected: list[int] | None
+) -> None:
+    got = patients(Path("/data"), [Path("/data", name) for name in names])
+    assert expected == (None if got is None else got.tolist())
 
 
 def test_list_follows_a_link_to_a_class_folder_and_to_a_file_but_not_to_a_folder_within(

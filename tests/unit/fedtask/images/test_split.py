@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,6 +33,18 @@ def test_split_of_one_large_group_and_a_single_image_validates_on_the_single_ima
     labels = np.zeros(9, np.int64)
     train, val = stratified_split(labels, led([0] * 8 + [1]), seed=0)
     assert (train.tolist(), val.tolist()) == ([0, 1, 2, 3, 4, 5, 6, 7], [8])
+
+
+def test_split_of_groups_that_are_all_too_large_validates_on_the_smallest() -> None:
+    train, val = stratified_split(np.zeros(9, np.int64), led([0] * 4 + [1] * 2 + [2] * 3), seed=0)
+    assert (train.tolist(), val.tolist()) == ([0, 1, 2, 3, 6, 7, 8], [4, 5])
+
+
+@pytest.mark.parametrize("groups", [[0, 1], [0, 0, 0, 1, 2, 2]])
+def test_split_leaves_a_class_something_to_train_on_however_much_is_for_validation(groups: list[int]) -> None:
+    train, val = stratified_split(np.zeros(len(groups), np.int64), led(groups), seed=0, val_fraction=0.99)
+    assert len({groups[image] for image in train}) == 1
+    assert sorted([*train, *val]) == list(range(len(groups)))
 
 
 def test_split_of_a_class_of_one_group_keeps_it_for_training() -> None:

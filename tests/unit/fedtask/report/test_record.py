@@ -15,6 +15,7 @@ from fedstream.plan import Plan
 from fedtask.report import (
     OUTCOMES,
     Contribution,
+    DataDescription,
     FederationRecord,
     PlanRecord,
     RoundRecord,
@@ -82,6 +83,23 @@ def test_derived_facts_of_a_record_follow_from_its_rounds(make_record: MakeRecor
     assert record.last_round == 3
     assert (record.bytes_received, record.bytes_sent) == (2000 + 2000 + 1400, 15000)
     assert record.rounds[2].counts == dict.fromkeys(OUTCOMES, 0) | {"completed": 1, "expired": 1}
+
+
+@pytest.mark.parametrize(
+    ("generated", "expected"),
+    [((), False), (("training",), True), (("holdout",), True), (("test",), True)],
+    ids=["none", "training data", "holdout", "test set"],
+)
+def test_record_counts_as_synthetic_if_any_of_its_data_is(
+    make_record: MakeRecord, generated: tuple[str, ...], expected: bool
+) -> None:
+    record = make_record(
+        training_data_synthetic="training" in generated,
+        holdout=DataDescription({"no": 1}, synthetic="holdout" in generated),
+        test=DataDescription({"no": 1}, synthetic="test" in generated),
+    )
+
+    assert record.synthetic == expected
 
 
 def test_accuracy_of_a_contribution_prefers_validation_and_may_be_missing() -> None:

@@ -37,6 +37,7 @@ def test_duration_uses_two_units_at_most(seconds: float | None, text: str) -> No
     [
         ([3], "round 3"),
         ([2, 1], "rounds 1, 2"),
+        ([40, 7], "rounds 7, 40"),
         ([1, 2, 3, 4, 7, 9, 10], "rounds 1 to 4, 7, 9, 10"),
         ([*range(1, 25, 2), 40, 41, 42], "rounds 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23 and 3 more"),
     ],
