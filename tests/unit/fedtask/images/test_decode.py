@@ -92,6 +92,7 @@ def test_decode_transparent_part_is_black_whatever_lies_under_it(tmp_path: Path,
         pytest.param(np.array([[0, 4095]] * 2, np.uint16), np.array([[0, 255]] * 2), id="12 bits in 16"),
         pytest.param(np.array([[0, 2048]] * 2, np.uint16), np.array([[0, 128]] * 2), id="half of 12 bits"),
         pytest.param(np.array([[0, 90]] * 2, np.uint16), np.array([[0, 90]] * 2), id="dark stays dark"),
+        pytest.param(np.array([[70, 200]] * 2, np.uint16), np.array([[70, 200]] * 2), id="no black stays without"),
         pytest.param(np.zeros((2, 2), np.uint16), np.zeros((2, 2)), id="all black"),
     ],
 )
@@ -131,10 +132,20 @@ def test_decode_dark_bmp_of_16_bits_a_pixel_is_as_dark_as_it_is(tmp_path: Path) 
     np.testing.assert_allclose(decode_image(tmp_path / "a.bmp", 2), as_rgb(grey), atol=1)
 
 
-def test_decode_float_tiff_is_stretched_from_smallest_to_largest(tmp_path: Path) -> None:
-    Image.fromarray(np.array([[-1.0, 0.0], [np.nan, 1.0]], np.float32)).save(tmp_path / "a.tif")
-    expected = as_rgb(np.array([[0, 128], [128, 255]]))
-    np.testing.assert_array_equal(decode_image(tmp_path / "a.tif", 2), expected)
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[-1.0, 0.0], [np.nan, 1.0]], np.float32), [[0, 128], [128, 255]]),
+        (np.array([[5.0, 6.0], [6.0, 7.0]], np.float32), [[0, 128], [128, 255]]),
+        (np.array([[-100, 0], [0, 155]], np.int32), [[0, 100], [100, 255]]),
+    ],
+    ids=["float with no number in it", "float above 0", "integers below 0"],
+)
+def test_decode_tiff_without_a_full_scale_is_stretched_or_shifted_to_begin_at_black(
+    tmp_path: Path, values: np.ndarray, expected: list[list[int]]
+) -> None:
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    np.testing.assert_array_equal(decode_image(tmp_path / "a.tif", 2), as_rgb(np.array(expected)))
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (7, 300), (640, 480)])
