@@ -282,6 +282,25 @@ async def test_update_found_damaged_after_the_close_reopens_the_round(tmp_path: 
         assert await end(bench, ("b", 2)) == expected
 
 
+async def test_round_that_had_closed_when_the_server_was_killed_keeps_its_reason(tmp_path: Path) -> None:
+    async with Bench.running(tmp_path / "live", "ab") as bench:
+        running = await bench.open_round()
+        await bench.send("a", random_weights(SCHEMA, 1))
+        assert bench.federation.intake is not None
+        screen = bench.federation.intake.screen
+
+        async def killed_screen(completed):  # type: ignore[no-untyped-def]
+            image_of(tmp_path / "live", tmp_path / "image")
+            return await screen(completed)
+
+        bench.federation.intake.screen = killed_screen  # type: ignore[method-assign]
+        bench.federation.stop(finish_round=False)
+        await bench.end_round(running)
+    async with Bench.running(tmp_path / "image", "ab") as bench:
+        work = await bench.end_round(await bench.open_round())
+        assert (work.opened.reason, work.opened.succeeded) == ("stopped by the coordinator", True)
+
+
 async def test_damaged_global_model_is_refused_at_start_with_its_tensor(tmp_path: Path) -> None:
     await undisturbed(tmp_path / "state")
     reader = StateReader(tmp_path / "state")
