@@ -7,7 +7,9 @@ import os
 import shutil
 import socket
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -63,8 +65,9 @@ class AdminSocket:
         return self._own_folder / _NAME
 
     def _clear_away_what_a_killed_process_left(self) -> None:
-        path = Path(str(read_contact(self._state).get("admin", "")).removeprefix("unix:"))
-        if path.parent.name.startswith(_PREFIX) and _is_deserted(path):
+        path = path_in(read_contact(self._state))
+        # Of a state directory that was copied, the other server may live.
+        if path.parent.name.startswith(_PREFIX) and path.is_socket() and not answers(path):
             with contextlib.suppress(OSError):  # it is no longer this user's, or a state directory of such a name
                 path.unlink()
                 path.parent.rmdir()
@@ -75,16 +78,19 @@ class AdminSocket:
             shutil.rmtree(self._own_folder, ignore_errors=True)
 
 
-def _is_deserted(path: Path) -> bool:
-    """Whether it is a socket at which nobody is. Of a state directory that was copied, the other server may live."""
+def path_in(contact: Mapping[str, Any]) -> Path:
+    """Where the socket is, by what a state directory says of its server."""
+    return Path(str(contact.get("admin", "")).removeprefix("unix:"))
+
+
+def answers(path: Path) -> bool:
+    """Whether a server is at a socket; one that was killed leaves it behind."""
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(str(path))
-        except ConnectionRefusedError:
-            return True
         except OSError:
-            pass
-        return False
+            return False
+        return True
 
 
 def _can_be_address(path: Path) -> bool:

@@ -21,6 +21,7 @@ from fedserver.evaluation import Evaluator
 from fedserver.handshake import Decline
 from fedserver.intake import Intake
 from fedserver.notices import Notices
+from fedserver.pace import Pace
 from fedserver.register import Register
 from fedserver.sessions import Sessions
 from fedserver.store import State, rounds
@@ -110,7 +111,7 @@ class Federation:
         self.intake: Intake | None = None
         """The round at work, or the last one, with its updates; `None` before the first."""
         self.phase = "select"
-        self.history = History(state.database)
+        self.history, self.pace = History(state.database), Pace()
         self.holdout_id = ""
         """What tells the holdout from another; known with the task, empty if there is none."""
         self.traffic = Traffic()

@@ -48,10 +48,7 @@ class Gate:
         """
         client_ca = _read_client_ca(config.client_ca) if config.client_ca is not None else None
         _keep_client_ca(state, client_ca)
-        gate = cls._of(state, clock, timedelta(days=config.certificate_days), client_ca)
-        if (wrong := wrong_dates(gate.authority, datetime.now(UTC))) is not None:
-            log.error("no site can trust this server now", because=wrong, hint=SET_CLOCK)
-        return gate
+        return cls._of(state, clock, timedelta(days=config.certificate_days), client_ca)
 
     @classmethod
     def as_last_served(cls, state: State, clock: Clock) -> Gate:
@@ -120,9 +117,12 @@ def open_authority(state: State, audit: AuditLog) -> Identity:
 
 
 def server_identity(state: State, advertise: list[str]) -> Identity:
-    """The server's key and certificate.
+    """The server's key and certificate. Where the clock was or is wrong, so that no site can trust them, it is said.
 
     Raises:
         StateError: one of them is gone or not what it was.
     """
-    return state.identity([*own_addresses(), *advertise])
+    identity = state.identity([*own_addresses(), *advertise])
+    if (wrong := wrong_dates(state.authority().certificate, datetime.now(UTC))) is not None:
+        log.error("no site can trust this server now", because=wrong, hint=SET_CLOCK)
+    return identity

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
 from statistics import median_low
 
 from fedtask.report import RoundRecord
@@ -12,16 +12,25 @@ _LATEST = 3
 median of two or three leaves it out."""
 
 
-def expected_seconds(over: Sequence[RoundRecord], planned: int, elapsed: float) -> float | None:
-    """How long the round at work and those after it may take yet; `None` before one is over.
+class Pace:
+    """How long the latest rounds took that made a model. How long one took that failed says nothing of others."""
 
-    Args:
-        over: the rounds that are, in their order.
-        planned: rounds in all.
-        elapsed: seconds since the round at work opened. One that takes longer than expected may end at any moment.
-    """
-    if not over:
-        return None
-    a_round = median_low(one.duration_seconds for one in over[-_LATEST:])
-    rounds_after = planned - over[-1].number - 1
-    return max(0.0, a_round - elapsed) + a_round * rounds_after
+    def __init__(self) -> None:
+        self._seconds: deque[float] = deque(maxlen=_LATEST)
+
+    def note(self, record: RoundRecord) -> None:
+        """A round is over."""
+        if record.succeeded:
+            self._seconds.append(record.duration_seconds)
+
+    def expected_seconds(self, rounds_after: int, elapsed: float) -> float | None:
+        """How long the round at work and those after it may take yet; `None` before one has made a model.
+
+        Args:
+            rounds_after: how many come after the one at work.
+            elapsed: seconds since that one opened. If it takes longer than expected, it may end at any moment.
+        """
+        if not self._seconds:
+            return None
+        a_round = median_low(self._seconds)
+        return max(0.0, a_round - elapsed) + a_round * rounds_after

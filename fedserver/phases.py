@@ -331,6 +331,7 @@ async def conclude(federation: Federation, work: RoundWork) -> None:
     statements = [*set_aside, *rounds.concluding(text, record.number, sha256), entry, *seen, worked]
     await durably(federation, partial(federation.state.journal.write, *statements))
     federation.history.append(record)
+    federation.pace.note(record)
     outcomes = [_outcome_for(federation, work, record, client) for client in federation.sessions.clients]
     federation.sessions.say(outcomes)
     log.info("round over", succeeded=record.succeeded, reason=record.reason, **record.counts)

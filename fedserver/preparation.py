@@ -108,7 +108,8 @@ def _remember_settings(federation: Federation) -> None:
 
 
 def _recall(federation: Federation) -> int:
-    """Learn from the rounds that are over who has given what, and what scored how; then, who the clients were.
+    """Learn from the rounds that are over who has given what, how long they took and what scored how; then, who the
+    clients were.
 
     In this order, since whoever is in a model is not forgotten.
 
@@ -117,6 +118,7 @@ def _recall(federation: Federation) -> int:
     """
     last, scored = 0, []
     for record in federation.history:
+        federation.pace.note(record)
         for one in record.contributions if record.succeeded else ():
             if one.outcome == Outcome.COMPLETED.value:
                 federation.population.credit(one.client_name)

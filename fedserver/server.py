@@ -337,11 +337,8 @@ def _why_not(listen: str) -> str:
     except OSError:
         return f"{host} has no address; check its spelling and this machine's DNS"
     words = "is another program using the port, and is that an address of this machine?"
-    return (
-        f"{words} Ports below {_FIRST_OPEN_PORT} need a right that most users lack"
-        if port < _FIRST_OPEN_PORT
-        else words
-    )
+    right = f" Ports below {_FIRST_OPEN_PORT} need a right that only root has by default."
+    return words + right if port < _FIRST_OPEN_PORT else words
 
 
 def _with_port(listen: str, port: int) -> str:

@@ -24,6 +24,7 @@ from fedstream.limits import PROTOCOL_VERSION
 
 _CONNECT_SECONDS = 10.0
 _RENEWAL = "Ask the coordinator to restart the server: it makes the next one by itself"
+_TOO_EARLY = "Set the clock of this machine; if it is right, tell the coordinator"
 _RENEWS_ITSELF = "Run `fedclient run`: it renews the certificate as soon as it reaches the server"
 
 
@@ -133,7 +134,7 @@ def certificate_name(scene: Scene) -> Result:
 def certificate_dates(scene: Scene) -> Result:
     """Its certificate has not ended, and does not end soon."""
     assert scene.certificate is not None
-    return judge_validity(scene.certificate, datetime.now(UTC), _RENEWAL)
+    return judge_validity(scene.certificate, datetime.now(UTC), _RENEWAL, _TOO_EARLY)
 
 
 def admission(scene: Scene) -> Result:

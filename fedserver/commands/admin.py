@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 
+from fedserver.admin_socket import answers, path_in
 from fedserver.exit_codes import ExitCode, fail
 from fedserver.store import DamagedFile, StateError, StateReader
 from fedserver.store.folder import is_in_use, read_contact, unreadable
@@ -65,7 +65,7 @@ def _no_answer(state: Path, contact: Mapping[str, Any]) -> str:
     if "over" in contact:
         rounds = f"{contact.get('rounds')} rounds were run; `fedserver rounds` shows them"
         return f"no server runs on {state}, and its federation is over ({contact['over']}): {rounds}"
-    if _looked_at(is_in_use, state) and not _listens(contact):
+    if _looked_at(is_in_use, state) and not answers(path_in(contact)):
         return _busy(state)
     return f"no server answers for {state} (its pid was {contact.get('pid')}); start it with `fedserver run`"
 
@@ -74,20 +74,10 @@ def is_running(state: Path) -> bool:
     """Whether a server is at a state directory. Another command that writes there is waited for: it soon is through."""
     give_up = time.monotonic() + MOMENT_SECONDS
     while _looked_at(is_in_use, state):
-        if _listens(_looked_at(read_contact, state)) or time.monotonic() >= give_up:
+        if answers(path_in(_looked_at(read_contact, state))) or time.monotonic() >= give_up:
             return True
         time.sleep(0.1)
     return False
-
-
-def _listens(contact: Mapping[str, Any]) -> bool:
-    """Whether a server is at the socket that it names; one that was killed leaves the name."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(contact.get("admin", "")).removeprefix("unix:"))
-        except OSError:
-            return False
-        return True
 
 
 def _looked_at(look: Callable[[Path], T], state: Path) -> T:

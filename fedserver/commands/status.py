@@ -98,19 +98,19 @@ def _headline(state: admin_pb2.GetStateResponse, now: float) -> Text:
         f"round {state.round.number} of {state.rounds}, {connected}, started {seconds_since(state.started, now)} ago",
     ]
     if state.HasField("expected_remaining"):
-        left = _roughly(state.expected_remaining.ToTimedelta().total_seconds())
-        lines.append(f"{left} to its end, if rounds take as long as the latest ones")
+        lines.append(_expected(state.expected_remaining.ToTimedelta().total_seconds()))
     if state.best_round:
         lines.append(f"best model so far: round {state.best_round}")
     return Text("\n".join(lines))
 
 
-def _roughly(seconds: float) -> str:
-    """A span that nobody knows to the second."""
+def _expected(seconds: float) -> str:
+    """When it may be over, which nobody knows to the second."""
     minutes = math.ceil(seconds / 60)
-    if minutes < 2:
-        return "less than a minute" if minutes else "no time left"
-    return f"about {minutes} min" if minutes < 120 else f"about {round(minutes / 60)} h"
+    if not minutes:
+        return "may end at any moment: the last round takes longer than those before it"
+    span = f"about {minutes} min" if minutes < 120 else f"about {math.ceil(minutes / 60)} h"
+    return f"{span if minutes > 1 else 'less than a minute'} to its end, if rounds take as long as the latest ones"
 
 
 def _clients_table(clients: Iterable[admin_pb2.Client], now: float) -> RenderableType:

@@ -11,7 +11,15 @@ from fedserver.store import StateError, StateReader
 from fedserver.store.database import MIGRATIONS
 from fedserver.store.errors import EarlierVersion
 from fedserver.store.folder import is_in_use, is_state_directory, read_contact, require_database
-from fedserver.store.keys import AUTHORITY_CERTIFICATE, CERTIFICATE, KEY, SET_CLOCK, is_changed, wrong_dates
+from fedserver.store.keys import (
+    AUTHORITY_CERTIFICATE,
+    CERTIFICATE,
+    IDENTITY_FILES,
+    KEY,
+    SET_CLOCK,
+    is_changed,
+    wrong_dates,
+)
 from fedstream.checkup.certificate import judge_validity
 from fedstream.checkup.machine import judge_folder
 from fedstream.checkup.runner import Result, failed, ok, warning
@@ -71,8 +79,8 @@ def certificate(config: ServerConfig) -> Result:
     mode = stat.S_IMODE(key.stat().st_mode)
     if mode & 0o077:
         return warning(f"{key} can be read by others (mode {mode:o})", f"Run: chmod 600 {key}")
-    if _changed(config):
-        return failed(f"{path} or its key is not what it was", "Restore a backup: sites know this server by it")
+    if changed := _changed(config):
+        return failed(f"{changed} is not what it was", "Restore a backup: sites know this server by it")
     contents, authority, now = path.read_bytes(), config.state / AUTHORITY_CERTIFICATE, datetime.now(UTC)
     if authority.exists() and (wrong := wrong_dates(authority.read_bytes(), now)) is not None:
         return failed(wrong, f"{SET_CLOCK[0].upper()}{SET_CLOCK[1:]}")
@@ -80,11 +88,13 @@ def certificate(config: ServerConfig) -> Result:
     return Result(result.verdict, f"{result.found}, {fingerprint(contents)}", result.advice)
 
 
-def _changed(config: ServerConfig) -> bool:
+def _changed(config: ServerConfig) -> str:
+    """The names of keys and certificates, the authority's too, that are not what was remembered of them."""
     if not is_state_directory(config.state):
-        return False
+        return ""
     try:
         with closing(StateReader(config.state)) as reader:
-            return any(is_changed(config.state / name, reader.database) for name in (KEY, CERTIFICATE))
+            changed = [name for name in IDENTITY_FILES if is_changed(config.state / name, reader.database)]
     except StateError:  # what is said of the database
-        return False
+        return ""
+    return " and ".join(changed)

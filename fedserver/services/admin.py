@@ -11,7 +11,6 @@ from fedserver.coordinator.population import Client, ClientState
 from fedserver.coordinator.round import Round
 from fedserver.federation import Federation, FederationState
 from fedserver.office import Office
-from fedserver.pace import expected_seconds
 from fedserver.services import messages
 from fedserver.services.calls import Context, translates_errors
 from fedserver.services.round_messages import write_detail, write_records
@@ -66,7 +65,8 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         federation, at_work = self.federation, self.federation.round_at_work
         if at_work is None or federation.paused or federation.stop_requested.is_set():
             return None
-        return expected_seconds(federation.history, federation.config.rounds, federation.now - at_work.opened)
+        rounds_after = federation.config.rounds - at_work.number
+        return federation.pace.expected_seconds(rounds_after, federation.now - at_work.opened)
 
     def _reason(self) -> str:
         """What is waited for; and that a stop or a pause was asked for, where a round is at work before it comes."""

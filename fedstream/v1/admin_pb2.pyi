@@ -214,8 +214,9 @@ class GetStateResponse(_message.Message):
 
     @_builtins.property
     def expected_remaining(self) -> _duration_pb2.Duration:
-        """How long the round at work and those after it may take yet, if each takes as long as the latest ones did. Early
-        stopping may end them sooner. Absent before the first round is over, and where no further round would open.
+        """How long the round at work and those after it may take yet, if each takes as long as the latest ones did that made a
+        model. Early stopping may end them sooner. Absent while no round is at work, before one has made a model, and while
+        the federation is paused or told to stop.
         """
 
     def __init__(

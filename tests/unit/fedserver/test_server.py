@@ -40,7 +40,9 @@ async def test_server_that_is_interrupted_at_any_turn_of_its_start_closes_withou
     assert said == []
 
 
-@pytest.mark.parametrize(("port", "more"), [(443, r" Ports below 1024 need a right that most users lack"), (8443, "")])
+@pytest.mark.parametrize(
+    ("port", "more"), [(443, r" Ports below 1024 need a right that only root has by default\."), (8443, "")]
+)
 async def test_port_that_cannot_be_had_is_told_with_what_may_be_in_the_way(
     tmp_path: Path, port: int, more: str
 ) -> None:

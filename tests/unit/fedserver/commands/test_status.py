@@ -61,7 +61,7 @@ def test_reason_of_a_site_is_shown_as_it_was_said() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(0, "no time left"), (60, "less than a minute"), (61, "about 2 min"), (7141, "about 2 h"), (86_400, "about 24 h")],
+    [(60, "less than a minute"), (61, "about 2 min"), (7141, "about 2 h"), (9000, "about 3 h"), (86_400, "about 24 h")],
 )
 def test_status_says_how_long_it_may_take_to_the_end(seconds: int, said: str) -> None:
     state = admin_pb2.GetStateResponse(federation_name="f", rounds=9)
@@ -71,6 +71,8 @@ def test_status_says_how_long_it_may_take_to_the_end(seconds: int, said: str) ->
     assert "to its end" not in shown(picture(stub))
     state.expected_remaining.FromSeconds(seconds)
     assert f"\n{said} to its end, if rounds take as long as the latest ones\n" in shown(picture(stub))
+    state.expected_remaining.FromSeconds(0)
+    assert "\nmay end at any moment: the last round takes longer" in shown(picture(stub))
 
 
 def test_site_that_waits_is_connected_and_any_other_was_seen_when_it_was_heard_last() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sqlite3
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -76,7 +77,8 @@ async def test_rounds_that_are_over_name_the_models_they_started_from_and_made(t
 
 
 async def test_end_is_expected_at_the_pace_of_the_latest_rounds_while_more_of_them_come(tmp_path: Path) -> None:
-    async with Bench.running(tmp_path, "a") as bench:
+    clock = SetClock(100.0)
+    async with Bench.running(tmp_path, "a", clock=clock) as bench:
         federation = bench.federation
 
         async def expected() -> float | None:
@@ -87,9 +89,11 @@ async def test_end_is_expected_at_the_pace_of_the_latest_rounds_while_more_of_th
         assert await expected() is None  # nobody knows how long a round takes
         await bench.play(1)
         assert await expected() is None  # and none is at work
+        federation.pace.note(replace(federation.history[-1], duration_seconds=90.0))
+        federation.pace.note(replace(federation.history[-1], duration_seconds=60.0))
         running = await bench.open_round()
-        took = federation.history[-1].duration_seconds
-        assert await expected() == pytest.approx(took * (federation.config.rounds - 1), abs=took)
+        clock.advance(20.0)
+        assert await expected() == 40.0 + 60.0 * (federation.config.rounds - 2)
         for says_so in (federation.pause, federation.stop_requested.set):
             says_so()
             assert await expected() is None
