@@ -16,7 +16,7 @@ from fedclient.full_disk import when_the_disk_can
 from fedclient.models import LocalModel, ModelStore
 from fedclient.requests import CHUNK_BYTES
 from fedclient.training import Site, Trainer
-from fedstream.errors import FedstreamError
+from fedstream.errors import FedstreamError, TransportError
 from fedstream.manifest import ModelRef
 from fedtask.registry import model_stem
 
@@ -47,7 +47,7 @@ async def fetch_models(
         # The last first: it may be on its way already, for a next round, and would be given up for the other.
         last = await _fetch(outcome.last, site, downloader, on_bytes)
         best = await _fetch(outcome.best, site, downloader, on_bytes)
-    except (FedstreamError, TimeoutError) as error:
+    except FedstreamError as error:
         log.warning("the final model could not be had", because=str(error))
         return None
     return FinalModels(best, last)
@@ -68,7 +68,7 @@ async def _fetch(model: ModelRef, site: Site, downloader: Downloader, on_bytes: 
         while not fetching.done() and (left := max(since, downloader.moved_at) + FETCH_SECONDS - time.monotonic()) > 0:
             await asyncio.wait({fetching}, timeout=left)
         if not fetching.done():
-            raise TimeoutError("the server does not answer")
+            raise TransportError("the server does not answer")  # a TimeoutError may be the disk's, too
         return await fetching
     finally:
         fetching.cancel()

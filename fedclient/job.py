@@ -83,8 +83,15 @@ class Job:
     _task: asyncio.Task[None] | None = field(default=None, repr=False)
 
     async def trained(self) -> FinishedUpdate | None:
-        """The fine-tune of this offer, if it is done and on disk, by this process or an earlier one."""
-        return await asyncio.to_thread(self._load_finished)
+        """The fine-tune of this offer, if it is done and on disk, by this process or an earlier one.
+
+        `None` as well where the disk cannot say: the job itself waits for it.
+        """
+        try:
+            return await asyncio.to_thread(self._load_finished)
+        except OSError as error:
+            log.warning("whether this round is trained already cannot be read now", because=str(error))
+            return None
 
     def _load_finished(self) -> FinishedUpdate | None:
         finished = self.tools.updates.load(self.offer.offer_id)
@@ -167,7 +174,8 @@ class Job:
     async def _work(self, plan: Plan, terms: Terms) -> Delivery:
         tools = self.tools
         await self._settle_earlier_updates()
-        await _to_its_end(partial(tools.updates.keep_only, {self.offer.offer_id, *tools.keepsakes.offers}))
+        tidy = partial(tools.updates.keep_only, {self.offer.offer_id, *tools.keepsakes.offers})
+        await when_the_disk_can(lambda: _to_its_end(tidy), "this round waits for the disk")
         downloading, uploading = TransferTime(), TransferTime()
         base = await self._fetch_base(terms, downloading)
         finished = await self._train(base, plan)
@@ -214,7 +222,7 @@ class Job:
     async def _train(self, base: LocalModel, plan: Plan) -> FinishedUpdate:
         """Fine-tune, or take what was trained for this offer before; then see to what is kept of it for people."""
         tools = self.tools
-        finished = await asyncio.to_thread(self._load_finished)
+        finished = await when_the_disk_can(lambda: asyncio.to_thread(self._load_finished), _WAITING)
         if finished is None:
             finished = await self._train_anew(base, plan)
         else:
@@ -232,7 +240,9 @@ class Job:
         finished = await when_the_disk_can(lambda: _to_its_end(record), _WAITING)
         log.info("trained", epochs=update.epochs, seconds=round(update.training_seconds, 1), **_shown(update.metrics))
         if missing := tools.reporting.missing(update.metrics):
-            log.warning("--report names metrics that this task does not have", names=missing, has=list(update.metrics))
+            log.warning(
+                "--report names metrics that this fine-tune did not give", names=missing, gave=list(update.metrics)
+            )
         return finished
 
     async def _fine_tune(self, base: LocalModel, plan: Plan, out: Path) -> LocalUpdate:

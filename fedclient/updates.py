@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 
 from fedclient.sealed import seal, unseal
-from fedstream.files import FileSystem, write_durably
+from fedstream.files import FileSystem, is_away, write_durably
 from fedstream.manifest import Digest, Manifest
 from fedstream.weights_file import FileSpan, WeightsFile, WeightsFileError
 from fedtask.messages import LocalUpdate, from_json, to_json
@@ -89,13 +89,19 @@ class UpdateStore:
         return FinishedUpdate(offer_id, round_number, base, self.weights_path(offer_id), update)
 
     def load(self, offer_id: str) -> FinishedUpdate | None:
-        """The finished update for an offer, every byte of it checked; `None` if there is none or it is damaged."""
+        """The finished update for an offer, every byte of it checked; `None` if there is none or it is damaged.
+
+        Raises:
+            OSError: a disk of the network is away, so that nobody knows.
+        """
         sidecar = self._sidecar_path(offer_id)
-        if not sidecar.exists():
-            return None
         try:
+            if not sidecar.exists():
+                return None
             finished = self._read(sidecar)
         except _DAMAGE as error:
+            if is_away(error):
+                raise
             log.warning("the update kept on disk is damaged and will be trained again", damage=str(error))
             self.discard(offer_id)
             return None

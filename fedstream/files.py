@@ -27,6 +27,11 @@ AWAY = frozenset({errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT
 _PASSING = FULL | AWAY | {errno.EROFS, errno.EIO}
 
 
+def is_away(error: Exception) -> bool:
+    """Whether it says nothing of what is on the disk, since the machine that the disk is on cannot be reached."""
+    return isinstance(error, OSError) and error.errno in AWAY
+
+
 def may_pass(error: OSError) -> bool:
     """Whether it is the disk that refuses, full or for another reason that somebody can mend meanwhile.
 

@@ -2,7 +2,7 @@
 
 A machine that is used for other work has settings of its user's own in `~/.keras/keras.json` and `KERAS_BACKEND`: there
 a model could not be built, or would have tensors of other types than everywhere else. Where a task of one's own has
-loaded Keras before, its settings are that task's.
+loaded Keras before, by itself or with tensorflow, its settings are that task's.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ if not _IS_LOADED_BY_TASK:
     keras.config.set_epsilon(1e-7)
 
 if keras.config.backend() != _BACKEND:
-    raise TaskError(f"keras was loaded with {keras.config.backend()}: set KERAS_BACKEND={_BACKEND} in the environment")
+    loaded = f"keras was loaded with {keras.config.backend()}, and not with {_BACKEND}"
+    raise TaskError(
+        f"{loaded}: import it inside the task's methods, or set KERAS_BACKEND={_BACKEND} in the environment"
+    )
 
 __all__ = ["keras", "tf"]

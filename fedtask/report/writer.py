@@ -38,7 +38,8 @@ def write_report(record: FederationRecord, folder: Path, *, pictures: bool) -> l
 @contextmanager
 def _new_folder(path: Path) -> Iterator[Path]:
     """An empty folder of that name, gone with the block. One that a killed process has left there is cleared away."""
-    shutil.rmtree(path, ignore_errors=True)
+    if path.exists():
+        shutil.rmtree(path)
     path.mkdir()
     try:
         yield path
@@ -135,7 +136,8 @@ def summary_file(record: FederationRecord) -> bytes:
 def summary(record: FederationRecord) -> dict[str, Any]:
     """`summary.json`: the best global model on the holdout in six keys, then details.
 
-    `rounds` is the number of rounds run; `bytes_moved` is both ways, all rounds. A score that there is none of is null.
+    `rounds` is the number of rounds run; `bytes_moved` is both ways, all rounds. A score that there is none of,
+    or that is not finite, is null.
     """
     document = record_to_json(record)
     best = document["rounds"][record.rounds.index(record.best)]["evaluation"] if record.best else None

@@ -272,8 +272,8 @@ async def test_client_with_all_limits_leaves_after_its_rounds_and_the_federation
             if one.client_name == "limited"
         ]
         assert parts[0] == (1, "completed", 40, ["val_accuracy"])
-        [slip] = limited.said("--report names metrics that this task does not have")
-        assert (slip["names"], set(slip["has"]) >= {"val_accuracy", "accuracy"}) == (["acuracy"], True)
+        [slip] = limited.said("--report names metrics that this fine-tune did not give")
+        assert (slip["names"], set(slip["gave"]) >= {"val_accuracy", "accuracy"}) == (["acuracy"], True)
         assert parts[1:] in ([], [(2, "declined", None, [])])  # an offer may be on its way when the site leaves
         assert len(server.federation.history) == 3
         assert "left: this site takes part in at most 1 rounds. The federation goes on" in limited.text

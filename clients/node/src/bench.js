@@ -16,6 +16,7 @@ export class Bench {
   terms = null;
   #site;
   #limits;
+  #answered = null; // the latest offer's id and the answer to it
   #agreedEpochs = 0; // at most, that may be trained for the offer
   #askedForTime = false;
   #counted = null;
@@ -33,6 +34,16 @@ export class Bench {
    * delivered when the server lost it: it is taken up anew, and sent from disk.
    */
   async consider(offer) {
+    const { job } = this;
+    const before = this.#answered;
+    // A cut made an unanswered offer come again: it is no further one.
+    if (before?.offerId === offer.offer_id && (job.state === 'offered' || before.answer.decline)) return before.answer;
+    const answer = await this.#decide(offer);
+    this.#answered = { offerId: offer.offer_id, answer };
+    return answer;
+  }
+
+  async #decide(offer) {
     const { job } = this;
     this.#askedForTime = false; // only this answer may ask
     const isOver = ['dropped', 'delivered'].includes(job?.state);

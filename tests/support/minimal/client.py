@@ -95,7 +95,7 @@ class Client:
             time.sleep(decided.delay)
 
     def pause(self, tries: int) -> float:
-        return min(0.5 * 2**tries, 30) + 0.2 * random.random()
+        return min(0.5 * 2**tries, 5) + 0.2 * random.random()
 
     def hello(self) -> negotiation_pb2.Hello:
         return negotiation_pb2.Hello(

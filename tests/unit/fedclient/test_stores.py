@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,6 +183,24 @@ def test_update_store_forgets_an_update_that_is_damaged(
 
     assert store.load("offer") is None
     assert store.load("offer") is None
+
+
+@pytest.mark.parametrize("where", ["exists", "read_bytes"])
+def test_update_store_on_a_disk_that_is_away_keeps_what_it_cannot_read_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    store = keep_update(tmp_path)
+    kept = store.load("offer")
+
+    def stale(path: Path) -> Any:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+    with monkeypatch.context() as away:
+        away.setattr(Path, where, stale)
+        with pytest.raises(OSError, match="Stale"):
+            store.load("offer")
+    assert kept is not None
+    assert store.load("offer") == kept
 
 
 def test_update_store_without_its_sidecar_does_not_count(tmp_path: Path) -> None:

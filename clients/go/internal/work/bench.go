@@ -24,7 +24,8 @@ type Bench struct {
 	terms atomic.Pointer[transfer.Terms] // apart: a job asks for them while it is waited for to stop
 
 	mu           sync.Mutex
-	job          *Job   // guarded by mu, like all below
+	job          *Job // guarded by mu, like all below
+	reply        Reply
 	agreed       uint32 // epochs, at most, that may be trained for the offer
 	experience   Experience
 	askedForTime bool
@@ -93,21 +94,24 @@ func (b *Bench) Consider(offer Offer) Reply {
 		if job.Offer.ID == offer.ID && state == Failed {
 			return Reply{Decline: reason}
 		}
+		if job.Offer.ID == offer.ID && state == Offered {
+			return b.reply
+		}
 		job.drop("another offer came")
 	}
 	b.job = newJob(offer, b.shop, b.Terms)
 	b.job.mostTraining = b.limits.MaxTraining
 	b.agreed = offer.Epochs
-	if b.job.isTrained() {
-		return Reply{}
+	if b.reply = (Reply{}); b.job.isTrained() {
+		return b.reply
 	}
-	reply := answer(offer.Epochs, offer.Remaining, b.limits, b.experience)
-	b.agreed = reply.agreedEpochs(offer.Epochs)
-	if reply.Misfit {
+	b.reply = answer(offer.Epochs, offer.Remaining, b.limits, b.experience)
+	b.agreed = b.reply.agreedEpochs(offer.Epochs)
+	if b.reply.Misfit {
 		b.experience.Misfits++
 	}
-	b.askedForTime = reply.Counter != nil && reply.Counter.Time > 0
-	return reply
+	b.askedForTime = b.reply.Counter != nil && b.reply.Counter.Time > 0
+	return b.reply
 }
 
 // Confirm begins, or goes on with, what was agreed. More is refused: what a site allows holds whatever the server says.

@@ -52,6 +52,31 @@ func TestConfirmationOfMoreThanWasAgreedIsRefused(t *testing.T) {
 	}
 }
 
+func TestEachOfferOnceCountsAsAMisfitUntilADelivery(t *testing.T) {
+	kept, err := store.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kept.Close()
+	bench := NewBench(&Shop{Store: kept, Log: slog.New(slog.DiscardHandler)}, Limits{MaxTraining: time.Second})
+	bench.experience.Epoch = time.Hour
+	isTried := func(id string) bool {
+		return bench.Consider(Offer{ID: id, Epochs: 10, Remaining: time.Hour}).Counter != nil
+	}
+	for _, one := range []struct {
+		id    string
+		tried bool
+	}{{"a", false}, {"a", false}, {"b", true}, {"b", true}, {"c", false}, {"d", true}} {
+		if tried := isTried(one.id); tried != one.tried {
+			t.Errorf("offer %s: tried %v", one.id, tried)
+		}
+	}
+	bench.job.transfer = time.Second // it was delivered
+	if isTried("e") || !isTried("f") {
+		t.Error("a delivery begins anew")
+	}
+}
+
 // patient trains until it is stopped, and says each 10 ms that an epoch is done.
 type patient struct{ task.Training }
 

@@ -44,9 +44,11 @@ func (j *Job) work(ctx context.Context, plan task.Plan) (string, error) {
 	if err == nil && quarantined == "" {
 		err = packing.Delivered(j.shop.Store, update, j.shop.Federation)
 	}
-	j.mu.Lock()
-	j.transfer = fetched.Sub(began) + time.Since(trained)
-	j.mu.Unlock()
+	if err == nil { // what an upload took that was cut short says nothing
+		j.mu.Lock()
+		j.transfer = fetched.Sub(began) + time.Since(trained)
+		j.mu.Unlock()
+	}
 	return quarantined, err
 }
 
