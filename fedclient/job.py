@@ -173,25 +173,29 @@ class Job:
 
     async def _work(self, plan: Plan, terms: Terms) -> Delivery:
         tools = self.tools
+        kept = await self._kept()
         await self._settle_earlier_updates()
-        tidy = partial(tools.updates.keep_only, {self.offer.offer_id, *tools.keepsakes.offers})
-        await when_the_disk_can(lambda: _to_its_end(tidy), "this round waits for the disk")
+        await _to_its_end(partial(tools.updates.keep_only, {self.offer.offer_id, *tools.keepsakes.offers}))
         downloading, uploading = TransferTime(), TransferTime()
         base = await self._fetch_base(terms, downloading)
-        finished = await self._train(base, plan)
+        finished = await self._train(base, plan, kept)
         try:
             delivery = await self._upload(base, finished, terms, uploading)
         except DigestMismatch:
             await _to_its_end(partial(tools.packer.discard, self.offer.offer_id))
-            is_intact = await asyncio.to_thread(self._load_finished) is not None
-            if is_intact and terms.encoding is Encoding.RAW:
+            kept = await self._kept()
+            if kept is not None and terms.encoding is Encoding.RAW:
                 raise  # what is on disk is what was trained: the damage is not here
             uploading = TransferTime()
-            delivery = await self._upload(base, await self._train(base, plan), terms, uploading)
+            delivery = await self._upload(base, await self._train(base, plan, kept), terms, uploading)
         if not delivery.quarantined:
             await _to_its_end(partial(tools.packer.delivered, self.offer.offer_id))
         self._learn(transfer_seconds=downloading.seconds + uploading.seconds)
         return delivery
+
+    async def _kept(self) -> FinishedUpdate | None:
+        """What was trained for this offer before. A disk of the network that is away may have it, and is waited for."""
+        return await when_the_disk_can(lambda: asyncio.to_thread(self._load_finished), _WAITING)
 
     async def _settle_earlier_updates(self) -> None:
         """Ask of updates that were sent and not heard of again, as by a client that was killed just then.
@@ -219,13 +223,13 @@ class Job:
         await tools.global_models.keep_only(lambda: {digest, *tools.keepsakes.bases})
         return base
 
-    async def _train(self, base: LocalModel, plan: Plan) -> FinishedUpdate:
+    async def _train(self, base: LocalModel, plan: Plan, kept: FinishedUpdate | None) -> FinishedUpdate:
         """Fine-tune, or take what was trained for this offer before; then see to what is kept of it for people."""
         tools = self.tools
-        finished = await when_the_disk_can(lambda: asyncio.to_thread(self._load_finished), _WAITING)
-        if finished is None:
+        if kept is None:
             finished = await self._train_anew(base, plan)
         else:
+            finished = kept
             log.info("this round is trained already; sending what was kept")
         # After a restart as well: the process that trained may have ended before it came to this.
         await tools.keep(base, finished)

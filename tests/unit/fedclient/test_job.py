@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from fedclient import full_disk
 from fedclient.events import Offer
 from fedclient.job import Job, JobState
 from fedclient.reply import Experience
@@ -151,7 +153,7 @@ async def test_job_that_is_dropped_while_its_update_is_packed_has_ended_when_tha
 
     tools = SimpleNamespace(
         packer=SimpleNamespace(unsettled=list, pack=pack),
-        updates=SimpleNamespace(keep_only=lambda _: None),
+        updates=SimpleNamespace(keep_only=lambda _: None, load=lambda _: None),
         keepsakes=SimpleNamespace(offers=set(), work_ends=lambda: None),
         turn=asyncio.Lock(),
         on_news=lambda: None,
@@ -168,6 +170,24 @@ async def test_job_that_is_dropped_while_its_update_is_packed_has_ended_when_tha
     may_end.set()
     await asyncio.wait_for(job.stopped(), 10.0)
     assert (job.state, tools.turn.locked()) == (JobState.DROPPED, False)
+
+
+async def test_job_waits_for_what_was_trained_where_its_disk_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(full_disk, "RETRY_SECONDS", 0.01)
+    stale = OSError(errno.ESTALE, "Stale file handle", "updates")
+    finished = SimpleNamespace(base=Digest(bytes(32), 1))
+    answers = iter([stale, stale, stale, finished])
+
+    def load(_: str) -> object:
+        answer = next(answers)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    offer = Offer("o", "u", 1, ModelRef(0, Digest(bytes(32), 1)), Plan(1, 32, 0.1, 0, seed=0), 60.0, 60.0)
+    job = Job(offer, SimpleNamespace(updates=SimpleNamespace(load=load)))  # type: ignore[arg-type]
+    assert await job.trained() is None  # an answer to the offer does not wait
+    assert await job._kept() is finished
 
 
 @pytest.mark.parametrize("reported", [True, False])
