@@ -193,7 +193,7 @@ async def test_update_that_is_not_finite_is_kept_aside_and_the_counts_add_up(tmp
 async def test_site_on_a_slow_line_has_the_time_that_the_final_model_takes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(negotiation, "_FAREWELL_SECONDS", 1.0)
+    monkeypatch.setattr(negotiation, "_FAREWELL_SECONDS", 2.0)
     async with members(tmp_path, ("alpha",), rounds=1) as (server, _, alpha):
         await bring_base(alpha, server)
         assert (await alpha.hear()).round_outcome.succeeded
