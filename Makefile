@@ -15,9 +15,9 @@ SERVICES = $(shell grep -l '^service ' /dev/null $(PROTOS))
 # where a comparison with main could never fail.
 RELEASED := protos/released.binpb
 
-# Three workers on the two cores that CI has: a third of what tests with several processes take is waiting. A file stays
-# on one worker, so that what its tests share is built once. In the order of tests/conftest.py: xdist's own puts files
-# with few tests last, and those are the ones that take minutes.
+# Three workers on the two cores that CI has, since tests with several processes wait as well as work. A file stays on
+# one worker, so that what its tests share is built once. In the order of tests/conftest.py: xdist's own puts files with
+# few tests last, and those are the ones that take minutes.
 PYTEST := $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 WHEELHOUSE = $(or $(OUT),dist/wheelhouse)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 from contextlib import closing
 from datetime import UTC, datetime
+from pathlib import Path
 
 from fedserver.config import ServerConfig
 from fedserver.store import StateError, StateReader
@@ -80,7 +81,7 @@ def certificate(config: ServerConfig) -> Result:
     if mode & 0o077:
         return warning(f"{key} can be read by others (mode {mode:o})", f"Run: chmod 600 {key}")
     if changed := _changed(config):
-        return failed(f"{changed} is not what it was", "Restore a backup: sites know this server by it")
+        return failed(f"{changed[0]} is not what it was", "Restore a backup: sites know this server by it")
     contents, authority, now = path.read_bytes(), config.state / AUTHORITY_CERTIFICATE, datetime.now(UTC)
     if authority.exists() and (wrong := wrong_dates(authority.read_bytes(), now)) is not None:
         return failed(wrong, f"{SET_CLOCK[0].upper()}{SET_CLOCK[1:]}")
@@ -88,13 +89,13 @@ def certificate(config: ServerConfig) -> Result:
     return Result(result.verdict, f"{result.found}, {fingerprint(contents)}", result.advice)
 
 
-def _changed(config: ServerConfig) -> str:
-    """The names of keys and certificates, the authority's too, that are not what was remembered of them."""
+def _changed(config: ServerConfig) -> list[Path]:
+    """Keys and certificates, the authority's too, that are not what was remembered of them."""
     if not is_state_directory(config.state):
-        return ""
+        return []
     try:
         with closing(StateReader(config.state)) as reader:
-            changed = [name for name in IDENTITY_FILES if is_changed(config.state / name, reader.database)]
+            files = [config.state / name for name in IDENTITY_FILES]
+            return [path for path in files if is_changed(path, reader.database)]
     except StateError:  # what is said of the database
-        return ""
-    return " and ".join(changed)
+        return []

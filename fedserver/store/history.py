@@ -71,7 +71,7 @@ class History(Sequence[RoundRecord]):
         return self._length
 
     def __iter__(self) -> Iterator[RoundRecord]:
-        """All, of which a few are held at a time: a thousand rounds of a hundred sites take 100 MB."""
+        """All, of which a few are held at a time: those of many rounds and sites would fill the memory."""
         for start in range(0, self._length, _AT_ONCE):
             yield from self[start : start + _AT_ONCE]
 

@@ -189,8 +189,8 @@ def _bars(axes: Axes, numbers: Sequence[int], low: Floats, high: Floats, look: M
 def _areas(axes: Axes, numbers: Sequence[int], low: Floats, high: Floats, look: Mapping[str, Any]) -> None:
     """A rectangle of width 1 per round that there is, all as one shape.
 
-    Room between bars of some pixels comes out as stripes, as if rounds were missing; and each bar by itself takes
-    matplotlib half a millisecond.
+    Room between bars of some pixels comes out as stripes, as if rounds were missing; and matplotlib draws each bar by
+    itself, which takes seconds with many rounds and sites.
     """
     known = {number: place for place, number in enumerate(numbers)}
     places = [known.get(number) for number in range(numbers[0], numbers[-1] + 1)]

@@ -260,18 +260,23 @@ async def test_update_damaged_while_the_server_was_down_is_asked_for_again(
         assert await end(bench, ("a", 1), ("c", 3)) == expected
 
 
+def image_after_the_close(bench: Bench, live: Path, image: Path) -> None:
+    """Have `image` be what a kill leaves of `live` when the round has closed, before its updates are checked."""
+    assert bench.federation.intake is not None
+    screen = bench.federation.intake.screen
+
+    async def screen_after_the_image(completed):  # type: ignore[no-untyped-def]
+        image_of(live, image)
+        return await screen(completed)
+
+    bench.federation.intake.screen = screen_after_the_image  # type: ignore[method-assign]
+
+
 async def test_update_found_damaged_after_the_close_reopens_the_round(tmp_path: Path) -> None:
     expected = await undisturbed(tmp_path / "undisturbed")
     async with Bench.running(tmp_path / "live", "abc", min_clients=3) as bench:
         running = await bench.open_round()
-        assert bench.federation.intake is not None
-        screen = bench.federation.intake.screen
-
-        async def damaging_screen(completed):  # type: ignore[no-untyped-def]
-            image_of(tmp_path / "live", tmp_path / "image")
-            return await screen(completed)
-
-        bench.federation.intake.screen = damaging_screen  # type: ignore[method-assign]
+        image_after_the_close(bench, tmp_path / "live", tmp_path / "image")
         for name, seed in (("a", 1), ("b", 2), ("c", 3)):
             await bench.send(name, random_weights(SCHEMA, seed))
         upload_id = bench.part("b").upload_id
@@ -286,14 +291,7 @@ async def test_round_that_had_closed_when_the_server_was_killed_keeps_its_reason
     async with Bench.running(tmp_path / "live", "ab") as bench:
         running = await bench.open_round()
         await bench.send("a", random_weights(SCHEMA, 1))
-        assert bench.federation.intake is not None
-        screen = bench.federation.intake.screen
-
-        async def killed_screen(completed):  # type: ignore[no-untyped-def]
-            image_of(tmp_path / "live", tmp_path / "image")
-            return await screen(completed)
-
-        bench.federation.intake.screen = killed_screen  # type: ignore[method-assign]
+        image_after_the_close(bench, tmp_path / "live", tmp_path / "image")
         bench.federation.stop(finish_round=False)
         await bench.end_round(running)
     async with Bench.running(tmp_path / "image", "ab") as bench:

@@ -44,7 +44,7 @@ def test_key_or_certificate_that_was_damaged_is_named(tmp_path: Path, name: str)
         state.identity([])
     (tmp_path / name).write_bytes(b"what is this?")
     found = certificate(ServerConfig(task="linear", state=tmp_path, out=tmp_path / "out"))
-    assert (found.verdict, found.found) == (Verdict.FAILED, f"{name} is not what it was")
+    assert (found.verdict, found.found) == (Verdict.FAILED, f"{tmp_path / name} is not what it was")
 
 
 def test_certificate_of_a_clock_that_was_ahead_is_made_anew_by_a_restart(tmp_path: Path) -> None:
