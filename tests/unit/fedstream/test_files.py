@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedstream.files import AWAY, FULL, RealFileSystem, may_pass, publish, refusal_words, write_durably, write_then_name
+from fedstream.files import RealFileSystem, may_pass, publish, refusal_words, write_durably, write_then_name
 from fedstream.manifest import raw_bytes
 from tests.support.crashing_files import CrashingFileSystem, PowerCut, Survival
 
@@ -196,7 +196,11 @@ def test_sync_of_a_file_system_that_does_not_know_the_call_is_an_fsync(
     assert asked == ["fsync", "fsync"]
 
 
-@pytest.mark.parametrize("number", [errno.EROFS, errno.EIO, *FULL, *AWAY])
+FULL = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG]
+AWAY = [errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT]
+
+
+@pytest.mark.parametrize("number", [*FULL, *AWAY, errno.EROFS, errno.EIO])
 def test_disk_that_refuses_is_waited_for(number: int) -> None:
     assert may_pass(OSError(number, os.strerror(number), "updates"))
 
